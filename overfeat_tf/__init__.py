@@ -1,0 +1,38 @@
+"""OverFeat (Sermanet et al., arXiv 1312.6229) on TensorFlow and Keras: classify, localize and detect with one ConvNet."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from overfeat_tf.api import classify, detect, extract_features, localize
+    from overfeat_tf.model import Exported, Model, load
+    from overfeat_tf.network import Network, build
+    from overfeat_tf.options import InferenceOptions
+
+__all__ = [
+    "Exported",
+    "InferenceOptions",
+    "Model",
+    "Network",
+    "build",
+    "classify",
+    "detect",
+    "extract_features",
+    "load",
+    "localize",
+]
+
+_HOMES = {
+    "api": ("classify", "detect", "extract_features", "localize"),
+    "model": ("Exported", "Model", "load"),
+    "network": ("Network", "build"),
+    "options": ("InferenceOptions",),
+}
+
+
+def __getattr__(name: str):
+    """Import a public name when it is first used: `overfeat --help` need not wait for TensorFlow."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"overfeat_tf.{home}"), name)
+    raise AttributeError(f"module 'overfeat_tf' has no attribute '{name}'")

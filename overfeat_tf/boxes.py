@@ -1,0 +1,48 @@
+"""Boxes [..., 4] as (ymin, xmin, ymax, xmax): pure functions, in whatever unit they are given."""
+
+import tensorflow as tf
+
+
+def area(boxes: tf.Tensor) -> tf.Tensor:
+    """Return areas [...]; a box turned inside out has none."""
+    sides = tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def centre(boxes: tf.Tensor) -> tf.Tensor:
+    """Return centres [..., 2] as (y, x)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2.0
+
+
+def clip(boxes: tf.Tensor, height: tf.Tensor | float = 1.0, width: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """Clip boxes to an image of height x width (1 x 1 for normalised boxes)."""
+    limits = tf.cast(tf.stack([height, width, height, width]), boxes.dtype)
+    return tf.clip_by_value(boxes, tf.zeros_like(limits), limits)
+
+
+def intersection(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Return the areas shared by a [..., 4] and b [..., 4], broadcast against each other."""
+    shared = tf.concat([tf.maximum(a[..., :2], b[..., :2]), tf.minimum(a[..., 2:], b[..., 2:])], axis=-1)
+    return area(shared)
+
+
+def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Return intersection over union of a [..., 4] and b [..., 4], broadcast; 0 where the union has no area."""
+    shared = intersection(a, b)
+    return tf.math.divide_no_nan(shared, area(a) + area(b) - shared)
+
+
+def flip(boxes: tf.Tensor, width: tf.Tensor | float = 1.0) -> tf.Tensor:
+    """Mirror boxes left to right in an image of that width."""
+    ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)
+    return tf.stack([ymin, width - xmax, ymax, width - xmin], axis=-1)
+
+
+def to_window(boxes: tf.Tensor, origins: tf.Tensor, window: float) -> tf.Tensor:
+    """Shift pixel boxes [..., 4] into the frame of windows with first pixels [..., 2], in window sides (4.2)."""
+    return (boxes - tf.concat([origins, origins], axis=-1)) / window
+
+
+def from_window(edges: tf.Tensor, origins: tf.Tensor, window: float) -> tf.Tensor:
+    """Undo `to_window`: edges in window sides to pixel boxes."""
+    return edges * window + tf.concat([origins, origins], axis=-1)

@@ -1,0 +1,5 @@
+"""`python -m overfeat_tf.cli`."""
+
+from overfeat_tf.cli.main import main
+
+main()

@@ -1,0 +1,104 @@
+"""`overfeat demo`: the whole system in one go, on digits scattered over photographs."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from PIL import Image
+
+from overfeat_tf.draw import contact_sheet, draw_boxes
+from overfeat_tf.model import TASKS, load, read_config
+
+NAME = "digits"
+SCENES = 200  # held-out, sent over gRPC
+PICTURES = 12
+
+
+def run(out: Path) -> None:
+    """Train, evaluate, export, serve, detect over gRPC, score and draw; what is there already is not done again."""
+    from serving.client import Client
+    from serving.export import export
+    from training.evaluate import evaluate
+    from training.recipes import get_recipe
+    from training.sources import open_source
+    from training.train import train
+
+    began = time.monotonic()
+    recipe, source = get_recipe(NAME), open_source(NAME)
+    folder, exported = out / "run", out / "saved_models" / NAME / "1"
+    _say(1, f"train `{recipe.preset}` on the digit scenes: {', '.join(TASKS)}  ({folder})")
+    train(recipe, source, folder)
+    trained = time.monotonic()
+
+    _say(2, f"evaluate the run on {SCENES} held-out scenes: digits and parts of photographs that it has not seen")
+    in_process = evaluate(load(folder), source, "test", limit=SCENES)
+    click.echo(f"    mAP at IoU 0.5: {in_process['map50']:.3f}", err=True)
+
+    _say(3, f"export a SavedModel  ({exported})")
+    if not exported.exists():
+        export(load(folder), exported.parent, 1, read_config(folder)["training"])
+
+    _say(4, "serve it over gRPC in a process of its own")
+    pictures: list[Image.Image] = []
+
+    def seen(record, answer) -> None:
+        if len(pictures) < 2 * PICTURES and len(record.labels) > 0:
+            names = [source.class_names[label] for label in record.labels]
+            pictures.append(draw_boxes(record.image_bytes, truth=(record.boxes, names)))
+            pictures.append(draw_boxes(record.image_bytes, answer, least_score=0.3))
+
+    with _server(exported.parent) as address, Client(address, NAME) as client:
+        _say(5, f"send {SCENES} held-out scenes to {address} as JPEG files, and score the answers")
+        sent = time.monotonic()
+        served = evaluate(client, source, "test", limit=SCENES, seen=seen)
+        answered = time.monotonic()
+    sheet = contact_sheet(pictures, columns=6, titles=("truth", "answer") * 3)
+    sheet.save(out / "detections.png")
+    result = {
+        **served,
+        "map50_in_process": in_process["map50"],
+        "seconds": round(time.monotonic() - began, 1),
+        "seconds_training": round(trained - began, 1),
+        "seconds_an_image_over_grpc": round((answered - sent) / SCENES, 4),
+    }
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    click.echo(
+        f"\nmAP at IoU 0.5: {served['map50']:.3f}   0.5:0.95: {served['map']:.3f}   "
+        f"({served['images']} scenes over gRPC, scored by pycocotools; {result['seconds']:.0f} s in all)\n"
+        f"picture:      {out / 'detections.png'}\n"
+        f"figures:      {out / 'result.json'}\n"
+        f"TensorBoard:  tensorboard --logdir {folder / 'logs'}\n"
+        f"your images:  overfeat predict {exported} IMAGE..."
+    )
+
+
+@contextmanager
+def _server(models: Path) -> Iterator[str]:
+    """Run `overfeat serve` on a free loopback port until the block ends; yields HOST:PORT."""
+    command = [sys.executable, "-m", "overfeat_tf.cli", "serve", str(models), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield _address(process)
+        finally:
+            process.terminate()
+
+
+def _address(process: subprocess.Popen) -> str:
+    lines = []
+    for line in process.stderr or ():
+        lines.append(line)
+        found = re.match(r"serving .* on (\S+)$", line.strip())
+        if found:
+            click.echo(f"    {line.strip()}", err=True)
+            return found[1]
+    raise RuntimeError(f"the server did not start: {' '.join(lines[-3:])}")
+
+
+def _say(step: int, text: str) -> None:
+    click.echo(f"[{step}/5] {text}", err=True)

@@ -1,0 +1,55 @@
+"""`overfeat info`: a network as the paper's tables have it."""
+
+import numpy as np
+
+from overfeat_tf.geometry import window_count
+from overfeat_tf.network import Network, build
+from overfeat_tf.presets import get_preset
+
+CLASSES = 1000  # as in Table 4
+
+
+def table(name: str) -> str:
+    """Render layers, sizes, parameters, connections, strides and scales of a preset, for 1000 classes."""
+    preset = get_preset(name)
+    network = build(preset, CLASSES)
+    lines = [f"{name}: window {preset.window}x{preset.window}, {CLASSES} classes", ""]
+    lines.append(f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}")
+    channels = 3
+    for number, (row, (side, pooled)) in enumerate(zip(preset.convs, preset.sides(preset.window), strict=True), start=1):
+        size = f"{side} -> {pooled}" if row.pool > 1 else f"{side}"
+        pool = f"{row.pool}x{row.pool}" if row.pool > 1 else "-"
+        parameters = row.channels * (row.kernel**2 * channels + 1)
+        kernel = f"{row.kernel}x{row.kernel}"
+        lines.append(
+            f"conv{number:<8}{kernel:>8}{row.stride:>8}{row.padding:>5}{row.channels:>10}{pool:>6}{size:>12}{parameters:>14,}"
+        )
+        channels = row.channels
+    for layer in network.classifier.layers:
+        if layer.weights:
+            kernel = "x".join(map(str, layer.kernel_size))
+            lines.append(f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.filters:>10}{'-':>6}{1:>12}{layer.count_params():>14,}")
+    count = network.features.count_params() + network.classifier.count_params()
+    lines += [
+        "",
+        f"parameters   {count / 1e6:.2f} M (regressor: {network.regressor.count_params() / 1e6:.2f} M more)",
+        f"connections  {connections(network) / 1e6:.1f} M multiply-adds at the window size",
+        f"stride       {preset.coarse_stride} pixels coarse, {preset.fine_stride} fine",
+        "",
+        f"{'scale':8}{'input':>12}{'unpooled':>12}{'windows, fine':>16}",
+    ]
+    for number, (height, width) in enumerate(preset.scales, start=1):
+        maps = f"{preset.feature_side(height)}x{preset.feature_side(width)}"
+        windows = f"{window_count(preset, height)}x{window_count(preset, width)}"
+        lines.append(f"{number:<8}{f'{height}x{width}':>12}{maps:>12}{windows:>16}")
+    return "\n".join(lines)
+
+
+def connections(network: Network) -> int:
+    """Count the multiply-adds of features and classifier on one window (Table 4)."""
+    channels, total = 3, 0
+    for row, (side, _) in zip(network.preset.convs, network.preset.sides(network.preset.window), strict=True):
+        total += side**2 * row.channels * row.kernel**2 * channels
+        channels = row.channels
+    heads = (layer.kernel for layer in network.classifier.layers if layer.weights)  # biases add, they do not multiply
+    return total + sum(int(np.prod(kernel.shape)) for kernel in heads)

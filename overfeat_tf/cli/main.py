@@ -1,0 +1,193 @@
+"""The command line: verbs, options and exit statuses; what they do is elsewhere."""
+
+import difflib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import click
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+# Mistakes of the user's, by the exceptions that our own code raises for them.
+MISTAKES = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
+
+
+class Verbs(click.Group):
+    """A group that names the nearest verb when it knows none of that name."""
+
+    def resolve_command(self, context, args):
+        """Find a verb."""
+        try:
+            return super().resolve_command(context, args)
+        except click.UsageError:
+            near = difflib.get_close_matches(args[0], self.list_commands(context), n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else f", one of {', '.join(self.list_commands(context))}"
+            raise click.UsageError(f"expected a verb; got '{args[0]}'{hint}", context) from None
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="overfeat-tf")
+def overfeat() -> None:
+    """OverFeat: classify, localize and detect with one ConvNet, from boxed images to boxes over gRPC."""
+
+
+def main() -> None:
+    """Run the command; exit 2 on a mistake of the user's, 1 on a failure, each with one line on stderr."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        overfeat()
+    except MISTAKES as error:
+        _fail(error, 2)
+    except (OSError, RuntimeError, FloatingPointError) as error:
+        _fail(error, 1)
+    except Exception as error:
+        if type(error).__module__.startswith(("serving.", "training.", "overfeat_tf.")):
+            _fail(error, 1)
+        raise
+
+
+def _fail(error: BaseException, status: int) -> None:
+    if os.environ.get("OVERFEAT_TRACEBACK"):
+        raise error
+    line = " ".join(str(error).split()) or type(error).__name__
+    click.echo(f"overfeat: {line[:500]}", err=True)
+    sys.exit(status)
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write a result where a program wants it."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default
+
+
+@overfeat.command()
+@click.option("--out", type=FOLDER, default=Path("demo"), show_default=True, help="Where everything goes.")
+def demo(out: Path) -> None:
+    """Do the main job end to end: train, evaluate, export, serve over gRPC, detect, score, draw."""
+    from overfeat_tf.cli.demo import run
+
+    run(out)
+
+
+@overfeat.command()
+@click.argument("preset")
+def info(preset: str) -> None:
+    """Print a network as the paper's tables have it: layers, sizes, parameters, connections, stride, scales."""
+    from overfeat_tf.cli.info import table
+
+    click.echo(table(preset))
+
+
+@overfeat.command()
+@click.argument("recipe")
+@click.option("--data", metavar="SOURCE", help="digits or voc:DIR; the recipe's own if left out.")
+@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
+@click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99.")
+def train(recipe: str, data: str | None, run: Path | None, stage: str | None, settings: tuple[str, ...]) -> None:
+    """Fit a RECIPE with model.fit; the same command takes up a broken run."""
+    from training.recipes import get_recipe, override
+    from training.sources import open_source
+    from training.train import TASKS
+    from training.train import train as fit
+
+    chosen = override(get_recipe(recipe), list(settings))
+    if data is None and chosen.data is None:
+        raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
+    folder = run or Path("runs") / recipe
+    fit(chosen, open_source(data or str(chosen.data)), folder, split_names(stage, TASKS))
+    click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
+
+
+@overfeat.command()
+@click.argument("model", type=FOLDER)
+@click.option("--data", metavar="SOURCE", required=True, help="digits or voc:DIR.")
+@click.option("--split", default="val", show_default=True)
+@click.option("--protocol", metavar="NAMES", help="Of classification,localization,detection; the model's last task.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
+def evaluate(
+    model: Path, data: str, split: str, protocol: str | None, limit: int | None, json_file: Path | None
+) -> None:
+    """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
+    from overfeat_tf.model import load
+    from training.evaluate import PROTOCOLS, require_fit
+    from training.evaluate import evaluate as score
+    from training.sources import open_source
+
+    loaded, source = load(model), open_source(data)
+    protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in loaded.tasks)[-1:])
+    require_fit(loaded.labels, loaded.tasks, source, protocols)
+    figures = score(loaded, source, split, protocols, limit)
+    for name, value in figures.items():
+        click.echo(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
+    write_json(json_file, figures)
+
+
+@overfeat.command()
+@click.argument("run", type=FOLDER)
+@click.option("--to", type=FOLDER, required=True, help="saved_models/NAME; NAME is the served model's.")
+@click.option("--version", type=click.IntRange(min=1), help="The next free one if left out.")
+def export(run: Path, to: Path, version: int | None) -> None:
+    """Write a SavedModel version that TF Serving loads."""
+    from overfeat_tf.model import Model, load, read_config
+    from serving.export import export as write
+
+    model = load(run)
+    if not isinstance(model, Model):
+        raise ValueError(f"expected the folder of a run; '{run}' is a SavedModel already")
+    click.echo(write(model, to, version, read_config(run).get("training")))
+
+
+@overfeat.command()
+@click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1, required=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0 for any free one.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+def serve(models: tuple[Path, ...], port: int, host: str) -> None:
+    """Serve models over gRPC as TF Serving does, for one machine; in production use TF Serving."""
+    from serving.server import run
+
+    run(models, host, port)
+
+
+@overfeat.command()
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--model", required=True, help="The model's name on the server.")
+@click.option("--requests", type=click.IntRange(min=1), default=20, show_default=True, help="How many to time.")
+@click.option("--json", "json_file", type=FILE, help="Also write the report there.")
+def check(address: str, model: str, requests: int, json_file: Path | None) -> None:
+    """Check a server: ready, signatures as expected, one request each, p50 and p95."""
+    from serving.check import check as inspect
+
+    report = inspect(address, model, requests=requests)
+    click.echo("\n".join(report.lines()))
+    write_json(json_file, report.as_dict())
+    sys.exit(0 if report.ok else 1)
+
+
+@overfeat.command()
+@click.argument("model")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--server", metavar="HOST:PORT", help="Ask a server; MODEL is then the model's name there.")
+@click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Where the pictures go.")
+@click.option("--json", "json_file", type=FILE, help="Also write the answers there.")
+@click.option("--least-score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Boxes to draw.")
+def predict(
+    model: str, images: tuple[str, ...], server: str | None, out: Path, json_file: Path | None, least_score: float
+) -> None:
+    """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
+    from overfeat_tf.cli.predict import find_files, run
+
+    answers = run(model, find_files(images), server, out, least_score)
+    write_json(json_file, answers)
+    sys.exit(1 if any(answer["status"] for answer in answers) else 0)

@@ -1,0 +1,43 @@
+"""How inference is run: one frozen dataclass, written beside every run and export."""
+
+from dataclasses import dataclass
+
+from overfeat_tf.presets import Preset
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """Options of every inference call.
+
+    Attributes:
+        scales: Numbers of the preset's scales, from 1 as in Table 5; None for all.
+        flips: Also scan the image mirrored left to right (3.3).
+        fine: Take the last pooling at every offset (fine stride) rather than at the first alone (coarse).
+        top_k: Classes that a scale may propose (4.3 a), and guesses of `localize` and `classify`.
+        min_score: Least softmax score with which a window votes for a class in detection.
+        max_windows: Windows that take part in merging; the least confident are left out first.
+        merge_threshold: The t of 4.3: boxes merge while the smallest match score does not exceed it.
+        max_detections: Boxes in an answer.
+    """
+
+    scales: tuple[int, ...] | None = None
+    flips: bool = False
+    fine: bool = True
+    top_k: int = 5
+    min_score: float = 0.3
+    max_windows: int = 400
+    merge_threshold: float = 0.9
+    max_detections: int = 100
+
+    def scale_sizes(self, preset: Preset) -> tuple[tuple[int, int], ...]:
+        """Return the (height, width) of the chosen scales.
+
+        Raises:
+            ValueError: a scale that the preset does not have.
+        """
+        count = len(preset.scales)
+        numbers = self.scales if self.scales is not None else tuple(range(1, count + 1))
+        wrong = [n for n in numbers if not 1 <= n <= count]
+        if wrong or not numbers:
+            raise ValueError(f"expected scales of '{preset.name}' from 1 to {count}; got {list(numbers)}")
+        return tuple(preset.scales[n - 1] for n in numbers)

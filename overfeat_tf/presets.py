@@ -1,0 +1,148 @@
+"""The networks as data: Table 1 (`fast`), Table 3 (`accurate`) and the small ones, one row a layer."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+
+
+INIT_STD = 0.01  # 3.1
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution row: square `kernel`, ReLU, then a non-overlapping max pool of side `pool` (1 = none)."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    padding: int = 0
+    pool: int = 1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network of the paper's kind.
+
+    Attributes:
+        name: What `overfeat_tf.build` calls it.
+        window: Side in pixels of the square window that one classification sees.
+        convs: The feature layers, first to last; the last one's pool is the one taken at every offset (3.3).
+        full: Channels of the two hidden fully connected layers of the classifier.
+        regressor: Channels of the two hidden layers of the regressor (4.2).
+        scales: Sizes (height, width) in pixels of the scales, smallest first; `geometry.fit_scale` adapts
+            them to an image's aspect.
+        mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.
+        dropout: Rate on the hidden fully connected layers.
+        init_std: Standard deviation of the initial weights (3.1: 0.01); None asks for He's in all but the last
+            layers, which lets networks learn in minutes rather than epochs.
+    """
+
+    name: str
+    window: int
+    convs: tuple[Conv, ...]
+    full: tuple[int, int]
+    regressor: tuple[int, int]
+    scales: tuple[tuple[int, int], ...]
+    mean: float = 118.380951  # the authors' release, pixels 0..255
+    std: float = 61.8969116
+    dropout: float = 0.5
+    init_std: float | None = INIT_STD
+
+    @property
+    def last_pool(self) -> int:
+        """Side of the last pooling: k; there are k * k offsets."""
+        return self.convs[-1].pool
+
+    @property
+    def fine_stride(self) -> int:
+        """Pixels between windows when the last pooling is taken at every offset (12 for `accurate`)."""
+        return prod(c.stride * c.pool for c in self.convs) // self.last_pool
+
+    @property
+    def coarse_stride(self) -> int:
+        """Pixels between windows at one offset alone (36 for `accurate`)."""
+        return self.fine_stride * self.last_pool
+
+    @property
+    def head_kernel(self) -> int:
+        """Side of the pooled map of one window: the kernel of the first fully connected layer."""
+        return self.feature_side(self.window) // self.last_pool
+
+    @property
+    def smallest_input(self) -> int:
+        """Smallest side for which every offset gives one output (245 for `accurate`)."""
+        return self.window + self.fine_stride * (self.last_pool - 1)
+
+    def sides(self, side: int) -> Iterator[tuple[int, int]]:
+        """Yield the map's side after each convolution, and after its pooling, for an input of `side` pixels."""
+        for conv in self.convs:
+            convolved = max((side + 2 * conv.padding - conv.kernel) // conv.stride + 1, 0)
+            side = convolved // conv.pool
+            yield convolved, side
+
+    def feature_side(self, side: int) -> int:
+        """Give the side of the last feature map before its pooling, for an input of `side` pixels."""
+        return list(self.sides(side))[-1][0]
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="fast",  # Table 1
+            window=231,
+            convs=(
+                Conv(96, 11, stride=4, pool=2),
+                Conv(256, 5, pool=2),
+                Conv(512, 3, padding=1),
+                Conv(1024, 3, padding=1),
+                Conv(1024, 3, padding=1, pool=2),
+            ),
+            full=(3072, 4096),
+            regressor=(4096, 1024),
+            # The paper lists none for it: Table 5's, at the nearest 247 + 32 k.
+            scales=((247, 247), (279, 311), (311, 375), (375, 471), (439, 503), (471, 567)),
+        ),
+        Preset(
+            name="accurate",  # Table 3, scales of Table 5
+            window=221,
+            convs=(
+                Conv(96, 7, stride=2, pool=3),
+                Conv(256, 7, pool=2),
+                Conv(512, 3, padding=1),
+                Conv(512, 3, padding=1),
+                Conv(1024, 3, padding=1),
+                Conv(1024, 3, padding=1, pool=3),
+            ),
+            full=(4096, 4096),
+            regressor=(4096, 1024),
+            scales=((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569)),
+        ),
+        Preset(
+            # Sized to learn the digit scenes on two cores in two minutes: objects of a sixteenth to two thirds of
+            # an image's side appear at 14 to 27 of the window's 32 pixels in two neighbouring scales.
+            name="tiny",
+            window=32,
+            convs=(Conv(24, 5, pool=2), Conv(48, 3, pool=2), Conv(96, 3, padding=1), Conv(96, 3, padding=1, pool=2)),
+            full=(128, 128),
+            regressor=(128, 64),
+            scales=((36, 36), (52, 52), (68, 68), (100, 100), (140, 140), (196, 196), (276, 276)),
+            dropout=0.1,
+            init_std=None,
+        ),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """Return the preset of that name.
+
+    Raises:
+        ValueError: no such preset; the message names the nearest one.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    near = difflib.get_close_matches(name, PRESETS, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise ValueError(f"expected a preset, one of {', '.join(PRESETS)}; got '{name}'{hint}")

@@ -1,0 +1,237 @@
+"""A client for a detector behind gRPC: the embedded server or TF Serving, without telling them apart."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.contract import ENCODED_IMAGE_FEATURE
+from serving.tensors import to_tensor
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+# Both mean "not now": a server that is starting or whose queue is full. Any other code would fail again.
+_RETRY_POLICY = {
+    "maxAttempts": 5,  # the most that gRPC allows
+    "initialBackoff": "0.2s",
+    "maxBackoff": "3s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+# A request larger than gRPC's buffer (256 KiB unless told) is sent once and never tried again; photographs are larger.
+_RETRY_BUFFER_BYTES = 256 << 20
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),  # clients default to 4 MiB
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 1),
+    ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
+    # How soon a server that was away is looked for again; gRPC's default grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+_POLL_SECONDS = 0.2
+
+
+class ServingError(Exception):
+    """Says in one line which server answered a call with which error.
+
+    Attributes:
+        address: the server's HOST:PORT.
+        code: the gRPC status code.
+        details: the server's message.
+    """
+
+    def __init__(self, address: str, code: grpc.StatusCode, details: str | None):
+        """Keeps the three."""
+        self.address = address
+        self.code = code
+        self.details = " ".join((details or "no details").split())
+        super().__init__(f"{address}: {code.name}: {self.details}")
+
+
+class Client:
+    """Calls one model on one server. Every call has a deadline; "not now" is tried again with growing pauses.
+
+    As a context manager it closes its connection. It may be shared by threads.
+    """
+
+    def __init__(self, address: str, model: str, version: int | None = None, timeout: float = DEFAULT_TIMEOUT_SECONDS):
+        """Opens the connection, which is made when first needed.
+
+        Args:
+            address: HOST:PORT.
+            model: the model's name on the server.
+            version: its version; the newest when None.
+            timeout: the seconds that a call may take, attempts and pauses together.
+        """
+        self.address = address
+        self.model = model
+        self.version = version
+        self.timeout = timeout
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+
+    def detect(self, images: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """Detects objects in encoded images (JPEG, PNG, ...).
+
+        Returns:
+            The outputs of the signature `detect` by name, the batch as dimension 0; strings as bytes objects.
+
+        Raises:
+            ValueError: there is no image.
+            ServingError: the server refused or did not answer.
+        """
+        return self.predict("detect", image_bytes=_string_array(_encoded(images)))
+
+    def predict(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
+        """Runs any signature on arrays, tensors or lists; dimension 0 of each input is the batch.
+
+        Returns:
+            The signature's outputs by name; strings as bytes objects.
+
+        Raises:
+            ValueError: an input is empty: with batching on, TF Serving never answers it.
+            ServingError: the server refused or did not answer.
+        """
+        request = predict_pb2.PredictRequest(model_spec=self._model_spec(signature))
+        for name, value in inputs.items():
+            proto = tf.make_tensor_proto(value)
+            if any(dim.size == 0 for dim in proto.tensor_shape.dim[:1]):
+                raise ValueError(f"input {name} of {signature} is empty; expected at least one image")
+            request.inputs[name].CopyFrom(proto)
+        response = self._call(self._prediction.Predict, request)
+        return {name: to_tensor(proto).numpy() for name, proto in response.outputs.items()}
+
+    def classify(self, images: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+        """Classifies encoded images by the Classify RPC; for each image its (label, score) pairs, in the model's order.
+
+        Raises:
+            ValueError: there is no image.
+            ServingError: the server refused or did not answer.
+        """
+        request = classification_pb2.ClassificationRequest(model_spec=self._model_spec("classify"))
+        request.input.example_list.examples.extend(image_example(image) for image in _encoded(images))
+        response = self._call(self._prediction.Classify, request)
+        return [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
+
+    def metadata(self) -> dict[str, meta_graph_pb2.SignatureDef]:
+        """Asks for the model's signatures, by key.
+
+        Raises:
+            ServingError: the server refused or did not answer.
+        """
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=self._model_spec(), metadata_field=["signature_def"]
+        )
+        packed = self._call(self._prediction.GetModelMetadata, request).metadata["signature_def"]
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        packed.Unpack(signatures)
+        return dict(signatures.signature_def)
+
+    def status(self, timeout: float | None = None) -> dict[int, str]:
+        """Asks for the states of the model's versions (`AVAILABLE`, `LOADING` ...), by number, newest first.
+
+        Raises:
+            ServingError: the server refused, does not know the model or did not answer.
+        """
+        return self._status(timeout=timeout or self.timeout)
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Waits until the server is there and the model (this client's version of it) is available.
+
+        Raises:
+            ServingError: it is not, after so many seconds; with what was the matter last.
+        """
+        deadline = time.monotonic() + seconds
+        last: ServingError | None = None
+        while True:
+            remaining = max(deadline - time.monotonic(), 0.001)
+            try:
+                states = self._status(timeout=remaining, wait_for_ready=True)
+                if "AVAILABLE" in states.values():
+                    return
+                last = ServingError(self.address, grpc.StatusCode.UNAVAILABLE, f"{self.model} is {states}")
+            except ServingError as error:
+                # The last attempt may only run out of time, which says less than what an earlier one was told.
+                if last is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    last = error
+            if time.monotonic() + _POLL_SECONDS >= deadline:
+                why = "nothing answers" if last.code is grpc.StatusCode.DEADLINE_EXCEEDED else last.details
+                raise ServingError(self.address, last.code, f"{self.model} is not ready after {seconds:g} s: {why}")
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Returns the client."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connection."""
+        self.close()
+
+    def _model_spec(self, signature: str = "") -> model_pb2.ModelSpec:
+        spec = model_pb2.ModelSpec(name=self.model, signature_name=signature)
+        if self.version is not None:
+            spec.version.value = self.version
+        return spec
+
+    def _status(self, timeout: float, wait_for_ready: bool = False) -> dict[int, str]:
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
+        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        states = {each.version: name_of(each.state) for each in response.model_version_status}
+        return dict(sorted(states.items(), reverse=True))
+
+    def _call(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        timeout: float | None = None,
+        wait_for_ready: bool | None = None,
+    ) -> Any:
+        try:
+            return method(request, timeout=timeout or self.timeout, wait_for_ready=wait_for_ready)
+        except grpc.RpcError as error:
+            raise ServingError(self.address, error.code(), error.details()) from error
+
+
+def image_example(image: bytes) -> tf.train.Example:
+    """Wraps an encoded image as the tf.Example that the signature `classify` reads."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    return tf.train.Example(features=tf.train.Features(feature={ENCODED_IMAGE_FEATURE: feature}))
+
+
+def _encoded(images: Sequence[bytes]) -> Sequence[bytes]:
+    if isinstance(images, (bytes, str)) or not all(isinstance(image, bytes) for image in images):
+        raise ValueError("expected a list of encoded images, each of type bytes")
+    if not images:
+        raise ValueError("expected at least one image, got an empty list")
+    return images
+
+
+def _string_array(values: Sequence[bytes]) -> np.ndarray:
+    # Of dtype object: numpy's own byte strings lose their trailing zeros.
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

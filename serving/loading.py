@@ -1,0 +1,146 @@
+"""Loads TF Serving's model directories, `BASE/VERSION/`: finds the versions, loads them and warms them up."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
+from tensorflow_serving.apis import prediction_log_pb2
+
+from serving import answers
+from serving.refusal import refusal_of
+from serving.servables import Servable
+
+# The places and names are TF Serving's.
+GRAPH_FILE = "saved_model.pb"
+WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+_MAX_WARMUP_RECORDS = 1000
+_SERVE_TAG = "serve"
+
+
+class LoadError(Exception):
+    """Says in one line why a version cannot be served."""
+
+
+def load_models(bases: Sequence[Path], max_bytes: int, all_versions: bool = False) -> list[Servable]:
+    """Loads the newest version (or all) of each model directory; a model's name is its directory's last component.
+
+    Args:
+        bases: directories that hold a directory for each version.
+        max_bytes: the most that one tensor of a warm-up request may occupy.
+        all_versions: whether to load every version instead of the newest.
+
+    Raises:
+        FileNotFoundError: a directory is not there or holds no version.
+        ValueError: two directories have the same name, or none was given.
+        LoadError: a version cannot be loaded or fails its warm-up.
+    """
+    if not bases:
+        raise ValueError("expected at least one model directory, got none: give the path of saved_models/NAME")
+    # Every path is looked at before the first is loaded: loading takes long, a mistyped path shows at once.
+    found: dict[str, dict[int, Path]] = {}
+    for base in (Path(base).resolve() for base in bases):
+        if base.name in found:
+            raise ValueError(f"two model directories are called {base.name}: rename one, the name is how clients ask")
+        found[base.name] = find_versions(base)
+    return [
+        load_version(name, version, versions[version], max_bytes)
+        for name, versions in found.items()
+        for version in sorted(versions)
+        if all_versions or version == max(versions)
+    ]
+
+
+def find_versions(base: Path) -> dict[int, Path]:
+    """Finds the version directories of a model, by number; other names are passed over, as TF Serving does.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    children = sorted(base.iterdir()) if base.is_dir() else []
+    versions = {int(path.name): path for path in children if _is_number(path.name) and path.is_dir()}
+    if versions:
+        return versions
+    if not base.is_dir():
+        got = "there is no such directory; check the path"
+    elif (base / GRAPH_FILE).is_file():
+        got = f"it is a SavedModel itself; give its parent, {base.parent}"
+    else:
+        names = ", ".join(path.name for path in children[:5]) or "nothing"
+        got = f"it holds {names}; export a model there first"
+    raise FileNotFoundError(f"expected version directories ({base}/1/{GRAPH_FILE}): {got}")
+
+
+def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servable:
+    """Loads one version directory and replays its warm-up requests.
+
+    Raises:
+        LoadError: it is not a SavedModel that can be served, or a warm-up request fails.
+    """
+    signature_defs = read_signature_defs(path)
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise LoadError(f"{path} cannot be loaded: {refusal_of(error).message}; export it again") from error
+    servable = Servable(name, version, signature_defs, dict(loaded.signatures))
+    warm_up(servable, path / WARMUP_FILE, max_bytes)
+    return servable
+
+
+def read_signature_defs(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
+    """Reads a SavedModel's signatures, as its file describes them, without loading it.
+
+    Raises:
+        LoadError: there is no such file, or it is not a SavedModel for serving.
+    """
+    file = path / GRAPH_FILE
+    try:
+        saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    except OSError as error:
+        raise LoadError(f"expected {file}, got: {error.strerror}; export the model again or remove {path}") from error
+    except Exception as error:  # protobuf's DecodeError, whose home differs between its implementations
+        raise LoadError(f"{file} is not a SavedModel: {error}; export the model again or remove {path}") from error
+    for graph in saved_model.meta_graphs:
+        if _SERVE_TAG in graph.meta_info_def.tags:
+            return dict(graph.signature_def)
+    raise LoadError(f"{file} has no graph with the tag {_SERVE_TAG!r}; export it with tf.saved_model.save")
+
+
+def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:
+    """Replays the requests that lie beside a model, so that no client waits for the first; returns how many.
+
+    A model without the file is not warmed up. Whatever name and version the requests give, this servable answers.
+
+    Raises:
+        LoadError: the file cannot be read, or one of its requests fails.
+    """
+    if not file.is_file():
+        return 0
+    count = 0
+    try:
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            count += 1
+            if count > _MAX_WARMUP_RECORDS:
+                raise ValueError(f"expected at most {_MAX_WARMUP_RECORDS} records")
+            _replay(servable, prediction_log_pb2.PredictionLog.FromString(record), max_bytes)
+    except Exception as error:
+        message = refusal_of(error).message
+        raise LoadError(f"{file} failed at record {count}: {message}; export the model again") from error
+    return count
+
+
+def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog, max_bytes: int) -> None:
+    match log.WhichOneof("log_type"):
+        case "predict_log":
+            answers.predict(servable, log.predict_log.request, max_bytes)
+        case "classify_log":
+            answers.classify(servable, log.classify_log.request)
+        case "multi_inference_log":
+            answers.multi_inference(servable, log.multi_inference_log.request)
+        case kind:
+            raise ValueError(f"expected a Predict, Classify or MultiInference request, got {kind or 'an empty record'}")
+
+
+def _is_number(name: str) -> bool:
+    # str.isdecimal alone takes other scripts' digits too.
+    return name.isascii() and name.isdecimal()

@@ -1,0 +1,76 @@
+"""What is exported: every signature of the contract, funnelled into `overfeat_tf.inference`."""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from overfeat_tf.model import Model
+from serving.contract import DEFAULT_KEY, ENCODED_IMAGE_FEATURE, SIGNATURES
+
+# Which signatures a model has by what it was trained for; features come with every one.
+BY_TASK = {
+    "classification": ("classify", "classify_images", "extract_features"),
+    "localization": ("localize", "localize_images"),
+    "detection": ("detect", "detect_images"),
+}
+# The default is the most that the model can do.
+DEFAULTS = ("detect", "localize", "classify")
+
+
+class Servable(tf.__internal__.tracking.AutoTrackable):
+    """A model as TF Serving and `tf.saved_model.load` want it.
+
+    Attributes:
+        features: tf.function, pixels float32 [B, H, W, 3] in 0..255 to the last feature map before its pooling;
+            differentiable, for reuse in other programs.
+        variables, trainable_variables: Those of the features, the classifier and the regressor.
+        signatures: The contract's, by name.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__()
+        self._inference = model.inference
+        network = model.network
+        parts = (network.features, network.classifier, network.regressor)
+        self.variables = [variable.value for part in parts for variable in part.variables]
+        self.trainable_variables = [variable.value for part in parts for variable in part.variables if _fitted(variable)]
+        self.features = tf.function(
+            lambda pixels: network.features(pixels, training=False),
+            [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")],
+        )
+        names = [name for task in model.tasks for name in BY_TASK[task]]
+        self._functions = {name: self._function(name) for name in names}
+        for name, function in self._functions.items():
+            setattr(self, name, function)
+
+    def signatures_to_save(self) -> dict:
+        """Return the signatures by name, the default among them.
+
+        Raises:
+            ValueError: the model was not trained for anything yet.
+        """
+        default = next((name for name in DEFAULTS if name in self._functions), None)
+        if default is None:
+            raise ValueError("expected a trained model; this one has finished no stage: run `overfeat train` first")
+        return {**self._functions, DEFAULT_KEY: self._functions[default]}
+
+    def _function(self, name: str) -> Callable:
+        spec = SIGNATURES[name].input
+        body = _classify_examples if name == "classify" else getattr(type(self._inference), name)
+
+        def run(value: tf.Tensor) -> dict[str, tf.Tensor]:
+            return body(self._inference, value)
+
+        return tf.function(run, input_signature=[spec])
+
+
+def _classify_examples(inference, examples: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Classify serialized tf.Example [B], for the Classify and the Predict RPC."""
+    spec = {ENCODED_IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string)}
+    answer = inference.classify(tf.io.parse_example(examples, spec)[ENCODED_IMAGE_FEATURE])
+    return {"classes": answer["classes"], "scores": answer["scores"]}
+
+
+def _fitted(variable) -> bool:
+    """Tell weights from counters and seeds, such as dropout's."""
+    return variable.name in ("kernel", "bias")

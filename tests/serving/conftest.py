@@ -1,0 +1,57 @@
+"""The small model exported in two versions, and the embedded server that serves it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import tensorflow as tf
+from small_model import SmallModel, png
+from stock_requests import classify_request, predict_request, write_warmup
+
+from serving.loading import load_version
+from serving.servables import Servable
+from serving.server import Server, start
+
+LABELS = {"m": {"stable": 1, "canary": 2}}
+MAX_BYTES = 4 << 20
+
+
+@pytest.fixture(scope="session")
+def max_bytes() -> int:
+    """Gives the largest message that the server takes."""
+    return MAX_BYTES
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """Exports versions 1 and 2, beside what TF Serving passes over; requests call the model `m`."""
+    base = tmp_path_factory.mktemp("models") / "m"
+    (base / "3.partial").mkdir(parents=True)
+    for version in (1, 2):
+        model = SmallModel(version)
+        signatures = {key: getattr(model, key) for key in ("detect", "detect_images", "classify", "spin")}
+        signatures |= {"serving_default": model.detect, "classify_twin": model.classify}
+        tf.saved_model.save(model, str(base / str(version)), signatures)
+    write_warmup(base / "2", predict_request("detect", image_bytes=[png()]), classify_request(png()))
+    return base
+
+
+@pytest.fixture(scope="session")
+def server(model_dir) -> Iterator[Server]:
+    """Serves both versions on a free port."""
+    with start([model_dir], port=0, all_versions=True, labels=LABELS, max_message_bytes=MAX_BYTES) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def channel(server) -> Iterator[grpc.Channel]:
+    """Connects to the server with the stock client's settings."""
+    with grpc.insecure_channel(server.address) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="session")
+def servable(model_dir) -> Servable:
+    """Loads version 1 by itself."""
+    return load_version("m", 1, model_dir / "1", MAX_BYTES)

@@ -1,0 +1,127 @@
+"""Score anything that answers - a run, a SavedModel, a server - on a split of a source."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from training.metrics import Answer, CocoDetection, Guesses, Metric
+from training.sources.record import Record, Source, check_split
+
+PROTOCOLS = ("classification", "localization", "detection")
+BATCH = 8  # images a call: enough to hide a server's latency, few enough to bound memory
+
+
+class Answering(Protocol):
+    """Whatever has the inference calls over encoded images: a loaded model or a serving client."""
+
+    def detect(self, images: list[bytes]) -> Answer: ...
+
+    def localize(self, images: list[bytes]) -> Answer: ...
+
+
+def evaluate(
+    model: Answering,
+    source: Source,
+    split: str,
+    protocols: Sequence[str] = ("detection",),
+    limit: int | None = None,
+    seen: Callable[[Record, Answer], None] | None = None,
+    quiet: bool = False,
+) -> dict[str, float]:
+    """Run a split through the model and score it; memory does not grow with the split.
+
+    Args:
+        model: What answers.
+        source, split, limit: What to score on: the first `limit` images.
+        protocols: Of `PROTOCOLS`.
+        seen: Also called with each record and its detections.
+        quiet: Show no progress.
+
+    Returns:
+        The figures by name, and "images", how many were scored; "unreadable" where some could not be.
+
+    Raises:
+        ValueError: unknown protocol or split, an empty split, or one without any object.
+    """
+    unknown = [name for name in protocols if name not in PROTOCOLS]
+    if unknown:
+        raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'")
+    check_split(source, split)
+    detection = CocoDetection(source.class_names) if "detection" in protocols else None
+    guesses = Guesses() if {"classification", "localization"} & set(protocols) else None
+    counts = {"images": 0, "unreadable": 0}
+    progress = tqdm(source.records(split, limit), desc=f"evaluate {split}", unit=" images", disable=quiet or None)
+    for batch in _batches(iter(progress)):
+        images = [record.image_bytes for record in batch]
+        for metric, call in ((detection, "detect"), (guesses, "localize")):
+            if metric is not None:
+                _process(metric, batch, getattr(model, call)(images), counts, seen if call == "detect" else None)
+        counts["images"] += len(batch)
+    if counts["images"] == 0:
+        raise ValueError(f"expected images in split '{split}' of {source.name}; there are none")
+    if counts["unreadable"] == 0:
+        del counts["unreadable"]
+    figures = dict(detection.evaluate()) if detection else {}
+    errors = dict(guesses.evaluate()) if guesses else {}
+    wanted = {"classification": "top", "localization": "localization"}
+    chosen = tuple(prefix for name, prefix in wanted.items() if name in protocols)
+    figures |= {name: value for name, value in errors.items() if name.startswith(chosen)}
+    return {**figures, **counts}
+
+
+def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, protocols: Sequence[str]) -> None:
+    """Check that a model can be scored on a source by the protocols.
+
+    Raises:
+        ValueError: other classes, or a protocol that the model was not trained for.
+    """
+    if tuple(labels) != tuple(source.class_names):
+        raise ValueError(
+            f"expected the model's {len(labels)} classes ({', '.join(labels[:5])}...); "
+            f"{source.name} has {len(source.class_names)} ({', '.join(source.class_names[:5])}...)"
+        )
+    missing = [name for name in protocols if name in PROTOCOLS and name not in tasks]
+    if missing:
+        raise ValueError(f"expected a model trained for {missing[0]}; this one was for {', '.join(tasks) or 'nothing'}")
+
+
+def fixed_box_map50(source: Source, train_split: str, split: str) -> float:
+    """Score a box that never moves: the training split's mean box, for every class, by its frequency.
+
+    What a detector has to beat before its figure means anything.
+    """
+    boxes, labels = [], []
+    for record in source.records(train_split):
+        boxes.append(record.boxes)
+        labels.append(record.labels)
+    mean = np.concatenate(boxes).mean(axis=0)
+    shares = np.bincount(np.concatenate(labels), minlength=len(source.class_names)) / sum(map(len, labels))
+    order = np.argsort(-shares)
+    answer = {
+        "image_size": np.array([1000, 1000]),
+        "num_detections": np.array(len(order)),
+        "detection_boxes": np.tile(mean, (len(order), 1)),
+        "detection_scores": shares[order],
+        "detection_classes": order + 1.0,
+    }
+    metric = CocoDetection(source.class_names)
+    for record in source.records(split):
+        metric.process(record, answer)
+    return dict(metric.evaluate())["map50"]
+
+
+def _process(metric: Metric, batch: list[Record], answers: Answer, counts: dict, seen: Callable | None) -> None:
+    for row, record in enumerate(batch):
+        answer = {key: values[row] for key, values in answers.items()}
+        counts["unreadable"] += answer["status"] != b""
+        metric.process(record, answer)
+        if seen is not None:
+            seen(record, answer)
+
+
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    while batch := list(islice(records, BATCH)):
+        yield batch

@@ -1,0 +1,58 @@
+"""The losses of the three stages; each gives one number an image [B], so that the mean over a batch is the same
+however many devices share it."""
+
+import keras
+import tensorflow as tf
+
+from training.targets import BACKGROUND
+
+NEGATIVES = ("offending", "random")
+
+
+class EdgeLoss(keras.losses.Loss):
+    """L2 between predicted and true box edges in window sides, over the windows that teach (4.2).
+
+    `y_true` is float32 [B, h, w, 5]: four edges and 1 where the window teaches, else 0; `y_pred` [B, h, w, 4].
+    """
+
+    def call(self, y_true, y_pred):
+        teaches = y_true[..., 4]
+        squared = tf.reduce_sum(tf.square(y_true[..., :4] - y_pred), axis=-1) * teaches
+        return tf.math.divide_no_nan(tf.reduce_sum(squared, axis=[1, 2]), tf.reduce_sum(teaches, axis=[1, 2]))
+
+
+class DetectionLoss(keras.losses.Loss):
+    """Cross-entropy over an image's object windows and a few negatives picked on the fly (5).
+
+    `y_true` is int32 [B, h, w] of window labels (IGNORED, BACKGROUND, class + 1); `y_pred` logits
+    [B, h, w, 1 + classes].
+
+    Args:
+        negatives: "offending" takes the background windows with the highest loss, "random" any.
+        per_positive, at_least: How many negatives an image gives: so many for each object window, but at least.
+    """
+
+    def __init__(self, negatives: str = "offending", per_positive: int = 3, at_least: int = 8, name="detection", **kw):
+        super().__init__(name=name, **kw)
+        if negatives not in NEGATIVES:
+            raise ValueError(f"expected negatives to be one of {', '.join(NEGATIVES)}; got '{negatives}'")
+        self.negatives, self.per_positive, self.at_least = negatives, per_positive, at_least
+
+    def call(self, y_true, y_pred):
+        labels = tf.reshape(tf.cast(y_true, tf.int32), [tf.shape(y_true)[0], -1])
+        logits = tf.reshape(y_pred, [tf.shape(labels)[0], -1, y_pred.shape[-1]])
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
+        positive = tf.cast(labels > BACKGROUND, entropy.dtype)
+        background = labels == BACKGROUND
+        merit = tf.stop_gradient(entropy) if self.negatives == "offending" else tf.random.uniform(tf.shape(entropy))
+        rank = tf.argsort(tf.argsort(tf.where(background, merit, -1.0), direction="DESCENDING"))
+        wanted = tf.maximum(self.per_positive * tf.reduce_sum(positive, axis=1), self.at_least)
+        negative = tf.cast(background & (tf.cast(rank, entropy.dtype) < wanted[:, None]), entropy.dtype)
+        chosen = positive + negative
+        return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
+
+
+def pack_edges(edges: tf.Tensor, regress: tf.Tensor) -> tf.Tensor:
+    """Join edges [..., 4] and the mask [...] as `EdgeLoss` expects them: [..., 5]."""
+    return tf.concat([edges, regress[..., None]], axis=-1)
+

@@ -1,0 +1,136 @@
+"""Records to batches: the tf.data pipelines of the three stages."""
+
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from overfeat_tf.decode import decode_image
+from overfeat_tf.presets import Preset
+from training import augment
+from training.losses import pack_edges
+from training.sources.record import Source, as_dataset
+from training.targets import Matching, assign, window_origins
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How views are drawn from an image.
+
+    Attributes:
+        per_image: Views from one decoding (3.1: 5 crops).
+        object_share: Share of the views of an image with objects that are centred on one; the rest, and all of an
+            image without, are anywhere at any of the pyramid's scales.
+        stretch: Most that the aspect is changed, as a factor less 1.
+        colour: Most that brightness, contrast and each channel's gain are changed.
+        mirror: Whether to mirror left to right (3.1); not where that changes the class, as with digits.
+    """
+
+    per_image: int = 5
+    object_share: float = 0.8
+    stretch: float = 0.15
+    colour: float = 0.2
+    mirror: bool = True
+
+
+def records(source: Source, split: str, seed: int) -> tf.data.Dataset:
+    """Repeat a split's records for ever, reshuffled at each pass.
+
+    Shuffled before decoding, since a buffer of encoded images is small.
+    """
+    return as_dataset(source, split).shuffle(512, seed=seed, reshuffle_each_iteration=True).repeat()
+
+
+def classification_batches(
+    data: tf.data.Dataset, preset: Preset, matching: Matching, views: ViewOptions, batch: int, seed: int
+) -> tf.data.Dataset:
+    """Window-sized views, each of one object, with its class: (pixels [B, window, window, 3], labels [B])."""
+
+    def example(view: augment.View, label: tf.Tensor, _: tf.Tensor):
+        return view.pixels, label
+
+    slack = matching.shift * preset.window
+    with_objects = data.filter(lambda record: tf.size(record["labels"]) > 0)
+    return _views(with_objects, preset, matching, views, preset.window, slack, 1.0, seed, example).batch(
+        batch, drop_remainder=True
+    )
+
+
+def spatial_batches(
+    data: tf.data.Dataset,
+    preset: Preset,
+    matching: Matching,
+    views: ViewOptions,
+    batch: int,
+    side: int,
+    fine: bool,
+    seed: int,
+) -> tf.data.Dataset:
+    """Larger views with what every window of them should answer: (pixels [B, side, side, 3], {"scores", "boxes"}).
+
+    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `EdgeLoss`.
+    """
+    origins = window_origins(preset, side, fine)
+
+    def example(view: augment.View, _: tf.Tensor, labels: tf.Tensor):
+        targets = assign(preset, matching, view.boxes, labels, view.frame, origins)
+        return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.regress)}
+
+    slack = (side - preset.window) / 2.0
+    return _views(data, preset, matching, views, side, slack, views.object_share, seed, example).batch(
+        batch, drop_remainder=True
+    )
+
+
+def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
+    """Decode each record once and draw `views.per_image` views of it; `example` makes the training example."""
+
+    def draw(index: tf.Tensor, record: dict) -> tf.data.Dataset:
+        image, status = decode_image(record["image_bytes"])
+        image = tf.cond(status == "", lambda: image, lambda: tf.zeros([1, 1, 3], tf.uint8))
+        size = tf.cast(tf.shape(image)[:2], tf.float32)
+        boxes = record["boxes"] * tf.concat([size, size], axis=0)
+        seeds = tf.random.split(tf.stack([seed, tf.cast(index, tf.int32)]), views.per_image)
+        one = [_view(seeds[i], image, size, boxes, record["labels"]) for i in range(views.per_image)]
+        return tuple(tf.nest.map_structure(lambda *parts: tf.stack(parts), *one))
+
+    def _view(seed, image, size, boxes, labels):
+        seeds = tf.unstack(tf.random.split(seed, 6))
+        on_object = (tf.size(labels) > 0) & (tf.random.stateless_uniform([], seeds[0]) < object_share)
+        choice = tf.random.stateless_uniform([], seeds[1], 0, tf.maximum(tf.size(labels), 1), tf.int32)
+        box, length, label = tf.cond(
+            on_object,
+            lambda: (boxes[choice], _object_length(seeds[2], preset, matching), labels[choice]),
+            lambda: (*_anywhere(seeds[2], size, preset), -1),
+        )
+        frame = augment.random_frame(seeds[3], size, box, length, side, slack, views.stretch)
+        scale = (frame[2:] - frame[:2]) / size
+        placed = boxes * tf.concat([scale, scale], axis=0) + tf.concat([frame[:2], frame[:2]], axis=0)
+        coloured = augment.jitter_colour(seeds[4], augment.resample(image, frame, side, preset.mean), views.colour)
+        view = augment.View(coloured, placed, frame)
+        if views.mirror:
+            view = augment.random_mirror(seeds[5], view)
+        view.pixels.set_shape([side, side, 3])
+        return example(view, label, labels)
+
+    # Shuffled again after drawing: the views of one image should not share a batch.
+    return (
+        data.enumerate()
+        .map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .unbatch()
+        .shuffle(512, seed=seed)
+    )
+
+
+def _object_length(seed: tf.Tensor, preset: Preset, matching: Matching) -> tf.Tensor:
+    """Draw the longer side that an object gets in a view, in pixels, log-uniform over what a window is to find."""
+    low, high = (tf.math.log(size * preset.window) for size in matching.sizes)
+    return tf.exp(tf.random.stateless_uniform([], seed, low, high))
+
+
+def _anywhere(seed: tf.Tensor, size: tf.Tensor, preset: Preset) -> tuple[tf.Tensor, tf.Tensor]:
+    """Pick a point of the image and one of the pyramid's scales: a box of a pixel there and its length after."""
+    point_seed, scale_seed = tf.unstack(tf.random.split(seed, 2))
+    point = tf.random.stateless_uniform([2], point_seed) * size
+    areas = tf.constant([float(h * w) for h, w in preset.scales])
+    area = areas[tf.random.stateless_uniform([], scale_seed, 0, len(preset.scales), tf.int32)]
+    return tf.concat([point - 0.5, point + 0.5], axis=0), tf.sqrt(area / tf.reduce_prod(size))

@@ -1,0 +1,155 @@
+"""Named recipes: data + network + schedule, each with its command, time and result."""
+
+import ast
+import difflib
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from overfeat_tf.options import InferenceOptions
+from training.losses import NEGATIVES
+from training.pipeline import ViewOptions
+from training.targets import Matching
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one stage is fitted: SGD with momentum, weight decay and a stepwise learning rate (3.1).
+
+    Attributes:
+        steps: Batches in all.
+        batch: Images (views) in a global batch, over all devices.
+        rate: Initial learning rate.
+        drops: Fractions of `steps` after which the rate is multiplied by `factor`.
+        momentum, weight_decay: As in 3.1.
+        clip: Largest norm of the gradient; small networks on high rates start unsteadily.
+        epochs: Into how many epochs the steps are divided: checkpoints and validations.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    drops: tuple[float, ...] = (0.6, 0.85)
+    factor: float = 0.3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip: float = 3.0
+    epochs: int = 5
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a run needs to know but its data's location.
+
+    Attributes:
+        name: What the command line calls it.
+        data: Default SOURCE; None where the user must name one.
+        preset: The network.
+        train_split, val_split: Splits to fit and to validate on.
+        classification, localization, detection: The schedules of the three stages.
+        side: Side of the views of the spatial stages, in pixels.
+        fine: Whether the spatial stages take the last pooling at every offset (4.2: copies for every shift).
+        matching: Which windows show an object.
+        views: How views are drawn.
+        negatives: How detection picks its negatives: "offending" or "random" (5).
+        box_weight: Weight of the localization loss beside the detection loss in the third stage, where the
+            regressor follows the features; its gradient goes through the whole network (6, i).
+        inference: Options of validation and of the exported model.
+        validation_images: How many images of the validation split are scored after each epoch of detection.
+        seed: Of weights, data order and augmentation.
+    """
+
+    name: str
+    data: str | None
+    preset: str
+    classification: Schedule
+    localization: Schedule
+    detection: Schedule
+    side: int
+    train_split: str = "train"
+    val_split: str = "val"
+    fine: bool = True
+    matching: Matching = Matching()
+    views: ViewOptions = ViewOptions()
+    negatives: str = NEGATIVES[0]
+    box_weight: float = 5.0
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    validation_images: int = 40
+    seed: int = 0
+
+
+def digits() -> Recipe:
+    """Train `tiny` on the digit scenes.
+
+    overfeat train digits --run runs/digits
+    """
+    return Recipe(
+        name="digits",
+        data="digits",
+        preset="tiny",
+        classification=Schedule(steps=900, batch=128, rate=0.05, epochs=3),
+        localization=Schedule(steps=100, batch=32, rate=0.05, epochs=1),
+        detection=Schedule(steps=600, batch=32, rate=0.05, epochs=4),
+        side=96,
+        views=ViewOptions(mirror=False),
+    )
+
+
+RECIPES = {"digits": digits}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe of that name.
+
+    Raises:
+        ValueError: no such recipe; the message names the nearest one.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}; got '{name}'{_nearest(name, RECIPES)}")
+    return RECIPES[name]()
+
+
+def override(recipe: Recipe, settings: list[str]) -> Recipe:
+    """Change a recipe by "key=value" settings, a dot leading inside: "detection.steps=2000".
+
+    Raises:
+        ValueError: no such key (the message names the nearest), or a value of another kind.
+    """
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"expected key=value; got '{setting}'")
+        recipe = _changed(recipe, key.strip(), key.strip().split("."), text.strip())
+    return recipe
+
+
+def _changed(part: Any, key: str, path: list[str], text: str) -> Any:
+    names = [f.name for f in fields(part)]
+    if path[0] not in names:
+        raise ValueError(f"expected a key of the recipe; got '{key}'{_nearest(path[0], names)}; there are {names}")
+    old = getattr(part, path[0])
+    if is_dataclass(old):
+        if len(path) == 1:
+            raise ValueError(f"expected '{key}.' and one of {[f.name for f in fields(old)]}; got '{key}'")
+        return replace(part, **{path[0]: _changed(old, key, path[1:], text)})
+    if len(path) > 1:
+        raise ValueError(f"expected '{path[0]}' to end the key; got '{key}'")
+    return replace(part, **{path[0]: _value(key, old, text)})
+
+
+def _value(key: str, old: Any, text: str) -> Any:
+    try:
+        new = text if isinstance(old, str) else ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        new = text
+    if isinstance(old, tuple) and not isinstance(new, tuple):
+        new = tuple(new) if isinstance(new, list) else (new,)
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if old is not None and type(new) is not type(old):
+        raise ValueError(f"expected {key} to be of type {type(old).__name__}, like {old!r}; got '{text}'")
+    return new
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""

@@ -1,0 +1,79 @@
+"""The record schema that every source gives, and what a source is."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import tensorflow as tf
+
+SCHEMA = {
+    "image_bytes": tf.TensorSpec([], tf.string),  # encoded: whatever overfeat_tf.decode reads
+    "image_id": tf.TensorSpec([], tf.string),
+    "boxes": tf.TensorSpec([None, 4], tf.float32),  # normalised yxyx in the image as displayed
+    "labels": tf.TensorSpec([None], tf.int32),  # index into the source's class_names
+    "difficult": tf.TensorSpec([None], tf.bool),  # VOC: not counted when missed, nor when found
+    "truncated": tf.TensorSpec([None], tf.bool),
+    "occluded": tf.TensorSpec([None], tf.bool),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image and its n objects; n = 0 is ordinary. Fields as in `SCHEMA`, in numpy."""
+
+    image_bytes: bytes
+    image_id: str
+    boxes: np.ndarray
+    labels: np.ndarray
+    difficult: np.ndarray
+    truncated: np.ndarray
+    occluded: np.ndarray
+
+    @classmethod
+    def of_objects(cls, image_bytes: bytes, image_id: str, boxes, labels, **flags) -> "Record":
+        """Make a record of lists; flags left out are all False."""
+        n = len(labels)
+
+        def flag(name: str) -> np.ndarray:
+            return np.asarray(flags.get(name, [False] * n), bool).reshape(n)
+
+        return cls(
+            image_bytes,
+            image_id,
+            np.asarray(boxes, np.float32).reshape(n, 4),
+            np.asarray(labels, np.int32).reshape(n),
+            flag("difficult"),
+            flag("truncated"),
+            flag("occluded"),
+        )
+
+
+class Source(Protocol):
+    """A data set: its classes, and the records of a split in a fixed order.
+
+    `name` is the SOURCE of the command line; `records` may skip what it can't read, after saying so in the log.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: tuple[str, ...]
+
+    def records(self, split: str, limit: int | None = None) -> Iterator[Record]: ...
+
+
+def as_dataset(source: Source, split: str) -> tf.data.Dataset:
+    """Stream a split's records as a tf.data.Dataset of dictionaries with the elements of `SCHEMA`."""
+    check_split(source, split)
+
+    def elements() -> Iterator[dict]:
+        for record in source.records(split):
+            yield {key: getattr(record, key) for key in SCHEMA}
+
+    return tf.data.Dataset.from_generator(elements, output_signature=SCHEMA)
+
+
+def check_split(source: Source, split: str) -> None:
+    """Raise ValueError, naming those that exist, unless the source has the split."""
+    if split not in source.splits:
+        raise ValueError(f"expected a split of {source.name}, one of {', '.join(source.splits)}; got '{split}'")

@@ -1,0 +1,90 @@
+"""The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
+
+import keras
+from keras import layers
+
+from overfeat_tf.model import TASKS, Model
+from overfeat_tf.network import DenseHead, Network, build
+from training.losses import DetectionLoss, EdgeLoss
+from training.recipes import Recipe, Schedule
+
+
+def stage_model(stage: str, network: Network, recipe: Recipe) -> keras.Model:
+    """Build and compile the Keras model that a stage fits; it shares the network's variables.
+
+    Args:
+        stage: One of `TASKS`.
+        network: The network; for detection, one with a background class.
+        recipe: The recipe.
+    """
+    return {"classification": _classification, "localization": _localization, "detection": _detection}[stage](
+        network, recipe
+    )
+
+
+def _classification(network: Network, recipe: Recipe) -> keras.Model:
+    """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
+    _let_learn(network, network.features, network.classifier)
+    pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
+    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.features(pixels))
+    model = keras.Model(pixels, layers.Flatten(name="logits")(scores), name="classification")
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    metrics = [
+        keras.metrics.SparseCategoricalAccuracy(name="top1"),
+        keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"),
+    ]
+    model.compile(_optimizer(recipe.classification), loss, metrics=metrics)
+    return model
+
+
+def _localization(network: Network, recipe: Recipe) -> keras.Model:
+    """Fit the regressor on the frozen features (4.2)."""
+    _let_learn(network, network.regressor)
+    whole = network.whole(recipe.side, recipe.fine)
+    model = keras.Model(whole.input, {"boxes": whole.output["boxes"]}, name="localization")
+    model.compile(_optimizer(recipe.localization), {"boxes": EdgeLoss()})
+    return model
+
+
+def _detection(network: Network, recipe: Recipe) -> keras.Model:
+    """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
+    _let_learn(network, network.features, network.classifier, network.regressor)
+    model = network.whole(recipe.side, recipe.fine)
+    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": EdgeLoss()}
+    weights = {"scores": 1.0, "boxes": recipe.box_weight}
+    model.compile(_optimizer(recipe.detection), losses, loss_weights=weights)
+    return model
+
+
+def with_background(model: Model) -> Model:
+    """Give a classifier its background class (5), keeping all that it has learnt; the new output starts at 0."""
+    old = model.network
+    network = build(old.preset, old.num_classes, background=True)
+    network.features.set_weights(old.features.get_weights())
+    network.regressor.set_weights(old.regressor.get_weights())
+    *hidden, kernel, bias = network.classifier.get_weights()
+    *learnt, old_kernel, old_bias = old.classifier.get_weights()
+    kernel[..., 0], kernel[..., 1:] = 0.0, old_kernel
+    bias[0], bias[1:] = 0.0, old_bias
+    network.classifier.set_weights([*learnt, kernel, bias])
+    return Model(network, model.labels, model.options, model.tasks)
+
+
+def _let_learn(network: Network, *parts: keras.Model) -> None:
+    for part in (network.features, network.classifier, network.regressor):
+        part.trainable = any(part is learning for learning in parts)
+
+
+def _optimizer(schedule: Schedule) -> keras.optimizers.Optimizer:
+    """SGD with momentum, decoupled weight decay and a stepwise rate (3.1)."""
+    boundaries = [round(schedule.steps * drop) for drop in schedule.drops]
+    values = [schedule.rate * schedule.factor**i for i in range(len(boundaries) + 1)]
+    return keras.optimizers.SGD(
+        keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else schedule.rate,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay,
+        global_clipnorm=schedule.clip,
+    )
+
+
+__all__ = ["TASKS", "stage_model", "with_background"]
