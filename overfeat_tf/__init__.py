@@ -1,4 +1,4 @@
-"""OverFeat (Sermanet et al., arXiv 1312.6229) on TensorFlow and Keras: classify, localize and detect with one ConvNet."""
+"""OverFeat (Sermanet et al., arXiv 1312.6229) on TensorFlow and Keras: one ConvNet classifies, localizes, detects."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -1,6 +1,5 @@
 """The calls on a network, for programs: `import overfeat_tf as of`."""
 
-
 from collections.abc import Sequence
 
 import numpy as np

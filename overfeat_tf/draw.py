@@ -48,7 +48,9 @@ def draw_boxes(
     return picture
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, cell: int = 300, titles: Sequence[str] = ()) -> Image.Image:
+def contact_sheet(
+    pictures: Sequence[Image.Image], columns: int, cell: int = 300, titles: Sequence[str] = ()
+) -> Image.Image:
     """Lay pictures out in rows, each shrunk or enlarged into a square cell of `cell` pixels, under column titles."""
     gap, head = 6, 26 if titles else 0
     rows = math.ceil(len(pictures) / columns)
@@ -75,8 +77,9 @@ def _open(image: bytes | np.ndarray) -> Image.Image:
         pixels, status = decode_image(image)
         if status.numpy():
             raise ValueError(status.numpy().decode())
-        image = pixels.numpy()
-    picture = Image.fromarray(image)
+        picture = Image.fromarray(pixels.numpy())
+    else:
+        picture = Image.fromarray(image)
     picture.thumbnail((LONGEST, LONGEST))
     if max(picture.size) < 240:  # too small for a label to be read
         factor = 240 / max(picture.size)

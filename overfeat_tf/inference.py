@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from overfeat_tf import tasks as functions
 from overfeat_tf.decode import decode_image
-from overfeat_tf.tasks import Detections
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
+from overfeat_tf.tasks import Detections
 
 ONE_IMAGE = tf.TensorSpec([None, None, 3], tf.uint8, name="image")
 Outputs = dict[str, tf.Tensor]
@@ -33,11 +33,10 @@ class Inference(tf.Module):
         if len(labels) != network.num_classes:
             raise ValueError(f"expected {network.num_classes} labels, one for each class; got {len(labels)}")
         self.network, self.labels, self.options = network, tuple(labels), options
-        # Traced once, whatever signatures call them.
-        self._classify = tf.function(lambda image: functions.classify(network, image, options), [ONE_IMAGE])
-        self._localize = tf.function(lambda image: functions.localize(network, image, options), [ONE_IMAGE])
-        self._detect = tf.function(lambda image: functions.detect(network, image, options), [ONE_IMAGE])
-        self._features = tf.function(lambda image: functions.extract_features(network, image), [ONE_IMAGE])
+        self._classify = _traced_once(lambda image: functions.classify(network, image, options))
+        self._localize = _traced_once(lambda image: functions.localize(network, image, options))
+        self._detect = _traced_once(lambda image: functions.detect(network, image, options))
+        self._features = _traced_once(lambda image: functions.extract_features(network, image))
 
     @property
     def guesses(self) -> int:
@@ -116,6 +115,11 @@ class Inference(tf.Module):
         found = _over_pixels(function, images, functions.no_detections(length))
         batch, size = tf.shape(images)[:1], tf.shape(images)[1:3]
         return self.box_outputs(found, tf.tile(size[None], [batch[0], 1]), tf.fill(batch, ""))
+
+
+def _traced_once(function: Callable) -> Callable:
+    """Make a tf.function of one image, traced once whatever signatures call it."""
+    return tf.function(function, input_signature=[ONE_IMAGE], autograph=False)
 
 
 def _over_encoded(function: Callable, image_bytes: tf.Tensor, nothing):

@@ -46,6 +46,7 @@ def match_score(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(distance, size) + 1.0 - box_ops.iou(a, b)
 
 
+@tf.function(autograph=False, reduce_retracing=True)  # one trace for all numbers of boxes
 def merge(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, threshold: float) -> Merged:
     """Merge boxes greedily: while the smallest match score does not exceed the threshold, merge that pair.
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -78,7 +78,7 @@ class Model(Callables):
 
     network: Network
     labels: tuple[str, ...]
-    options: InferenceOptions = InferenceOptions()
+    options: InferenceOptions = field(default_factory=InferenceOptions)
     tasks: tuple[str, ...] = TASKS
 
     @cached_property
@@ -87,9 +87,10 @@ class Model(Callables):
         return Inference(self.network, self.labels, self.options)
 
     def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
-        function = tf.function(getattr(self.inference, signature)) if signature not in self._traced else None
-        if function is not None:
-            self._traced[signature] = function
+        if signature not in self._traced:
+            self._traced[signature] = tf.function(
+                getattr(self.inference, signature), autograph=False, reduce_retracing=True
+            )
         (value,) = inputs.values()
         tensor = tf.constant(value, tf.string if value.dtype == object else tf.uint8)
         return {key: answer.numpy() for key, answer in self._traced[signature](tensor).items()}
@@ -155,6 +156,19 @@ class Exported(Callables):
         return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
 
 
+def load_run(folder: Path) -> Model:
+    """Load a run's folder.
+
+    Raises:
+        ValueError: there is none, or it has no weights yet.
+    """
+    if not (folder / "weights").is_dir():
+        raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
+    model = Model.from_config(read_config(folder)["model"])
+    model.load_weights(folder / "weights")
+    return model
+
+
 def load(folder: str | Path) -> Model | Exported:
     """Load a run's folder or a SavedModel's version folder (or its parent: the newest version).
 
@@ -165,13 +179,7 @@ def load(folder: str | Path) -> Model | Exported:
     if not (folder / CONFIG).is_file() and folder.is_dir():
         versions = sorted((d for d in folder.iterdir() if d.name.isdigit()), key=lambda d: int(d.name))
         folder = versions[-1] if versions else folder
-    if (folder / "saved_model.pb").is_file():
-        return Exported(folder)
-    if not (folder / "weights").is_dir():
-        raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
-    model = Model.from_config(read_config(folder)["model"])
-    model.load_weights(folder / "weights")
-    return model
+    return Exported(folder) if (folder / "saved_model.pb").is_file() else load_run(folder)
 
 
 def read_config(folder: Path) -> dict:
@@ -195,7 +203,9 @@ def _preset(values: Mapping) -> Preset:
 
 
 def _tuples(value):
-    return tuple(_tuples(item) for item in value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+    return (
+        tuple(_tuples(item) for item in value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+    )
 
 
 def _example(data: bytes) -> bytes:

@@ -1,8 +1,10 @@
 """The ConvNet as Keras functional models: features, classifier head, regressor head, and the whole."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from overfeat_tf.offset_pooling import interleave, offset_max_pool
@@ -35,6 +37,23 @@ class Network:
         """Pooled map to the classifier's second full layer before its rectifier: the release's features (3.2)."""
         name = f"full{len(self.preset.convs) + 2}"
         return keras.Model(self.classifier.input, self.classifier.get_layer(name).output, name="embedding")
+
+    @cached_property
+    def dense(self) -> tf.types.experimental.PolymorphicFunction:
+        """Run features and heads over every window: a tf.function of (pixels, fine, with_boxes).
+
+        Pixels float32 [B, H, W, 3] to class scores before softmax [B, h, w, classes] and box edges [B, h, w, 4] in
+        window sides (None without boxes). One function for all sizes, so that a pyramid is traced once, not once a
+        scale.
+        """
+
+        def run(pixels: tf.Tensor, fine: bool, with_boxes: bool) -> tuple[tf.Tensor, tf.Tensor | None]:
+            maps = self.features(pixels, training=False)
+            logits = apply_head(self.classifier, maps, self.preset, fine, training=False)
+            edges = apply_head(self.regressor, maps, self.preset, fine, training=False) if with_boxes else None
+            return logits, edges
+
+        return tf.function(run, autograph=False, reduce_retracing=True)
 
     def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
         """Build pixels [B, side, side, 3] -> {"scores", "boxes"}: both heads over windows at fine or coarse stride.

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-
 INIT_STD = 0.01  # 3.1
 
 

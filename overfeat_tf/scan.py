@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf import geometry
-from overfeat_tf.network import Network, apply_head
+from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import Preset
 
@@ -82,17 +82,14 @@ def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_box
         if options.flips:
             # Mirrored within its own content, so that the padding stays at the right.
             views.append(tf.concat([tf.reverse(canvas[:, : content[1]], [1]), canvas[:, content[1] :]], axis=1))
-        maps = network.features(tf.stack(views), training=False)
-        logits = apply_head(network.classifier, maps, network.preset, options.fine, training=False)
-        boxes = _image_boxes(network, maps, content, options) if with_boxes else [None] * len(views)
+        logits, edges = network.dense(tf.stack(views), options.fine, with_boxes)
+        boxes = _image_boxes(network.preset, edges, content, options) if with_boxes else [None] * len(views)
         scans += [ScaleScan(logits[i], boxes[i]) for i in range(len(views))]
     return scans
 
 
-def _image_boxes(network: Network, maps: tf.Tensor, content: tf.Tensor, options: InferenceOptions) -> list[tf.Tensor]:
-    """Regress every window's box and bring it into the image's frame, normalised; mirrored views are undone."""
-    preset = network.preset
-    edges = apply_head(network.regressor, maps, preset, options.fine, training=False)
+def _image_boxes(preset: Preset, edges: tf.Tensor, content: tf.Tensor, options: InferenceOptions) -> list[tf.Tensor]:
+    """Bring every window's box edges into the image's frame, normalised; mirrored views are undone."""
     step = geometry.stride(preset, options.fine)
     rows, columns = (tf.cast(tf.range(tf.shape(edges)[axis]) * step, tf.float32) for axis in (1, 2))
     origins = tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)

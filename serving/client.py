@@ -99,6 +99,10 @@ class Client:
         """
         return self.predict("detect", image_bytes=_string_array(_encoded(images)))
 
+    def localize(self, images: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """Gives the top classes of encoded images, a box each; see `detect`."""
+        return self.predict("localize", image_bytes=_string_array(_encoded(images)))
+
     def predict(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
         """Runs any signature on arrays, tensors or lists; dimension 0 of each input is the batch.
 

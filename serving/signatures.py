@@ -33,10 +33,13 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
         network = model.network
         parts = (network.features, network.classifier, network.regressor)
         self.variables = [variable.value for part in parts for variable in part.variables]
-        self.trainable_variables = [variable.value for part in parts for variable in part.variables if _fitted(variable)]
+        self.trainable_variables = [
+            variable.value for part in parts for variable in part.variables if _fitted(variable)
+        ]
         self.features = tf.function(
             lambda pixels: network.features(pixels, training=False),
             [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")],
+            autograph=False,
         )
         names = [name for task in model.tasks for name in BY_TASK[task]]
         self._functions = {name: self._function(name) for name in names}
@@ -61,7 +64,7 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
         def run(value: tf.Tensor) -> dict[str, tf.Tensor]:
             return body(self._inference, value)
 
-        return tf.function(run, input_signature=[spec])
+        return tf.function(run, input_signature=[spec], autograph=False)
 
 
 def _classify_examples(inference, examples: tf.Tensor) -> dict[str, tf.Tensor]:

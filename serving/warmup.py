@@ -21,7 +21,11 @@ def write_warmup(folder: Path, model: str, signatures: list[str]) -> None:
     with tf.io.TFRecordWriter(str(folder / FILE)) as writer:
         for name in signatures:
             spec = SIGNATURES[name].input
-            value = {"image_bytes": [encoded], "inputs": [image_example(encoded).SerializeToString()], "images": pixels[None]}
+            value = {
+                "image_bytes": [encoded],
+                "inputs": [image_example(encoded).SerializeToString()],
+                "images": pixels[None],
+            }
             request = predict_pb2.PredictRequest()
             request.model_spec.name, request.model_spec.signature_name = model, name
             request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(value[spec.name], spec.dtype))

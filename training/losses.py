@@ -55,4 +55,3 @@ class DetectionLoss(keras.losses.Loss):
 def pack_edges(edges: tf.Tensor, regress: tf.Tensor) -> tf.Tensor:
     """Join edges [..., 4] and the mask [...] as `EdgeLoss` expects them: [..., 5]."""
     return tf.concat([edges, regress[..., None]], axis=-1)
-

@@ -68,8 +68,8 @@ class Recipe:
     train_split: str = "train"
     val_split: str = "val"
     fine: bool = True
-    matching: Matching = Matching()
-    views: ViewOptions = ViewOptions()
+    matching: Matching = field(default_factory=Matching)
+    views: ViewOptions = field(default_factory=ViewOptions)
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)
@@ -86,11 +86,13 @@ def digits() -> Recipe:
         name="digits",
         data="digits",
         preset="tiny",
-        classification=Schedule(steps=900, batch=128, rate=0.05, epochs=3),
-        localization=Schedule(steps=100, batch=32, rate=0.05, epochs=1),
-        detection=Schedule(steps=600, batch=32, rate=0.05, epochs=4),
-        side=96,
-        views=ViewOptions(mirror=False),
+        classification=Schedule(steps=750, batch=128, rate=0.05, epochs=3),
+        localization=Schedule(steps=60, batch=64, rate=0.05, epochs=1),
+        detection=Schedule(steps=900, batch=64, rate=0.05, epochs=4),
+        side=68,
+        fine=False,  # views fall at random offsets as it is: more views for the same work
+        views=ViewOptions(mirror=False, object_share=0.7, colour=0.35),
+        inference=InferenceOptions(min_score=0.2, merge_threshold=0.7),
     )
 
 

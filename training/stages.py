@@ -62,7 +62,7 @@ def with_background(model: Model) -> Model:
     network = build(old.preset, old.num_classes, background=True)
     network.features.set_weights(old.features.get_weights())
     network.regressor.set_weights(old.regressor.get_weights())
-    *hidden, kernel, bias = network.classifier.get_weights()
+    *_, kernel, bias = network.classifier.get_weights()
     *learnt, old_kernel, old_bias = old.classifier.get_weights()
     kernel[..., 0], kernel[..., 1:] = 0.0, old_kernel
     bias[0], bias[1:] = 0.0, old_bias

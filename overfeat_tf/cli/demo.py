@@ -13,7 +13,7 @@ import click
 from PIL import Image
 
 from overfeat_tf.draw import contact_sheet, draw_boxes
-from overfeat_tf.model import TASKS, load, read_config
+from overfeat_tf.model import TASKS, load_run, read_config
 
 NAME = "digits"
 SCENES = 200  # held-out, sent over gRPC
@@ -37,12 +37,12 @@ def run(out: Path) -> None:
     trained = time.monotonic()
 
     _say(2, f"evaluate the run on {SCENES} held-out scenes: digits and parts of photographs that it has not seen")
-    in_process = evaluate(load(folder), source, "test", limit=SCENES)
+    in_process = evaluate(load_run(folder), source, "test", limit=SCENES)
     click.echo(f"    mAP at IoU 0.5: {in_process['map50']:.3f}", err=True)
 
     _say(3, f"export a SavedModel  ({exported})")
     if not exported.exists():
-        export(load(folder), exported.parent, 1, read_config(folder)["training"])
+        export(load_run(folder), exported.parent, 1, read_config(folder)["training"])
 
     _say(4, "serve it over gRPC in a process of its own")
     pictures: list[Image.Image] = []

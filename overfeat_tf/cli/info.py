@@ -14,9 +14,13 @@ def table(name: str) -> str:
     preset = get_preset(name)
     network = build(preset, CLASSES)
     lines = [f"{name}: window {preset.window}x{preset.window}, {CLASSES} classes", ""]
-    lines.append(f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}")
+    lines.append(
+        f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"
+    )
     channels = 3
-    for number, (row, (side, pooled)) in enumerate(zip(preset.convs, preset.sides(preset.window), strict=True), start=1):
+    for number, (row, (side, pooled)) in enumerate(
+        zip(preset.convs, preset.sides(preset.window), strict=True), start=1
+    ):
         size = f"{side} -> {pooled}" if row.pool > 1 else f"{side}"
         pool = f"{row.pool}x{row.pool}" if row.pool > 1 else "-"
         parameters = row.channels * (row.kernel**2 * channels + 1)
@@ -28,7 +32,9 @@ def table(name: str) -> str:
     for layer in network.classifier.layers:
         if layer.weights:
             kernel = "x".join(map(str, layer.kernel_size))
-            lines.append(f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.filters:>10}{'-':>6}{1:>12}{layer.count_params():>14,}")
+            lines.append(
+                f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.filters:>10}{'-':>6}{1:>12}{layer.count_params():>14,}"
+            )
     count = network.features.count_params() + network.classifier.count_params()
     lines += [
         "",

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from overfeat_tf.cli.quiet import load_tensorflow
+
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 # Mistakes of the user's, by the exceptions that our own code raises for them.
@@ -74,6 +76,7 @@ def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
 @click.option("--out", type=FOLDER, default=Path("demo"), show_default=True, help="Where everything goes.")
 def demo(out: Path) -> None:
     """Do the main job end to end: train, evaluate, export, serve over gRPC, detect, score, draw."""
+    load_tensorflow()
     from overfeat_tf.cli.demo import run
 
     run(out)
@@ -83,6 +86,7 @@ def demo(out: Path) -> None:
 @click.argument("preset")
 def info(preset: str) -> None:
     """Print a network as the paper's tables have it: layers, sizes, parameters, connections, stride, scales."""
+    load_tensorflow()
     from overfeat_tf.cli.info import table
 
     click.echo(table(preset))
@@ -93,9 +97,12 @@ def info(preset: str) -> None:
 @click.option("--data", metavar="SOURCE", help="digits or voc:DIR; the recipe's own if left out.")
 @click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
 @click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99.")
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
+)
 def train(recipe: str, data: str | None, run: Path | None, stage: str | None, settings: tuple[str, ...]) -> None:
     """Fit a RECIPE with model.fit; the same command takes up a broken run."""
+    load_tensorflow()
     from training.recipes import get_recipe, override
     from training.sources import open_source
     from training.train import TASKS
@@ -120,6 +127,7 @@ def evaluate(
     model: Path, data: str, split: str, protocol: str | None, limit: int | None, json_file: Path | None
 ) -> None:
     """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
+    load_tensorflow()
     from overfeat_tf.model import load
     from training.evaluate import PROTOCOLS, require_fit
     from training.evaluate import evaluate as score
@@ -140,13 +148,11 @@ def evaluate(
 @click.option("--version", type=click.IntRange(min=1), help="The next free one if left out.")
 def export(run: Path, to: Path, version: int | None) -> None:
     """Write a SavedModel version that TF Serving loads."""
-    from overfeat_tf.model import Model, load, read_config
+    load_tensorflow()
+    from overfeat_tf.model import load_run, read_config
     from serving.export import export as write
 
-    model = load(run)
-    if not isinstance(model, Model):
-        raise ValueError(f"expected the folder of a run; '{run}' is a SavedModel already")
-    click.echo(write(model, to, version, read_config(run).get("training")))
+    click.echo(write(load_run(run), to, version, read_config(run).get("training")))
 
 
 @overfeat.command()
@@ -155,6 +161,7 @@ def export(run: Path, to: Path, version: int | None) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 def serve(models: tuple[Path, ...], port: int, host: str) -> None:
     """Serve models over gRPC as TF Serving does, for one machine; in production use TF Serving."""
+    load_tensorflow()
     from serving.server import run
 
     run(models, host, port)
@@ -167,6 +174,7 @@ def serve(models: tuple[Path, ...], port: int, host: str) -> None:
 @click.option("--json", "json_file", type=FILE, help="Also write the report there.")
 def check(address: str, model: str, requests: int, json_file: Path | None) -> None:
     """Check a server: ready, signatures as expected, one request each, p50 and p95."""
+    load_tensorflow()
     from serving.check import check as inspect
 
     report = inspect(address, model, requests=requests)
@@ -186,6 +194,7 @@ def predict(
     model: str, images: tuple[str, ...], server: str | None, out: Path, json_file: Path | None, least_score: float
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
+    load_tensorflow()
     from overfeat_tf.cli.predict import find_files, run
 
     answers = run(model, find_files(images), server, out, least_score)

@@ -76,7 +76,9 @@ def objects(answer: dict[str, np.ndarray]) -> list[dict]:
             "label": answer["detection_class_entities"][i].decode(),
             "score": float(answer["detection_scores"][i]),
             "box": [float(edge) for edge in answer["detection_boxes"][i]],
-            "box_pixels": [float(e * s) for e, s in zip(answer["detection_boxes"][i], (height, width) * 2, strict=True)],
+            "box_pixels": [
+                float(e * s) for e, s in zip(answer["detection_boxes"][i], (height, width) * 2, strict=True)
+            ],
         }
         for i in range(int(answer["num_detections"]))
     ]

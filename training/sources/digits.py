@@ -23,11 +23,13 @@ CONTRAST = 70  # least difference in luma between a digit and what it lies on: w
 INK = 0.3  # opacity from which a pixel belongs to the box
 LUMA = np.array([0.299, 0.587, 0.114])
 
-# (number of scenes, digits by index modulo 10, columns of the photographs as fractions of the width)
+# The photographs are cut into 2 rows of 4 cells; a split takes whole cells, dealt so that each sees some of all that
+# is on them. (number of scenes, digits by index modulo 10, cells as (row, column))
+CELLS = (2, 4)
 SPLITS = {
-    "train": (2400, range(0, 7), (0.0, 0.55)),
-    "val": (200, range(7, 8), (0.55, 0.70)),
-    "test": (500, range(8, 10), (0.70, 1.0)),
+    "train": (2400, range(0, 7), ((0, 0), (0, 2), (0, 3), (1, 1), (1, 2))),
+    "val": (200, range(7, 8), ((1, 0),)),
+    "test": (500, range(8, 10), ((0, 1), (1, 3))),
 }
 
 
@@ -44,27 +46,28 @@ class DigitScenes:
         """Yield the split's scenes, the first `limit` of them."""
         check_split(self, split)
         for index in range(min(SPLITS[split][0], limit if limit is not None else SPLITS[split][0])):
-            yield self.scene(split, index)
+            yield _scene(self.seed, split, index)
 
-    @lru_cache(maxsize=sum(scenes for scenes, _, _ in SPLITS.values()))  # 5 ms and 30 kB each: drawn once a process
-    def scene(self, split: str, index: int) -> Record:
-        """Draw one scene as a JPEG of quality 95, with tight boxes around the ink."""
-        rng = np.random.default_rng([self.seed, list(SPLITS).index(split), index])
-        canvas = _background(rng, split)
-        height, width = canvas.shape[:2]
-        boxes: list[tuple[float, float, float, float]] = []
-        labels: list[int] = []
-        for _ in range(rng.integers(0, MOST_DIGITS + 1)):
-            glyph, label = _glyph(rng, split)
-            place = _free_place(rng, glyph.shape, (height, width), boxes)
-            if place is None:  # a full scene has fewer digits
-                continue
-            boxes.append(_paint(rng, canvas, glyph, place))
-            labels.append(label)
-        encoded = io.BytesIO()
-        Image.fromarray(canvas).save(encoded, "JPEG", quality=95)
-        normalised = np.asarray(boxes, np.float32).reshape(-1, 4) / np.array([height, width, height, width], np.float32)
-        return Record.of_objects(encoded.getvalue(), f"digits-{split}-{index:05d}", normalised, labels)
+
+@lru_cache(maxsize=sum(scenes for scenes, _, _ in SPLITS.values()))  # 5 ms and 30 kB each: drawn once a process
+def _scene(seed: int, split: str, index: int) -> Record:
+    """Draw one scene as a JPEG of quality 95, with tight boxes around the ink."""
+    rng = np.random.default_rng([seed, list(SPLITS).index(split), index])
+    canvas = _background(rng, split)
+    height, width = canvas.shape[:2]
+    boxes: list[tuple[float, float, float, float]] = []
+    labels: list[int] = []
+    for _ in range(rng.integers(0, MOST_DIGITS + 1)):
+        glyph, label = _glyph(rng, split)
+        place = _free_place(rng, glyph.shape, (height, width), boxes)
+        if place is None:  # a full scene has fewer digits
+            continue
+        boxes.append(_paint(rng, canvas, glyph, place))
+        labels.append(label)
+    encoded = io.BytesIO()
+    Image.fromarray(canvas).save(encoded, "JPEG", quality=95)
+    normalised = np.asarray(boxes, np.float32).reshape(-1, 4) / np.array([height, width, height, width], np.float32)
+    return Record.of_objects(encoded.getvalue(), f"digits-{split}-{index:05d}", normalised, labels)
 
 
 @lru_cache(maxsize=1)
@@ -82,16 +85,22 @@ def _background(rng: np.random.Generator, split: str) -> np.ndarray:
     height = int(rng.integers(SIDES[0], SIDES[1] + 1))
     width = int(np.clip(height * ASPECT ** rng.uniform(-1, 1), *SIDES))
     photograph = _bundled()[2][rng.integers(2)]
-    left, right = (round(fraction * photograph.shape[1]) for fraction in SPLITS[split][2])
-    part = photograph[:, left:right]
-    zoom = min(part.shape[0] / height, part.shape[1] / width) * rng.uniform(0.5, 1.0)
+    cell = SPLITS[split][2][rng.integers(len(SPLITS[split][2]))]
+    top, left, bottom, right = cell_edges(cell, photograph.shape[:2])
+    part = photograph[top:bottom, left:right]
+    zoom = min(part.shape[0] / height, part.shape[1] / width) * rng.uniform(0.4, 1.0)
     h, w = max(1, int(height * zoom)), max(1, int(width * zoom))
     y, x = rng.integers(part.shape[0] - h + 1), rng.integers(part.shape[1] - w + 1)
     crop = part[y : y + h, x : x + w]
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
+    crop = crop[:: rng.choice([1, -1]), :: rng.choice([1, -1])]
     resized = np.asarray(Image.fromarray(np.ascontiguousarray(crop)).resize((width, height), Image.Resampling.BICUBIC))
     return np.clip(resized * rng.uniform(0.7, 1.15), 0, 255).astype(np.uint8)
+
+
+def cell_edges(cell: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return the edges (top, left, bottom, right) in pixels of a photograph's cell."""
+    rows, columns = ([round(side * i / n) for i in range(n + 1)] for side, n in zip(size, CELLS, strict=True))
+    return rows[cell[0]], columns[cell[1]], rows[cell[0] + 1], columns[cell[1] + 1]
 
 
 def _glyph(rng: np.random.Generator, split: str) -> tuple[np.ndarray, int]:

@@ -55,9 +55,14 @@ class Source(Protocol):
     `name` is the SOURCE of the command line; `records` may skip what it can't read, after saying so in the log.
     """
 
-    name: str
-    class_names: tuple[str, ...]
-    splits: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]: ...
 

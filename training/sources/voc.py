@@ -46,7 +46,9 @@ class VocFolder:
         found: set[str] = set()
         for path in sorted((self.folder / "Annotations").glob("*.xml")):
             root = _parse(path)
-            found |= {name.text.strip() for name in root.findall("object/name") if name.text} if root is not None else set()
+            found |= (
+                {name.text.strip() for name in root.findall("object/name") if name.text} if root is not None else set()
+            )
         if not found:
             raise ValueError(f"expected objects in the annotations of '{self.folder}'; there are none")
         return tuple(sorted(found))
@@ -76,7 +78,9 @@ class VocFolder:
             return None
         width, height = (_number(root.find(f"size/{side}")) or 0 for side in ("width", "height"))
         if turned != stored and (width, height) == stored:
-            log.warning("%s: skipped %s: its boxes lie on the image as stored, not as displayed (EXIF)", self.name, name)
+            log.warning(
+                "%s: skipped %s: its boxes lie on the image as stored, not as displayed (EXIF)", self.name, name
+            )
             return None
         boxes, labels, flags = self._objects(root, name, turned)
         return Record.of_objects(image.read_bytes(), name, boxes, labels, **flags)
@@ -97,14 +101,15 @@ class VocFolder:
         for item in root.findall("object"):
             label = (item.findtext("name") or "").strip()
             edges = [_number(item.find(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax")]
-            if label not in self.class_names or None in edges:
+            stated = [edge for edge in edges if edge is not None]
+            if label not in self.class_names or len(stated) < 4:
                 log.warning("%s: left out an object of %s: class '%s', box %s", self.name, name, label, edges)
                 continue
-            ymin, xmin, ymax, xmax = edges
-            box = ((ymin - 1) / height, (xmin - 1) / width, ymax / height, xmax / width)
-            box = tuple(min(max(edge, 0.0), 1.0) for edge in box)
+            ymin, xmin, ymax, xmax = stated
+            box = [(ymin - 1) / height, (xmin - 1) / width, ymax / height, xmax / width]
+            box = [min(max(edge, 0.0), 1.0) for edge in box]
             if ymin >= ymax or xmin >= xmax or box[0] >= box[2] or box[1] >= box[3]:
-                log.warning("%s: left out a box of %s without area: %s", self.name, name, edges)
+                log.warning("%s: left out a box of %s without area: %s", self.name, name, stated)
                 continue
             boxes.append(box)
             labels.append(self.class_names.index(label))

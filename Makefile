@@ -1,0 +1,35 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer: they make the virtual environment themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-all check format clean
+
+demo: $(INSTALLED)
+	$(BIN)/overfeat demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not long"
+
+test-all: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/overfeat_tf/test_imports.py
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): setup.cfg pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed')"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf demo build dist *.egg-info

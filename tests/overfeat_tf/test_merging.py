@@ -1,0 +1,200 @@
+"""Merging (4.3 d-g) against a plain one that compares all pairs before each step."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from overfeat_tf.merging import match_score, merge
+
+THRESHOLD = 0.9
+SPECS = [tf.TensorSpec([None, 4]), tf.TensorSpec([None]), tf.TensorSpec([None], tf.int32), tf.TensorSpec([])]
+merge_in_graph = tf.function(merge, SPECS)
+F = np.float32
+
+
+def merged(boxes, scores, classes, threshold=THRESHOLD):
+    """Merge, in a graph as the servables do; numpy arrays out."""
+    return [
+        answer.numpy()
+        for answer in merge_in_graph(
+            tf.constant(np.reshape(boxes, (-1, 4)), tf.float32),
+            tf.constant(scores, tf.float32),
+            tf.constant(classes, tf.int32),
+            threshold,
+        )
+    ]
+
+
+def plain_area(box):
+    return max(box[2] - box[0], F(0)) * max(box[3] - box[1], F(0))
+
+
+def plain_match(a, b):
+    """Score two boxes as the docstring of the module says, rounding as float32 does: ties must be the same ties."""
+    dy, dx = (a[0] + a[2]) / F(2) - (b[0] + b[2]) / F(2), (a[1] + a[3]) / F(2) - (b[1] + b[3]) / F(2)
+    shared = plain_area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    size = np.sqrt((plain_area(a) + plain_area(b)) / F(2))
+    return np.sqrt(dy * dy + dx * dx) / size + F(1) - shared / (plain_area(a) + plain_area(b) - shared)
+
+
+def plain_merge(boxes, scores, classes, threshold=THRESHOLD):
+    """Merge the best of all pairs, the first of equals, until it exceeds the threshold: (g) to the letter."""
+    rows = [
+        (np.asarray(box, F), F(score), int(label), F(1))
+        for box, score, label in zip(np.reshape(boxes, (-1, 4)), scores, classes, strict=True)
+        if np.isfinite(box).all() and math.isfinite(score) and plain_area(np.asarray(box, F)) > 0
+    ]
+    rows.sort(key=lambda row: (-row[1], row[2], *row[0]))
+    while True:
+        pairs = [
+            (plain_match(rows[i][0], rows[j][0]), i, j)
+            for i in range(len(rows))
+            for j in range(i + 1, len(rows))
+            if rows[i][2] == rows[j][2]
+        ]
+        if not pairs or min(pairs)[0] > F(threshold):
+            break
+        _, i, j = min(pairs)
+        (box, score, label, count), (other, more, _, others) = rows[i], rows.pop(j)
+        rows[i] = ((box * count + other * others) / (count + others), score + more, label, count + others)
+    rows.sort(key=lambda row: -row[1])
+    boxes, scores, classes, counts = zip(*rows, strict=True) if rows else ([], [], [], [])
+    return np.reshape(boxes, (-1, 4)), np.array(scores, F), np.array(classes), np.array(counts, F)
+
+
+def assert_same(found, expected, rtol=1e-5):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-6)
+
+
+def random_case(seed, count=40):
+    """Boxes scattered around a few objects, of two classes: they merge into some, not into one, not into none."""
+    rng = np.random.default_rng(seed)
+    objects = rng.uniform(0, 100, (5, 2))
+    centres = objects[rng.integers(0, 5, count)] + rng.normal(0, 6, (count, 2))
+    sides = rng.uniform(15, 45, (count, 2))
+    boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(F)
+    return boxes, rng.uniform(0.1, 1, count).astype(F), rng.integers(1, 3, count)
+
+
+grid = st.integers(0, 4)  # few values, so that boxes and match scores tie
+tied_row = st.tuples(
+    st.tuples(grid, grid, st.integers(0, 3), st.integers(0, 3)).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])),
+    st.sampled_from([0.25, 0.5, 1.0]),
+    st.integers(1, 2),
+)
+wild = st.floats(-50, 50, width=32) | st.sampled_from([math.nan, math.inf, -math.inf])
+wild_row = st.tuples(st.tuples(wild, wild, wild, wild), st.floats(0, 1, width=32) | st.just(math.nan), st.just(1))
+
+
+@pytest.mark.parametrize("threshold", [0.3, THRESHOLD, 1.5])
+@pytest.mark.parametrize("seed", range(4))
+def test_random_boxes(seed, threshold):
+    case = random_case(seed)
+    found = merged(*case, threshold)
+    assert 2 < len(found[0]) < 40  # something merged, and not everything
+    assert_same(found, plain_merge(*case, threshold))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(tied_row, max_size=12), st.sampled_from([0.4, THRESHOLD, 1.0]))
+@example([], THRESHOLD)
+@example([((0, 0, 2, 2), 1.0, 1)], THRESHOLD)
+@example([((0, 0, 2, 2), 1.0, 1)] * 3 + [((0, 0, 2, 2), 1.0, 2)], THRESHOLD)  # of two classes
+@example([((0, 0, k, k), 0.5, 1) for k in (1, 2, 4, 8)], THRESHOLD)  # nested
+@example([((0, k, 1, k + 1), 0.5, 1) for k in range(5)], 1.0)  # side by side: each pair's score is 2
+@example([((0, k, 2, k + 2), 0.5, 1) for k in range(6)], THRESHOLD)  # a chain, all neighbours equally near
+@example([((0, 0, 0, 3), 0.5, 1), ((1, 1, 1, 1), 0.5, 1), ((0, 0, 3, 3), 0.5, 1)], THRESHOLD)  # two without area
+def test_tied_boxes(rows, threshold):
+    case = [[row[column] for row in rows] for column in range(3)]
+    assert_same(merged(*case, threshold), plain_merge(*case, threshold))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(wild_row, max_size=8))
+@example([((0, 0, 2, 2), 1.0, 1), ((0, 0, math.nan, 2), 1.0, 1), ((0, 0, 2, 2), 0.5, 1), ((0, 0, 1, 1), math.nan, 1)])
+@example([((0, 0, 2, 2), 1.0, 1), ((-math.inf, 0, 2, math.inf), 1.0, 1), ((3, 3, 1, 1), 1.0, 1)])
+def test_boxes_that_are_none_are_left_out(rows):
+    boxes, scores, classes = ([row[column] for row in rows] for column in range(3))
+    found = merged(boxes, scores, classes)
+    good = [row for row in rows if all(map(math.isfinite, (*row[0], row[1]))) and plain_area(np.asarray(row[0], F)) > 0]
+    assert np.isfinite(found[0]).all() and np.isfinite(found[1]).all()
+    assert found[3].sum() == len(good)
+    assert found[1].sum() == pytest.approx(sum(row[1] for row in good), rel=1e-5)
+
+
+def test_a_box_whose_area_overflows_does_not_stop_the_others():
+    boxes = [(0, 0, 2, 2), (0, 0, 2, 2), (0, 0, 1e25, 1e25)]
+    found = merged(boxes, [1, 1, 1], [1, 1, 1])
+    assert 2 in found[3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_input_does_not_matter(seed):
+    boxes, scores, classes = random_case(seed)
+    scores, boxes = np.round(scores * 3) / 3, np.round(boxes / 8) * 8  # ties of every kind
+    expected = merged(boxes, scores, classes)
+    assert len(expected[0]) < 30
+    for shuffle in range(3):
+        order = np.random.default_rng(shuffle).permutation(len(boxes))
+        for ours, theirs in zip(merged(boxes[order], scores[order], classes[order]), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_evidence_is_conserved_class_by_class(seed):
+    boxes, scores, classes = random_case(seed, 200)
+    _, sums, labels, counts = merged(boxes, scores, classes)
+    assert len(sums) < 100
+    np.testing.assert_array_equal(sums, np.sort(sums)[::-1])
+    for label in (1, 2):
+        assert sums[labels == label].sum() == pytest.approx(scores[classes == label].sum(), rel=1e-4)
+        assert counts[labels == label].sum() == (classes == label).sum()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_moving_or_scaling_the_image_changes_nothing_else(seed):
+    boxes, scores, classes = random_case(seed)
+    expected = merged(boxes, scores, classes)
+    for factor in (2.0**-8, 2.0**5):  # exact in floating point
+        found = merged(boxes * F(factor), scores, classes)
+        np.testing.assert_array_equal(found[0], expected[0] * F(factor))
+        for ours, theirs in zip(found[1:], expected[1:], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    offset = np.array([17, -40, 17, -40], F)
+    assert_same(merged(boxes + offset, scores, classes), (expected[0] + offset, *expected[1:]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("count", [2, 200])
+def test_identical_boxes_become_one(count):
+    # Boxes clipped to the image are often identical: each step has to stay cheap then too.
+    boxes = np.tile(F([[10, 20, 30, 60]]), (count, 1))
+    found = merged(boxes, np.ones(count), np.full(count, 7))
+    np.testing.assert_allclose(found[0], boxes[:1], rtol=1e-5)
+    assert (found[1].tolist(), found[2].tolist(), found[3].tolist()) == ([count], [7], [count])
+
+
+def test_disjoint_boxes_stay_as_they_are():
+    boxes = np.array([[10 * k, 0, 10 * k + 5, 5] for k in range(20)], F)
+    scores = np.linspace(1, 0.1, 20, dtype=F)
+    found = merged(boxes, scores, np.ones(20))
+    np.testing.assert_array_equal(found[0], boxes)
+    np.testing.assert_array_equal(found[3], 1)
+
+
+def test_match_score_is_0_for_equals_and_at_least_1_for_strangers():
+    boxes = random_case(0)[0]
+    scores = match_score(boxes[:, None], boxes[None]).numpy()
+    np.testing.assert_array_equal(scores, scores.T)
+    np.testing.assert_allclose(np.diag(scores), 0, atol=1e-6)
+    apart = match_score(tf.constant([0.0, 0, 2, 2]), tf.constant([[0.0, 2, 2, 4], [9.0, 9, 11, 11]])).numpy()
+    np.testing.assert_allclose(apart, [1 + 2 / 2, 1 + 9 * 2**0.5 / 2], rtol=1e-6)
+    # A larger intersection makes a better match, and so does a smaller distance.
+    a = tf.constant([0.0, 0, 10, 10])
+    nearer = match_score(a, tf.constant([[0.0, 0, 10, 10], [0.0, 1, 10, 11], [0.0, 5, 10, 15], [0.0, 9, 10, 19]]))
+    assert (np.diff(nearer) > 0).all()
