@@ -19,7 +19,7 @@ ONE_IMAGE = tf.TensorSpec([None, None, 3], tf.uint8, name="image")
 Outputs = dict[str, tf.Tensor]
 
 
-class Inference(tf.Module):
+class Inference:
     """A network with its options and labels, as tf.functions over batches.
 
     Args:
@@ -29,7 +29,6 @@ class Inference(tf.Module):
     """
 
     def __init__(self, network: Network, labels: Sequence[str], options: InferenceOptions):
-        super().__init__(name="overfeat")
         if len(labels) != network.num_classes:
             raise ValueError(f"expected {network.num_classes} labels, one for each class; got {len(labels)}")
         self.network, self.labels, self.options = network, tuple(labels), options

@@ -51,8 +51,8 @@ def merge(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, threshold: fl
     """Merge boxes greedily: while the smallest match score does not exceed the threshold, merge that pair.
 
     The result does not depend on the order of the input. Boxes that are not finite or have no area are left out.
-    Each step costs O(n): every row keeps its nearest neighbour, and only rows whose neighbour has just changed are
-    compared with all others again.
+    Each step costs O(n): every row keeps its nearest neighbour, and only rows whose neighbour has just gone farther
+    are compared with all others again.
 
     Args:
         boxes: float32 [n, 4] yxyx, in any unit in which both axes measure the same (pixels).
@@ -60,7 +60,9 @@ def merge(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, threshold: fl
         classes: int32 [n].
         threshold: The t of (f).
     """
-    good = tf.reduce_all(tf.math.is_finite(boxes), axis=-1) & tf.math.is_finite(scores) & (box_ops.area(boxes) > 0)
+    areas = box_ops.area(boxes)  # of finite edges, and still too large for a float32 where they are absurd
+    finite = tf.reduce_all(tf.math.is_finite(boxes), axis=-1) & tf.math.is_finite(areas) & tf.math.is_finite(scores)
+    good = finite & (areas > 0)
     boxes, scores, classes = (tf.boolean_mask(values, good) for values in (boxes, scores, classes))
     order = _canonical_order(boxes, scores, classes)
     boxes, scores, classes = (tf.gather(values, order) for values in (boxes, scores, classes))
@@ -110,7 +112,10 @@ def _step(state: _State, everyone: tf.Tensor, classes: tf.Tensor) -> _State:
     mended = mended._replace(
         nearest=tf.where(nearer, distance, mended.nearest), partner=tf.where(nearer, first, mended.partner)
     )
-    lost = alive & ((state.partner == first) | (state.partner == second) | (everyone == first))
+    # A row whose neighbour has become the new box and is no farther keeps it: equal boxes, as clipping to the image
+    # makes them by the hundred, would all be searched at each step otherwise.
+    left = ((state.partner == first) | (state.partner == second)) & (distance > state.nearest)
+    lost = alive & (left | (everyone == first))
     return _search(mended, tf.where(lost)[:, 0], classes)
 
 

@@ -47,18 +47,17 @@ class Callables:
     def extract_features(self, images: Images) -> list[np.ndarray]:
         """Compute the second full layer before its rectifier, native size, coarse stride (3.2): [h, w, C] each."""
         return [
-            self._call("extract_features", images=image[None])["features"][0]
-            for image in (np.asarray(image) for image in images)
+            self._call("extract_features", images=_pixels(np.asarray(image)[None]))["features"][0] for image in images
         ]
 
     def _answer(self, encoded: str, pixels: str, name: str, images: Images) -> Answers:
         if isinstance(images, np.ndarray) and images.ndim == 4:
-            return self._call(pixels, images=images)
+            return self._call(pixels, images=_pixels(images))
         if isinstance(images, bytes | str | np.ndarray) or not isinstance(images, Sequence):
             raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images or of bytes; got {_describe(images)}")
-        if len(images) == 0 or isinstance(images[0], bytes):
+        if all(isinstance(image, bytes) for image in images):
             return self._call(encoded, **{name: np.array(list(images), object)})
-        rows = [self._call(pixels, images=np.asarray(image)[None]) for image in images]
+        rows = [self._call(pixels, images=_pixels(np.asarray(image)[None])) for image in images]
         return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
     def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
@@ -116,10 +115,17 @@ class Model(Callables):
 
     @classmethod
     def from_config(cls, config: Mapping) -> "Model":
-        """Build a model with fresh weights from `config`."""
-        network = build(_preset(config["preset"]), config["num_classes"], config["background"])
-        options = {**config["options"], "scales": _tuples(config["options"]["scales"])}
-        return cls(network, tuple(config["labels"]), InferenceOptions(**options), tuple(config["tasks"]))
+        """Build a model with fresh weights from `config`.
+
+        Raises:
+            ValueError: it is not what `config` gives.
+        """
+        try:
+            network = build(_preset(config["preset"]), config["num_classes"], config["background"])
+            options = {**config["options"], "scales": _tuples(config["options"]["scales"])}
+            return cls(network, tuple(config["labels"]), InferenceOptions(**options), tuple(config["tasks"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected the configuration of a model; it is damaged: {error}") from None
 
     def save_weights(self, folder: Path) -> None:
         """Write each part's weights into a folder, replacing what is there."""
@@ -128,9 +134,18 @@ class Model(Callables):
             getattr(self.network, part).save_weights(folder / f"{part}.weights.h5")
 
     def load_weights(self, folder: Path) -> None:
-        """Read what `save_weights` wrote."""
+        """Read what `save_weights` wrote.
+
+        Raises:
+            ValueError: a file is missing, damaged or of another network.
+        """
         for part in PARTS:
-            getattr(self.network, part).load_weights(folder / f"{part}.weights.h5")
+            path = folder / f"{part}.weights.h5"
+            try:
+                getattr(self.network, part).load_weights(path)
+            except (OSError, ValueError) as error:
+                line = str(error).partition("\n")[0]
+                raise ValueError(f"expected the weights of this network's {part} in '{path}'; {line}") from None
 
 
 class Exported(Callables):
@@ -144,7 +159,10 @@ class Exported(Callables):
     def __init__(self, folder: Path):
         config = read_config(folder)["model"]
         self.labels, self.tasks = tuple(config["labels"]), tuple(config["tasks"])
-        self._loaded = tf.saved_model.load(str(folder))
+        try:
+            self._loaded = tf.saved_model.load(str(folder))
+        except OSError as error:
+            raise ValueError(f"expected a SavedModel in '{folder}'; it is damaged: {error}") from None
 
     def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
         if signature not in self._loaded.signatures:
@@ -190,11 +208,14 @@ def read_config(folder: Path) -> dict:
     """
     path = folder / CONFIG
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ValueError(f"expected the folder of a run or of a SavedModel; '{folder}' has no {CONFIG}") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"expected JSON in '{path}'; it is damaged: {error}") from None
+    if not isinstance(config, dict) or "model" not in config:
+        raise ValueError(f"expected a section 'model' in '{path}'; there is none")
+    return config
 
 
 def _preset(values: Mapping) -> Preset:
@@ -213,5 +234,12 @@ def _example(data: bytes) -> bytes:
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
 
 
+def _pixels(images: np.ndarray) -> np.ndarray:
+    """Let uint8 [B, H, W, 3] pass; a cast would turn 0..1 into black without a word."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(f"expected images of uint8 [H, W, 3]; got a batch of {_describe(images)}")
+    return images
+
+
 def _describe(images: object) -> str:
-    return f"an array of shape {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+    return f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__

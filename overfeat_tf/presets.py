@@ -130,6 +130,23 @@ PRESETS = {
             dropout=0.1,
             init_std=None,
         ),
+        Preset(
+            # For a few hundred photographs and half an hour on two cores: objects of a sixth to two thirds of an
+            # image's side appear at 46 to 92 of the window's 109 pixels, where the pips of a playing card can be told.
+            name="small",
+            window=109,
+            convs=(
+                Conv(32, 7, stride=2, pool=2),
+                Conv(64, 3, pool=2),
+                Conv(128, 3, padding=1),
+                Conv(128, 3, padding=1, pool=2),
+            ),
+            full=(256, 256),
+            regressor=(128, 64),
+            scales=((117, 117), (165, 165), (229, 229), (325, 325), (453, 453)),
+            dropout=0.3,
+            init_std=None,
+        ),
     )
 }
 

@@ -65,12 +65,10 @@ def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> D
     merged = _merge_in_pixels(
         image, tf.gather(boxes, tf.reshape(windows, [-1])), tf.reshape(scores, [-1]), ranks, options
     )
-    # Merged boxes come by falling score: the first of a class is its best.
-    first = tf.argmax(merged.classes[None] == tf.range(k)[:, None], axis=1)
-    found = tf.reduce_any(merged.classes[None] == tf.range(k)[:, None], axis=1)
-    whole = tf.constant([[0.0, 0.0, 1.0, 1.0]])
-    places = tf.concat([merged.boxes, whole], axis=0)
-    chosen = tf.gather(places, tf.where(found, first, tf.cast(tf.shape(places)[0] - 1, tf.int64)))
+    # Merged boxes come by falling score, so the first of a class is its best; the whole image where it has none.
+    places = tf.concat([merged.boxes, tf.constant([[0.0, 0.0, 1.0, 1.0]])], axis=0)
+    its_own = tf.pad(merged.classes[None] == tf.range(k)[:, None], [[0, 0], [0, 1]], constant_values=True)
+    chosen = tf.gather(places, tf.argmax(its_own, axis=1))
     return Detections(chosen, best.values, best.indices + 1, tf.constant(k))
 
 

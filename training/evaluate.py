@@ -55,11 +55,14 @@ def evaluate(
     counts = {"images": 0, "unreadable": 0}
     progress = tqdm(source.records(split, limit), desc=f"evaluate {split}", unit=" images", disable=quiet or None)
     for batch in _batches(iter(progress)):
-        images = [record.image_bytes for record in batch]
+        images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
         for metric, call in ((detection, "detect"), (guesses, "localize")):
             if metric is not None:
-                _process(metric, batch, getattr(model, call)(images), counts, seen if call == "detect" else None)
+                answers = getattr(model, call)(images)
+                _process(metric, batch, answers, seen if call == "detect" else None)
+                unread |= answers["status"] != b""
         counts["images"] += len(batch)
+        counts["unreadable"] += int(unread.sum())
     if counts["images"] == 0:
         raise ValueError(f"expected images in split '{split}' of {source.name}; there are none")
     if counts["unreadable"] == 0:
@@ -92,11 +95,16 @@ def fixed_box_map50(source: Source, train_split: str, split: str) -> float:
     """Score a box that never moves: the training split's mean box, for every class, by its frequency.
 
     What a detector has to beat before its figure means anything.
+
+    Raises:
+        ValueError: unknown split, or one without any object.
     """
     boxes, labels = [], []
     for record in source.records(train_split):
         boxes.append(record.boxes)
         labels.append(record.labels)
+    if not any(map(len, labels)):
+        raise ValueError(f"expected objects in split '{train_split}' of {source.name}; there are none")
     mean = np.concatenate(boxes).mean(axis=0)
     shares = np.bincount(np.concatenate(labels), minlength=len(source.class_names)) / sum(map(len, labels))
     order = np.argsort(-shares)
@@ -113,10 +121,9 @@ def fixed_box_map50(source: Source, train_split: str, split: str) -> float:
     return dict(metric.evaluate())["map50"]
 
 
-def _process(metric: Metric, batch: list[Record], answers: Answer, counts: dict, seen: Callable | None) -> None:
+def _process(metric: Metric, batch: list[Record], answers: Answer, seen: Callable | None) -> None:
     for row, record in enumerate(batch):
         answer = {key: values[row] for key, values in answers.items()}
-        counts["unreadable"] += answer["status"] != b""
         metric.process(record, answer)
         if seen is not None:
             seen(record, answer)

@@ -6,6 +6,7 @@ one image's rows of them.
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -46,9 +47,9 @@ class CocoDetection:
                     "image_id": image,
                     "category_id": int(label) + 1,
                     "bbox": placed,
-                    "area": placed[2] * placed[3],
+                    # Beyond all ranges of sizes: how COCOeval ignores an object (it overwrites a flag `ignore`).
+                    "area": math.inf if difficult else placed[2] * placed[3],
                     "iscrowd": 0,
-                    "ignore": int(difficult),
                 }
             )
         for i in range(int(answer["num_detections"])):
@@ -61,14 +62,14 @@ class CocoDetection:
 
         Raises:
             ImportError: pycocotools is not there.
-            ValueError: no object in the whole set.
+            ValueError: no object in the whole set, or none that counts.
         """
         try:
             from pycocotools.coco import COCO
             from pycocotools.cocoeval import COCOeval
         except ImportError as error:
             raise ImportError("mAP needs pycocotools: pip install 'overfeat-tf[eval]'") from error
-        if not self._truths:
+        if not any(math.isfinite(truth["area"]) for truth in self._truths):
             raise ValueError(f"expected objects to score against; the {len(self._images)} images have none")
         categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, start=1)]
         with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress

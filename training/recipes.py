@@ -1,9 +1,9 @@
 """Named recipes: data + network + schedule, each with its command, time and result."""
 
-import ast
 import difflib
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from overfeat_tf.options import InferenceOptions
 from training.losses import NEGATIVES
@@ -34,6 +34,11 @@ class Schedule:
     weight_decay: float = 1e-4
     clip: float = 3.0
     epochs: int = 5
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.epochs) < 1:
+            got = f"{self.steps}, {self.batch} and {self.epochs}"
+            raise ValueError(f"expected at least one step, one image a batch and one epoch; got {got}")
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,10 @@ class Recipe:
     validation_images: int = 40
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.negatives not in NEGATIVES:  # said here, before two stages have been fitted
+            raise ValueError(f"expected negatives to be one of {', '.join(NEGATIVES)}; got '{self.negatives}'")
+
 
 def digits() -> Recipe:
     """Train `tiny` on the digit scenes.
@@ -86,17 +95,36 @@ def digits() -> Recipe:
         name="digits",
         data="digits",
         preset="tiny",
-        classification=Schedule(steps=750, batch=128, rate=0.05, epochs=3),
+        classification=Schedule(steps=600, batch=128, rate=0.05, epochs=3),
         localization=Schedule(steps=60, batch=64, rate=0.05, epochs=1),
-        detection=Schedule(steps=900, batch=64, rate=0.05, epochs=4),
+        detection=Schedule(steps=800, batch=64, rate=0.05, epochs=4),
         side=68,
         fine=False,  # views fall at random offsets as it is: more views for the same work
         views=ViewOptions(mirror=False, object_share=0.7, colour=0.35),
+        inference=InferenceOptions(min_score=0.3, merge_threshold=0.8),
+    )
+
+
+def voc() -> Recipe:
+    """Train `small` on a Pascal VOC folder of a few hundred photographs.
+
+    overfeat train voc --data voc:DIR --run runs/NAME
+    """
+    return Recipe(
+        name="voc",
+        data=None,
+        preset="small",
+        classification=Schedule(steps=2000, batch=64, rate=0.03, epochs=5),
+        localization=Schedule(steps=150, batch=32, rate=0.03, epochs=1),
+        detection=Schedule(steps=1400, batch=32, rate=0.03, epochs=7),
+        side=157,
+        fine=False,
+        views=ViewOptions(mirror=False, object_share=0.7, stretch=0.25, colour=0.3),
         inference=InferenceOptions(min_score=0.2, merge_threshold=0.7),
     )
 
 
-RECIPES = {"digits": digits}
+RECIPES = {"digits": digits, "voc": voc}
 
 
 def get_recipe(name: str) -> Recipe:
@@ -125,9 +153,9 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
 
 
 def _changed(part: Any, key: str, path: list[str], text: str) -> Any:
-    names = [f.name for f in fields(part)]
-    if path[0] not in names:
-        raise ValueError(f"expected a key of the recipe; got '{key}'{_nearest(path[0], names)}; there are {names}")
+    kinds = {f.name: f.type for f in fields(part)}
+    if path[0] not in kinds:
+        raise ValueError(f"expected a key of the recipe; got '{key}'{_nearest(path[0], kinds)}; there are {[*kinds]}")
     old = getattr(part, path[0])
     if is_dataclass(old):
         if len(path) == 1:
@@ -135,21 +163,29 @@ def _changed(part: Any, key: str, path: list[str], text: str) -> Any:
         return replace(part, **{path[0]: _changed(old, key, path[1:], text)})
     if len(path) > 1:
         raise ValueError(f"expected '{path[0]}' to end the key; got '{key}'")
-    return replace(part, **{path[0]: _value(key, old, text)})
+    return replace(part, **{path[0]: _value(key, kinds[path[0]], text, old)})
 
 
-def _value(key: str, old: Any, text: str) -> Any:
+def _value(key: str, kind: Any, text: str, old: Any) -> Any:
     try:
-        new = text if isinstance(old, str) else ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
-        new = text
-    if isinstance(old, tuple) and not isinstance(new, tuple):
-        new = tuple(new) if isinstance(new, list) else (new,)
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
-        new = float(new)
-    if old is not None and type(new) is not type(old):
-        raise ValueError(f"expected {key} to be of type {type(old).__name__}, like {old!r}; got '{text}'")
-    return new
+        return _read(kind, text)
+    except ValueError:
+        named = kind.__name__ if isinstance(kind, type) else kind
+        raise ValueError(f"expected {key} to be of type {named}, like {old!r}; got '{text}'") from None
+
+
+def _read(kind: Any, text: str) -> Any:
+    """Read a value of the type that a field is annotated with; ValueError where it is of another."""
+    if isinstance(kind, UnionType):  # with None
+        return None if text == "None" else _read(get_args(kind)[0], text)
+    if get_origin(kind) is tuple:
+        parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(parts) if kinds[-1] is Ellipsis else kinds
+        return tuple(_read(*pair) for pair in zip(kinds, parts, strict=True))
+    if kind is bool and text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true" if kind is bool else kind(text)
 
 
 def _nearest(name: str, known) -> str:

@@ -39,7 +39,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
         stages: Of `TASKS`.
 
     Raises:
-        ValueError: unknown stage, or the folder holds a run of other settings.
+        ValueError: unknown stage, or the folder holds a run of other settings, or one that is past the stage.
         FloatingPointError: a loss that is not finite.
     """
     unknown = [stage for stage in stages if stage not in TASKS]
@@ -52,6 +52,10 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
         for stage in TASKS:
             if stage not in stages or stage in model.tasks:
                 continue
+            if stage == "classification" and model.network.background:
+                raise ValueError(
+                    f"expected '{run}' to be fitted for classification before detection: use another --run"
+                )
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
             _fit(stage, model, recipe, source, run)

@@ -31,7 +31,9 @@ class VocFolder:
         lists = folder / "ImageSets" / "Main"
         # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
         names = {path.stem for path in lists.glob("*.txt")}
-        self.splits = tuple(sorted(name for name in names if name.rpartition("_")[2] not in names - {name}))
+        self.splits = tuple(
+            sorted(n for n in names if n.rpartition("_")[2] not in names - {n} or not _is_flagged(lists / f"{n}.txt"))
+        )
         missing = [str(part) for part in ("Annotations", "JPEGImages") if not (folder / part).is_dir()]
         if missing or not self.splits:
             missing += [] if self.splits else ["ImageSets/Main/*.txt"]
@@ -72,7 +74,7 @@ class VocFolder:
         try:
             with Image.open(image) as opened:
                 stored = opened.size
-                turned = stored if opened.getexif().get(0x0112, 1) in range(5) else stored[::-1]
+                turned = stored[::-1] if opened.getexif().get(0x0112) in range(5, 9) else stored
         except (OSError, Image.DecompressionBombError) as error:
             log.warning("%s: skipped %s: %s", self.name, image.name, error)
             return None
@@ -116,6 +118,12 @@ class VocFolder:
             for flag, values in flags.items():
                 values.append((item.findtext(flag) or "0").strip() == "1")
         return boxes, labels, flags
+
+
+def _is_flagged(path: Path) -> bool:
+    """Tell whether a list's first line has a flag after the name."""
+    with path.open() as lines:
+        return len(next(lines, "").split()) > 1
 
 
 def _parse(path: Path) -> ElementTree.Element | None:

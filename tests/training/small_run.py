@@ -1,0 +1,89 @@
+"""A recipe of a few steps, and its losses on one device or on two.
+
+As a program, `small_run.py RUN` trains all stages on two logical CPUs and prints the losses as JSON.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+from unittest import mock
+
+import keras
+import tensorflow as tf
+from small_source import few_digits
+
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.presets import PRESETS
+from training import train as module
+from training.pipeline import ViewOptions
+from training.recipes import Recipe, Schedule
+
+EPOCHS = 2
+SCHEDULE = Schedule(steps=4, batch=4, rate=0.02, drops=(0.5,), factor=0.1, epochs=EPOCHS)
+RECIPE = Recipe(
+    name="small",
+    data=None,
+    preset="tiny",
+    classification=SCHEDULE,
+    localization=SCHEDULE,
+    detection=SCHEDULE,
+    side=52,
+    views=ViewOptions(per_image=2),
+    inference=InferenceOptions(scales=(1, 2), max_windows=50),
+    validation_images=2,
+)
+
+
+class Epochs(keras.callbacks.Callback):
+    """Stands where the report stands, and keeps each epoch's figures by stage."""
+
+    seen: ClassVar[dict[str, list[dict]]]
+
+    def __init__(self, report, stage: str, epochs: int):
+        super().__init__()
+        self._stage = stage
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.seen.setdefault(self._stage, []).append({"epoch": epoch, **(logs or {})})
+
+
+def short_shuffle():
+    """Shuffle over 32 elements at most: filling the pipeline's buffers would take longer than the tests."""
+    whole = tf.data.Dataset.shuffle
+    return mock.patch.object(
+        tf.data.Dataset, "shuffle", lambda self, size, *args, **options: whole(self, min(size, 32), *args, **options)
+    )
+
+
+def step_losses(run: Path) -> dict[str, list[float]]:
+    """Train all stages for two epochs of one step each and give the steps' losses.
+
+    Without dropout, whose draws differ from device to device, and with the same batch at each step, since Keras takes
+    one from the stream to build a distributed model.
+    """
+
+    class Steps(Epochs):
+        seen: ClassVar = {}
+
+    def same_batch(*of):
+        return batches(*of).take(1).cache().repeat()
+
+    batches = module._batches
+
+    schedule = replace(SCHEDULE, steps=EPOCHS)
+    recipe = replace(RECIPE, classification=schedule, localization=schedule, detection=schedule)
+    recipe = replace(recipe, val_split="none")
+    calm = {**PRESETS, "tiny": replace(PRESETS["tiny"], dropout=0.0)}
+    replaced = mock.patch.multiple(module, Report=Steps, _batches=same_batch)
+    with short_shuffle(), mock.patch.dict(PRESETS, calm), replaced:
+        module.train(recipe, few_digits(8, 2), run)
+    return {stage: [float(figures["loss"]) for figures in epochs] for stage, epochs in Steps.seen.items()}
+
+
+if __name__ == "__main__":
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    losses = step_losses(Path(sys.argv[1]))
+    print(json.dumps({"devices": len(tf.config.list_logical_devices("CPU")), "losses": losses}))

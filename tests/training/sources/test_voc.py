@@ -1,0 +1,282 @@
+"""Pascal VOC folders: written here by hand, and the real files beside the checkout where they are there."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.sources import open_source
+from training.sources.voc import VocFolder
+
+DATASETS = Path(__file__).resolve().parents[4] / "shared" / "datasets"
+
+
+def exif(orientation: int) -> Image.Exif:
+    block = Image.Exif()
+    block[0x0112] = orientation
+    return block
+
+
+class Folder:
+    """A VOC folder under construction."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+            (root / part).mkdir(parents=True)
+        self.names: list[str] = []
+
+    def image(self, name: str, size=(40, 20), suffix=".jpg", **options) -> None:
+        """Write a grey image of `size` = (width, height)."""
+        Image.new("RGB", size, "gray").save(self.root / "JPEGImages" / f"{name}{suffix}", **options)
+
+    def xml(self, name: str, *objects: str, size=(40, 20)) -> None:
+        text = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>{''.join(objects)}"
+        path = self.root / "Annotations" / f"{name}.xml"
+        path.write_text(f"<annotation><filename>{name}.jpg</filename>{text}</annotation>")
+        self.names.append(name)
+
+    def split(self, name: str, lines: list[str] | None = None) -> None:
+        path = self.root / "ImageSets" / "Main" / f"{name}.txt"
+        path.write_text("\n".join(self.names if lines is None else lines) + "\n")
+
+    def records(self, split: str = "train", limit: int | None = None) -> list:
+        return list(VocFolder(self.root).records(split, limit))
+
+
+def thing(name: str, xmin, ymin, xmax, ymax, **flags) -> str:
+    box = f"<xmin>{xmin}</xmin><ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax>"
+    marks = "".join(f"<{key}>{value}</{key}>" for key, value in flags.items())
+    return f"<object><name>{name}</name>{marks}<bndbox>{box}</bndbox></object>"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path / "voc")
+
+
+def test_boxes_become_normalised_yxyx(folder):
+    folder.image("a")
+    folder.xml("a", thing("cat", 1, 1, 40, 20), thing("dog", 11, 6, 20, 15), thing("cat", "3.5", 2, 4, "4.0"))
+    folder.split("train")
+    (record,) = folder.records()
+    assert record.image_bytes == (folder.root / "JPEGImages" / "a.jpg").read_bytes() and record.image_id == "a"
+    expected = [[0, 0, 1, 1], [5 / 20, 10 / 40, 15 / 20, 20 / 40], [1 / 20, 2.5 / 40, 4 / 20, 4 / 40]]
+    np.testing.assert_allclose(record.boxes, expected, rtol=1e-6)
+    assert record.labels.tolist() == [0, 1, 0]
+
+
+def test_flags_are_read_object_by_object(folder):
+    folder.image("a")
+    first = thing("cat", 1, 1, 9, 9, difficult=1, truncated=0, occluded=1)
+    folder.xml("a", first, thing("cat", 1, 1, 9, 9, truncated=" 1 "), thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    (record,) = folder.records()
+    assert record.difficult.tolist() == [True, False, False]
+    assert record.truncated.tolist() == [False, True, False]
+    assert record.occluded.tolist() == [True, False, False]
+
+
+def test_an_image_without_objects_is_a_record(folder):
+    folder.image("a")
+    folder.xml("a")
+    folder.image("b")
+    folder.xml("b", thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    assert [len(record.labels) for record in folder.records()] == [0, 1]
+
+
+@pytest.mark.parametrize("corners", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (50, 5, 60, 9), ("", 1, 2, 3)])
+def test_a_box_without_area_is_left_out_and_said_so(folder, caplog, corners):
+    folder.image("a")
+    folder.xml("a", thing("dog", *corners, difficult=1), thing("cat", 2, 2, 9, 9))
+    folder.split("train")
+    with caplog.at_level(logging.WARNING):
+        (record,) = folder.records()
+    assert record.labels.tolist() == [0] and record.difficult.tolist() == [False]
+    (line,) = caplog.messages
+    assert line.startswith(f"voc:{folder.root}: left out") and " a" in line
+
+
+def test_a_box_beyond_the_image_is_clipped(folder):
+    folder.image("a")
+    folder.xml("a", thing("cat", -3, 0, 44, 11))
+    folder.split("train")
+    np.testing.assert_allclose(folder.records()[0].boxes, [[0, 0, 11 / 20, 1]], rtol=1e-6)
+
+
+def test_a_missing_image_and_a_missing_annotation_are_skipped_and_said_so(folder, caplog):
+    folder.xml("gone", thing("cat", 1, 1, 9, 9))
+    folder.image("bare")
+    folder.image("good")
+    folder.xml("good", thing("cat", 1, 1, 9, 9))
+    (folder.root / "Annotations" / "broken.xml").write_text("<annotation>")
+    folder.image("broken")
+    folder.split("train", ["gone", "bare", "broken", "good"])
+    (folder.root / "classes.txt").write_text("cat\n")
+    with caplog.at_level(logging.WARNING):
+        assert [record.image_id for record in folder.records()] == ["good"]
+    assert [message.split(":")[-2 if "no image" in message else 1] for message in caplog.messages] == [
+        " skipped gone",
+        " skipped bare.xml",
+        " skipped broken.xml",
+    ]
+
+
+def test_an_image_that_is_none_is_skipped_and_said_so(folder, caplog):
+    (folder.root / "JPEGImages" / "a.jpg").write_bytes(b"<html>not found</html>")
+    folder.xml("a", thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    with caplog.at_level(logging.WARNING):
+        assert folder.records() == []
+    (line,) = caplog.messages
+    assert "skipped a.jpg: " in line
+
+
+def test_other_suffixes_are_found(folder):
+    for name, suffix in (("a", ".png"), ("b", ".JPG"), ("c", ".webp")):
+        folder.image(name, suffix=suffix)
+        folder.xml(name, thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    assert len(folder.records()) == 3
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_boxes_on_a_turned_image_as_stored_are_skipped(folder, caplog, orientation):
+    folder.image("a", exif=exif(orientation))
+    folder.xml("a", thing("cat", 1, 1, 9, 9), size=(40, 20))  # the file's 40x20, shown as 20x40
+    folder.split("train")
+    with caplog.at_level(logging.WARNING):
+        assert folder.records() == []
+    (line,) = caplog.messages
+    assert "skipped a: " in line and "EXIF" in line
+
+
+def test_boxes_on_a_turned_image_as_displayed_are_kept(folder):
+    folder.image("a", exif=exif(6))
+    folder.xml("a", thing("cat", 1, 1, 20, 40), size=(20, 40))
+    folder.split("train")
+    np.testing.assert_allclose(folder.records()[0].boxes, [[0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("orientation", [0, 1, 2, 9, 65535])
+def test_an_orientation_that_turns_nothing_changes_nothing(folder, orientation):
+    folder.image("a", exif=exif(orientation))
+    folder.xml("a", thing("cat", 1, 1, 40, 20))
+    folder.split("train")
+    np.testing.assert_allclose(folder.records()[0].boxes, [[0, 0, 1, 1]])
+
+
+def test_classes_are_listed_or_else_found_and_sorted(folder):
+    folder.image("a")
+    folder.xml("a", thing("zebra", 1, 1, 9, 9), thing("ant", 1, 1, 9, 9))
+    folder.split("train")
+    assert VocFolder(folder.root).class_names == ("ant", "zebra")
+    assert folder.records()[0].labels.tolist() == [1, 0]
+    (folder.root / "classes.txt").write_text("zebra\n\n gnu \nant\n")
+    assert VocFolder(folder.root).class_names == ("zebra", "gnu", "ant")
+    assert folder.records()[0].labels.tolist() == [0, 2]
+
+
+def test_a_class_that_is_not_listed_is_left_out_and_said_so(folder, caplog):
+    folder.image("a")
+    folder.xml("a", thing("cat", 1, 1, 9, 9), thing("yeti", 1, 1, 9, 9))
+    folder.split("train")
+    (folder.root / "classes.txt").write_text("cat\n")
+    with caplog.at_level(logging.WARNING):
+        assert folder.records()[0].labels.tolist() == [0]
+    assert "yeti" in caplog.text
+
+
+def test_no_object_anywhere_is_an_error_of_one_line(folder):
+    folder.image("a")
+    folder.xml("a")
+    folder.split("train")
+    with pytest.raises(ValueError, match="^expected objects in the annotations of .*; there are none$"):
+        _ = VocFolder(folder.root).class_names
+
+
+def test_the_lists_of_single_classes_are_no_splits(folder):
+    folder.split("train", ["a"])
+    folder.split("trainval", ["a"])
+    folder.split("cat_train", ["a  1", "b -1"])
+    folder.split("cat_trainval", ["a  1"])
+    folder.split("official_train", ["a"])  # a split of its own, whatever its name ends in
+    folder.split("train_small", ["a"])
+    assert VocFolder(folder.root).splits == ("official_train", "train", "train_small", "trainval")
+
+
+def test_a_split_keeps_its_lists_order_and_ends_at_the_limit(folder):
+    for name in ("b", "a", "c"):
+        folder.image(name)
+        folder.xml(name, thing("cat", 1, 1, 9, 9))
+    folder.split("train", ["b", "", "c", "a"])
+    assert [record.image_id for record in folder.records()] == ["b", "c", "a"]
+    assert [record.image_id for record in folder.records(limit=2)] == ["b", "c"]
+
+
+def test_an_unknown_split_names_those_that_exist(folder):
+    folder.split("train", ["a"])
+    folder.split("val", ["a"])
+    with pytest.raises(ValueError, match=r"^expected a split of voc:.*, one of train, val; got 'test'$"):
+        folder.records("test")
+
+
+@pytest.mark.parametrize(
+    "part, named", [("Annotations", "Annotations"), ("JPEGImages", "JPEGImages"), ("ImageSets", r"ImageSets/Main/\*")]
+)
+def test_a_folder_laid_out_otherwise_says_what_it_lacks(folder, part, named):
+    folder.split("train", ["a"])
+    shutil.rmtree(folder.root / part)
+    with pytest.raises(ValueError, match=rf"^expected a Pascal VOC folder; '.*' has no {named}[^\n]*$"):
+        VocFolder(folder.root)
+
+
+def test_no_folder_at_all_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^expected a Pascal VOC folder; [^\n]*$"):
+        VocFolder(tmp_path / "nowhere")
+
+
+# --- Real files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not (DATASETS / "playing_cards").is_dir(), reason="no playing_cards beside the checkout")
+def test_playing_cards_are_read_in_full(caplog):
+    source = open_source(f"voc:{DATASETS / 'playing_cards'}")
+    assert set(source.class_names) == {"nine", "ten", "jack", "queen", "king", "ace"}
+    assert {"train", "val", "official_train", "official_test"} <= set(source.splits)
+    records = {split: list(source.records(split)) for split in ("train", "val")}
+    assert {split: len(found) for split, found in records.items()} == {"train": 290, "val": 73}
+    assert sum(len(record.labels) for found in records.values() for record in found) == 670
+    assert caplog.messages == []
+
+
+@pytest.mark.skipif(not (DATASETS / "bad_input").is_dir(), reason="no bad_input beside the checkout")
+def test_bad_input_is_survived(folder, caplog):
+    kept = {"BloodImage_00338", "BloodImage_00343", "raccoon-150", "2007_000738"}
+    for name in kept:
+        for path in (DATASETS / "bad_input").rglob(f"{name}.*"):
+            part = {".xml": "Annotations", ".jpg": "JPEGImages"}.get(path.suffix)
+            if part:
+                shutil.copy(path, folder.root / part)
+    # An invalid orientation (65537 as a LONG) turns nothing; a GIF that says .jpg; a file cut short has a good header.
+    shutil.copy(DATASETS / "bad_input" / "exif_orientation" / "00103.jpg", folder.root / "JPEGImages")
+    folder.xml("00103", thing("cat", 1, 1, 480, 321), size=(480, 321))
+    shutil.copy(
+        DATASETS / "bad_input" / "gif_among_jpegs" / "imageNotFound.gif", folder.root / "JPEGImages" / "gif.jpg"
+    )
+    folder.xml("gif", thing("cat", 1, 1, 2, 2))
+    folder.split("train", sorted(kept | {"00103", "gif", "000000000250"}))
+    with caplog.at_level(logging.WARNING):
+        records = {record.image_id: record for record in folder.records()}
+    assert set(records) == kept | {"00103", "gif"}
+    assert len(records["2007_000738"].labels) == 0
+    np.testing.assert_allclose(records["00103"].boxes, [[0, 0, 1, 1]])
+    left_out = [message for message in caplog.messages if "left out a box of BloodImage_" in message]
+    assert left_out and any("skipped 000000000250.xml" in message for message in caplog.messages)
+    for record in records.values():
+        assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=1) <= 1
+        assert (record.boxes[:, 2:] > record.boxes[:, :2]).all()

@@ -1,0 +1,208 @@
+"""The field's figures: mAP as pycocotools gives it, and ILSVRC's errors as counting gives them."""
+
+import contextlib
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from training.metrics import CocoDetection, Guesses, iou
+from training.sources.record import Record
+
+NAMES = ("a", "b", "c")
+SIZES = ((100, 200), (160, 120), (90, 90))  # height, width
+
+
+def record(boxes, labels, **flags) -> Record:
+    return Record.of_objects(b"", "", boxes, labels, **flags)
+
+
+def answer(boxes, labels, scores=None, size=(100, 200), padding=2) -> dict:
+    """One image's rows of the contract's outputs; labels from 0."""
+    count = len(labels)
+    scores = np.linspace(1, 0.5, count) if scores is None else np.asarray(scores, float)
+    return {
+        "image_size": np.array(size, np.int32),
+        "num_detections": np.float32(count),
+        "detection_boxes": np.concatenate([np.reshape(boxes, (count, 4)), np.zeros((padding, 4))]).astype(np.float32),
+        "detection_scores": np.concatenate([scores, np.zeros(padding)]).astype(np.float32),
+        "detection_classes": np.concatenate([np.array(labels, int) + 1, np.zeros(padding)]).astype(np.float32),
+    }
+
+
+def figures(pairs, names=NAMES) -> dict[str, float]:
+    metric = CocoDetection(names)
+    for truth, found in pairs:
+        metric.process(truth, found)
+    return dict(metric.evaluate())
+
+
+def random_boxes(rng, count: int) -> np.ndarray:
+    first = rng.uniform(0, 0.6, (count, 2))
+    return np.concatenate([first, first + rng.uniform(0.1, 0.4, (count, 2))], axis=1).astype(np.float32)
+
+
+def random_pairs(seed: int, images: int = 12):
+    """Truths, and detections near them or anywhere, of all three classes."""
+    rng = np.random.default_rng(seed)
+    for number in range(images):
+        boxes, labels = random_boxes(rng, count := rng.integers(0, 5)), rng.integers(0, 3, count)
+        near = boxes + rng.normal(0, 0.03, boxes.shape)
+        places = np.concatenate([near, random_boxes(rng, 3)])
+        named = np.concatenate([np.where(rng.random(count) < 0.8, labels, 0), rng.integers(0, 3, 3)])
+        scores = np.sort(rng.random(len(named)))[::-1]
+        yield record(boxes, labels), answer(places, named, scores, SIZES[number % 3])
+
+
+def by_pycocotools(pairs, folder) -> np.ndarray:
+    """Score by way of the files that COCO's own programs read."""
+    images, truths, results = [], [], []
+    for number, (truth, found) in enumerate(pairs, start=1):
+        height, width = found["image_size"].tolist()
+        images.append({"id": number, "height": height, "width": width})
+
+        def box(edges, height=height, width=width):
+            top, left, bottom, right = np.asarray(edges, float) * [height, width, height, width]
+            return [left, top, right - left, bottom - top]
+
+        for edges, label in zip(truth.boxes, truth.labels.tolist(), strict=True):
+            x, y, w, h = box(edges)
+            common = {"id": len(truths) + 1, "image_id": number, "iscrowd": 0}
+            truths.append({**common, "category_id": label + 1, "bbox": [x, y, w, h], "area": w * h})
+        for i in range(int(found["num_detections"])):
+            score, category = float(found["detection_scores"][i]), int(found["detection_classes"][i])
+            place = box(found["detection_boxes"][i])
+            results.append({"image_id": number, "category_id": category, "bbox": place, "score": score})
+    categories = [{"id": 1 + i, "name": name} for i, name in enumerate(NAMES)]
+    whole = {"info": {}, "images": images, "annotations": truths, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(whole))
+    (folder / "found.json").write_text(json.dumps(results))
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(folder / "truth.json"))
+        scoring = COCOeval(coco, coco.loadRes(str(folder / "found.json")), "bbox")
+        for step in (scoring.evaluate, scoring.accumulate, scoring.summarize):
+            step()
+    return scoring.stats
+
+
+# --- CocoDetection ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_figures_are_pycocotools_own(seed, tmp_path):
+    pairs = list(random_pairs(seed))
+    found, stats = figures(pairs), by_pycocotools(pairs, tmp_path)
+    np.testing.assert_allclose([found["map"], found["map50"], found["map75"]], stats[:3], atol=1e-9)
+    assert 0.1 < found["map"] < found["map50"] < 0.95
+    np.testing.assert_allclose(np.mean([found[f"ap50/{name}"] for name in NAMES]), found["map50"])
+
+
+def test_perfect_answers_score_one_and_none_score_nothing():
+    truths = [truth for truth, _ in random_pairs(0)]
+    perfect = [(truth, answer(truth.boxes, truth.labels)) for truth in truths]
+    names = ("map", "map50", "map75", "ap50/a", "ap50/b", "ap50/c")
+    assert figures(perfect) == pytest.approx(dict.fromkeys(names, 1.0))
+    empty = [(truth, answer([], [])) for truth in truths]
+    assert set(figures(empty).values()) == {0.0}
+
+
+def test_a_class_without_objects_has_no_figure_and_does_not_count():
+    truth = record([[0.1, 0.1, 0.5, 0.5]], [1])
+    found = figures([(truth, answer([[0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]], [1, 2]))])
+    assert [found["map"], found["ap50/b"]] == pytest.approx([1, 1])
+    assert math.isnan(found["ap50/a"]) and math.isnan(found["ap50/c"])
+
+
+EASY, HARD = [0.1, 0.1, 0.4, 0.4], [0.5, 0.5, 0.9, 0.9]
+
+
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        ([EASY], 1.0),  # a difficult object missed is no miss
+        ([HARD, EASY], 1.0),  # and found, no false alarm
+        ([HARD], 0.0),  # nor a success
+        ([[0.5, 0.1, 0.9, 0.4], EASY], 0.5),  # a false alarm elsewhere counts
+        ([[0.6, 0.6, 0.7, 0.7], EASY], 0.5),  # also on a small part of it
+    ],
+)
+def test_difficult_objects_do_not_count(found, expected):
+    truth = record([HARD, EASY], [0, 0], difficult=[True, False])
+    assert figures([(truth, answer(found, [0] * len(found)))])["map50"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("truth", [record([], []), record([HARD], [0], difficult=[True])])
+def test_a_set_without_objects_is_one_clear_error(truth):
+    with pytest.raises(ValueError, match="^expected objects to score against; the 2 images have none$"):
+        figures([(truth, answer([EASY], [0])), (record([], []), answer([], []))])
+
+
+# --- Guesses ---------------------------------------------------------------------------------------------------------
+
+
+def counted(pairs) -> dict[str, float]:
+    wrong = dict.fromkeys(("top1_error", "top5_error", "localization1_error", "localization5_error"), 0)
+    images = [(truth, found) for truth, found in pairs if len(truth.labels)]
+    for truth, found in images:
+        for most in (1, 5):
+            named = placed = False
+            for i in range(min(most, int(found["num_detections"]))):
+                for box, label in zip(truth.boxes, truth.labels, strict=True):
+                    if label + 1 == found["detection_classes"][i]:
+                        named = True
+                        placed |= overlap(box, found["detection_boxes"][i]) >= 0.5
+            wrong[f"top{most}_error"] += not named
+            wrong[f"localization{most}_error"] += not placed
+    return {name: count / len(images) for name, count in wrong.items()}
+
+
+def overlap(a, b) -> float:
+    height, width = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    shared = max(height, 0) * max(width, 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def test_iou_is_what_it_says():
+    rng = np.random.default_rng(0)
+    boxes = random_boxes(rng, 30)
+    wanted = [overlap(boxes[0], box) for box in boxes]
+    np.testing.assert_allclose(iou(boxes[0], boxes), wanted, atol=1e-6)
+    assert wanted[0] == pytest.approx(1) and 0 < np.mean(wanted) < 1
+    assert iou(boxes[0], np.zeros((2, 4))).tolist() == [0, 0]
+
+
+def test_guesses_are_counted():
+    pairs = list(random_pairs(3, 60))
+    for truth, found in pairs[:20]:  # wrong ones ahead, so that five guesses do better than one
+        found["detection_classes"][0] = 4 if len(truth.labels) else 1
+    metric = Guesses()
+    for pair in pairs:
+        metric.process(*pair)
+    got = dict(metric.evaluate())
+    assert got == pytest.approx(counted(pairs))
+    assert 0 < got["top5_error"] < got["top1_error"] < got["localization1_error"] < 1
+
+
+def test_only_the_first_five_guesses_count():
+    truth, box = record([EASY], [2]), [EASY] * 6
+    errors = []
+    for labels in ([0, 0, 0, 0, 2, 0], [0, 0, 0, 0, 0, 2], []):
+        metric = Guesses()
+        metric.process(truth, answer(box[: len(labels)], labels))
+        errors.append(dict(metric.evaluate()))
+    assert [error["top5_error"] for error in errors] == [0, 1, 1]
+    assert [error["localization5_error"] for error in errors] == [0, 1, 1]
+    assert [error["top1_error"] for error in errors] == [1, 1, 1]
+
+
+def test_images_without_objects_count_for_nothing():
+    metric = Guesses()
+    metric.process(record([], []), answer([EASY], [0]))
+    with pytest.raises(ValueError, match="^expected images with objects to score against; there are none$"):
+        dict(metric.evaluate())
+    metric.process(record([EASY], [0]), answer([EASY], [0]))
+    assert dict(metric.evaluate())["localization1_error"] == 0

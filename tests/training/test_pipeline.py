@@ -1,0 +1,140 @@
+"""The streams of batches: reproducible, of the promised form, and with targets that fit the pixels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_source import SmallSource, few_digits, picture
+
+from overfeat_tf import geometry
+from overfeat_tf.boxes import from_window
+from overfeat_tf.presets import PRESETS
+from training import pipeline
+from training.pipeline import ViewOptions
+from training.sources.record import Record
+from training.targets import BACKGROUND, IGNORED, Matching, window_origins
+
+TINY, MATCHING, VIEWS = PRESETS["tiny"], Matching(), ViewOptions(per_image=2, mirror=False)
+SIDE, BATCH = 96, 8
+pytestmark = pytest.mark.usefixtures("short_shuffle")
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # a class each
+
+
+@pytest.fixture(scope="module")
+def digits() -> SmallSource:
+    return few_digits(6, 1)
+
+
+@pytest.fixture(scope="module")
+def coloured() -> SmallSource:
+    """Rectangles whose colour is their class, an image each, and one image of nothing."""
+    records = [Record.of_objects(picture(150, 200), "none", [], [])]
+    for label, colour in enumerate(COLOURS):
+        box = (40, 60 + 20 * label, 100, 110 + 20 * label)
+        data = picture(150, 200, [box], colour)
+        records.append(Record.of_objects(data, str(label), [np.array(box) / [150, 200, 150, 200]], [label]))
+    return SmallSource({"train": records}, class_names=("red", "green", "blue"))
+
+
+def classification(source, seed=0, views=VIEWS):
+    data = pipeline.records(source, "train", seed)
+    return pipeline.classification_batches(data, TINY, MATCHING, views, BATCH, seed)
+
+
+def spatial(source, seed=0, views=VIEWS, fine=True):
+    data = pipeline.records(source, "train", seed)
+    return pipeline.spatial_batches(data, TINY, MATCHING, views, BATCH, SIDE, fine, seed)
+
+
+def first(batches, count=3):
+    return [tf.nest.map_structure(lambda t: t.numpy(), batch) for batch in batches.take(count)]
+
+
+def test_the_stream_depends_on_its_seed_alone(digits):
+    once, again, other = (first(spatial(digits, seed)) for seed in (1, 1, 2))
+    tf.nest.map_structure(np.testing.assert_array_equal, once, again)
+    assert not np.array_equal(once[0][0], other[0][0])
+
+
+def test_no_two_passes_show_the_same_views(digits):
+    one = SmallSource({"train": digits.records_of["train"][:1]})
+    (pixels, _), (more, _) = first(classification(one), 2)
+    assert len({view.tobytes() for view in (*pixels, *more)}) == 2 * BATCH
+
+
+def test_classification_batches_have_the_promised_form(digits):
+    batches = classification(digits)
+    pixels, labels = batches.element_spec
+    assert pixels == tf.TensorSpec([BATCH, 32, 32, 3]) and labels == tf.TensorSpec([BATCH], tf.int32)
+    present = {label for record in digits.records("train") for label in record.labels}
+    got = first(batches, 6)
+    shown = {label for _, labels in got for label in labels}
+    assert shown <= present and len(shown) > 3
+    assert all(pixels.min() >= 0 and pixels.max() <= 255 and pixels.std() > 10 for pixels, _ in got)
+
+
+@pytest.mark.parametrize("fine", [True, False])
+def test_spatial_batches_have_the_promised_form(digits, fine):
+    windows = geometry.window_count(TINY, SIDE, fine)
+    pixels, targets = spatial(digits, fine=fine).element_spec
+    assert pixels == tf.TensorSpec([BATCH, SIDE, SIDE, 3])
+    assert targets["scores"].shape == (BATCH, windows, windows) and targets["scores"].dtype == tf.int32
+    assert targets["boxes"].shape == (BATCH, windows, windows, 5)
+
+
+def test_targets_hold_together(digits):
+    got = first(spatial(digits), 6)
+    scores = np.stack([targets["scores"] for _, targets in got])
+    assert scores.min() == IGNORED and scores.max() <= 10 and (scores == BACKGROUND).any()
+    teaches = np.stack([targets["boxes"][..., 4] for _, targets in got])
+    assert set(np.unique(teaches)) == {0.0, 1.0}
+    assert (teaches[scores > BACKGROUND] == 1).all()  # whoever names an object learns to place it
+    boxes = np.stack([targets["boxes"][..., :4] for _, targets in got])
+    assert not boxes[teaches == 0].any() and np.abs(boxes).max() < 3
+
+
+def hue(pixels: np.ndarray) -> int:
+    """Name the class of a region by its colour."""
+    return int(pixels.reshape(-1, 3).mean(axis=0).argmax())
+
+
+def test_a_classification_view_shows_the_object_that_it_is_labelled_with(coloured):
+    for pixels, labels in first(classification(coloured, views=replace(VIEWS, mirror=True))):
+        assert [hue(view[12:20, 12:20]) for view in pixels] == labels.tolist()
+
+
+def test_boxes_and_classes_are_where_the_pixels_are(coloured):
+    origins = window_origins(TINY, SIDE, True)
+    views = replace(VIEWS, mirror=True, colour=0.0)
+    named = taught = 0
+    for batch, targets in first(spatial(coloured, views=views), 4):
+        for view, scores, edges in zip(batch, targets["scores"], targets["boxes"], strict=True):
+            placed = from_window(tf.constant(edges[..., :4]), origins, float(TINY.window)).numpy()
+            # The view's own objects: pixels nearly as bright as can be, in one channel.
+            light = (view.max(axis=-1) > 200) & (view.min(axis=-1) < 60)
+            for i, j in np.argwhere(edges[..., 4] == 1):
+                top, left, bottom, right = placed[i, j]
+                rows, columns = np.flatnonzero(light.any(axis=1)), np.flatnonzero(light.any(axis=0))
+                seen = np.clip([top, left, bottom, right], 0, SIDE)
+                np.testing.assert_allclose(seen, [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=1.01)
+                taught += 1
+                if scores[i, j] > BACKGROUND:
+                    named += 1
+                    middle = view[int(seen[0]) : int(seen[2]), int(seen[1]) : int(seen[3])]
+                    assert hue(middle) + 1 == scores[i, j]
+    assert named > 50 and taught > named
+
+
+def test_object_share_rules_how_many_views_are_centred_on_an_object(digits):
+    shares = {}
+    for share in (0.0, 1.0):
+        got = first(spatial(digits, views=replace(VIEWS, object_share=share)), 6)
+        shares[share] = np.mean([(targets["scores"] > BACKGROUND).any(axis=(1, 2)) for _, targets in got])
+    assert shares[1.0] > 0.9 and shares[0.0] < shares[1.0] - 0.2
+
+
+def test_an_image_of_nothing_trains_the_background(coloured):
+    nothing = SmallSource({"train": coloured.records_of["train"][:1]})
+    ((_, targets),) = first(spatial(nothing), 1)
+    assert targets["scores"].max() == BACKGROUND and not targets["boxes"].any()

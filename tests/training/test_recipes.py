@@ -1,0 +1,103 @@
+"""Recipes by name, and strict changes to them."""
+
+import json
+import re
+from dataclasses import asdict, replace
+
+import pytest
+
+from overfeat_tf.presets import get_preset
+from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override
+
+SCHEDULE = Schedule(steps=600, batch=32, rate=0.05)
+RECIPE = Recipe("mine", None, "tiny", SCHEDULE, SCHEDULE, SCHEDULE, side=96)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_goes_by_its_name_and_fits_its_network(name):
+    recipe = get_recipe(name)
+    assert recipe.name == name
+    preset = get_preset(recipe.preset)
+    assert recipe.inference.scale_sizes(preset)
+    assert recipe.side >= preset.smallest_input if recipe.fine else recipe.side >= preset.window
+    assert json.loads(json.dumps(asdict(recipe)))["preset"] == recipe.preset
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(ValueError, match=r"^expected a recipe, one of digits.*; got 'digit'; did you mean 'digits'\?$"):
+        get_recipe("digit")
+
+
+@pytest.mark.parametrize(
+    "setting, path, value",
+    [
+        ("seed=7", "seed", 7),
+        ("side = 128", "side", 128),
+        ("preset=fast", "preset", "fast"),
+        ("data=voc:/a=b,c", "data", "voc:/a=b,c"),
+        ("data=None", "data", None),
+        ("fine=false", "fine", False),
+        ("views.mirror=True", "views.mirror", True),
+        ("box_weight=2", "box_weight", 2.0),
+        ("detection.rate=1e-3", "detection.rate", 1e-3),
+        ("detection.steps=2000", "detection.steps", 2000),
+        ("detection.drops=0.5,1", "detection.drops", (0.5, 1.0)),
+        ("detection.drops=[0.5]", "detection.drops", (0.5,)),
+        ("detection.drops=()", "detection.drops", ()),
+        ("matching.sizes=(0.3, 0.9)", "matching.sizes", (0.3, 0.9)),
+        ("inference.scales=1,2,4", "inference.scales", (1, 2, 4)),
+        ("inference.scales=3", "inference.scales", (3,)),
+        ("inference.scales=None", "inference.scales", None),
+    ],
+)
+def test_a_setting_changes_one_value_and_keeps_its_type(setting, path, value):
+    changed = override(RECIPE, [setting])
+    outer, _, inner = path.partition(".")
+    found = getattr(changed, outer)
+    if inner:
+        assert found == replace(getattr(RECIPE, outer), **{inner: value})
+        found = getattr(found, inner)
+    assert found == value and type(found) is type(value)
+    assert changed == replace(RECIPE, **{outer: getattr(changed, outer)})
+
+
+def test_settings_add_up_and_the_last_one_wins():
+    changed = override(RECIPE, ["detection.steps=10", "detection.batch=2", "seed=1", "seed=2"])
+    assert (changed.detection.steps, changed.detection.batch, changed.seed) == (10, 2, 2)
+    assert override(RECIPE, []) == RECIPE
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("seeds=1", "expected a key of the recipe; got 'seeds'; did you mean 'seed'?; there are ['name', 'data', "),
+        ("detection.step=1", "got 'detection.step'; did you mean 'steps'?; there are ['steps', 'batch', "),
+        ("detectio.steps=1", "got 'detectio.steps'; did you mean 'detection'?"),
+        ("zzz=1", "expected a key of the recipe; got 'zzz'; there are"),
+        ("seed", "expected key=value; got 'seed'"),
+        ("=1", "expected a key of the recipe; got ''; there are"),
+        ("detection=5", "expected 'detection.' and one of ['steps', "),
+        ("seed.x=5", "expected 'seed' to end the key; got 'seed.x'"),
+        ("seed=1.5", "expected seed to be of type int, like 0; got '1.5'"),
+        ("seed=true", "expected seed to be of type int, like 0; got 'true'"),
+        ("fine=1", "expected fine to be of type bool, like True; got '1'"),
+        ("detection.rate=high", "expected detection.rate to be of type float, like 0.05; got 'high'"),
+        ("detection.drops=a,b", "expected detection.drops to be of type tuple[float, ...], like (0.6, 0.85); got"),
+        ("matching.sizes=0.5", "expected matching.sizes to be of type tuple[float, float], like (0.42, 0.84); got"),
+        (
+            "inference.scales=all",
+            "expected inference.scales to be of type tuple[int, ...] | None, like None; got 'all'",
+        ),
+        ("negatives=worst", "expected negatives to be one of offending, random; got 'worst'"),
+        ("detection.epochs=0", "expected at least one step, one image a batch and one epoch; got 600, 32 and 0"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line(setting, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        override(RECIPE, [setting])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_has_something_to_do():
+    with pytest.raises(ValueError, match="^expected at least one step"):
+        Schedule(steps=0, batch=1, rate=0.1)

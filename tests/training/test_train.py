@@ -1,0 +1,232 @@
+"""Runs of a few steps on a few digits: what they leave, what they move, and how they are taken up again."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import small_run
+import tensorflow as tf
+from small_run import EPOCHS, RECIPE, SCHEDULE, Epochs
+from small_source import few_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from overfeat_tf.model import TASKS, load, read_config
+from training import train as module
+from training.train import train
+
+pytestmark = pytest.mark.usefixtures("short_shuffle")
+PARTS = ("features", "classifier", "regressor")
+
+
+def weights(network) -> dict[str, list[np.ndarray]]:
+    return {part: [np.array(w) for w in getattr(network, part).get_weights()] for part in PARTS}
+
+
+def same(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module")
+def source():
+    return few_digits(8, 2)
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory):
+    """A run of all stages, broken off after the first epochs of classification and of detection, and finished."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    before, after, fit = {}, {}, module._fit
+    broken, taken_up = {}, {}
+
+    class Breaking(Epochs):
+        seen: ClassVar = {}
+
+        def on_train_begin(self, logs=None):
+            if self._stage in broken:
+                taken_up[self._stage] = self.model.get_weights(), int(self.model.optimizer.iterations)
+
+        def on_epoch_end(self, epoch, logs=None):
+            super().on_epoch_end(epoch, logs)
+            if self._stage != "localization" and self._stage not in broken:
+                broken[self._stage] = self.model.get_weights(), int(self.model.optimizer.iterations)
+                raise KeyboardInterrupt
+
+    def watched(stage, model, *rest):
+        before.setdefault(stage, weights(model.network))
+        fit(stage, model, *rest)
+        after[stage] = weights(model.network)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_fit", watched)
+        patch.setattr(module, "Report", Breaking)
+        for _ in ("classification", "detection"):
+            with pytest.raises(KeyboardInterrupt):
+                train(RECIPE, source, run)
+        model = train(RECIPE, source, run)
+    moments = {"before": before, "after": after, "broken": broken, "taken_up": taken_up}
+    return SimpleNamespace(run=run, model=model, epochs=Breaking.seen, **moments)
+
+
+# --- What is left ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_its_configuration(whole):
+    config = read_config(whole.run)
+    assert config["model"]["tasks"] == list(TASKS) and config["model"]["background"] is True
+    assert config["model"]["labels"] == list("0123456789") and config["model"]["options"]["scales"] == [1, 2]
+    assert config["training"]["data"] == "small" and config["training"]["seed"] == RECIPE.seed
+    assert config["training"]["detection"]["rate"] == SCHEDULE.rate
+    assert set(config["training"]["versions"]) == {"tensorflow", "keras"}
+
+
+def test_a_run_leaves_the_weights_of_the_model_returned(whole, source):
+    loaded = load(whole.run)
+    assert loaded.tasks == whole.model.tasks == TASKS
+    for part, values in weights(loaded.network).items():
+        assert same(values, weights(whole.model.network)[part]) and same(values, whole.after["detection"][part])
+    images = [record.image_bytes for record in source.records("val")]
+    assert loaded.detect(images)["detection_boxes"].shape == (2, RECIPE.inference.max_detections, 4)
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_a_run_leaves_checkpoints(whole, stage):
+    folder = whole.run / "checkpoints" / stage
+    assert tf.train.latest_checkpoint(str(folder)) == str(folder / f"ckpt-{EPOCHS}")
+    assert tf.train.load_variable(str(folder), "epoch/.ATTRIBUTES/VARIABLE_VALUE") == EPOCHS
+
+
+def logged(folder: Path) -> dict[str, list]:
+    """Read the tensors of a folder of events by tag."""
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {tag: [tf.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_a_run_leaves_logs_for_tensorboard(whole, stage):
+    logs = logged(whole.run / "logs" / stage / "train")
+    losses = [figures["loss"] for figures in whole.epochs[stage]]
+    # The epoch that was broken off was reported and kept, but the log is written after the report.
+    np.testing.assert_allclose(logs["epoch_loss"], losses, rtol=1e-5)
+    np.testing.assert_allclose(logs["epoch_learning_rate"], [SCHEDULE.rate, SCHEDULE.rate * SCHEDULE.factor], rtol=1e-5)
+
+
+def test_detection_is_validated_by_map_and_by_pictures(whole):
+    logs = logged(whole.run / "logs" / "detection" / "validation")
+    assert len(logs["epoch_map50"]) == len(logs["epoch_map"]) == EPOCHS
+    assert all("val_map50" in figures for figures in whole.epochs["detection"])
+    for number in range(2):  # of the two validation images
+        width, height, encoded = logs[f"val/{number}"][-1]
+        assert tf.io.decode_image(encoded).shape == (int(height), int(width), 3)
+
+
+# --- What moves ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stage, moving",
+    [("classification", {"features", "classifier"}), ("localization", {"regressor"}), ("detection", set(PARTS))],
+)
+def test_a_stage_moves_its_own_parts_and_no_other_by_a_bit(whole, stage, moving):
+    before, after = whole.before[stage], whole.after[stage]
+    assert {part for part in PARTS if not same(before[part], after[part])} == moving
+
+
+def test_each_stage_starts_from_what_the_one_before_has_learnt(whole):
+    assert all(same(whole.after["classification"][part], whole.before["localization"][part]) for part in PARTS)
+    learnt, start = whole.after["localization"], whole.before["detection"]
+    assert same(learnt["features"], start["features"]) and same(learnt["regressor"], start["regressor"])
+    *hidden, kernel, bias = start["classifier"]
+    *learnt_hidden, learnt_kernel, learnt_bias = learnt["classifier"]
+    assert same(hidden, learnt_hidden)
+    np.testing.assert_array_equal(kernel[..., 1:], learnt_kernel)
+    np.testing.assert_array_equal(bias[1:], learnt_bias)
+    assert not kernel[..., 0].any() and bias[0] == 0
+
+
+# --- Taking up a run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["classification", "detection"])
+def test_a_broken_run_goes_on_where_it_was(whole, stage):
+    kept, steps = whole.broken[stage]
+    found, steps_found = whole.taken_up[stage]
+    assert same(kept, found) and steps == steps_found == SCHEDULE.steps // EPOCHS
+
+
+def test_every_epoch_is_trained_once(whole):
+    assert {stage: [e["epoch"] for e in epochs] for stage, epochs in whole.epochs.items()} == {
+        stage: list(range(EPOCHS)) for stage in TASKS
+    }
+
+
+def test_a_finished_run_is_not_trained_again(whole, source, monkeypatch):
+    monkeypatch.setattr(module, "_fit", lambda *_: pytest.fail("trained again"))
+    again = train(RECIPE, source, whole.run)
+    assert all(same(values, whole.after["detection"][part]) for part, values in weights(again.network).items())
+
+
+@pytest.mark.parametrize(
+    "recipe, renamed, differ",
+    [
+        (replace(RECIPE, seed=1), "small", "seed"),
+        (replace(RECIPE, detection=replace(SCHEDULE, rate=0.1), box_weight=1.0), "small", "detection, box_weight"),
+        (RECIPE, "other", "data"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(whole, source, recipe, renamed, differ):
+    config = (whole.run / "config.json").read_text()
+    message = f"expected the settings that '{whole.run}' began with; {differ} differ: use another --run, or those"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(recipe, replace(source, name=renamed), whole.run)
+    assert (whole.run / "config.json").read_text() == config
+
+
+def test_classification_after_detection_is_refused(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    train(RECIPE, source, tmp_path, ["detection"])
+    with pytest.raises(ValueError, match="^expected .* to be fitted for classification before detection: [^\n]*$"):
+        train(RECIPE, source, tmp_path, ["classification"])
+
+
+def test_an_unknown_stage_is_refused_before_anything_is_made(source, tmp_path):
+    message = "expected stages of classification, localization, detection; got 'detect'"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        train(RECIPE, source, tmp_path / "run", ["classification", "detect"])
+    assert not (tmp_path / "run").exists()
+
+
+# --- When it goes wrong ----------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(source, tmp_path):
+    wild = replace(SCHEDULE, rate=1e30, clip=1e30, steps=6, epochs=3)
+    message = r"^the loss of localization is (nan|inf) at step [12]; lower .*localization\.rate=.*another --run$"
+    with pytest.raises(FloatingPointError, match=message):
+        train(replace(RECIPE, localization=wild), source, tmp_path, ["localization"])
+    assert read_config(tmp_path)["model"]["tasks"] == []
+    assert not (tmp_path / "weights").exists()
+
+
+# --- Several devices -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_two_devices_train_as_one(tmp_path):
+    """The same global batches give the same losses: of the first step, and of the second, so the same gradients too."""
+    command = [sys.executable, small_run.__file__, str(tmp_path / "two")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    two = json.loads(done.stdout.splitlines()[-1])
+    assert two["devices"] == 2
+    one = small_run.step_losses(tmp_path / "one")
+    assert set(one) == set(TASKS)
+    for stage, losses in one.items():
+        np.testing.assert_allclose(two["losses"][stage], losses, rtol=2e-3, err_msg=stage)
