@@ -120,7 +120,7 @@ PRESETS = {
         ),
         Preset(
             # Sized to learn the digit scenes on two cores in two minutes: objects of a sixteenth to two thirds of
-            # an image's side appear at 14 to 27 of the window's 32 pixels in two neighbouring scales.
+            # an image's side appear at 15 to 29 of the window's 32 pixels in two neighbouring scales.
             name="tiny",
             window=32,
             convs=(Conv(24, 5, pool=2), Conv(48, 3, pool=2), Conv(96, 3, padding=1), Conv(96, 3, padding=1, pool=2)),

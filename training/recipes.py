@@ -97,10 +97,11 @@ def digits() -> Recipe:
         preset="tiny",
         classification=Schedule(steps=600, batch=128, rate=0.05, epochs=3),
         localization=Schedule(steps=60, batch=64, rate=0.05, epochs=1),
-        detection=Schedule(steps=800, batch=64, rate=0.05, epochs=4),
+        detection=Schedule(steps=720, batch=64, rate=0.05, epochs=4),
         side=68,
         fine=False,  # views fall at random offsets as it is: more views for the same work
-        views=ViewOptions(mirror=False, object_share=0.7, colour=0.35),
+        matching=Matching(sizes=(0.48, 0.92)),
+        views=ViewOptions(per_image=8, mirror=False, object_share=0.7, colour=0.35),
         inference=InferenceOptions(min_score=0.3, merge_threshold=0.8),
     )
 

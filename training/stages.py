@@ -1,6 +1,7 @@
 """The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
 
 import keras
+import tensorflow as tf
 from keras import layers
 
 from overfeat_tf.model import TASKS, Model
@@ -76,15 +77,35 @@ def _let_learn(network: Network, *parts: keras.Model) -> None:
 
 
 def _optimizer(schedule: Schedule) -> keras.optimizers.Optimizer:
-    """SGD with momentum, decoupled weight decay and a stepwise rate (3.1)."""
+    """Build SGD with momentum, decoupled weight decay and a stepwise rate (3.1)."""
     boundaries = [round(schedule.steps * drop) for drop in schedule.drops]
     values = [schedule.rate * schedule.factor**i for i in range(len(boundaries) + 1)]
-    return keras.optimizers.SGD(
+    return ClippedSGD(
+        schedule.clip,
         keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else schedule.rate,
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay,
-        global_clipnorm=schedule.clip,
     )
+
+
+class ClippedSGD(keras.optimizers.SGD):
+    """SGD on the global batch's gradient, of norm `clip` at most.
+
+    Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
+    many devices there are.
+    """
+
+    def __init__(self, clip: float, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._clip = clip
+
+    def apply(self, grads, trainable_variables=None):
+        """Add up the devices' gradients, clip, and hand each its share, which Keras adds up again."""
+        replicas = tf.distribute.get_replica_context()
+        if replicas.num_replicas_in_sync > 1:
+            grads = replicas.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        clipped, _ = tf.clip_by_global_norm(grads, self._clip)
+        super().apply([grad / replicas.num_replicas_in_sync for grad in clipped], trainable_variables)
 
 
 __all__ = ["TASKS", "stage_model", "with_background"]

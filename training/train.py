@@ -14,10 +14,12 @@ import tensorflow as tf
 
 from overfeat_tf.model import CONFIG, TASKS, Model, read_config
 from overfeat_tf.network import build
+from overfeat_tf.presets import get_preset
 from training import pipeline
 from training.callbacks import Checkpoints, DetectionValidation, FiniteLoss, Report
 from training.recipes import Recipe
 from training.sources import Source
+from training.sources.record import check_split
 from training.stages import stage_model, with_background
 
 VALIDATION_BATCHES = 4
@@ -39,12 +41,14 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
         stages: Of `TASKS`.
 
     Raises:
-        ValueError: unknown stage, or the folder holds a run of other settings, or one that is past the stage.
+        ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
+            other settings, or one that is past the stage.
         FloatingPointError: a loss that is not finite.
     """
     unknown = [stage for stage in stages if stage not in TASKS]
     if unknown:
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
+    _check(recipe, source)
     keras.utils.set_random_seed(recipe.seed)
     strategy = choose_strategy()
     with strategy.scope():
@@ -62,6 +66,19 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
             model = replace(model, tasks=(*model.tasks, stage))
             _save(model, recipe, source, run)
     return model
+
+
+def _check(recipe: Recipe, source: Source) -> None:
+    """Raise ValueError at once for what would end a later stage, or keep one waiting for ever."""
+    preset = get_preset(recipe.preset)
+    recipe.inference.scale_sizes(preset)
+    least = preset.smallest_input if recipe.fine else preset.window
+    if recipe.side < least:
+        raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")
+    check_split(source, recipe.train_split)
+    for split in {recipe.train_split, recipe.val_split} & set(source.splits):
+        if not any(len(record.labels) for record in source.records(split)):
+            raise ValueError(f"expected objects in split '{split}' of {source.name}; there are none")
 
 
 def choose_strategy() -> tf.distribute.Strategy:

@@ -30,6 +30,7 @@ RECIPE = Recipe(
     localization=SCHEDULE,
     detection=SCHEDULE,
     side=52,
+    fine=True,
     views=ViewOptions(per_image=2),
     inference=InferenceOptions(scales=(1, 2), max_windows=50),
     validation_images=2,

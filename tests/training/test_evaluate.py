@@ -134,9 +134,9 @@ def test_a_model_has_to_fit_the_source_and_the_protocol():
     for labels in (("a", "c", "b"), ("a", "b"), (*NAMES, "d")):
         with pytest.raises(ValueError, match=rf"^expected the model's {len(labels)} classes .* small has 3 \(a, b, c"):
             require_fit(labels, ("detection",), source, ("detection",))
-    with pytest.raises(ValueError, match="^expected a model trained for detection; this one was for localization$"):
+    with pytest.raises(ValueError, match=r"^expected a model trained for detection; this one was for localization$"):
         require_fit(NAMES, ("localization",), source, ("localization", "detection"))
-    with pytest.raises(ValueError, match="this one was for nothing$"):
+    with pytest.raises(ValueError, match=r"this one was for nothing$"):
         require_fit(NAMES, (), source, ("classification",))
 
 
@@ -156,5 +156,5 @@ def test_the_fixed_box_is_the_mean_of_the_training_split_scored_by_frequency():
 
 def test_the_fixed_box_needs_objects():
     source = SmallSource({"train": [Record.of_objects(b"", "", [], [])], "val": [scene(1)]}, NAMES)
-    with pytest.raises(ValueError, match="^expected objects in split 'train' of small; there are none$"):
+    with pytest.raises(ValueError, match=r"^expected objects in split 'train' of small; there are none$"):
         fixed_box_map50(source, "train", "val")

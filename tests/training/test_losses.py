@@ -150,5 +150,5 @@ def test_keras_averages_over_the_batch_with_labels_as_floats():
 
 
 def test_unknown_negatives_are_refused():
-    with pytest.raises(ValueError, match="^expected negatives to be one of offending, random; got 'worst'$"):
+    with pytest.raises(ValueError, match=r"^expected negatives to be one of offending, random; got 'worst'$"):
         DetectionLoss("worst")

@@ -137,7 +137,7 @@ def test_difficult_objects_do_not_count(found, expected):
 
 @pytest.mark.parametrize("truth", [record([], []), record([HARD], [0], difficult=[True])])
 def test_a_set_without_objects_is_one_clear_error(truth):
-    with pytest.raises(ValueError, match="^expected objects to score against; the 2 images have none$"):
+    with pytest.raises(ValueError, match=r"^expected objects to score against; the 2 images have none$"):
         figures([(truth, answer([EASY], [0])), (record([], []), answer([], []))])
 
 
@@ -202,7 +202,7 @@ def test_only_the_first_five_guesses_count():
 def test_images_without_objects_count_for_nothing():
     metric = Guesses()
     metric.process(record([], []), answer([EASY], [0]))
-    with pytest.raises(ValueError, match="^expected images with objects to score against; there are none$"):
+    with pytest.raises(ValueError, match=r"^expected images with objects to score against; there are none$"):
         dict(metric.evaluate())
     metric.process(record([EASY], [0]), answer([EASY], [0]))
     assert dict(metric.evaluate())["localization1_error"] == 0

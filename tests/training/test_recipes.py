@@ -99,5 +99,5 @@ def test_a_mistake_is_refused_in_one_line(setting, message):
 
 
 def test_a_schedule_has_something_to_do():
-    with pytest.raises(ValueError, match="^expected at least one step"):
+    with pytest.raises(ValueError, match=r"^expected at least one step"):
         Schedule(steps=0, batch=1, rate=0.1)

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from overfeat_tf.model import TASKS, load, read_config
 from training import train as module
+from training.sources.record import Record
 from training.train import train
 
 pytestmark = pytest.mark.usefixtures("short_shuffle")
@@ -113,7 +114,6 @@ def logged(folder: Path) -> dict[str, list]:
 def test_a_run_leaves_logs_for_tensorboard(whole, stage):
     logs = logged(whole.run / "logs" / stage / "train")
     losses = [figures["loss"] for figures in whole.epochs[stage]]
-    # The epoch that was broken off was reported and kept, but the log is written after the report.
     np.testing.assert_allclose(logs["epoch_loss"], losses, rtol=1e-5)
     np.testing.assert_allclose(logs["epoch_learning_rate"], [SCHEDULE.rate, SCHEDULE.rate * SCHEDULE.factor], rtol=1e-5)
 
@@ -192,7 +192,7 @@ def test_other_settings_are_refused_in_one_line(whole, source, recipe, renamed, 
 def test_classification_after_detection_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_fit", lambda *_: None)
     train(RECIPE, source, tmp_path, ["detection"])
-    with pytest.raises(ValueError, match="^expected .* to be fitted for classification before detection: [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^expected .* to be fitted for classification before detection: [^\n]*$"):
         train(RECIPE, source, tmp_path, ["classification"])
 
 
@@ -200,6 +200,31 @@ def test_an_unknown_stage_is_refused_before_anything_is_made(source, tmp_path):
     message = "expected stages of classification, localization, detection; got 'detect'"
     with pytest.raises(ValueError, match=f"^{message}$"):
         train(RECIPE, source, tmp_path / "run", ["classification", "detect"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"side": 35, "fine": True}, "expected side to be at least 36 pixels for 'tiny'; got 35"),
+        ({"side": 31, "fine": False}, "expected side to be at least 32 pixels for 'tiny'; got 31"),
+        ({"inference": replace(RECIPE.inference, scales=(1, 99))}, "expected scales of 'tiny' from 1 to"),
+        ({"preset": "tine"}, "expected a preset, one of .*; did you mean 'tiny'?"),
+    ],
+)
+def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_made(source, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train(replace(RECIPE, **changes), source, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_path, split):
+    empty = replace(source, records_of={**source.records_of, split: [Record.of_objects(b"", "", [], [])]})
+    with pytest.raises(ValueError, match=f"^expected objects in split '{split}' of small; there are none$"):
+        train(RECIPE, empty, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'training'$"):
+        train(replace(RECIPE, train_split="training"), source, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

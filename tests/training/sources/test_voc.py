@@ -195,7 +195,7 @@ def test_no_object_anywhere_is_an_error_of_one_line(folder):
     folder.image("a")
     folder.xml("a")
     folder.split("train")
-    with pytest.raises(ValueError, match="^expected objects in the annotations of .*; there are none$"):
+    with pytest.raises(ValueError, match=r"^expected objects in the annotations of .*; there are none$"):
         _ = VocFolder(folder.root).class_names
 
 

@@ -1,0 +1,55 @@
+"""What the stages compile: the classifier's background class, and the optimizer."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_run import RECIPE, SCHEDULE
+
+from overfeat_tf import geometry
+from overfeat_tf.model import Model
+from overfeat_tf.network import build
+from training.stages import ClippedSGD, stage_model, with_background
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Model:
+    return Model(build("tiny", 3), NAMES, RECIPE.inference, ("classification",))
+
+
+def test_a_background_class_changes_no_other_score(plain):
+    grown = with_background(plain)
+    assert grown.network.background and not plain.network.background
+    assert (grown.labels, grown.options, grown.tasks) == (plain.labels, plain.options, plain.tasks)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 40, 44, 3)).astype(np.float32)
+    (old, old_edges), (new, new_edges) = (m.network.dense(tf.constant(pixels), True, True) for m in (plain, grown))
+    assert np.ptp(old) > 0
+    np.testing.assert_allclose(new[..., 1:], old, atol=1e-5)
+    np.testing.assert_array_equal(new[..., 0], np.zeros_like(new[..., 0]))
+    np.testing.assert_allclose(new_edges, old_edges, atol=1e-5)
+
+
+def test_classification_sees_one_window_and_the_others_many(plain):
+    grown = with_background(plain)
+    assert stage_model("classification", plain.network, RECIPE).output_shape == (None, 3)
+    windows = geometry.window_count(plain.network.preset, RECIPE.side)
+    localization, detection = (stage_model(s, grown.network, RECIPE).output for s in ("localization", "detection"))
+    assert {name: maps.shape for name, maps in localization.items()} == {"boxes": (None, windows, windows, 4)}
+    assert detection["boxes"].shape == detection["scores"].shape == (None, windows, windows, 4)
+
+
+def test_the_rate_drops_after_its_share_of_the_steps(plain):
+    optimizer = stage_model("classification", plain.network, RECIPE).optimizer
+    rates = []
+    for step in (0, SCHEDULE.steps // 2, SCHEDULE.steps // 2 + 1, SCHEDULE.steps):
+        optimizer.iterations.assign(step)
+        rates.append(float(optimizer.learning_rate))
+    np.testing.assert_allclose(rates, [0.02, 0.02, 0.002, 0.002], rtol=1e-6)
+
+
+@pytest.mark.parametrize("length, moved", [(2.0, 2.0), (10.0, 5.0)])
+def test_the_step_is_of_the_clipped_gradient(length, moved):
+    weights = tf.Variable([0.0, 0.0])
+    ClippedSGD(5.0, learning_rate=0.1).apply([tf.constant([0.6, 0.8]) * length], [weights])
+    np.testing.assert_allclose(weights, [-0.06 * moved, -0.08 * moved], rtol=1e-5)
