@@ -95,9 +95,9 @@ def digits() -> Recipe:
         name="digits",
         data="digits",
         preset="tiny",
-        classification=Schedule(steps=600, batch=128, rate=0.05, epochs=3),
+        classification=Schedule(steps=540, batch=128, rate=0.05, epochs=3),
         localization=Schedule(steps=60, batch=64, rate=0.05, epochs=1),
-        detection=Schedule(steps=720, batch=64, rate=0.05, epochs=4),
+        detection=Schedule(steps=640, batch=64, rate=0.05, epochs=4),
         side=68,
         fine=False,  # views fall at random offsets as it is: more views for the same work
         matching=Matching(sizes=(0.48, 0.92)),
