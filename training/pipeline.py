@@ -1,5 +1,6 @@
 """Records to batches: the tf.data pipelines of the three stages."""
 
+import sys
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -84,9 +85,24 @@ def spatial_batches(
 def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
     """Decode each record once and draw `views.per_image` views of it; `example` makes the training example."""
 
-    def draw(index: tf.Tensor, record: dict) -> tf.data.Dataset:
+    def decode(record: dict) -> dict:
         image, status = decode_image(record["image_bytes"])
-        image = tf.cond(status == "", lambda: image, lambda: tf.zeros([1, 1, 3], tf.uint8))
+        return {
+            "image": image,
+            "status": status,
+            "id": record["image_id"],
+            **{k: record[k] for k in ("boxes", "labels")},
+        }
+
+    def readable(record: dict) -> tf.Tensor:
+        good = record["status"] == ""
+        line = tf.strings.join(["skipped ", record["id"], ": ", record["status"]])
+        said = tf.cond(good, tf.no_op, lambda: tf.print(line, output_stream=sys.stderr))
+        with tf.control_dependencies([said]):
+            return tf.identity(good)
+
+    def draw(index: tf.Tensor, record: dict) -> tuple:
+        image = record["image"]
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         boxes = record["boxes"] * tf.concat([size, size], axis=0)
         seeds = tf.random.split(tf.stack([seed, tf.cast(index, tf.int32)]), views.per_image)
@@ -114,7 +130,9 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
 
     # Shuffled again after drawing: the views of one image should not share a batch.
     return (
-        data.enumerate()
+        data.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .filter(readable)
+        .enumerate()
         .map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .unbatch()
         .shuffle(512, seed=seed)

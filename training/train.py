@@ -102,7 +102,8 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
         return model
     config = read_config(run)
     now = _described(recipe, source)
-    changed = [key for key in now if config["training"].get(key) != now[key]]
+    # An upgrade of TensorFlow does not end a run.
+    changed = [key for key in now if key != "versions" and config["training"].get(key) != now[key]]
     if changed:
         raise ValueError(
             f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"

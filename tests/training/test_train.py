@@ -30,6 +30,11 @@ def weights(network) -> dict[str, list[np.ndarray]]:
     return {part: [np.array(w) for w in getattr(network, part).get_weights()] for part in PARTS}
 
 
+def state(model) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Read a compiled model's weights, and its optimizer's counters and momenta."""
+    return model.get_weights(), [np.asarray(variable.numpy()) for variable in model.optimizer.variables]
+
+
 def same(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
@@ -51,12 +56,12 @@ def whole(source, tmp_path_factory):
 
         def on_train_begin(self, logs=None):
             if self._stage in broken:
-                taken_up[self._stage] = self.model.get_weights(), int(self.model.optimizer.iterations)
+                taken_up[self._stage] = state(self.model)
 
         def on_epoch_end(self, epoch, logs=None):
             super().on_epoch_end(epoch, logs)
             if self._stage != "localization" and self._stage not in broken:
-                broken[self._stage] = self.model.get_weights(), int(self.model.optimizer.iterations)
+                broken[self._stage] = state(self.model)
                 raise KeyboardInterrupt
 
     def watched(stage, model, *rest):
@@ -156,9 +161,9 @@ def test_each_stage_starts_from_what_the_one_before_has_learnt(whole):
 
 @pytest.mark.parametrize("stage", ["classification", "detection"])
 def test_a_broken_run_goes_on_where_it_was(whole, stage):
-    kept, steps = whole.broken[stage]
-    found, steps_found = whole.taken_up[stage]
-    assert same(kept, found) and steps == steps_found == SCHEDULE.steps // EPOCHS
+    for kept, found in zip(whole.broken[stage], whole.taken_up[stage], strict=True):
+        assert same(kept, found) and any(np.any(values) for values in kept)
+    assert int(whole.taken_up[stage][1][0]) == SCHEDULE.steps // EPOCHS  # the optimizer's first variable: its steps
 
 
 def test_every_epoch_is_trained_once(whole):
