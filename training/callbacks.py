@@ -60,7 +60,8 @@ class DetectionValidation(keras.callbacks.Callback):
         def seen(record: Record, answer: Answer) -> None:
             if len(pictures) < self.PICTURES and len(record.labels) > 0:
                 names = [self._source.class_names[label] for label in record.labels]
-                pictures.append(np.asarray(draw_boxes(record.image_bytes, answer, truth=(record.boxes, names))))
+                picture = draw_boxes(record.image_bytes, answer, (record.boxes, names), least_score=0.3)
+                pictures.append(np.asarray(picture))
 
         figures = evaluate(self._scored, self._source, self._split, limit=self._images, seen=seen, quiet=True)
         if logs is not None:
