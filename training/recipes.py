@@ -90,6 +90,8 @@ def digits() -> Recipe:
     """Train `tiny` on the digit scenes.
 
     overfeat train digits --run runs/digits
+
+    Four minutes on two cores; mAP at IoU 0.5 of 0.90 on the first 200 test scenes (0.57 over 0.5:0.95).
     """
     return Recipe(
         name="digits",
@@ -110,6 +112,9 @@ def voc() -> Recipe:
     """Train `small` on a Pascal VOC folder of a few hundred photographs.
 
     overfeat train voc --data voc:DIR --run runs/NAME
+
+    25 CPU minutes; on 290 photographs of playing cards, 6 classes, mAP at IoU 0.5 of 0.79 on 73 others (0.50 over
+    0.5:0.95; a box that never moves 0.02).
     """
     return Recipe(
         name="voc",
