@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from overfeat_tf.api import classify, detect, extract_features, localize
-    from overfeat_tf.model import Exported, Model, load
+    from overfeat_tf.loading import Exported, load
+    from overfeat_tf.model import Model
     from overfeat_tf.network import Network, build
     from overfeat_tf.options import InferenceOptions
 
@@ -24,7 +25,8 @@ __all__ = [
 
 _HOMES = {
     "api": ("classify", "detect", "extract_features", "localize"),
-    "model": ("Exported", "Model", "load"),
+    "loading": ("Exported", "load"),
+    "model": ("Model",),
     "network": ("Network", "build"),
     "options": ("InferenceOptions",),
 }

@@ -1,10 +1,9 @@
 """The calls on a network, for programs: `import overfeat_tf as of`."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
-from overfeat_tf.model import Answers, Images, Model
+from overfeat_tf.callables import Answers, Images
+from overfeat_tf.model import Model
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 
@@ -24,9 +23,11 @@ def detect(network: Network, images: Images, options: InferenceOptions | None = 
     return _model(network, options).detect(images)
 
 
-def extract_features(network: Network, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Compute the second full layer before its rectifier: see `Model.extract_features`."""
-    return _model(network, None).extract_features(images)
+def extract_features(
+    network: Network, images: Images, layer: str | None = None, scale: int | None = None, fine: bool = False
+) -> list[np.ndarray]:
+    """Compute a layer's output for each image: see `Model.extract_features`."""
+    return _model(network, None).extract_features(images, layer, scale, fine)
 
 
 _models: list[Model] = []  # the last few asked for, so that a loop over images traces once

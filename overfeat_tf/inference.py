@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
+from overfeat_tf import features
 from overfeat_tf import tasks as functions
 from overfeat_tf.decode import decode_image
 from overfeat_tf.network import Network
@@ -26,16 +27,18 @@ class Inference:
         network: The network.
         labels: Class names, in the order of the classifier's outputs without the background.
         options: Inference options.
+        others: Further members of a committee, whose votes `classify` averages with the network's (Table 2).
     """
 
-    def __init__(self, network: Network, labels: Sequence[str], options: InferenceOptions):
+    def __init__(
+        self, network: Network, labels: Sequence[str], options: InferenceOptions, others: Sequence[Network] = ()
+    ):
         if len(labels) != network.num_classes:
             raise ValueError(f"expected {network.num_classes} labels, one for each class; got {len(labels)}")
         self.network, self.labels, self.options = network, tuple(labels), options
-        self._classify = _traced_once(lambda image: functions.classify(network, image, options))
+        self._classify = _traced_once(lambda image: functions.classify((network, *others), image, options))
         self._localize = _traced_once(lambda image: functions.localize(network, image, options))
         self._detect = _traced_once(lambda image: functions.detect(network, image, options))
-        self._features = _traced_once(lambda image: functions.extract_features(network, image))
 
     @property
     def guesses(self) -> int:
@@ -82,12 +85,10 @@ class Inference:
 
         Native size and coarse stride (3.2).
         """
-        channels = self.network.embedding.output_shape[-1]
-        spec = tf.TensorSpec([None, None, channels], tf.float32)
         # An empty batch has no element to take the maps' size from: run one image of its size, and give none back.
         batch, shape = tf.shape(images)[0], tf.shape(images)[1:]
         some = tf.cond(batch > 0, lambda: images, lambda: tf.zeros(tf.concat([[1], shape], axis=0), tf.uint8))
-        return {"features": tf.map_fn(self._features, some, fn_output_signature=spec)[:batch]}
+        return {"features": features.extract(self.network, [some])[0][:batch]}
 
     def box_outputs(self, found: Detections, image_size: tf.Tensor, status: tf.Tensor) -> Outputs:
         """Name a batch of boxes as the contract and the TF Object Detection API do.

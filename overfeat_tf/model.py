@@ -1,6 +1,5 @@
-"""A trained model, wherever its weights are: fresh, in a run's folder, or in a SavedModel."""
+"""A network with what is needed to answer, and its weights on disk."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -9,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.callables import Answers, Callables
+from overfeat_tf.features import extract
 from overfeat_tf.inference import Inference
 from overfeat_tf.network import Network, build
 from overfeat_tf.options import InferenceOptions
@@ -16,52 +17,7 @@ from overfeat_tf.presets import Conv, Preset
 
 TASKS = ("classification", "localization", "detection")
 CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
-PARTS = ("features", "classifier", "regressor")
-
-Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
-Answers = dict[str, np.ndarray]
-
-
-class Callables:
-    """The four inference calls over whatever `_call` reaches; images may be encoded or pixels, of any sizes.
-
-    `images` is uint8 [B, H, W, 3], or a list of uint8 [H, W, 3] of any sizes, or a list of encoded images (bytes).
-    Answers are numpy arrays by the contract's names, the batch first.
-    """
-
-    def detect(self, images: Images) -> Answers:
-        """Find all objects: boxes by falling accumulated score (4.3, 5); see `Inference.box_outputs`."""
-        return self._answer("detect", "detect_images", "image_bytes", images)
-
-    def localize(self, images: Images) -> Answers:
-        """Give the top k classes, a box each (4); see `Inference.box_outputs`."""
-        return self._answer("localize", "localize_images", "image_bytes", images)
-
-    def classify(self, images: Images) -> Answers:
-        """Vote over windows, scales and flips (3.3).
-
-        Returns "logits" and "probs" [B, classes] for pixels, "classes" and "scores" [B, K] for encoded images.
-        """
-        return self._answer("classify", "classify_images", "inputs", images)
-
-    def extract_features(self, images: Images) -> list[np.ndarray]:
-        """Compute the second full layer before its rectifier, native size, coarse stride (3.2): [h, w, C] each."""
-        return [
-            self._call("extract_features", images=_pixels(np.asarray(image)[None]))["features"][0] for image in images
-        ]
-
-    def _answer(self, encoded: str, pixels: str, name: str, images: Images) -> Answers:
-        if isinstance(images, np.ndarray) and images.ndim == 4:
-            return self._call(pixels, images=_pixels(images))
-        if isinstance(images, bytes | str | np.ndarray) or not isinstance(images, Sequence):
-            raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images or of bytes; got {_describe(images)}")
-        if all(isinstance(image, bytes) for image in images):
-            return self._call(encoded, **{name: np.array(list(images), object)})
-        rows = [self._call(pixels, images=_pixels(np.asarray(image)[None])) for image in images]
-        return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
-
-    def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
-        raise NotImplementedError
+SHARED_PRODUCT = 8  # images whose features are computed together: enough rows for the heads to run at full rate
 
 
 @dataclass(frozen=True)
@@ -73,17 +29,43 @@ class Model(Callables):
         labels: Class names.
         options: Inference options.
         tasks: What it was trained for: of classification, localization, detection.
+        others: Further members of a committee (Table 2), each a network of the same classes.
     """
 
     network: Network
     labels: tuple[str, ...]
     options: InferenceOptions = field(default_factory=InferenceOptions)
     tasks: tuple[str, ...] = TASKS
+    others: tuple[Network, ...] = ()
+
+    @classmethod
+    def committee(cls, members: Sequence["Model"]) -> "Model":
+        """Join classifiers into one whose votes are the mean of theirs (Table 2); the first one's options hold.
+
+        Raises:
+            ValueError: none, or members of other classes, or one that was not trained to classify.
+        """
+        if not members:
+            raise ValueError("expected at least one member of a committee; got none")
+        first = members[0]
+        for number, member in enumerate(members, start=1):
+            if member.labels != first.labels:
+                raise ValueError(f"expected members of a committee to know the same classes; member {number} differs")
+            if "classification" not in member.tasks:
+                raise ValueError(f"expected classifiers; member {number} was trained for {', '.join(member.tasks)}")
+        # Copies of the networks, sharing all but the regressors: a committee has no use for those.
+        networks = [replace(network) for member in members for network in member.networks]
+        return cls(networks[0], first.labels, first.options, ("classification",), tuple(networks[1:]))
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The network and the committee's other members."""
+        return (self.network, *self.others)
 
     @cached_property
     def inference(self) -> Inference:
         """The network's tf.functions."""
-        return Inference(self.network, self.labels, self.options)
+        return Inference(self.network, self.labels, self.options, self.others)
 
     def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
         if signature not in self._traced:
@@ -93,6 +75,21 @@ class Model(Callables):
         (value,) = inputs.values()
         tensor = tf.constant(value, tf.string if value.dtype == object else tf.uint8)
         return {key: answer.numpy() for key, answer in self._traced[signature](tensor).items()}
+
+    def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = []
+        for first in range(0, len(images), SHARED_PRODUCT):
+            some = images[first : first + SHARED_PRODUCT]
+            key = (len(some), layer, scale, fine)
+            if key not in self._traced:
+
+                def run(pixels, layer=layer, scale=scale, fine=fine):
+                    return extract(self.network, pixels, layer, scale, fine)
+
+                specs = [tf.TensorSpec([1, None, None, 3], tf.uint8)] * len(some)
+                self._traced[key] = tf.function(run, [specs], autograph=False)
+            outputs += [output[0].numpy() for output in self._traced[key]([image[None] for image in some])]
+        return outputs
 
     @cached_property
     def _traced(self) -> dict:
@@ -105,33 +102,36 @@ class Model(Callables):
     def config(self) -> dict:
         """Describe the model in JSON's types; `from_config` builds it again, without the weights."""
         return {
-            "preset": asdict(self.network.preset),
-            "num_classes": self.network.num_classes,
-            "background": self.network.background,
+            **_network_config(self.network),
+            "others": [_network_config(network) for network in self.others],
             "labels": list(self.labels),
             "tasks": list(self.tasks),
             "options": asdict(self.options),
         }
 
     @classmethod
-    def from_config(cls, config: Mapping) -> "Model":
-        """Build a model with fresh weights from `config`.
+    def from_config(cls, config: Mapping, weights: bool = True) -> "Model":
+        """Build a model from `config`, with fresh weights or, to be loaded, without.
 
         Raises:
             ValueError: it is not what `config` gives.
         """
         try:
-            network = build(_preset(config["preset"]), config["num_classes"], config["background"])
+            networks = [_build(each, weights) for each in (config, *config.get("others", ()))]
             options = {**config["options"], "scales": _tuples(config["options"]["scales"])}
-            return cls(network, tuple(config["labels"]), InferenceOptions(**options), tuple(config["tasks"]))
+            labels, tasks = tuple(config["labels"]), tuple(config["tasks"])
+            return cls(networks[0], labels, InferenceOptions(**options), tasks, tuple(networks[1:]))
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected the configuration of a model; it is damaged: {error}") from None
 
     def save_weights(self, folder: Path) -> None:
         """Write each part's weights into a folder, replacing what is there."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in PARTS:
-            getattr(self.network, part).save_weights(folder / f"{part}.weights.h5")
+        for home, network in self._homes(folder):
+            home.mkdir(parents=True, exist_ok=True)
+            if self._has_boxes:
+                network.regressor  # noqa: B018 - built by asking for it
+            for part, model in network.parts.items():
+                model.save_weights(home / f"{part}.weights.h5")
 
     def load_weights(self, folder: Path) -> None:
         """Read what `save_weights` wrote.
@@ -139,83 +139,39 @@ class Model(Callables):
         Raises:
             ValueError: a file is missing, damaged or of another network.
         """
-        for part in PARTS:
-            path = folder / f"{part}.weights.h5"
-            try:
-                getattr(self.network, part).load_weights(path)
-            except (OSError, ValueError) as error:
-                line = str(error).partition("\n")[0]
-                raise ValueError(f"expected the weights of this network's {part} in '{path}'; {line}") from None
+        for home, network in self._homes(folder):
+            if self._has_boxes or (home / "regressor.weights.h5").is_file():
+                network.blank_regressor()
+            for part, model in network.parts.items():
+                path = home / f"{part}.weights.h5"
+                try:
+                    model.load_weights(path)
+                except (OSError, ValueError) as error:
+                    line = str(error).partition("\n")[0]
+                    raise ValueError(f"expected the weights of this network's {part} in '{path}'; {line}") from None
+
+    @property
+    def _has_boxes(self) -> bool:
+        return bool({"localization", "detection"} & set(self.tasks))
+
+    def _homes(self, folder: Path) -> list[tuple[Path, Network]]:
+        """Give each member of a committee a folder of its own; the first is at home in the folder itself."""
+        others = [(folder / f"member{number}", network) for number, network in enumerate(self.others, start=2)]
+        return [(folder, self.network), *others]
 
 
-class Exported(Callables):
-    """A SavedModel, run by its signatures alone.
-
-    Attributes:
-        labels: Class names.
-        tasks: What it was trained for.
-    """
-
-    def __init__(self, folder: Path):
-        config = read_config(folder)["model"]
-        self.labels, self.tasks = tuple(config["labels"]), tuple(config["tasks"])
-        try:
-            self._loaded = tf.saved_model.load(str(folder))
-        except OSError as error:
-            raise ValueError(f"expected a SavedModel in '{folder}'; it is damaged: {error}") from None
-
-    def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
-        if signature not in self._loaded.signatures:
-            known = ", ".join(sorted(self._loaded.signatures))
-            raise ValueError(f"expected a model with the signature '{signature}'; this one has {known}")
-        if signature == "classify":
-            inputs = {"inputs": np.array([_example(data) for data in inputs["inputs"]], object)}
-        tensors = {k: tf.constant(v, tf.string if v.dtype == object else tf.uint8) for k, v in inputs.items()}
-        return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
+def _network_config(network: Network) -> dict:
+    return {
+        "preset": asdict(network.preset),
+        "num_classes": network.num_classes,
+        "background": network.background,
+        "per_class": network.per_class,
+    }
 
 
-def load_run(folder: Path) -> Model:
-    """Load a run's folder.
-
-    Raises:
-        ValueError: there is none, or it has no weights yet.
-    """
-    if not (folder / "weights").is_dir():
-        raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
-    model = Model.from_config(read_config(folder)["model"])
-    model.load_weights(folder / "weights")
-    return model
-
-
-def load(folder: str | Path) -> Model | Exported:
-    """Load a run's folder or a SavedModel's version folder (or its parent: the newest version).
-
-    Raises:
-        ValueError: neither is there.
-    """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file() and folder.is_dir():
-        versions = sorted((d for d in folder.iterdir() if d.name.isdigit()), key=lambda d: int(d.name))
-        folder = versions[-1] if versions else folder
-    return Exported(folder) if (folder / "saved_model.pb").is_file() else load_run(folder)
-
-
-def read_config(folder: Path) -> dict:
-    """Read a run's or an export's configuration.
-
-    Raises:
-        ValueError: there is none, or it is damaged.
-    """
-    path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"expected the folder of a run or of a SavedModel; '{folder}' has no {CONFIG}") from None
-    except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"expected JSON in '{path}'; it is damaged: {error}") from None
-    if not isinstance(config, dict) or "model" not in config:
-        raise ValueError(f"expected a section 'model' in '{path}'; there is none")
-    return config
+def _build(config: Mapping, weights: bool) -> Network:
+    per_class = config.get("per_class", False)
+    return build(_preset(config["preset"]), config["num_classes"], config["background"], per_class, weights)
 
 
 def _preset(values: Mapping) -> Preset:
@@ -227,19 +183,3 @@ def _tuples(value):
     return (
         tuple(_tuples(item) for item in value) if isinstance(value, Iterable) and not isinstance(value, str) else value
     )
-
-
-def _example(data: bytes) -> bytes:
-    feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
-    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
-
-
-def _pixels(images: np.ndarray) -> np.ndarray:
-    """Let uint8 [B, H, W, 3] pass; a cast would turn 0..1 into black without a word."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"expected images of uint8 [H, W, 3]; got a batch of {_describe(images)}")
-    return images
-
-
-def _describe(images: object) -> str:
-    return f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from overfeat_tf.presets import Preset
 
+VIEWS = ("dense", "centre", "ten")
+
 
 @dataclass(frozen=True)
 class InferenceOptions:
@@ -11,13 +13,15 @@ class InferenceOptions:
 
     Attributes:
         scales: Numbers of the preset's scales, from 1 as in Table 5; None for all.
-        flips: Also scan the image mirrored left to right (3.3).
+        flips: Also show the image mirrored left to right (3.3); "ten" always does.
         fine: Take the last pooling at every offset (fine stride) rather than at the first alone (coarse).
         top_k: Classes that a scale may propose (4.3 a), and guesses of `localize` and `classify`.
         min_score: Least softmax score with which a window votes for a class in detection.
         max_windows: Windows that take part in merging; the least confident are left out first.
         merge_threshold: The t of 4.3: boxes merge while the smallest match score does not exceed it.
         max_detections: Boxes in an answer.
+        views: "dense" scans the scales; "centre" and "ten" show crops of the window's size: the centre one, or the
+            four corners, the centre and their mirror images (Table 2).
     """
 
     scales: tuple[int, ...] | None = None
@@ -28,6 +32,11 @@ class InferenceOptions:
     max_windows: int = 400
     merge_threshold: float = 0.9
     max_detections: int = 100
+    views: str = "dense"
+
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise ValueError(f"expected views to be one of {', '.join(VIEWS)}; got '{self.views}'")
 
     def scale_sizes(self, preset: Preset) -> tuple[tuple[int, int], ...]:
         """Return the (height, width) of the chosen scales.

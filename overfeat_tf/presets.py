@@ -31,6 +31,7 @@ class Preset:
         regressor: Channels of the two hidden layers of the regressor (4.2).
         scales: Sizes (height, width) in pixels of the scales, smallest first; `geometry.fit_scale` adapts
             them to an image's aspect.
+        shorter_side: Shorter side in pixels of the images that ten views and single crops are taken from (3.1: 256).
         mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.
         dropout: Rate on the hidden fully connected layers.
         init_std: Standard deviation of the initial weights (3.1: 0.01); None asks for He's in all but the last
@@ -43,6 +44,7 @@ class Preset:
     full: tuple[int, int]
     regressor: tuple[int, int]
     scales: tuple[tuple[int, int], ...]
+    shorter_side: int = 256
     mean: float = 118.380951  # the authors' release, pixels 0..255
     std: float = 61.8969116
     dropout: float = 0.5
@@ -127,6 +129,7 @@ PRESETS = {
             full=(128, 128),
             regressor=(128, 64),
             scales=((36, 36), (52, 52), (68, 68), (100, 100), (140, 140), (196, 196), (276, 276)),
+            shorter_side=37,  # 256 / 221 windows, as `accurate`
             dropout=0.1,
             init_std=None,
         ),
@@ -144,6 +147,7 @@ PRESETS = {
             full=(256, 256),
             regressor=(128, 64),
             scales=((117, 117), (165, 165), (229, 229), (325, 325), (453, 453)),
+            shorter_side=126,
             dropout=0.3,
             init_std=None,
         ),

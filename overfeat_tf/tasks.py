@@ -1,15 +1,16 @@
-"""THE inference functions: classify, localize, detect, features of one image, in the graph.
+"""THE inference functions: classify, localize, detect one image, in the graph.
 
 Everything else - the Python calls, evaluation, the command line, the exported signatures - calls these.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.merging import Merged, merge
-from overfeat_tf.network import Network, apply_head
+from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan import ScaleScan, scan
 from overfeat_tf.voting import vote
@@ -32,18 +33,19 @@ class Detections(NamedTuple):
     count: tf.Tensor
 
 
-def classify(network: Network, image: tf.Tensor, options: InferenceOptions) -> tf.Tensor:
-    """Vote over all windows, scales and flips (3.3).
+def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> tf.Tensor:
+    """Vote over all windows, scales and flips, and over the members of a committee (3.3, Table 2).
 
     Args:
-        network: The network.
+        networks: The network, or several of the same classes, whose votes are averaged.
         image: uint8 [H, W, 3], at least one pixel.
         options: Inference options.
 
     Returns:
         float32 [classes]: the logarithms of the votes, so that their softmax is the votes over their sum.
     """
-    votes = vote(scan(network, image, options, with_boxes=False), network.background)
+    scans = [scan(network, image, options, with_boxes=False) for network in networks]
+    votes = tf.add_n([vote(s, n.background) for s, n in zip(scans, networks, strict=True)]) / len(networks)
     return tf.math.log(tf.maximum(votes, 1e-30))
 
 
@@ -58,17 +60,17 @@ def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> D
     votes = vote(scans, network.background)
     k = min(options.top_k, network.num_classes)
     best = tf.math.top_k(votes, k)
-    probabilities, boxes = _windows(scans, network.background)
+    lines = tf.concat([_probabilities(s, network.background) for s in scans], axis=0)
+    boxes = _window_boxes(scans)
     each = tf.minimum(options.max_windows // k, tf.shape(boxes)[0])
-    scores, windows = tf.math.top_k(tf.transpose(tf.gather(probabilities, best.indices, axis=1)), each)  # [k, each]
+    scores, windows = tf.math.top_k(tf.transpose(tf.gather(lines, best.indices, axis=1)), each)  # [k, each]
+    places = _boxes_of(boxes, tf.reshape(windows, [-1]), tf.repeat(best.indices, each))
     ranks = tf.repeat(tf.range(k), each)
-    merged = _merge_in_pixels(
-        image, tf.gather(boxes, tf.reshape(windows, [-1])), tf.reshape(scores, [-1]), ranks, options
-    )
+    merged = _merge_in_pixels(image, places, tf.reshape(scores, [-1]), ranks, options)
     # Merged boxes come by falling score, so the first of a class is its best; the whole image where it has none.
-    places = tf.concat([merged.boxes, tf.constant([[0.0, 0.0, 1.0, 1.0]])], axis=0)
+    answers = tf.concat([merged.boxes, tf.constant([[0.0, 0.0, 1.0, 1.0]])], axis=0)
     its_own = tf.pad(merged.classes[None] == tf.range(k)[:, None], [[0, 0], [0, 1]], constant_values=True)
-    chosen = tf.gather(places, tf.argmax(its_own, axis=1))
+    chosen = tf.gather(answers, tf.argmax(its_own, axis=1))
     return Detections(chosen, best.values, best.indices + 1, tf.constant(k))
 
 
@@ -87,32 +89,14 @@ def detect(network: Network, image: tf.Tensor, options: InferenceOptions) -> Det
     # (a) a scale proposes the top k classes by their maximum over its windows
     proposed = [_propose(scan, min(options.top_k, network.num_classes)) for scan in scans]
     probabilities = tf.concat(proposed, axis=0)  # [windows, classes]
-    boxes = tf.concat([tf.reshape(scan.boxes, [-1, 4]) for scan in scans], axis=0)
+    boxes = _window_boxes(scans)
     flat = tf.reshape(probabilities, [-1])
     scores, picked = tf.math.top_k(flat, tf.minimum(options.max_windows, tf.size(flat)))
     voting = scores >= options.min_score
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
     window, label = picked // network.num_classes, picked % network.num_classes
-    merged = _merge_in_pixels(image, tf.gather(boxes, window), scores, label + 1, options)
+    merged = _merge_in_pixels(image, _boxes_of(boxes, window, label), scores, label + 1, options)
     return _pad(merged, options.max_detections)
-
-
-def extract_features(network: Network, image: tf.Tensor) -> tf.Tensor:
-    """Compute the second full layer before its rectifier, at native size and coarse stride (3.2).
-
-    Args:
-        network: The network.
-        image: uint8 [H, W, 3]; a side shorter than the window is padded below and right with the mean pixel.
-
-    Returns:
-        float32 [h, w, C].
-    """
-    preset = network.preset
-    pixels = tf.cast(image, tf.float32)
-    spare = tf.maximum(preset.window - tf.shape(pixels)[:2], 0)
-    pixels = tf.pad(pixels, [[0, spare[0]], [0, spare[1]], [0, 0]], constant_values=preset.mean)
-    maps = network.features(pixels[None], training=False)
-    return apply_head(network.embedding, maps, preset, fine=False, training=False)[0]
 
 
 def no_detections(length: int) -> Detections:
@@ -120,19 +104,29 @@ def no_detections(length: int) -> Detections:
     return Detections(tf.zeros([length, 4]), tf.zeros([length]), tf.zeros([length], tf.int32), tf.constant(0))
 
 
-def _windows(scans: list[ScaleScan], background: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """Line up the windows of all scales: softmax scores [n, classes] without the background, boxes [n, 4]."""
-    probabilities = [tf.nn.softmax(scan.logits)[..., 1 if background else 0 :] for scan in scans]
-    lines = [tf.reshape(p, [-1, p.shape[-1]]) for p in probabilities]
-    return tf.concat(lines, axis=0), tf.concat([tf.reshape(scan.boxes, [-1, 4]) for scan in scans], axis=0)
+def _probabilities(scan: ScaleScan, background: bool) -> tf.Tensor:
+    """Give a scale's softmax scores [windows, classes] without the background's."""
+    probabilities = tf.nn.softmax(scan.logits)[..., 1 if background else 0 :]
+    return tf.reshape(probabilities, [-1, probabilities.shape[-1]])
 
 
 def _propose(scan: ScaleScan, k: int) -> tf.Tensor:
     """Give a scale's softmax scores [windows, classes], 0 for the classes that are not its top k (4.3 a)."""
-    probabilities = tf.nn.softmax(scan.logits)[..., 1:]
-    lines = tf.reshape(probabilities, [-1, probabilities.shape[-1]])
+    lines = _probabilities(scan, background=True)
     peaks = tf.reduce_max(lines, axis=0)
     return lines * tf.cast(peaks >= tf.math.top_k(peaks, k).values[-1], lines.dtype)
+
+
+def _window_boxes(scans: list[ScaleScan]) -> tf.Tensor:
+    """Line up the boxes of all windows of all scales, [windows, R, 4]."""
+    boxes = [scan.boxes for scan in scans if scan.boxes is not None]
+    return tf.concat([tf.reshape(each, [-1, *each.shape[2:]]) for each in boxes], axis=0)
+
+
+def _boxes_of(boxes: tf.Tensor, windows: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Pick windows' boxes [n, 4]: the class's own where there is one for each (PCR), else the only one (SCR; 4.3)."""
+    own = labels if boxes.shape[1] > 1 else tf.zeros_like(labels)
+    return tf.gather_nd(boxes, tf.stack([windows, own], axis=1))
 
 
 def _merge_in_pixels(image, boxes, scores, classes, options: InferenceOptions) -> Merged:

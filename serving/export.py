@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.model import CONFIG, Exported, Model
-from serving.signatures import BY_TASK, Servable
+from overfeat_tf.loading import Exported
+from overfeat_tf.model import CONFIG, Model
+from serving.signatures import Servable, signature_names
 from serving.warmup import write_warmup
 
 TOLERANCE = 1e-4  # between the live model's answers and the reloaded one's, on values of about 1
@@ -57,7 +58,7 @@ def export(model: Model, to: Path, version: int | None = None, training: dict | 
     (beside / CONFIG).write_text(json.dumps({"model": model.config(), "training": training or {}}, indent=2) + "\n")
     (beside / "batching_params.pbtxt").write_text(BATCHING)
     (beside / "MODEL_CARD.md").write_text(_card(model, to.name, number, training or {}))
-    write_warmup(beside, to.name, [name for task in model.tasks for name in BY_TASK[task]])
+    write_warmup(beside, to.name, signature_names(model))
     verify(model, beside)
     beside.rename(to / str(number))
     return to / str(number)
@@ -91,9 +92,8 @@ def verify(model: Model, folder: Path) -> None:
 
 
 def _card(model: Model, name: str, version: int, training: dict) -> str:
-    network, preset = model.network, model.network.preset
-    parts = (network.features, network.classifier, network.regressor)
-    parameters = sum(part.count_params() for part in parts)
+    preset = model.network.preset
+    parameters = sum(part.count_params() for member in model.networks for part in member.parts.values())
     shown = ", ".join(model.labels[:20]) + (" ..." if len(model.labels) > 20 else "")
     scales = ", ".join(f"{h}x{w}" for h, w in model.options.scale_sizes(preset))
     return f"""# {name}, version {version}
@@ -107,7 +107,7 @@ An OverFeat network (Sermanet et al., arXiv 1312.6229), exported by overfeat_tf.
 - Scales: {scales} pixels (about; each image's own aspect), {"fine" if model.options.fine else "coarse"} stride, \
 {"with" if model.options.flips else "without"} flips
 
-Signatures: {", ".join(f"`{key}`" for task in model.tasks for key in BY_TASK[task])}. Scores of `detect` are the
+Signatures: {", ".join(f"`{key}`" for key in signature_names(model))}. Scores of `detect` are the
 accumulated score s of the windows behind a box, as s / (1 + s): 0.5 is the evidence of one fully certain window.
 
 Images of more than 50 megapixels, and files that are no images, get a `status` and no boxes. All settings are in

@@ -13,8 +13,16 @@ BY_TASK = {
     "localization": ("localize", "localize_images"),
     "detection": ("detect", "detect_images"),
 }
+# Features of a committee's members are no single thing.
+OF_ONE_NETWORK = ("extract_features",)
 # The default is the most that the model can do.
 DEFAULTS = ("detect", "localize", "classify")
+
+
+def signature_names(model: Model) -> list[str]:
+    """List the contract's signatures that a model has, the default left out."""
+    names = [name for task in model.tasks for name in BY_TASK[task]]
+    return [name for name in names if not model.others or name not in OF_ONE_NETWORK]
 
 
 class Servable(tf.__internal__.tracking.AutoTrackable):
@@ -31,17 +39,13 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
         super().__init__()
         self._inference = model.inference
         network = model.network
-        parts = (network.features, network.classifier, network.regressor)
+        parts = [part for member in model.networks for part in member.parts.values()]
         self.variables = [variable.value for part in parts for variable in part.variables]
         self.trainable_variables = [
             variable.value for part in parts for variable in part.variables if _fitted(variable)
         ]
-        self.features = tf.function(
-            lambda pixels: network.features(pixels, training=False),
-            [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")],
-            autograph=False,
-        )
-        names = [name for task in model.tasks for name in BY_TASK[task]]
+        self.features = network.feature_maps
+        names = signature_names(model)
         self._functions = {name: self._function(name) for name in names}
         for name, function in self._functions.items():
             setattr(self, name, function)

@@ -60,9 +60,10 @@ def _detection(network: Network, recipe: Recipe) -> keras.Model:
 def with_background(model: Model) -> Model:
     """Give a classifier its background class (5), keeping all that it has learnt; the new output starts at 0."""
     old = model.network
-    network = build(old.preset, old.num_classes, background=True)
+    network = build(old.preset, old.num_classes, background=True, per_class=old.per_class)
     network.features.set_weights(old.features.get_weights())
-    network.regressor.set_weights(old.regressor.get_weights())
+    if "regressor" in old.parts:
+        network.regressor.set_weights(old.regressor.get_weights())
     *_, kernel, bias = network.classifier.get_weights()
     *learnt, old_kernel, old_bias = old.classifier.get_weights()
     kernel[..., 0], kernel[..., 1:] = 0.0, old_kernel
@@ -72,7 +73,7 @@ def with_background(model: Model) -> Model:
 
 
 def _let_learn(network: Network, *parts: keras.Model) -> None:
-    for part in (network.features, network.classifier, network.regressor):
+    for part in network.parts.values():
         part.trainable = any(part is learning for learning in parts)
 
 

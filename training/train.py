@@ -12,7 +12,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from overfeat_tf.model import CONFIG, TASKS, Model, read_config
+from overfeat_tf.loading import read_config
+from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import get_preset
 from training import pipeline

@@ -13,7 +13,8 @@ import click
 from PIL import Image
 
 from overfeat_tf.draw import contact_sheet, draw_boxes
-from overfeat_tf.model import TASKS, load_run, read_config
+from overfeat_tf.loading import load_run, read_config
+from overfeat_tf.model import TASKS
 
 NAME = "digits"
 SCENES = 200  # held-out, sent over gRPC

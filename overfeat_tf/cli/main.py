@@ -128,7 +128,7 @@ def evaluate(
 ) -> None:
     """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
     load_tensorflow()
-    from overfeat_tf.model import load
+    from overfeat_tf.loading import load
     from training.evaluate import PROTOCOLS, require_fit
     from training.evaluate import evaluate as score
     from training.sources import open_source
@@ -149,7 +149,7 @@ def evaluate(
 def export(run: Path, to: Path, version: int | None) -> None:
     """Write a SavedModel version that TF Serving loads."""
     load_tensorflow()
-    from overfeat_tf.model import load_run, read_config
+    from overfeat_tf.loading import load_run, read_config
     from serving.export import export as write
 
     click.echo(write(load_run(run), to, version, read_config(run).get("training")))
@@ -200,3 +200,19 @@ def predict(
     answers = run(model, find_files(images), server, out, least_score)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
+
+
+@overfeat.command()
+@click.argument("file", type=FILE)
+@click.option("--preset", metavar="fast|accurate", required=True, help="fast for net_weight_0, accurate for _1.")
+@click.option("--run", type=FOLDER, required=True, help="The run's folder, a new one.")
+@click.option("--labels", type=FILE, help="1000 names in the development kit's ID order, a line each, or its meta.mat.")
+def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> None:
+    """Turn a weight FILE of the authors' 2013 release, of your own download, into a run."""
+    load_tensorflow()
+    from overfeat_tf.release_weights import import_weights as read
+    from overfeat_tf.release_weights import released
+
+    read(file, released(preset), run, labels)
+    click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{preset}", err=True)
+    click.echo(run)

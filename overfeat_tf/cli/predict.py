@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from overfeat_tf.draw import draw_boxes
-from overfeat_tf.model import load
+from overfeat_tf.loading import load
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
 BATCH = 8

@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     ("presets", "geometry", "boxes", "options"),
-    ("network", "offset_pooling", "decode", "image_header"),
-    ("scan", "voting", "merging", "draw"),
+    ("network", "offset_pooling", "dense", "views", "decode", "image_header"),
+    ("scan", "features", "voting", "merging", "draw"),
     ("tasks",),
-    ("inference",),
+    ("inference", "callables"),
     ("model",),
+    ("loading", "release_weights"),
     ("api",),
     ("__init__",),  # overfeat_tf itself: gives the public names
 )

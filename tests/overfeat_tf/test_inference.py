@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 from test_merging import plain_merge
 
-from overfeat_tf import tasks
+from overfeat_tf import features, tasks
 from overfeat_tf.inference import Inference
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
@@ -33,9 +33,9 @@ def network():
     """Builds a network with random weights, such that windows differ, some are confident, and boxes are boxes."""
     keras.utils.set_random_seed(1)
     network = build("tiny", 3, background=True)
-    logits, edges = network.dense(tf.cast(picture(100, 100)[None], tf.float32), fine=True, with_boxes=True)
-    spread(network.classifier, logits, 0.0, 1.5)
-    spread(network.regressor, edges, np.array([0.2, 0.2, 0.8, 0.8]), 0.15)
+    outputs = network.whole()(tf.cast(picture(100, 100)[None], tf.float32))
+    spread(network.classifier, outputs["scores"], 0.0, 1.5)
+    spread(network.regressor, outputs["boxes"], np.array([0.2, 0.2, 0.8, 0.8]), 0.15)
     return network
 
 
@@ -277,7 +277,7 @@ def test_localize_gives_each_of_the_top_classes_its_best_merged_box(network, siz
 def test_classify_is_the_logarithm_of_the_votes(network, inference):
     image = picture(70, 100)
     votes = np.mean([p.max(axis=0) for p, _ in windows_of(network, image, OPTIONS)], axis=0)
-    np.testing.assert_allclose(tasks.classify(network, tf.constant(image), OPTIONS), np.log(votes), rtol=1e-4)
+    np.testing.assert_allclose(tasks.classify([network], tf.constant(image), OPTIONS), np.log(votes), rtol=1e-4)
     answer = numpy_of(inference.classify_images(tf.constant(image[None])))
     np.testing.assert_allclose(answer["probs"][0], votes / votes.sum(), rtol=1e-4)
     answer = numpy_of(inference.classify(tf.constant([encode(image)])))
@@ -303,7 +303,8 @@ def test_features_are_the_second_full_layer_before_its_rectifier(network, size, 
         hidden = np.einsum("yxc,yxcd->d", cells[i : i + 3, j : j + 3], first.kernel.numpy()) + first.bias.numpy()
         expected[i, j] = np.maximum(hidden, 0) @ second.kernel.numpy()[0, 0] + second.bias.numpy()
     assert expected.min() < 0
-    np.testing.assert_allclose(tasks.extract_features(network, tf.constant(image)), expected, rtol=1e-3, atol=1e-3)
+    (found,) = features.extract(network, [tf.constant(image[None])])
+    np.testing.assert_allclose(found[0], expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("edges", [(0.8, 0.8, 0.2, 0.2), (40.0, 40.0, 41.0, 41.0), (float("nan"),) * 4])

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import overfeat_tf as of
 from overfeat_tf.inference import Inference
-from overfeat_tf.model import read_config
+from overfeat_tf.loading import read_config
 
 OPTIONS = of.InferenceOptions(scales=(1, 2), min_score=0.0, max_windows=30, max_detections=5)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 48, 60, 3), np.uint8)

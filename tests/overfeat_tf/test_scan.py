@@ -15,7 +15,8 @@ from overfeat_tf import geometry
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import PRESETS, Conv, Preset
-from overfeat_tf.scan import draw_scale, fit_scale, scan
+from overfeat_tf.scan import scan
+from overfeat_tf.views import draw_scale, fit_scale
 
 # Without padding a window sees nothing but its own pixels, so that a crop's answer must be the dense one.
 BARE = {
@@ -165,7 +166,7 @@ def test_with_padding_a_window_answers_as_its_part_of_the_map_does_alone(number)
     edges = network.regressor(cells).numpy().reshape(rows, columns, 4)
     stride = 4  # tiny's, fine
     origins = np.array([[(stride * i, stride * j) * 2 for j in range(columns)] for i in range(rows)])
-    np.testing.assert_allclose(dense.boxes, (edges * 32 + origins) / (*size, *size), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(dense.boxes[:, :, 0], (edges * 32 + origins) / (*size, *size), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["pool3", "pool2", "tiny"])
@@ -223,13 +224,13 @@ def test_edges_land_at_normalised_places_in_the_image(size, content, canvas, fin
     plain, mirrored = scan(network, tf.constant(random_image(*size)), InferenceOptions((1,), flips=True, fine=fine))
     step = 4 if fine else 8
     counts = tuple(len(range(0, side - 32 + 1, step)) for side in canvas)
-    assert plain.boxes.shape == mirrored.boxes.shape == (*counts, 4)
+    assert plain.boxes.shape == mirrored.boxes.shape == (*counts, 1, 4)
     for i, j in np.ndindex(counts):
         top, bottom = (step * i + 8) / content[0], (step * i + 24) / content[0]
         left, right = (step * j - 16) / content[1], (step * j + 48) / content[1]
-        np.testing.assert_allclose(plain.boxes[i, j], (top, left, bottom, right), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(plain.boxes[i, j, 0], (top, left, bottom, right), rtol=1e-5, atol=1e-6)
         # What the mirrored view has its left edge at, the image has its right edge at, as far from its right side.
-        np.testing.assert_allclose(mirrored.boxes[i, j], (top, 1 - right, bottom, 1 - left), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(mirrored.boxes[i, j, 0], (top, 1 - right, bottom, 1 - left), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(36, 52), (150, 110), (400, 11)])

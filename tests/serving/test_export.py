@@ -18,7 +18,8 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 import serving.export as exporting
-from overfeat_tf.model import Exported, Model, load
+from overfeat_tf.loading import Exported, load
+from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
 from serving.client import Client

@@ -15,7 +15,9 @@ NAMES = ("a", "b", "c")
 
 @pytest.fixture(scope="module")
 def plain() -> Model:
-    return Model(build("tiny", 3), NAMES, RECIPE.inference, ("classification",))
+    model = Model(build("tiny", 3), NAMES, RECIPE.inference, ("classification", "localization"))
+    assert "regressor" in model.network.regressor.name  # built, as the second stage does
+    return model
 
 
 def test_a_background_class_changes_no_other_score(plain):
@@ -23,7 +25,7 @@ def test_a_background_class_changes_no_other_score(plain):
     assert grown.network.background and not plain.network.background
     assert (grown.labels, grown.options, grown.tasks) == (plain.labels, plain.options, plain.tasks)
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 40, 44, 3)).astype(np.float32)
-    (old, old_edges), (new, new_edges) = (m.network.dense(tf.constant(pixels), True, True) for m in (plain, grown))
+    old, old_edges, new, new_edges = (m.network.whole()(pixels)[k] for m in (plain, grown) for k in ("scores", "boxes"))
     assert np.ptp(old) > 0
     np.testing.assert_allclose(new[..., 1:], old, atol=1e-5)
     np.testing.assert_array_equal(new[..., 0], np.zeros_like(new[..., 0]))

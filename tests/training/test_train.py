@@ -17,7 +17,8 @@ from small_run import EPOCHS, RECIPE, SCHEDULE, Epochs
 from small_source import few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from overfeat_tf.model import TASKS, load, read_config
+from overfeat_tf.loading import load, read_config
+from overfeat_tf.model import TASKS
 from training import train as module
 from training.sources.record import Record
 from training.train import train

@@ -1,0 +1,114 @@
+"""What the network is shown of an image: a pyramid of whole scales, or crops of the window's size (3.3, Table 5)."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.presets import Preset
+
+# A strip longer than this is squeezed to it: a scale's cost stays within a few times that of a square image.
+MAX_ASPECT = 64.0
+
+
+class Views(NamedTuple):
+    """Views of one size, cut from the image resized to one size.
+
+    Attributes:
+        pixels: float32 [V, h, w, 3], 0..255.
+        origins: float32 [V, 2], top and left of each view in the resized image (or its mirror image), in pixels.
+        size: int32 [2], height and width of the resized image; what a view shows beyond it is padding.
+        mirrored: For each view, whether it is cut from the mirror image.
+    """
+
+    pixels: tf.Tensor
+    origins: tf.Tensor
+    size: tf.Tensor
+    mirrored: tuple[bool, ...]
+
+
+def draw_views(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> list[Views]:
+    """Draw all views of an image [H, W, 3] that the options ask for.
+
+    Returns:
+        For dense scans, one group for each scale, of the image and, with flips, its mirror image; for crops, one group.
+    """
+    if options.views != "dense":
+        return [_draw_crops(preset, image, options)]
+    groups = []
+    for scale in options.scale_sizes(preset):
+        canvas, size = draw_scale(preset, scale, image)
+        views = [canvas]
+        if options.flips:
+            # Mirrored within its own content, so that the padding stays at the right.
+            views.append(tf.concat([tf.reverse(canvas[:, : size[1]], [1]), canvas[:, size[1] :]], axis=1))
+        groups.append(Views(tf.stack(views), tf.zeros([len(views), 2]), size, (False, True)[: len(views)]))
+    return groups
+
+
+def fit_scale(preset: Preset, scale: tuple[int, int], image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Fit an image to a scale: about the scale's area, the image's aspect, sides that suit the stride (Table 5).
+
+    The area rather than a side is kept, so that a scale costs the same whatever the aspect. A side is stretched by
+    at most half a coarse stride; where it would still be shorter than the smallest input it is padded instead, so
+    that a strip keeps its shape.
+
+    Args:
+        preset: The network.
+        scale: (height, width) in pixels, as in Table 5.
+        image_size: int32 [2], height and width in pixels, at least 1.
+
+    Returns:
+        int32 [2] and int32 [2]: the size to resize to, and that to pad to below and right.
+    """
+    sides = tf.cast(image_size, tf.float64)  # float32 would round some halves the other way
+    aspect = tf.clip_by_value(sides[0] / sides[1], 1 / MAX_ASPECT, MAX_ASPECT)
+    wanted = tf.sqrt(float(scale[0] * scale[1]) * tf.stack([aspect, 1 / aspect]))
+    steps = tf.maximum(tf.round((wanted - preset.smallest_input) / preset.coarse_stride), 0)
+    canvas = preset.smallest_input + preset.coarse_stride * tf.cast(steps, tf.int32)
+    stretched = wanted >= tf.cast(canvas, tf.float64) - preset.coarse_stride / 2
+    natural = tf.maximum(tf.cast(tf.round(wanted), tf.int32), 1)
+    return tf.where(stretched, canvas, natural), canvas
+
+
+def draw_scale(preset: Preset, scale: tuple[int, int], image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Resize an image [H, W, 3] to a scale, antialiased, and pad it with the mean pixel.
+
+    Returns:
+        The canvas float32 [h, w, 3], and the int32 [2] size of the image on it.
+    """
+    resized, canvas = fit_scale(preset, scale, tf.shape(image)[:2])
+    return pad(preset, _resize(image, resized), canvas), resized
+
+
+def pad(preset: Preset, pixels: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
+    """Pad pixels [H, W, 3] below and right with the mean pixel where they are smaller than `size`, [2] or a side."""
+    spare = tf.maximum(size - tf.shape(pixels)[:2], 0)
+    return tf.pad(pixels, [[0, spare[0]], [0, spare[1]], [0, 0]], constant_values=preset.mean)
+
+
+def _draw_crops(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> Views:
+    """Draw the centre crop, or the four corners and the centre, of the image at `preset.shorter_side` (Table 2)."""
+    sides = tf.cast(tf.shape(image)[:2], tf.float64)
+    wanted = sides * preset.shorter_side / tf.reduce_min(sides)
+    size = tf.cast(tf.round(tf.minimum(wanted, preset.shorter_side * MAX_ASPECT)), tf.int32)
+    resized = _resize(image, size)
+    spare = size - preset.window  # never negative: the shorter side holds a window
+    corners = [[0, 0], [0, spare[1]], [spare[0], 0], [spare[0], spare[1]]] if options.views == "ten" else []
+    origins = tf.stack([*(tf.stack(corner) for corner in corners), spare // 2])
+    mirrors = [False, True] if options.flips or options.views == "ten" else [False]
+    crops = [
+        (tf.reverse(resized, [1]) if mirrored else resized)[
+            origin[0] : origin[0] + preset.window, origin[1] : origin[1] + preset.window
+        ]
+        for mirrored in mirrors
+        for origin in tf.unstack(origins, num=len(corners) + 1)
+    ]
+    pixels = tf.ensure_shape(tf.stack(crops), [None, preset.window, preset.window, 3])
+    each = len(corners) + 1
+    origins = tf.tile(tf.cast(origins, tf.float32), [len(mirrors), 1])
+    return Views(pixels, origins, size, tuple(mirrored for mirrored in mirrors for _ in range(each)))
+
+
+def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    return tf.image.resize(tf.cast(image, tf.float32), size, antialias=True)
