@@ -77,10 +77,7 @@ def extract(
         return run((pixels if size is None else draw_scale(preset, size, image)[0])[None])[0]
 
     # One image at a time up to the heads: memory stays that of one, and the convolutions gain nothing from more.
-    maps = [
-        tf.map_fn(lambda image: run(show(image)[None])[0], batch, fn_output_signature=tf.float32, parallel_iterations=1)
-        for batch in images
-    ]
+    maps = [tf.map_fn(one, batch, fn_output_signature=tf.float32, parallel_iterations=1) for batch in images]
     if below:
         return maps
     if layer == _last_pool(preset):
