@@ -48,6 +48,26 @@ def draw_boxes(
     return picture
 
 
+def draw_classes(image: bytes | np.ndarray, classes: Sequence[tuple[str, float]]) -> Image.Image:
+    """Write an image's classes and scores, best first, into its upper left corner.
+
+    Args:
+        image: Encoded, or uint8 [H, W, 3].
+        classes: Names and scores.
+
+    Raises:
+        ValueError: the image can't be read.
+    """
+    picture = _open(image)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(11, round(max(picture.size) / 45)))
+    text = "\n".join(f"{score:.2f}  {name}" for name, score in classes)
+    left, top, right, bottom = pen.multiline_textbbox((8, 6), text, font=font)
+    pen.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill="black")
+    pen.multiline_text((8, 6), text, fill="white", font=font)
+    return picture
+
+
 def contact_sheet(
     pictures: Sequence[Image.Image], columns: int, cell: int = 300, titles: Sequence[str] = ()
 ) -> Image.Image:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from overfeat_tf.cli.options import Changes, inference_options, with_changes
 from overfeat_tf.cli.quiet import load_tensorflow
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -122,9 +123,16 @@ def train(recipe: str, data: str | None, run: Path | None, stage: str | None, se
 @click.option("--split", default="val", show_default=True)
 @click.option("--protocol", metavar="NAMES", help="Of classification,localization,detection; the model's last task.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@inference_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
 def evaluate(
-    model: Path, data: str, split: str, protocol: str | None, limit: int | None, json_file: Path | None
+    model: Path,
+    data: str,
+    split: str,
+    protocol: str | None,
+    limit: int | None,
+    json_file: Path | None,
+    changes: Changes,
 ) -> None:
     """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
     load_tensorflow()
@@ -133,7 +141,7 @@ def evaluate(
     from training.evaluate import evaluate as score
     from training.sources import open_source
 
-    loaded, source = load(model), open_source(data)
+    loaded, source = with_changes(load(model), changes), open_source(data)
     protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in loaded.tasks)[-1:])
     require_fit(loaded.labels, loaded.tasks, source, protocols)
     figures = score(loaded, source, split, protocols, limit)
@@ -143,16 +151,26 @@ def evaluate(
 
 
 @overfeat.command()
-@click.argument("run", type=FOLDER)
+@click.argument("runs", metavar="RUN...", type=FOLDER, nargs=-1, required=True)
 @click.option("--to", type=FOLDER, required=True, help="saved_models/NAME; NAME is the served model's.")
 @click.option("--version", type=click.IntRange(min=1), help="The next free one if left out.")
-def export(run: Path, to: Path, version: int | None) -> None:
-    """Write a SavedModel version that TF Serving loads."""
+@inference_options
+def export(runs: tuple[Path, ...], to: Path, version: int | None, changes: Changes) -> None:
+    """Write a SavedModel version that TF Serving loads; several RUNs become a committee that classifies."""
     load_tensorflow()
     from overfeat_tf.loading import load_run, read_config
+    from overfeat_tf.model import Model
     from serving.export import export as write
 
-    click.echo(write(load_run(run), to, version, read_config(run).get("training")))
+    loaded = [load_run(run) for run in runs]
+    described = [read_config(run).get("training") or {} for run in runs]
+    if len(runs) == 1:
+        click.echo(write(with_changes(loaded[0], changes), to, version, described[0]))
+        return
+    committee = with_changes(Model.committee(loaded), changes)
+    names = ", ".join(str(one.get("name")) for one in described)
+    data = ", ".join(dict.fromkeys(str(one.get("data")) for one in described))
+    click.echo(write(committee, to, version, {"name": f"committee of {names}", "data": data, "members": described}))
 
 
 @overfeat.command()
@@ -190,14 +208,23 @@ def check(address: str, model: str, requests: int, json_file: Path | None) -> No
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Where the pictures go.")
 @click.option("--json", "json_file", type=FILE, help="Also write the answers there.")
 @click.option("--least-score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Boxes to draw.")
+@inference_options
 def predict(
-    model: str, images: tuple[str, ...], server: str | None, out: Path, json_file: Path | None, least_score: float
+    model: str,
+    images: tuple[str, ...],
+    server: str | None,
+    out: Path,
+    json_file: Path | None,
+    least_score: float,
+    changes: Changes,
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
+    if server is not None and changes:
+        raise ValueError("expected no scales, stride, flips or views with --server; the served model has its own")
     load_tensorflow()
     from overfeat_tf.cli.predict import find_files, run
 
-    answers = run(model, find_files(images), server, out, least_score)
+    answers = run(model, find_files(images), server, out, least_score, changes)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from overfeat_tf.draw import draw_boxes
-from overfeat_tf.loading import load
+from overfeat_tf.cli.options import Changes, with_changes
+from overfeat_tf.decode import decode_image
+from overfeat_tf.draw import draw_boxes, draw_classes
+from overfeat_tf.loading import Exported, load
+from overfeat_tf.model import Model
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
 BATCH = 8
@@ -36,7 +39,9 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return list(found)
 
 
-def run(model: str, files: Sequence[Path], server: str | None, out: Path, least_score: float) -> list[dict]:
+def run(
+    model: str, files: Sequence[Path], server: str | None, out: Path, least_score: float, changes: Changes
+) -> list[dict]:
     """Run files through the model, write a picture for each into `out`, and return an answer for each.
 
     An unreadable file is reported on stderr and has its status in the answer.
@@ -44,14 +49,22 @@ def run(model: str, files: Sequence[Path], server: str | None, out: Path, least_
     out.mkdir(parents=True, exist_ok=True)
     answers = []
     names = picture_names(files)
-    for file, data, answer in tqdm(_answers(model, files, server), total=len(files), unit=" images", disable=None):
+    answered = (
+        _served(model, files, server) if server is not None else _answered(with_changes(load(model), changes), files)
+    )
+    for file, data, answer in tqdm(answered, total=len(files), unit=" images", disable=None):
         status = answer["status"].decode()
+        found = {"objects": objects(answer)} if "detection_boxes" in answer else {"classes": classes(answer)}
         if status:
             tqdm.write(f"overfeat: {file}: {status}", file=sys.stderr)
-            answers.append({"file": str(file), "status": status, "objects": []})
+            answers.append({"file": str(file), "status": status, **found})
             continue
-        draw_boxes(data, answer, least_score=least_score).save(out / names[file])
-        answers.append({"file": str(file), "status": "", "picture": str(out / names[file]), "objects": objects(answer)})
+        if "objects" in found:
+            picture = draw_boxes(data, answer, least_score=least_score)
+        else:
+            picture = draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
+        picture.save(out / names[file])
+        answers.append({"file": str(file), "status": "", "picture": str(out / names[file]), **found})
     return answers
 
 
@@ -84,20 +97,42 @@ def objects(answer: dict[str, np.ndarray]) -> list[dict]:
     ]
 
 
-def _answers(model: str, files: Sequence[Path], server: str | None) -> Iterator[tuple[Path, bytes, dict]]:
-    if server is not None:
-        from serving.client import Client
+def classes(answer: dict[str, np.ndarray]) -> list[dict]:
+    """List an image's classes in JSON's types, best first: label and score."""
+    pairs = zip(answer["classes"], answer["scores"], strict=True)
+    return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
 
-        with Client(server, model) as client:
-            yield from _batched(client.detect, files)
-        return
-    loaded = load(model)
-    if "detection" in loaded.tasks:
-        yield from _batched(loaded.detect, files)
-    elif "localization" in loaded.tasks:
-        yield from _batched(loaded.localize, files)
-    else:
-        raise ValueError(f"expected a model trained for localization or detection; '{model}' has {list(loaded.tasks)}")
+
+def _answered(model: Model | Exported, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, dict]]:
+    for task, call in (("detection", model.detect), ("localization", model.localize)):
+        if task in model.tasks:
+            return _batched(call, files)
+    return _batched(lambda images: _with_status(images, model.classify(images)), files)
+
+
+def _served(name: str, files: Sequence[Path], server: str) -> Iterator[tuple[Path, bytes, dict]]:
+    from serving.client import Client
+
+    with Client(server, name) as client:
+        signatures = client.metadata()
+        for call in (client.detect, client.localize):
+            if call.__name__ in signatures:
+                yield from _batched(call, files)
+                return
+        yield from _batched(lambda images: _with_status(images, _named(client.classify(images))), files)
+
+
+def _named(rows: Sequence[Sequence[tuple[str, float]]]) -> dict[str, np.ndarray]:
+    """Give the Classify RPC's answer the names of the signature's."""
+    labels = [[label.encode() for label, _ in row] for row in rows]
+    return {"classes": np.array(labels, object), "scores": np.array([[score for _, score in row] for row in rows])}
+
+
+def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Add why images have no class: the signature `classify` has no room for it."""
+    read = [any(label for label in row) for row in answer["classes"]]
+    statuses = [b"" if ok else decode_image(image)[1].numpy() for ok, image in zip(read, images, strict=True)]
+    return {**answer, "status": np.array(statuses, object)}
 
 
 def _batched(call, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, dict]]:

@@ -1,0 +1,57 @@
+"""The options of every inference call, as the verbs that run a model take them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from overfeat_tf.options import VIEWS, InferenceOptions
+
+Changes = dict[str, Any]
+
+
+def inference_options(verb: Callable) -> Callable:
+    """Give a verb --scales, --stride, --flips and --views; what was chosen comes as its argument `changes`."""
+
+    def gathered(*args, scales, stride, flips, views, **kwargs):
+        given = {"scales": scales, "fine": stride and stride == "fine", "flips": flips, "views": views}
+        return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
+
+    gathered.__name__, gathered.__doc__ = verb.__name__, verb.__doc__
+    gathered.__click_params__ = getattr(verb, "__click_params__", [])  # type: ignore[attr-defined]
+    for option in (
+        click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
+        click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
+        click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
+        click.option("--scales", callback=_numbers, metavar="1,2,...", help="Scales by number, as in `info`."),
+    ):
+        gathered = option(gathered)
+    return gathered
+
+
+def with_changes(model, changes: Changes):
+    """Give a loaded run other inference options than its own.
+
+    Raises:
+        ValueError: options for a SavedModel, whose own are part of it, or scales that the network does not have.
+    """
+    from overfeat_tf.model import Model
+
+    if not changes:
+        return model
+    if not isinstance(model, Model):
+        raise ValueError(
+            "expected a run where scales, stride, flips or views are chosen; a SavedModel has those of its export"
+        )
+    for network in model.networks:
+        InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
+    return model.with_options(**changes)
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"expected numbers of scales such as 1,2; got '{text}'", context, option) from None
