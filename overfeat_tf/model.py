@@ -52,7 +52,9 @@ class Model(Callables):
             if member.labels != first.labels:
                 raise ValueError(f"expected members of a committee to know the same classes; member {number} differs")
             if "classification" not in member.tasks:
-                raise ValueError(f"expected classifiers; member {number} was trained for {', '.join(member.tasks)}")
+                raise ValueError(
+                    f"expected classifiers; member {number} was trained for {', '.join(member.tasks) or 'nothing'}"
+                )
         # Copies of the networks, sharing all but the regressors: a committee has no use for those.
         networks = [replace(network) for member in members for network in member.networks]
         return cls(networks[0], first.labels, first.options, ("classification",), tuple(networks[1:]))
@@ -77,6 +79,7 @@ class Model(Callables):
         return {key: answer.numpy() for key, answer in self._traced[signature](tensor).items()}
 
     def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
+        extract(self.network, [], layer, scale, fine)  # refuses what it does not have, even where there is no image
         outputs: list[np.ndarray] = []
         for first in range(0, len(images), SHARED_PRODUCT):
             some = images[first : first + SHARED_PRODUCT]

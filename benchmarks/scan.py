@@ -1,0 +1,170 @@
+"""How near the scan comes to the machine's matrix-product rate, and what it costs (`overfeat benchmark scan`).
+
+Weights are random: time and memory do not depend on them.
+"""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.machine import MatrixProduct, describe, seconds
+from benchmarks.report import Report
+from overfeat_tf.dense import find_windows, run_heads
+from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
+from overfeat_tf.loading import load
+from overfeat_tf.model import CONFIG, Model
+from overfeat_tf.network import Network, build
+from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.views import fit_scale
+
+CLASSES = 1000
+CROPS = 128  # a batch of the crop-by-crop way: large enough for its own products to run well
+NATIVE = (1125, 1500)  # pixels: large enough for windows to lie nearly everywhere; and twice that a side
+
+log = logging.getLogger(__name__)
+
+
+def measure(name: str, repetitions: int) -> Report:
+    """Measure a preset's scan; every repetition takes all sides of all ratios in turn.
+
+    Args:
+        name: The preset.
+        repetitions: How often.
+    """
+    from benchmarks.extraction import extraction_of_network
+
+    preset = get_preset(name)
+    report = Report("scan", describe())
+    with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
+        run, exported, exported_with_flips = _write(preset, Path(folder))
+        log.info("memory of a process that loads and scans, with flips")
+        peaks = [_peak_memory(place) for place in (run, exported_with_flips)]
+        model = load(run)
+        samples: dict[str, list[float]] = {}
+        for number, ratios in enumerate(_speed(model, load(exported), repetitions), start=1):
+            log.info(
+                "repetition %d of %d: %s", number, repetitions, ", ".join(f"{k} {v:.3f}" for k, v in ratios.items())
+            )
+            for ratio, value in ratios.items():
+                samples.setdefault(ratio, []).append(value)
+    scales = f"{len(preset.scales)} scales, one flip, `{name}`, one image"
+    both = [
+        min(pair) for pair in zip(samples["python_of_matmul_rate"], samples["exported_of_matmul_rate"], strict=True)
+    ]
+    report.add(
+        "of_matmul_rate", both, f"{scales}: multiply-adds a second over a matrix product's; the lesser", (">=", 0.85)
+    )
+    report.add("python_of_matmul_rate", samples["python_of_matmul_rate"], "by the Python call")
+    report.add("exported_of_matmul_rate", samples["exported_of_matmul_rate"], "by the SavedModel")
+    report.add("over_crops", samples["over_crops"], f"the same windows as crops in batches of {CROPS}", (">=", 25.0))
+    report.add("area_growth", samples["area_growth"], "time per megapixel at 4 times the area", ("<=", 1.1))
+    report.add("area_growth_of_work", samples["area_growth_of_work"], "multiply-adds per megapixel, the same")
+    report.add("peak_memory_gb", peaks, "of a process: run, SavedModel; with flips", ("<=", 3.0))
+    pairs, remark = extraction_of_network(repetitions)
+    report.add("extraction_of_network", pairs, remark, (">=", 0.9))
+    return report
+
+
+def _write(preset: Preset, folder: Path) -> tuple[Path, Path, Path]:
+    """Write a run with random weights, its SavedModel, and one that scans flips too."""
+    from serving.export import export
+
+    labels = tuple(str(number) for number in range(CLASSES))
+    model = Model(build(preset, CLASSES), labels, tasks=("classification",))
+    model.save_weights(folder / "run" / "weights")
+    (folder / "run" / CONFIG).write_text(json.dumps({"model": model.config(), "training": {}}))
+    log.info("exporting `%s`", preset.name)
+    to = folder / preset.name
+    return folder / "run", export(model, to), export(model.with_options(flips=True), to)
+
+
+def _speed(model: Model, exported, repetitions: int) -> Iterator[dict[str, float]]:
+    """Yield the ratios of each repetition; what is compared is run one after the other."""
+    preset, product = model.network.preset, MatrixProduct()
+    height, width = preset.scales[-1]
+    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    work, windows = _scan_work(preset, height, width)
+    crops = _crops(model.network)
+    large = np.random.default_rng(1).integers(0, 256, (1, NATIVE[0] * 2, NATIVE[1] * 2, 3), np.uint8)
+    small = np.ascontiguousarray(large[:, : NATIVE[0], : NATIVE[1]])
+    calls: list[Callable[[], object]] = [
+        lambda: model.classify(image),
+        lambda: exported.classify(image),
+        crops,
+        lambda: model.extract_features(small),
+        lambda: model.extract_features(large),
+    ]
+    for call in calls:
+        call()
+    growth = _native_work(preset, *large.shape[1:3]) / _native_work(preset, *small.shape[1:3]) / 4
+    for _ in range(repetitions):
+        rates, times = [product.rate()], []
+        for call in calls:
+            times.append(seconds(call))
+            rates.append(product.rate())
+        python, saved, cropped, native, native_large = times
+        yield {
+            "python_of_matmul_rate": work / python / ((rates[0] + rates[1]) / 2),
+            "exported_of_matmul_rate": work / saved / ((rates[1] + rates[2]) / 2),
+            "over_crops": cropped * windows / CROPS / ((python + saved) / 2),
+            "area_growth": native_large / native / 4,
+            "area_growth_of_work": growth,
+        }
+
+
+def _scan_work(preset: Preset, height: int, width: int) -> tuple[int, int]:
+    """Count the multiply-adds and the windows of an image's scan: all scales, fine stride, one flip."""
+    canvases = [fit_scale(preset, scale, tf.constant([height, width]))[1].numpy().tolist() for scale in preset.scales]
+    windows = sum(window_count(preset, rows) * window_count(preset, columns) for rows, columns in canvases)
+    work = sum(feature_multiply_adds(preset, rows, columns) for rows, columns in canvases)
+    return work + windows * head_multiply_adds(preset, CLASSES), windows
+
+
+def _native_work(preset: Preset, height: int, width: int) -> int:
+    """Count the multiply-adds of the default features at native size and coarse stride."""
+    windows = window_count(preset, height, fine=False) * window_count(preset, width, fine=False)
+    hidden = head_multiply_adds(preset, CLASSES) - preset.full[1] * CLASSES
+    return feature_multiply_adds(preset, height, width) + windows * hidden
+
+
+def _crops(network: Network) -> Callable[[], object]:
+    """Run the network on a batch of crops, a window each, by the same code."""
+    preset = network.preset
+    pixels = tf.random.stateless_uniform([CROPS, preset.window, preset.window, 3], [3, 4], 0, 255)
+
+    def run() -> tf.Tensor:
+        windows = find_windows(preset, [network.feature_maps(pixels)], fine=False)
+        return tf.nn.softmax(run_heads([network.classifier], windows)[0])
+
+    traced = tf.function(run, autograph=False)
+    return lambda: traced().numpy()
+
+
+def _peak_memory(folder: Path) -> float:
+    """Measure a fresh process's peak resident memory in GB: load, then all scales with flips, twice."""
+    command = [sys.executable, "-m", "benchmarks.scan", str(folder)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _load_and_scan(folder: Path) -> float:
+    model = load(folder)
+    if isinstance(model, Model):
+        model = model.with_options(flips=True)
+    image = np.random.default_rng(0).integers(0, 256, (1, 461, 569, 3), np.uint8)
+    for _ in range(2):
+        model.classify(image)
+    # Not getrusage, whose peak begins with that of the process that this one was forked from.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak[1]) * 1024 / 1e9 if peak else float("nan")
+
+
+if __name__ == "__main__":
+    print(_load_and_scan(Path(sys.argv[1])))
