@@ -1,8 +1,6 @@
 """`overfeat info`: a network as the paper's tables have it."""
 
-import numpy as np
-
-from overfeat_tf.geometry import window_count
+from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
 from overfeat_tf.network import Network, build
 from overfeat_tf.presets import get_preset
 
@@ -12,7 +10,7 @@ CLASSES = 1000  # as in Table 4
 def table(name: str) -> str:
     """Render layers, sizes, parameters, connections, strides and scales of a preset, for 1000 classes."""
     preset = get_preset(name)
-    network = build(preset, CLASSES)
+    network = build(preset, CLASSES, weights=False)
     lines = [f"{name}: window {preset.window}x{preset.window}, {CLASSES} classes", ""]
     lines.append(
         f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"
@@ -38,24 +36,26 @@ def table(name: str) -> str:
     count = network.features.count_params() + network.classifier.count_params()
     lines += [
         "",
-        f"parameters   {count / 1e6:.2f} M (regressor: {network.regressor.count_params() / 1e6:.2f} M more)",
+        f"parameters   {count / 1e6:.2f} M (regressor: {network.blank_regressor().count_params() / 1e6:.2f} M more)",
         f"connections  {connections(network) / 1e6:.1f} M multiply-adds at the window size",
         f"stride       {preset.coarse_stride} pixels coarse, {preset.fine_stride} fine",
         "",
-        f"{'scale':8}{'input':>12}{'unpooled':>12}{'windows, fine':>16}",
+        f"{'scale':8}{'input':>12}{'unpooled':>12}{'pooled':>12}{'windows':>12}{'interleaved':>14}",
     ]
     for number, (height, width) in enumerate(preset.scales, start=1):
-        maps = f"{preset.feature_side(height)}x{preset.feature_side(width)}"
-        windows = f"{window_count(preset, height)}x{window_count(preset, width)}"
-        lines.append(f"{number:<8}{f'{height}x{width}':>12}{maps:>12}{windows:>16}")
+        unpooled = [preset.feature_side(side) for side in (height, width)]
+        pooled = [side // preset.last_pool for side in unpooled]  # at every offset alike: the scales' sides suit them
+        coarse, fine = ([window_count(preset, side, stride) for side in (height, width)] for stride in (False, True))
+        maps = "{}x{}".format
+        lines.append(
+            f"{number:<8}{maps(height, width):>12}{maps(*unpooled):>12}{maps(*pooled):>12}"
+            f"{maps(*coarse):>12}{maps(*fine):>14}"
+        )
     return "\n".join(lines)
 
 
 def connections(network: Network) -> int:
     """Count the multiply-adds of features and classifier on one window (Table 4)."""
-    channels, total = 3, 0
-    for row, (side, _) in zip(network.preset.convs, network.preset.sides(network.preset.window), strict=True):
-        total += side**2 * row.channels * row.kernel**2 * channels
-        channels = row.channels
-    heads = (layer.kernel for layer in network.classifier.layers if layer.weights)  # biases add, they do not multiply
-    return total + sum(int(np.prod(kernel.shape)) for kernel in heads)
+    preset = network.preset
+    outputs = network.num_classes + network.background
+    return feature_multiply_adds(preset, preset.window, preset.window) + head_multiply_adds(preset, outputs)

@@ -128,6 +128,13 @@ def test_info_prints_table_4(preset, figures, monkeypatch, capsys):
     assert all(figure in printed for figure in figures) and "full7" in printed
 
 
+def test_info_prints_table_5(monkeypatch, capsys):
+    assert run(monkeypatch, "info", "accurate") == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["5", "425x497", "32x38", "10x12", "6x8", "18x24"] in rows  # without the paper's misprint
+    assert ["6", "461x569", "35x44", "11x14", "7x10", "21x30"] in rows
+
+
 def test_files_are_found_once_and_named_apart(pictures: Path):
     files = find_files([str(pictures), str(pictures / "a" / "*.png"), str(pictures / "a" / "one.png")])
     assert [file.name for file in files] == ["one.png", "two.jpg", "one.png", "bad.jpg"]

@@ -5,7 +5,9 @@ from dataclasses import replace
 from math import prod
 
 import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
 from overfeat_tf.network import build
 from overfeat_tf.presets import PRESETS, Conv, Preset, get_preset
@@ -65,10 +67,9 @@ def test_a_preset_fits_its_own_window(preset):
 @pytest.mark.parametrize(
     ("name", "parameters", "connections"), [("fast", 145_920_872, 2801.4e6), ("accurate", 144_656_488, 5355.4e6)]
 )
-def test_a_built_network_has_table_4s_sizes(name, parameters, connections, monkeypatch):
+def test_a_built_network_has_table_4s_sizes(name, parameters, connections):
     preset = PRESETS[name]
-    monkeypatch.setattr(keras.initializers, "RandomNormal", lambda stddev: keras.initializers.Zeros())  # for speed
-    network = build(replace(preset, regressor=(1, 1)), 1000)  # Table 4 does not count the regressor
+    network = build(preset, 1000, weights=False)  # Table 4 does not count the regressor, which is not built yet
     parts = (network.features, network.classifier)
     assert sum(part.count_params() for part in parts) == parameters
     # A connection is a multiply-add: each weight once for every cell of its map.
@@ -91,6 +92,36 @@ def test_weights_begin_as_the_preset_says():
         assert hidden.std() == pytest.approx(hidden_std, rel=0.05)
         assert last.std() == pytest.approx(0.01, rel=0.1)
         assert abs(hidden.mean()) < hidden_std / 50
+
+
+def test_dropout_is_on_the_two_hidden_full_layers_in_training_alone():
+    network = build(replace(PRESETS["tiny"], dropout=0.5), 7)
+    drops = [layer for layer in network.classifier.layers if isinstance(layer, keras.layers.Dropout)]
+    assert [(layer.name, layer.rate) for layer in drops] == [("full5_dropout", 0.5), ("full6_dropout", 0.5)]
+    names = [layer.name for layer in network.classifier.layers]
+    assert names.index("full5_relu") < names.index("full5_dropout") < names.index("full6")  # after the rectifier
+    pooled = tf.random.stateless_uniform([8, *network.classifier.get_layer("full5").kernel.shape[:3]], [1, 2])
+    once, again = (network.classifier(pooled, training=True).numpy() for _ in range(2))
+    assert np.abs(once - again).max() > 1e-3
+    np.testing.assert_array_equal(network.classifier(pooled), network.classifier(pooled))
+    assert not [layer for layer in network.regressor.layers if isinstance(layer, keras.layers.Dropout)]
+
+
+def test_the_regressor_has_four_edges_or_four_for_each_class():
+    assert build("tiny", 7).regressor.output_shape[-1] == 4
+    per_class = build("tiny", 7, background=True, per_class=True)
+    assert per_class.regressor.output_shape[-1] == 28
+    last, hidden = per_class.regressor.layers[-1], build("tiny", 7).regressor.layers[1]
+    assert last.kernel.shape == (1, 1, 64, 28)
+    assert hidden.kernel.shape == (3, 3, 96, 128)
+
+
+def test_a_regressor_is_there_when_asked_for_even_in_a_trace():
+    network = build("tiny", 2)
+    assert set(network.parts) == {"features", "classifier"}
+    tf.function(lambda: network.regressor(tf.zeros([1, 3, 3, 96])), autograph=False)()
+    assert set(network.parts) == {"features", "classifier", "regressor"}
+    assert network.regressor is network.regressor and network.regressor.get_weights()[0].std() > 0
 
 
 def test_an_input_too_small_for_a_kernel_has_an_empty_map():
