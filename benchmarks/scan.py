@@ -19,7 +19,7 @@ from benchmarks.machine import MatrixProduct, describe, seconds
 from benchmarks.report import Report
 from overfeat_tf.dense import find_windows, run_heads
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
-from overfeat_tf.loading import load
+from overfeat_tf.loading import load, load_run
 from overfeat_tf.model import CONFIG, Model
 from overfeat_tf.network import Network, build
 from overfeat_tf.presets import Preset, get_preset
@@ -27,7 +27,7 @@ from overfeat_tf.views import fit_scale
 
 CLASSES = 1000
 CROPS = 128  # a batch of the crop-by-crop way: large enough for its own products to run well
-NATIVE = (1125, 1500)  # pixels: large enough for windows to lie nearly everywhere; and twice that a side
+NATIVE = (1500, 2000)  # pixels: large enough for windows to lie nearly everywhere; and twice that a side
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def measure(name: str, repetitions: int) -> Report:
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
         run, exported, exported_with_flips = _write(preset, Path(folder))
         log.info("memory of a process that loads and scans, with flips")
-        peaks = [_peak_memory(place) for place in (run, exported_with_flips)]
-        model = load(run)
+        peaks = [_peak_memory(place, preset.scales[-1]) for place in (run, exported_with_flips)]
+        model = load_run(run)
         samples: dict[str, list[float]] = {}
         for number, ratios in enumerate(_speed(model, load(exported), repetitions), start=1):
             log.info(
@@ -148,17 +148,17 @@ def _crops(network: Network) -> Callable[[], object]:
     return lambda: traced().numpy()
 
 
-def _peak_memory(folder: Path) -> float:
-    """Measure a fresh process's peak resident memory in GB: load, then all scales with flips, twice."""
-    command = [sys.executable, "-m", "benchmarks.scan", str(folder)]
+def _peak_memory(folder: Path, size: tuple[int, int]) -> float:
+    """Measure a fresh process's peak resident memory in GB: load, then all scales of an image with flips, twice."""
+    command = [sys.executable, "-m", "benchmarks.scan", str(folder), *map(str, size)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _load_and_scan(folder: Path) -> float:
+def _load_and_scan(folder: Path, height: int, width: int) -> float:
     model = load(folder)
     if isinstance(model, Model):
         model = model.with_options(flips=True)
-    image = np.random.default_rng(0).integers(0, 256, (1, 461, 569, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     for _ in range(2):
         model.classify(image)
     # Not getrusage, whose peak begins with that of the process that this one was forked from.
@@ -167,4 +167,4 @@ def _load_and_scan(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    print(_load_and_scan(Path(sys.argv[1])))
+    print(_load_and_scan(Path(sys.argv[1]), *map(int, sys.argv[2:])))

@@ -22,17 +22,19 @@ FLOORS = (
 RANKS = {f"overfeat_tf.{name}": rank for rank, names in enumerate(FLOORS) for name in names}
 RANKS["overfeat_tf"] = RANKS.pop("overfeat_tf.__init__")
 # Top down: the command line may import everything, training and serving never each other.
+PACKAGES = ("overfeat_tf", "training", "serving", "benchmarks")
 ALLOWED = {
     "overfeat_tf": {"overfeat_tf"},
     "training": {"overfeat_tf", "training"},
     "serving": {"overfeat_tf", "serving"},
-    "overfeat_tf.cli": {"overfeat_tf", "overfeat_tf.cli", "training", "serving"},
+    "benchmarks": {"overfeat_tf", "overfeat_tf.cli", "training", "serving", "benchmarks"},
+    "overfeat_tf.cli": {"overfeat_tf", "overfeat_tf.cli", "training", "serving", "benchmarks"},
 }
 
 
 def modules(root):
     """Give the path of every module of the packages, by its dotted name."""
-    paths = [path for package in ("overfeat_tf", "training", "serving") for path in (root / package).rglob("*.py")]
+    paths = [path for package in PACKAGES for path in (root / package).rglob("*.py")]
     dotted = {".".join(path.relative_to(root).with_suffix("").parts): path for path in paths}
     return {name.removesuffix(".__init__"): path for name, path in dotted.items()}
 

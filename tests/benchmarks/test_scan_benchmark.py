@@ -1,0 +1,46 @@
+"""The scan benchmark: what it counts, and that it runs (on a small network)."""
+
+import json
+
+import pytest
+
+from benchmarks import scan
+from benchmarks.report import Report
+from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds
+from overfeat_tf.loading import load, load_run
+from overfeat_tf.presets import PRESETS
+
+ACCURATE = PRESETS["accurate"]
+
+
+def test_the_papers_arithmetic():
+    # Section 7 of the facts: one flip of Table 5's six scales takes about 119 + 199 GMAC.
+    features = sum(feature_multiply_adds(ACCURATE, *size) for size in ACCURATE.scales)
+    assert features == pytest.approx(119.95e9, rel=1e-3)
+    assert 1575 * head_multiply_adds(ACCURATE, 1000) == pytest.approx(198.0e9, rel=1e-3)
+
+
+def test_an_images_own_scales_are_counted():
+    # An image of the largest scale's aspect has that scale as it is, and the smallest one wider than Table 5's.
+    work, windows = scan._scan_work(ACCURATE, 461, 569)
+    assert (windows, work) == (1584, 320_287_775_616)
+
+
+def test_a_report_has_medians_spread_and_machine():
+    report = Report("scan", {"cores": 2})
+    report.add("over_crops", [30.0, 20.0, 25.0], "crops", (">=", 25.0))
+    found = json.loads(json.dumps(report.as_dict()))["scan"]
+    assert found["ratios"] == {"over_crops": 25.0} and found["spread"] == {"over_crops": [20.0, 30.0]}
+    assert found["repetitions"] == {"over_crops": 3} and found["machine"] == {"cores": 2}
+    assert "| over_crops | 25.000 | 20.000 to 30.000 | 3 | >= 25.0 | crops |" in report.table()
+
+
+def test_a_small_network_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(scan, "NATIVE", (100, 140))
+    preset = PRESETS["tiny"]
+    run, exported, with_flips = scan._write(preset, tmp_path)
+    assert load(with_flips).tasks == ("classification",)
+    (ratios,) = scan._speed(load_run(run), load(exported), 1)
+    assert set(ratios) >= {"python_of_matmul_rate", "exported_of_matmul_rate", "over_crops", "area_growth"}
+    assert all(value > 0 for value in ratios.values())
+    assert 0.3 < scan._peak_memory(run, preset.scales[-1]) < 3
