@@ -44,12 +44,12 @@ def table(name: str) -> str:
     ]
     for number, (height, width) in enumerate(preset.scales, start=1):
         unpooled = [preset.feature_side(side) for side in (height, width)]
-        pooled = [side // preset.last_pool for side in unpooled]  # at every offset alike: the scales' sides suit them
+        each = [side // preset.last_pool for side in unpooled]  # at every offset alike: the scales' sides suit them
         coarse = [window_count(preset, side, fine=False) for side in (height, width)]
         fine = [window_count(preset, side) for side in (height, width)]
         maps = "{}x{}".format
         lines.append(
-            f"{number:<8}{maps(height, width):>12}{maps(*unpooled):>12}{maps(*pooled):>12}"
+            f"{number:<8}{maps(height, width):>12}{maps(*unpooled):>12}{maps(*each):>12}"
             f"{maps(*coarse):>12}{maps(*fine):>14}"
         )
     return "\n".join(lines)
