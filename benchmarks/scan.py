@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from benchmarks.machine import MatrixProduct, describe, seconds
 from benchmarks.report import Report
-from overfeat_tf.dense import find_windows, run_heads
+from overfeat_tf.dense import feature_maps, find_windows, run_heads
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
 from overfeat_tf.loading import load, load_run
 from overfeat_tf.model import CONFIG, Model
@@ -141,7 +141,7 @@ def _crops(network: Network) -> Callable[[], object]:
     pixels = tf.random.stateless_uniform([CROPS, preset.window, preset.window, 3], [3, 4], 0, 255)
 
     def run() -> tf.Tensor:
-        windows = find_windows(preset, [network.feature_maps(pixels)], fine=False)
+        windows = find_windows(preset, feature_maps(network, [pixels]), fine=False)
         return tf.nn.softmax(run_heads([network.classifier], windows)[0])
 
     traced = tf.function(run, autograph=False)

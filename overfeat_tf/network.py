@@ -10,6 +10,11 @@ from keras import layers
 from overfeat_tf.offset_pooling import interleave, offset_max_pool
 from overfeat_tf.presets import INIT_STD, Preset, get_preset
 
+PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
+# Numbers in the weights of a feature layer from which it is a product of all maps: `accurate`'s last has 9.4 M. A
+# convolution reads such weights again and again for each map, and comes to two thirds of the product's rate.
+WIDE = 8_000_000
+
 
 @dataclass(frozen=True)
 class Network:
@@ -53,12 +58,22 @@ class Network:
 
     @cached_property
     def feature_maps(self) -> tf.types.experimental.PolymorphicFunction:
-        """The features as one tf.function for pixels of every size, so that a pyramid is traced once."""
-        return tf.function(
-            lambda pixels: self.features(pixels, training=False),
-            [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")],
-            autograph=False,
-        )
+        """The features as one differentiable tf.function of pixels float32 [B, H, W, 3], for other programs."""
+        return tf.function(lambda pixels: self.features(pixels, training=False), PIXELS, autograph=False)
+
+    @cached_property
+    def tail(self) -> list[layers.Layer]:
+        """The last feature layers, from the first one with `WIDE` weights and its padding; none for small networks."""
+        rows = self.features.layers
+        first = next((i for i, layer in enumerate(rows) if is_wide(layer)), None)
+        return [] if first is None else rows[first - isinstance(rows[first - 1], layers.ZeroPadding2D) :]
+
+    @cached_property
+    def trunk(self) -> tf.types.experimental.PolymorphicFunction:
+        """The features below `tail`, as one tf.function for pixels of every size: a pyramid is traced once."""
+        last = self.features.layers[len(self.features.layers) - len(self.tail) - 1]
+        trunk = keras.Model(self.features.input, last.output, name="trunk")
+        return tf.function(lambda pixels: trunk(pixels, training=False), PIXELS, autograph=False)
 
     def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
         """Build pixels [B, side, side, 3] -> {"scores", "boxes"}: both heads over windows at fine or coarse stride.
@@ -77,6 +92,13 @@ class Network:
         outputs = 4 * self.num_classes if self.per_class else 4
         with tf.init_scope():  # a trace may be the first to ask
             return _head(self.preset, "regressor", self.preset.regressor, outputs, "box", weights)
+
+
+def is_wide(layer: layers.Layer) -> bool:
+    """Tell whether a layer is a convolution of stride 1 with at least `WIDE` weights."""
+    return (
+        isinstance(layer, layers.Conv2D) and layer.strides == (1, 1) and layer.kernel.value.shape.num_elements() >= WIDE
+    )
 
 
 class DenseHead(layers.Layer):

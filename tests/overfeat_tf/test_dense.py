@@ -159,3 +159,18 @@ def test_the_papers_networks_answer_for_an_image_as_their_windows_do(name):
         assert expected.std() > 1e-4
         scale = np.abs(expected).max()
         np.testing.assert_allclose(scans[-1].logits[i, j], expected, rtol=1e-3, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("wide", [1, 2_000, 5_000])
+def test_wide_feature_layers_are_products_of_all_maps(monkeypatch, wide):
+    convs = (Conv(6, 5, stride=2, pool=2), Conv(12, 3, padding=1), Conv(24, 3), Conv(24, 3, padding=1, pool=2))
+    keras.utils.set_random_seed(2)
+    network = build(Preset("wide", 41, convs, (6, 4), (5, 3), (), init_std=None), 3)
+    monkeypatch.setattr("overfeat_tf.network.WIDE", wide)
+    pixels = [tf.random.stateless_uniform([n, *size, 3], [n, 1], 0, 255) for n, size in ((2, (60, 47)), (1, (41, 90)))]
+    maps = tf.function(lambda: dense.feature_maps(network, pixels), autograph=False)()
+    assert len(network.tail) == {1: 8, 2_000: 5, 5_000: 3}[wide]
+    for found, shown in zip(maps, pixels, strict=True):
+        expected = network.features(shown)
+        assert found.shape == expected.shape and np.ptp(expected) > 0.1
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
