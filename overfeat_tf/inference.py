@@ -1,8 +1,10 @@
 """Batches through the inference functions: encoded images or pixels in, the contract's named outputs out.
 
 The images of a batch are run one after the other, each at its own size and shape: an image's answer cannot depend
-on its batch, and memory does not grow with it. What is given up is one product over several images: a scan of one
-image in several scales keeps the cores busy by itself.
+on its batch, and memory does not grow with it. What is given up is one product over several images: measured on two
+cores with images of 500 x 375, nothing for `accurate` at six scales or with ten views (1.00 and 1.03 times as fast
+together), but 1.2 times for `accurate` and 1.4 times for `fast` at one scale, where an image has few windows.
+Features, of which programs ask for many images at one scale, do share it.
 """
 
 from collections.abc import Callable, Sequence
