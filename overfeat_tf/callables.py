@@ -42,7 +42,7 @@ class Callables:
             fine: Fine rather than coarse stride.
 
         Raises:
-            ValueError: no such layer or scale, or a SavedModel, which has but the default.
+            ValueError: no such layer or scale, or a SavedModel, which has but the default; even without an image.
         """
         return self._extract([_pixels(np.asarray(image)[None])[0] for image in images], layer, scale, fine)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from overfeat_tf.dense import find_windows, run_heads
+from overfeat_tf.dense import feature_maps, find_windows, run_heads
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import Preset
@@ -68,15 +68,17 @@ def extract(
     preset, layer = network.preset, layer or default_layer(network.preset)
     check_layer(network, layer)
     (size,) = InferenceOptions(scales=(scale,)).scale_sizes(preset) if scale is not None else (None,)
+    if not images:
+        return []
     last_pool = preset.last_pool
     below = layer in [own.name for own in network.features.layers]
-    run = _until(network, layer) if below else network.feature_maps
+    run = _until(network, layer) if below else lambda pixels: feature_maps(network, [pixels])[0]
 
     def one(image: tf.Tensor) -> tf.Tensor:
         pixels = pad(preset, tf.cast(image, tf.float32), preset.window)
         return run((pixels if size is None else draw_scale(preset, size, image)[0])[None])[0]
 
-    # One image at a time up to the heads: memory stays that of one, and the convolutions gain nothing from more.
+    # The images of a batch one at a time up to the heads: the convolutions gain nothing from more.
     maps = [tf.map_fn(one, batch, fn_output_signature=tf.float32, parallel_iterations=1) for batch in images]
     if below:
         return maps

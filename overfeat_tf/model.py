@@ -79,6 +79,8 @@ class Model(Callables):
         return {key: answer.numpy() for key, answer in self._traced[signature](tensor).items()}
 
     def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
+        if self.others:
+            raise ValueError("expected one network to take features from; a committee's members each have their own")
         extract(self.network, [], layer, scale, fine)  # refuses what it does not have, even where there is no image
         outputs: list[np.ndarray] = []
         for first in range(0, len(images), SHARED_PRODUCT):

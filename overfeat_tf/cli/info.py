@@ -1,5 +1,6 @@
 """`overfeat info`: a network as the paper's tables have it."""
 
+from overfeat_tf.features import layer_names
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
 from overfeat_tf.network import Network, build
 from overfeat_tf.presets import get_preset
@@ -33,8 +34,14 @@ def table(name: str) -> str:
             lines.append(
                 f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.filters:>10}{'-':>6}{1:>12}{layer.count_params():>14,}"
             )
+    shown = {line.split()[0] for line in lines if line}
+    boxes = [layer.name for layer in network.blank_regressor().layers]
+    also = [name for name in layer_names(network) if name not in shown]
     count = network.features.count_params() + network.classifier.count_params()
     lines += [
+        "",
+        f"also         {' '.join(name for name in also if name not in boxes)}",
+        f"with boxes   {' '.join(name for name in also if name in boxes)}",
         "",
         f"parameters   {count / 1e6:.2f} M (regressor: {network.blank_regressor().count_params() / 1e6:.2f} M more)",
         f"connections  {connections(network) / 1e6:.1f} M multiply-adds at the window size",

@@ -40,7 +40,8 @@ def overfeat() -> None:
 def main() -> None:
     """Run the command; exit 2 on a mistake of the user's, 1 on a failure, each with one line on stderr."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for library in ("absl", "tensorflow"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     try:
         overfeat()
     except MISTAKES as error:
@@ -230,6 +231,38 @@ def predict(
 
 
 @overfeat.command()
+@click.argument("model", type=FOLDER)
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=FILE,
+    required=True,
+    help="FILE.npz, FILE.h5 or FILE.txt; replaced, once complete, where there is one.",
+)
+@click.option("--layer", metavar="NAME", help="As `overfeat info` prints it; the second full layer if left out.")
+@click.option("--stride", type=click.Choice(["coarse", "fine"]), default="coarse", show_default=True)
+@click.option(
+    "--scales", metavar="native|1,2,...", default="native", show_default=True, help="Sizes to show images at."
+)
+def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None, stride: str, scales: str) -> None:
+    """Extract a layer's output, before its rectifier, for IMAGES (files, folders, globs), float32 [h, w, C] each.
+
+    An array's key is its image's file name, with as many folders before it as tell it apart; with several scales
+    NAME/scale1 and so on. FILE.txt has the text format of the authors' 2013 release, and the keys of its blocks, a
+    line each, are in FILE.names.txt.
+    """
+    load_tensorflow()
+    from overfeat_tf.cli.features import parse_scales, run
+    from overfeat_tf.cli.predict import find_files
+
+    done = run(model, find_files(images), out, layer, stride == "fine", parse_scales(scales))
+    rate = done.images / done.seconds
+    click.echo(f"{out}: {done.images} images, {done.unreadable} unreadable, {rate:.1f} images/s", err=True)
+    click.echo(out)
+    sys.exit(1 if done.unreadable else 0)
+
+
+@overfeat.command()
 @click.argument("file", type=FILE)
 @click.option("--preset", metavar="fast|accurate", required=True, help="fast for net_weight_0, accurate for _1.")
 @click.option("--run", type=FOLDER, required=True, help="The run's folder, a new one.")
@@ -243,3 +276,22 @@ def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> N
     read(file, released(preset), run, labels)
     click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{preset}", err=True)
     click.echo(run)
+
+
+@overfeat.group()
+def benchmark() -> None:
+    """Measure, as ratios in one run: this machine's noise and speed are in both sides."""
+
+
+@benchmark.command("scan")
+@click.option("--preset", default="accurate", show_default=True, help="The network.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_scan(preset: str, repetitions: int, json_file: Path | None) -> None:
+    """Compare the scan with the machine's matrix-product rate, with crops, with its own growth; some ten minutes."""
+    load_tensorflow()
+    from benchmarks.scan import measure
+
+    report = measure(preset, repetitions)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())

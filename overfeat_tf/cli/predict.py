@@ -1,6 +1,7 @@
 """`overfeat predict`: files in, pictures with boxes and JSON out, through a model here or on a server."""
 
 import glob
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: one of them names nothing.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -35,8 +36,9 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
             paths = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if Path(file).is_file()]
         if not paths:
             raise ValueError(f"expected image files; '{pattern}' names none")
-        found |= dict.fromkeys(paths)
-    return list(found)
+        for path in paths:
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
 
 
 def run(

@@ -60,6 +60,11 @@ def test_a_committee_is_exported_as_one_model(members, tmp_path):
         loaded.extract_features(picture())
 
 
+def test_a_committee_has_no_features_of_its_own(members):
+    with pytest.raises(ValueError, match="expected one network to take features from"):
+        Model.committee(members).extract_features(picture())
+
+
 def test_a_committee_comes_back_from_its_folder(members, tmp_path):
     committee = Model.committee(members)
     committee.save_weights(tmp_path / "weights")
