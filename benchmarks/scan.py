@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +24,7 @@ from overfeat_tf.loading import load, load_run
 from overfeat_tf.model import CONFIG, Model
 from overfeat_tf.network import Network, build
 from overfeat_tf.presets import Preset, get_preset
-from overfeat_tf.views import fit_scale
+from overfeat_tf.views import draw_scale, fit_scale
 
 CLASSES = 1000
 CROPS = 128  # a batch of the crop-by-crop way: large enough for its own products to run well
@@ -88,11 +89,11 @@ def _write(preset: Preset, folder: Path) -> tuple[Path, Path, Path]:
 
 def _speed(model: Model, exported, repetitions: int) -> Iterator[dict[str, float]]:
     """Yield the ratios of each repetition; what is compared is run one after the other."""
-    preset, product = model.network.preset, MatrixProduct()
+    preset, limit = model.network.preset, MatrixProduct()
     height, width = preset.scales[-1]
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     work, windows = _scan_work(preset, height, width)
-    crops = _crops(model.network)
+    crops = _crops(model.network, image[0])
     large = np.random.default_rng(1).integers(0, 256, (1, NATIVE[0] * 2, NATIVE[1] * 2, 3), np.uint8)
     small = np.ascontiguousarray(large[:, : NATIVE[0], : NATIVE[1]])
     calls: list[Callable[[], object]] = [
@@ -106,10 +107,10 @@ def _speed(model: Model, exported, repetitions: int) -> Iterator[dict[str, float
         call()
     growth = _native_work(preset, *large.shape[1:3]) / _native_work(preset, *small.shape[1:3]) / 4
     for _ in range(repetitions):
-        rates, times = [product.rate()], []
+        rates, times = [limit.rate()], []
         for call in calls:
             times.append(seconds(call))
-            rates.append(product.rate())
+            rates.append(limit.rate())
         python, saved, cropped, native, native_large = times
         yield {
             "python_of_matmul_rate": work / python / ((rates[0] + rates[1]) / 2),
@@ -135,12 +136,15 @@ def _native_work(preset: Preset, height: int, width: int) -> int:
     return feature_multiply_adds(preset, height, width) + windows * hidden
 
 
-def _crops(network: Network) -> Callable[[], object]:
-    """Run the network on a batch of crops, a window each, by the same code."""
+def _crops(network: Network, image: np.ndarray) -> Callable[[], object]:
+    """Cut a batch of windows out of the image's largest scale, and run the network on them by the same code."""
     preset = network.preset
-    pixels = tf.random.stateless_uniform([CROPS, preset.window, preset.window, 3], [3, 4], 0, 255)
+    canvas, _ = draw_scale(preset, preset.scales[-1], tf.constant(image))
+    rows, columns = (range(0, side - preset.window + 1, preset.fine_stride) for side in canvas.shape[:2])
+    corners = list(islice(cycle(product(rows, columns)), CROPS))
 
     def run() -> tf.Tensor:
+        pixels = tf.stack([canvas[y : y + preset.window, x : x + preset.window] for y, x in corners])
         windows = find_windows(preset, feature_maps(network, [pixels]), fine=False)
         return tf.nn.softmax(run_heads([network.classifier], windows)[0])
 
