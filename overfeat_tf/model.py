@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -63,6 +64,10 @@ class Model(Callables):
     def networks(self) -> tuple[Network, ...]:
         """The network and the committee's other members."""
         return (self.network, *self.others)
+
+    def parts_of(self, network: Network) -> dict[str, keras.Model]:
+        """Give a member's models by name; the regressor is among them, built if need be, where the tasks need boxes."""
+        return {**network.parts, "regressor": network.regressor} if self._has_boxes else network.parts
 
     @cached_property
     def inference(self) -> Inference:
@@ -133,9 +138,7 @@ class Model(Callables):
         """Write each part's weights into a folder, replacing what is there."""
         for home, network in self._homes(folder):
             home.mkdir(parents=True, exist_ok=True)
-            if self._has_boxes:
-                network.regressor  # noqa: B018 - built by asking for it
-            for part, model in network.parts.items():
+            for part, model in self.parts_of(network).items():
                 model.save_weights(home / f"{part}.weights.h5")
 
     def load_weights(self, folder: Path) -> None:

@@ -57,11 +57,6 @@ class Network:
         return {**built, "regressor": self.regressor} if "regressor" in self.__dict__ else built
 
     @cached_property
-    def feature_maps(self) -> tf.types.experimental.PolymorphicFunction:
-        """The features as one differentiable tf.function of pixels float32 [B, H, W, 3], for other programs."""
-        return tf.function(lambda pixels: self.features(pixels, training=False), PIXELS, autograph=False)
-
-    @cached_property
     def tail(self) -> list[layers.Layer]:
         """The last feature layers, from the first one with `WIDE` weights and its padding; none for small networks."""
         rows = self.features.layers

@@ -29,7 +29,7 @@ class Preset:
         convs: The feature layers, first to last; the last one's pool is the one taken at every offset (3.3).
         full: Channels of the two hidden fully connected layers of the classifier.
         regressor: Channels of the two hidden layers of the regressor (4.2).
-        scales: Sizes (height, width) in pixels of the scales, smallest first; `geometry.fit_scale` adapts
+        scales: Sizes (height, width) in pixels of the scales, smallest first; `views.fit_scale` adapts
             them to an image's aspect.
         shorter_side: Shorter side in pixels of the images that ten views and single crops are taken from (3.1: 256).
         mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.

@@ -93,7 +93,7 @@ def verify(model: Model, folder: Path) -> None:
 
 def _card(model: Model, name: str, version: int, training: dict) -> str:
     preset = model.network.preset
-    parameters = sum(part.count_params() for member in model.networks for part in member.parts.values())
+    parameters = sum(part.count_params() for member in model.networks for part in model.parts_of(member).values())
     shown = ", ".join(model.labels[:20]) + (" ..." if len(model.labels) > 20 else "")
     scales = ", ".join(f"{h}x{w}" for h, w in model.options.scale_sizes(preset))
     return f"""# {name}, version {version}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from overfeat_tf.model import Model
+from overfeat_tf.network import PIXELS
 from serving.contract import DEFAULT_KEY, ENCODED_IMAGE_FEATURE, SIGNATURES
 
 # Which signatures a model has by what it was trained for; features come with every one.
@@ -39,12 +40,12 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
         super().__init__()
         self._inference = model.inference
         network = model.network
-        parts = [part for member in model.networks for part in member.parts.values()]
+        parts = [part for member in model.networks for part in model.parts_of(member).values()]
         self.variables = [variable.value for part in parts for variable in part.variables]
         self.trainable_variables = [
             variable.value for part in parts for variable in part.variables if _fitted(variable)
         ]
-        self.features = network.feature_maps
+        self.features = tf.function(lambda pixels: network.features(pixels, training=False), PIXELS, autograph=False)
         names = signature_names(model)
         self._functions = {name: self._function(name) for name in names}
         for name, function in self._functions.items():

@@ -1,6 +1,7 @@
 """The options of every inference call, as the verbs that run a model take them."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import click
@@ -13,12 +14,11 @@ Changes = dict[str, Any]
 def inference_options(verb: Callable) -> Callable:
     """Give a verb --scales, --stride, --flips and --views; what was chosen comes as its argument `changes`."""
 
+    @wraps(verb)
     def gathered(*args, scales, stride, flips, views, **kwargs):
         given = {"scales": scales, "fine": stride and stride == "fine", "flips": flips, "views": views}
         return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
 
-    gathered.__name__, gathered.__doc__ = verb.__name__, verb.__doc__
-    gathered.__click_params__ = getattr(verb, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),

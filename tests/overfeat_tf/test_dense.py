@@ -23,15 +23,6 @@ POOLS = {
     k: Preset(f"pool{k}", 8 * k, (Conv(5, 3, padding=1), Conv(7, 1, pool=k)), (6, 4), (5, 3), (), init_std=None)
     for k in (1, 2, 3)
 }
-# Table 5: input, unpooled, pooled (each offset), classifier (each offset), interleaved; scale 5 without its misprint.
-TABLE_5 = [
-    ((245, 245), (17, 17), (5, 5), (1, 1), (3, 3)),
-    ((281, 317), (20, 23), (6, 7), (2, 3), (6, 9)),
-    ((317, 389), (23, 29), (7, 9), (3, 5), (9, 15)),
-    ((389, 461), (29, 35), (9, 11), (5, 7), (15, 21)),
-    ((425, 497), (32, 38), (10, 12), (6, 8), (18, 24)),
-    ((461, 569), (35, 44), (11, 14), (7, 10), (21, 30)),
-]
 
 
 @cache
@@ -126,17 +117,6 @@ def test_a_head_stops_at_a_layer():
     (found,) = run_heads([network.classifier], windows, until="full4")
     assert found.numpy().min() < 0
     np.testing.assert_allclose(windows.split(found)[0], DenseHead(hidden, network.preset)(maps), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("row", TABLE_5, ids=[f"scale{number}" for number in range(1, 7)])
-def test_the_scales_have_the_maps_of_table_5(row):
-    size, unpooled, pooled, each, interleaved = row
-    preset = PRESETS["accurate"]
-    assert preset.scales[TABLE_5.index(row)] == size
-    assert tuple(preset.feature_side(side) for side in size) == unpooled
-    assert tuple((n - offset) // 3 for n in unpooled for offset in range(3)) == tuple(n for n in pooled for _ in "012")
-    assert tuple(window_count(preset, side, fine=False) for side in size) == each
-    assert tuple(window_count(preset, side) for side in size) == interleaved
 
 
 @pytest.mark.parametrize("name", ["fast", "accurate"])

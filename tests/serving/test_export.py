@@ -243,3 +243,12 @@ def test_only_what_was_trained_is_exported(model: Model, tmp_path: Path):
     assert keys == {"classify", "classify_images", "extract_features", "serving_default"}
     with pytest.raises(ValueError, match="overfeat train"):
         exporting.export(Model(part.network, ("a", "b"), tasks=()), tmp_path / "none")
+
+
+def test_a_model_that_was_never_asked_for_boxes_is_exported_with_its_regressor(tmp_path):
+    model = Model(build("tiny", 2, background=True), ("a", "b"), InferenceOptions(scales=(1,), min_score=0.9))
+    assert "regressor" not in model.network.parts
+    loaded = tf.saved_model.load(str(exporting.export(model, tmp_path / "m")))
+    weights = sum(part.count_params() for part in model.network.parts.values())
+    assert "regressor" in model.network.parts
+    assert sum(int(tf.size(variable)) for variable in loaded.trainable_variables) == weights
