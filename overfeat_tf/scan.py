@@ -19,10 +19,12 @@ class ScaleScan(NamedTuple):
         logits: float32 [h, w, classes], before softmax.
         boxes: float32 [h, w, R, 4], yxyx normalised in the image, unclipped; R is 1, or the number of object classes
             where the regressor has a box for each. None where not asked for.
+        windows: float32 [h, w, 4], what each window sees, likewise; of a mirror image they run from right to left.
     """
 
     logits: tf.Tensor
     boxes: tf.Tensor | None
+    windows: tf.Tensor
 
 
 def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_boxes: bool = True) -> list[ScaleScan]:
@@ -45,19 +47,31 @@ def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_box
     logits, *edges = (windows.split(values) for values in run_heads(heads, windows))
     scans = []
     for number, views in enumerate(groups):
-        boxes = _image_boxes(network, edges[0][number], views, options) if edges else [None] * len(views.mirrored)
-        scans += [ScaleScan(logits[number][view], boxes[view]) for view in range(len(views.mirrored))]
+        count = len(views.mirrored)
+        origins = _window_origins(network, logits[number], views, options)
+        seen = [field[:, :, 0] for field in _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), origins, views)]
+        boxes = _image_boxes(network, edges[0][number], origins, views) if edges else [None] * count
+        scans += [ScaleScan(*one) for one in zip(tf.unstack(logits[number], count), boxes, seen, strict=True)]
     return scans
 
 
-def _image_boxes(network: Network, edges: tf.Tensor, views: Views, options: InferenceOptions) -> list[tf.Tensor]:
-    """Bring every window's box edges into the image's frame, normalised; mirrored views are undone."""
+def _window_origins(network: Network, values: tf.Tensor, views: Views, options: InferenceOptions) -> tf.Tensor:
+    """Place the windows of values [V, h, w, ...] in the resized image: top and left in pixels, [V, h, w, 2]."""
     step = geometry.stride(network.preset, options.fine)
-    rows, columns = (tf.cast(tf.range(tf.shape(edges)[axis]) * step, tf.float32) for axis in (1, 2))
-    origins = views.origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
+    rows, columns = (tf.cast(tf.range(tf.shape(values)[axis]) * step, tf.float32) for axis in (1, 2))
+    return views.origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
+
+
+def _image_boxes(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+    """Take every window's edges [V, h, w, 4 R] apart into boxes and bring them into the image's frame."""
     each = tf.reshape(edges, tf.concat([tf.shape(edges)[:3], [edges.shape[-1] // 4, 4]], axis=0))
     each = tf.ensure_shape(each, [None, None, None, edges.shape[-1] // 4, 4])
+    return _in_image(network, each, origins, views)
+
+
+def _in_image(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+    """Bring edges in window sides into the image's frame, normalised, a view each; mirrored views are undone."""
     size = tf.cast(views.size, tf.float32)
-    boxes = box_ops.from_window(each, origins[:, :, :, None], float(network.preset.window))
+    boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window))
     boxes /= tf.concat([size, size], axis=0)
     return [box_ops.flip(boxes[i]) if mirrored else boxes[i] for i, mirrored in enumerate(views.mirrored)]

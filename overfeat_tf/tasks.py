@@ -1,9 +1,11 @@
 """THE inference functions: classify, localize, detect one image, in the graph.
 
-Everything else - the Python calls, evaluation, the command line, the exported signatures - calls these.
+Everything else - the Python calls, evaluation, the command line, the exported signatures - calls these. Each is the
+last of its `Stages`, so that what is shown of an answer's making is what made it.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -33,6 +35,38 @@ class Detections(NamedTuple):
     count: tf.Tensor
 
 
+class Candidates(NamedTuple):
+    """The windows' boxes that take part in merging (4.3 c).
+
+    Attributes:
+        boxes: float32 [n, 4] yxyx, normalised in the image, unclipped.
+        scores: float32 [n], the softmax scores of their windows.
+        classes: int32 [n], from 1.
+        views: int32 [n], the number of the scan that each comes from.
+    """
+
+    boxes: tf.Tensor
+    scores: tf.Tensor
+    classes: tf.Tensor
+    views: tf.Tensor
+
+
+class Stages(NamedTuple):
+    """What an image's answer came from, step by step (Fig. 6).
+
+    Attributes:
+        scans: Every window's class scores and box, for each view.
+        candidates: The boxes before merging; None where only classes were asked for.
+        merged: The merged boxes, normalised and clipped, with their accumulated scores; None likewise.
+        answer: `Detections`, or what `classify` returns.
+    """
+
+    scans: list[ScaleScan]
+    candidates: Candidates | None
+    merged: Merged | None
+    answer: Detections | tf.Tensor
+
+
 def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> tf.Tensor:
     """Vote over all windows, scales and flips, and over the members of a committee (3.3, Table 2).
 
@@ -44,9 +78,14 @@ def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOp
     Returns:
         float32 [classes]: the logarithms of the votes, so that their softmax is the votes over their sum.
     """
+    return classify_in_stages(networks, image, options).answer
+
+
+def classify_in_stages(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> Stages:
+    """Classify as `classify` does; the scans of a committee's members follow each other."""
     scans = [scan(network, image, options, with_boxes=False) for network in networks]
     votes = tf.add_n([vote(s, n.background) for s, n in zip(scans, networks, strict=True)]) / len(networks)
-    return tf.math.log(tf.maximum(votes, 1e-30))
+    return Stages(list(chain(*scans)), None, None, tf.math.log(tf.maximum(votes, 1e-30)))
 
 
 def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> Detections:
@@ -56,22 +95,27 @@ def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> D
         `Detections` with N = k: classes by falling vote, each with its best merged box. Their scores are the
         classes' votes, in 0..1, since the classes are the guesses here.
     """
+    return localize_in_stages(network, image, options).answer
+
+
+def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
+    """Localize as `localize` does: the guessed classes' most confident windows are the candidates."""
     scans = scan(network, image, options)
     votes = vote(scans, network.background)
     k = min(options.top_k, network.num_classes)
     best = tf.math.top_k(votes, k)
-    lines = tf.concat([_probabilities(s, network.background) for s in scans], axis=0)
-    boxes = _window_boxes(scans)
-    each = tf.minimum(options.max_windows // k, tf.shape(boxes)[0])
+    lines = tf.concat([window_scores(s, network.background) for s in scans], axis=0)
+    each = tf.minimum(options.max_windows // k, tf.shape(lines)[0])
     scores, windows = tf.math.top_k(tf.transpose(tf.gather(lines, best.indices, axis=1)), each)  # [k, each]
-    places = _boxes_of(boxes, tf.reshape(windows, [-1]), tf.repeat(best.indices, each))
-    ranks = tf.repeat(tf.range(k), each)
-    merged = _merge_in_pixels(image, places, tf.reshape(scores, [-1]), ranks, options)
+    labels = tf.repeat(best.indices, each)
+    candidates = _candidates(scans, tf.reshape(windows, [-1]), labels, tf.reshape(scores, [-1]))
+    merged = _merge_in_pixels(image, candidates, options)
     # Merged boxes come by falling score, so the first of a class is its best; the whole image where it has none.
     answers = tf.concat([merged.boxes, tf.constant([[0.0, 0.0, 1.0, 1.0]])], axis=0)
-    its_own = tf.pad(merged.classes[None] == tf.range(k)[:, None], [[0, 0], [0, 1]], constant_values=True)
+    its_own = tf.pad(merged.classes[None] == best.indices[:, None] + 1, [[0, 0], [0, 1]], constant_values=True)
     chosen = tf.gather(answers, tf.argmax(its_own, axis=1))
-    return Detections(chosen, best.values, best.indices + 1, tf.constant(k))
+    answer = Detections(chosen, best.values, best.indices + 1, tf.constant(k))
+    return Stages(scans, candidates, merged, answer)
 
 
 def detect(network: Network, image: tf.Tensor, options: InferenceOptions) -> Detections:
@@ -83,20 +127,24 @@ def detect(network: Network, image: tf.Tensor, options: InferenceOptions) -> Det
     Raises:
         ValueError: the network has no background class: it was not trained to detect.
     """
+    return detect_in_stages(network, image, options).answer
+
+
+def detect_in_stages(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
+    """Detect as `detect` does: the confident windows are the candidates."""
     if not network.background:
         raise ValueError("expected a network with a background class; got one that was not trained for detection")
     scans = scan(network, image, options)
     # (a) a scale proposes the top k classes by their maximum over its windows
     proposed = [_propose(scan, min(options.top_k, network.num_classes)) for scan in scans]
     probabilities = tf.concat(proposed, axis=0)  # [windows, classes]
-    boxes = _window_boxes(scans)
     flat = tf.reshape(probabilities, [-1])
     scores, picked = tf.math.top_k(flat, tf.minimum(options.max_windows, tf.size(flat)))
     voting = scores >= options.min_score
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
-    window, label = picked // network.num_classes, picked % network.num_classes
-    merged = _merge_in_pixels(image, _boxes_of(boxes, window, label), scores, label + 1, options)
-    return _pad(merged, options.max_detections)
+    candidates = _candidates(scans, picked // network.num_classes, picked % network.num_classes, scores)
+    merged = _merge_in_pixels(image, candidates, options)
+    return Stages(scans, candidates, merged, _pad(merged, options.max_detections))
 
 
 def no_detections(length: int) -> Detections:
@@ -104,23 +152,26 @@ def no_detections(length: int) -> Detections:
     return Detections(tf.zeros([length, 4]), tf.zeros([length]), tf.zeros([length], tf.int32), tf.constant(0))
 
 
-def _probabilities(scan: ScaleScan, background: bool) -> tf.Tensor:
-    """Give a scale's softmax scores [windows, classes] without the background's."""
+def window_scores(scan: ScaleScan, background: bool) -> tf.Tensor:
+    """Give a scale's softmax scores [windows, classes], row by row, without the background's."""
     probabilities = tf.nn.softmax(scan.logits)[..., 1 if background else 0 :]
     return tf.reshape(probabilities, [-1, probabilities.shape[-1]])
 
 
 def _propose(scan: ScaleScan, k: int) -> tf.Tensor:
     """Give a scale's softmax scores [windows, classes], 0 for the classes that are not its top k (4.3 a)."""
-    lines = _probabilities(scan, background=True)
+    lines = window_scores(scan, background=True)
     peaks = tf.reduce_max(lines, axis=0)
     return lines * tf.cast(peaks >= tf.math.top_k(peaks, k).values[-1], lines.dtype)
 
 
-def _window_boxes(scans: list[ScaleScan]) -> tf.Tensor:
-    """Line up the boxes of all windows of all scales, [windows, R, 4]."""
-    boxes = [scan.boxes for scan in scans if scan.boxes is not None]
-    return tf.concat([tf.reshape(each, [-1, *each.shape[2:]]) for each in boxes], axis=0)
+def _candidates(scans: list[ScaleScan], windows: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor) -> Candidates:
+    """Look up the boxes of windows [n], numbered through all scans, for labels [n] from 0."""
+    grids = [scan.boxes for scan in scans if scan.boxes is not None]
+    lines = [tf.reshape(grid, [-1, *grid.shape[2:]]) for grid in grids]
+    views = tf.repeat(tf.range(len(lines)), tf.stack([tf.shape(line)[0] for line in lines]))
+    boxes = _boxes_of(tf.concat(lines, axis=0), windows, labels)
+    return Candidates(boxes, scores, labels + 1, tf.gather(views, windows))
 
 
 def _boxes_of(boxes: tf.Tensor, windows: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -129,11 +180,12 @@ def _boxes_of(boxes: tf.Tensor, windows: tf.Tensor, labels: tf.Tensor) -> tf.Ten
     return tf.gather_nd(boxes, tf.stack([windows, own], axis=1))
 
 
-def _merge_in_pixels(image, boxes, scores, classes, options: InferenceOptions) -> Merged:
-    """Merge normalised boxes in the image's own aspect; the answer is normalised and clipped again."""
+def _merge_in_pixels(image: tf.Tensor, candidates: Candidates, options: InferenceOptions) -> Merged:
+    """Merge candidates in the image's own aspect; the answer is normalised and clipped again."""
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     sides = tf.concat([size, size], axis=0)
-    merged = merge(box_ops.clip(boxes) * sides, scores, classes, options.merge_threshold)
+    boxes = box_ops.clip(candidates.boxes) * sides
+    merged = merge(boxes, candidates.scores, candidates.classes, options.merge_threshold)
     return merged._replace(boxes=box_ops.clip(merged.boxes / sides))
 
 
