@@ -38,12 +38,12 @@ def draw_boxes(
         for box, name in zip(*truth, strict=True):
             _box(pen, box, picture.size, "white", name, font, line, below=answer is not None)
     if answer is not None:
-        for i in range(int(answer["num_detections"])):
+        for i in reversed(range(int(answer["num_detections"]))):  # the best one's label on top
             score = float(answer["detection_scores"][i])
             if score >= least_score:
                 name = answer["detection_class_entities"][i].decode()
                 colour = class_colour(int(answer["detection_classes"][i]))
-                text = f"{name} {score:.2f}"
+                text = f"{name}: {score:.2f}"
                 _box(pen, answer["detection_boxes"][i], picture.size, colour, text, font, line)
     return picture
 

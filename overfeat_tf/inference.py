@@ -72,6 +72,10 @@ class Inference:
         """
         nothing = tf.fill([self.network.num_classes], -float("inf"))
         logits, _, status = _over_encoded(self._classify, image_bytes, nothing)
+        return self.class_outputs(logits, status)
+
+    def class_outputs(self, logits: tf.Tensor, status: tf.Tensor) -> Outputs:
+        """Name the top k classes of a batch of votes float32 [B, classes] as `classify` does."""
         scores, classes = tf.math.top_k(_probabilities(logits), self.guesses)
         names = tf.where(scores > 0, tf.gather(tf.constant(self.labels), classes), "")
         return {"classes": names, "scores": scores, "status": status}

@@ -209,6 +209,9 @@ def check(address: str, model: str, requests: int, json_file: Path | None) -> No
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Where the pictures go.")
 @click.option("--json", "json_file", type=FILE, help="Also write the answers there.")
 @click.option("--least-score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Boxes to draw.")
+@click.option(
+    "--stages", is_flag=True, help="Also draw what each answer came from, as the paper's Fig. 6; needs a run."
+)
 @inference_options
 def predict(
     model: str,
@@ -217,15 +220,18 @@ def predict(
     out: Path,
     json_file: Path | None,
     least_score: float,
+    stages: bool,
     changes: Changes,
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
     if server is not None and changes:
         raise ValueError("expected no scales, stride, flips or views with --server; the served model has its own")
+    if server is not None and stages:
+        raise ValueError("expected no --stages with --server, which gives answers alone; use the model's run")
     load_tensorflow()
     from overfeat_tf.cli.predict import find_files, run
 
-    answers = run(model, find_files(images), server, out, least_score, changes)
+    answers = run(model, find_files(images), server, out, least_score, changes, stages)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

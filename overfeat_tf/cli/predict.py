@@ -12,8 +12,10 @@ from tqdm import tqdm
 from overfeat_tf.cli.options import Changes, with_changes
 from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import draw_boxes, draw_classes
+from overfeat_tf.draw_stages import draw_stages
 from overfeat_tf.loading import Exported, load
 from overfeat_tf.model import Model
+from overfeat_tf.stages import StagedModel
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
 BATCH = 8
@@ -42,18 +44,29 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def run(
-    model: str, files: Sequence[Path], server: str | None, out: Path, least_score: float, changes: Changes
+    model: str,
+    files: Sequence[Path],
+    server: str | None,
+    out: Path,
+    least_score: float,
+    changes: Changes,
+    stages: bool = False,
 ) -> list[dict]:
     """Run files through the model, write a picture for each into `out`, and return an answer for each.
 
-    An unreadable file is reported on stderr and has its status in the answer.
+    An unreadable file is reported on stderr and has its status in the answer. With `stages`, which needs a run, each
+    gets a second picture, of what its answer came from.
     """
+    names = picture_names(files)
+    if server is not None:
+        answered = _served(model, files, server)
+    elif stages:
+        sheets = {file: out / stages_name(name) for file, name in names.items()}
+        answered = _in_stages(with_changes(load(model), changes), sheets, least_score)
+    else:
+        answered = _answered(with_changes(load(model), changes), files)
     out.mkdir(parents=True, exist_ok=True)
     answers = []
-    names = picture_names(files)
-    answered = (
-        _served(model, files, server) if server is not None else _answered(with_changes(load(model), changes), files)
-    )
     for file, data, answer in tqdm(answered, total=len(files), unit=" images", disable=None):
         status = answer["status"].decode()
         found = {"objects": objects(answer)} if "detection_boxes" in answer else {"classes": classes(answer)}
@@ -66,21 +79,31 @@ def run(
         else:
             picture = draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
         picture.save(out / names[file])
-        answers.append({"file": str(file), "status": "", "picture": str(out / names[file]), **found})
+        pictures = {"picture": str(out / names[file])}
+        if stages:
+            pictures["stages"] = str(out / stages_name(names[file]))
+        answers.append({"file": str(file), "status": "", **pictures, **found})
     return answers
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
     """Name each file's picture: its stem, with its folder before it where two files share a stem."""
     names: dict[Path, str] = {}
+    taken: set[str] = set()
     stems = [file.stem for file in files]
     for file in files:
         parts = file.parts[-2:-1] if stems.count(file.stem) > 1 else ()
         name = "_".join((*parts, file.stem))
-        while f"{name}.png" in names.values():
+        while {f"{name}.png", stages_name(f"{name}.png")} & taken:
             name += "_"
         names[file] = f"{name}.png"
+        taken |= {names[file], stages_name(names[file])}
     return names
+
+
+def stages_name(picture: str) -> str:
+    """Name the sheet of stages beside a picture."""
+    return f"{picture.removesuffix('.png')}.stages.png"
 
 
 def objects(answer: dict[str, np.ndarray]) -> list[dict]:
@@ -110,6 +133,24 @@ def _answered(model: Model | Exported, files: Sequence[Path]) -> Iterator[tuple[
         if task in model.tasks:
             return _batched(call, files)
     return _batched(lambda images: _with_status(images, model.classify(images)), files)
+
+
+def _in_stages(
+    model: Model | Exported, sheets: dict[Path, Path], least_score: float
+) -> Iterator[tuple[Path, bytes, dict]]:
+    """Answer images one at a time, drawing the stages of each answer into its sheet."""
+    staged = StagedModel(model)
+    if staged.task == "classification":
+        print("overfeat: the run was trained to classify only: its stages end with the class scores", file=sys.stderr)
+    return (_in_stages_one(staged, file, sheet, least_score) for file, sheet in sheets.items())
+
+
+def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: float) -> tuple[Path, bytes, dict]:
+    data = file.read_bytes()
+    answer, stages = staged(data)
+    if stages is not None:
+        draw_stages(data, stages, staged.model, least_score).save(sheet)
+    return file, data, answer
 
 
 def _served(name: str, files: Sequence[Path], server: str) -> Iterator[tuple[Path, bytes, dict]]:

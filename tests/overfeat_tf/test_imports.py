@@ -15,8 +15,8 @@ FLOORS = (
     ("tasks",),
     ("inference", "callables"),
     ("model",),
-    ("loading", "release_weights"),
-    ("api",),
+    ("loading", "release_weights", "stages"),
+    ("api", "stage_panels", "draw_stages"),
     ("__init__",),  # overfeat_tf itself: gives the public names
 )
 RANKS = {f"overfeat_tf.{name}": rank for rank, names in enumerate(FLOORS) for name in names}
