@@ -50,7 +50,10 @@ class Scene:
 
     def colour(self, number: int) -> tuple[float, ...]:
         """Give a class's colour, RGB 0..1; grey for one that has none of its own."""
-        return tuple(part / 255 for part in class_colour(number)) if number in self.classes else (0.75, 0.75, 0.75)
+        if number not in self.classes:
+            return (0.75, 0.75, 0.75)
+        # By rank: of a thousand classes some have colours alike, and these few have to be told apart.
+        return tuple(part / 255 for part in class_colour(self.classes.index(number)))
 
 
 def most_important(stages: Stages, background: bool) -> tuple[int, ...]:
