@@ -87,7 +87,10 @@ def run(
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each file's picture: its stem, with its folder before it where two files share a stem."""
+    """Name each file's picture: its stem, with its folder before it where two files share a stem.
+
+    No picture is named as another's sheet of stages.
+    """
     names: dict[Path, str] = {}
     taken: set[str] = set()
     stems = [file.stem for file in files]

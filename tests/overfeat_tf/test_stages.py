@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_inference import LABELS, OPTIONS, encode, network, picture  # noqa: F4
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf import geometry
+from overfeat_tf.cli.predict import picture_names, stages_name
 from overfeat_tf.draw_stages import draw_stages
 from overfeat_tf.merging import merge
 from overfeat_tf.model import Model
@@ -148,3 +150,8 @@ def test_the_verb_writes_a_sheet_beside_each_picture(model, tmp_path, monkeypatc
     assert "bad.png: expected JPEG" in capsys.readouterr().err
     assert run(monkeypatch, "predict", "name", images, "--stages", "--server", "127.0.0.1:1", "--out", out) == 2
     assert "expected no --stages with --server" in capsys.readouterr().err
+
+
+def test_no_sheet_is_written_over_a_picture():
+    names = picture_names([Path("a.jpg"), Path("a.stages.jpg")]).values()
+    assert len({*names, *map(stages_name, names)}) == 4
