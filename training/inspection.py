@@ -63,7 +63,7 @@ class SplitCounts:
     def as_dict(self) -> dict:
         """Give the counts in JSON's types: of each list its `QUANTILES`."""
         plain = {key: getattr(self, key) for key in ("images", "objects", "without_objects", "without_boxes")}
-        lists = {"image_height": self.heights, "image_width": self.widths}
+        lists: dict[str, Sequence[float]] = {"image_height": self.heights, "image_width": self.widths}
         lists |= {"box_size": self.sizes, "box_aspect": self.aspects}
         return {
             **plain,
@@ -107,7 +107,7 @@ class Inspection:
         return ""
 
     def look(self, source: Source, split: str, limit: int | None = None, see: See | None = None) -> None:
-        """Count and check a split's records; `see` is called with the split, a readable record and what it has wrong."""
+        """Count and check a split's records; `see` gets the split, each readable record and what it has wrong."""
         self._split, self.counts[split] = split, SplitCounts()
         self._of_image.clear()
         data = as_dataset(source, split).take(-1 if limit is None else limit)

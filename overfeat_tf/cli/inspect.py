@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
+from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import contact_sheet, draw_boxes, draw_classes
 from training.inspection import Inspection, inspect
 from training.sources import open_source
@@ -13,7 +15,7 @@ from training.sources.checks import Finding
 from training.sources.record import Record
 
 PICTURES = 24  # of a split, and of a kind of finding in a split
-COLUMNS = 6
+COLUMNS, CELL = 6, 300  # of the sheet of a split; pixels
 CLASSES = 40  # that are listed; of more, the most and the least frequent
 NAMES = 3  # examples of a finding in its line
 
@@ -36,26 +38,29 @@ class Pictures:
         kinds = [kind for kind in kinds if self._drawn[split, kind] < PICTURES]
         if not kinds:
             return
-        picture = self._draw(record)
+        pixels = decode_image(record.image_bytes)[0].numpy()
+        picture = self._draw(record, pixels)
         for kind in kinds:
             self._drawn[split, kind] += 1
             folder = self._out / split / kind.replace(" ", "_").replace(",", "")
             folder.mkdir(parents=True, exist_ok=True)
             picture.save(folder / f"{record.image_id.replace('/', '_')}.png")
             if not kind:
-                self._sheet.append(picture)
+                small = Image.fromarray(pixels)
+                small.thumbnail((CELL, CELL))  # before drawing, so that the names can be read
+                self._sheet.append(self._draw(record, np.asarray(small)))
 
     def close(self) -> None:
         """Write the sheet of the split that was seen last."""
         if self._sheet:
-            contact_sheet(self._sheet, COLUMNS).save(self._out / f"{self._split}.png")
+            contact_sheet(self._sheet, COLUMNS, CELL).save(self._out / f"{self._split}.png")
         self._sheet = []
 
-    def _draw(self, record: Record) -> Image.Image:
+    def _draw(self, record: Record, pixels: np.ndarray) -> Image.Image:
         names = [self._names[label] for label in record.labels]
         if names and not record.boxed.any():
-            return draw_classes(record.image_bytes, [(name, 1.0) for name in names])
-        return draw_boxes(record.image_bytes, truth=(record.boxes, names))
+            return draw_classes(pixels, [(name, None) for name in names])
+        return draw_boxes(pixels, truth=(record.boxes, names))
 
 
 def run(spec: str, split: str | None, out: Path | None, limit: int | None) -> Inspection:
@@ -72,7 +77,7 @@ def run(spec: str, split: str | None, out: Path | None, limit: int | None) -> In
 def lines(inspection: Inspection) -> Iterator[str]:
     """Render an inspection: counts by split, classes, findings."""
     splits = {split: counts.as_dict() for split, counts in inspection.counts.items()}
-    yield f"{inspection.source}: {len(inspection.class_names)} classes, {len(splits)} splits"
+    yield f"{inspection.source}: {len(inspection.class_names)} classes; splits: {', '.join(splits)}"
     yield ""
     yield _row("", splits)
     for title, key in {
@@ -123,7 +128,7 @@ def _findings(inspection: Inspection) -> Iterator[str]:
                 yield f"      and {count - NAMES} more"
     for split, counts in inspection.counts.items():
         for other, count in counts.shared.items():
-            yield f"  {split}: lists {count} images that {other} lists too"
+            yield f"  {split}: {count} images are in {other} too, under the same name"
 
 
 def _row(title: str, values) -> str:

@@ -1,7 +1,8 @@
-"""The XML files of Pascal VOC and of ImageNet: one image's size and objects."""
+"""What Pascal VOC and ImageNet share: XML files of one image's size and objects, and class names by WordNet id."""
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
@@ -43,6 +44,13 @@ def class_names_in(paths: Iterable[Path]) -> tuple[str, ...]:
         except (OSError, ValueError, ElementTree.ParseError):
             continue  # reported when it is read for its boxes
     return tuple(sorted(found - {""}))
+
+
+def short_names(words: Mapping[str, str]) -> dict[str, str]:
+    """Shorten WordNet's words to those before the first comma, by id; names that several share have the id after."""
+    names = {wnid: text.split(",")[0].strip() for wnid, text in words.items()}
+    shared = {name for name, count in Counter(names.values()).items() if count > 1}
+    return {wnid: f"{name} ({wnid})" if name in shared else name for wnid, name in names.items()}
 
 
 def _parse(path: Path) -> ElementTree.Element:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from training.sources.record import Record
@@ -214,7 +215,8 @@ def _box(
     ymin, xmin, ymax, xmax = thing.corners
     edges = (ymin - first, xmin - first, ymax, xmax)
     sides = (size[1], size[0]) * 2
-    clipped = tuple(min(max(edge / side, 0.0), 1.0) for edge, side in zip(edges, sides, strict=True))
+    # In the record's own precision, in which a sliver may have no area.
+    clipped = tuple(float(np.float32(min(max(edge / side, 0.0), 1.0))) for edge, side in zip(edges, sides, strict=True))
     beyond = max(-min(edges), max(edge - side for edge, side in zip(edges, sides, strict=True)))
     kind = None
     if thing.label not in classes:

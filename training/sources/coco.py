@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from training.sources.checks import Finding, Kind, Report, Thing, make_record, read_file
-from training.sources.record import Record, check_split
+from training.sources.record import Record, check_split, mixed
 
 HOLE = "{split}"
 SPLITS = ("train", "val", "test")
@@ -37,7 +37,7 @@ class CocoFiles:
     One file is one split, named by the first of `SPLITS` that its name has in it, else "train". With `{split}` in
     both parts, as in `train/{split}2017:annotations/instances_{split}2017.json`, every split that is there is one.
     Classes are the categories of all splits by rising id; an image's id is its file name. A crowd is `difficult`: not
-    counted when missed, nor when found.
+    counted when missed, nor when found. The order is fixed and mixed.
 
     Raises:
         ValueError: a folder or a file is missing, or the file is none of COCO's.
@@ -60,11 +60,12 @@ class CocoFiles:
         return names
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records in the order of its file, the first `limit` of them."""
+        """Yield the split's records, the first `limit` of them."""
         check_split(self, split)
         loaded = self._loaded(split)
         classes = {name: label for label, name in enumerate(self.class_names)}
-        for number, image in enumerate(loaded.images[:limit]):
+        for number in mixed(range(len(loaded.images)))[:limit]:
+            image = loaded.images[number]
             name = str(image["file_name"])
             data = read_file(self._places[split][0] / name, name, self._report)
             if data is not None:
@@ -103,9 +104,7 @@ class CocoFiles:
                 np.array([bool(annotations[i].get("iscrowd")) for i in order], bool),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"expected COCO's images, annotations and categories in '{path}'; got {error!r}"
-            ) from error
+            raise ValueError(f"expected images, annotations and categories in '{path}'; got {error!r}") from error
 
 
 def open_coco(rest: str, report: Report) -> CocoFiles:

@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
 
-from training.sources.annotation_xml import Annotation, class_names_in, read_annotation
-from training.sources.checks import Finding, Kind, Report, Thing, make_record, read_file
+from training.sources.annotation_xml import class_names_in, read_annotation, short_names
+from training.sources.checks import Finding, Kind, Report, make_record, read_file
 from training.sources.record import Record, check_split, mixed
 
 TASKS = ("CLS-LOC", "DET")
@@ -122,38 +121,31 @@ class IlsvrcFolder:
             path = self._images / folder / f"{name}{suffix}"
             if path.is_file():
                 data = read_file(path, name, self._report)
-                return data and boxed_record(data, name, annotation, self._classes, self._report, whole)
+                things, stated = (annotation.things, annotation.size) if annotation else ([], (0.0, 0.0))
+                if data is None:
+                    return None
+                return make_record(data, name, things, self._classes, self._report, stated=stated, whole=whole)
         self._report(Finding(Kind.MISSING_IMAGE, name, f"none of that name in {self._images / folder}"))
         return None
 
 
-def boxed_record(
-    data: bytes, name: str, annotation: Annotation | None, classes: dict[str, int], report: Report, whole: str | None
-) -> Record | None:
-    """Make a record of an image and its ImageNet annotation; its class alone where it has none."""
-    things: list[Thing] = annotation.things if annotation else []
-    stated = annotation.size if annotation else (0, 0)
-    return make_record(data, name, things, classes, report, stated=stated, whole=whole)
-
-
 def read_classes(path: Path) -> dict[str, str]:
-    """Read a class list: names by WordNet id, in its order; names that several classes share have the id after.
+    """Read a class list: `short_names` by WordNet id, in its order.
 
     Lines are "n02119789 1 kit_fox" in the development kit's lists, "n01440764 tench, Tinca tinca" in Kaggle's.
 
     Raises:
         ValueError: a line that has no WordNet id and words.
     """
-    names: dict[str, str] = {}
+    words: dict[str, str] = {}
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         parts = line.split(maxsplit=2 if path.name.startswith("map_") else 1)
         if not parts:
             continue
         if len(parts) < 2 or not WNID.fullmatch(parts[0]):
             raise ValueError(f"expected a WordNet id and words in line {number} of '{path}'; got '{line[:60]}'")
-        names[parts[0]] = parts[-1].split(",")[0].replace("_", " ").strip()
-    shared = {name for name, count in Counter(names.values()).items() if count > 1}
-    return {wnid: f"{name} ({wnid})" if name in shared else name for wnid, name in names.items()}
+        words[parts[0]] = parts[-1].replace("_", " ")
+    return short_names(words)
 
 
 def _find(folder: Path) -> tuple[Path, str]:

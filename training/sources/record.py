@@ -99,5 +99,5 @@ def check_split(source: Source, split: str) -> None:
 
 
 def mixed(items: Sequence[Item]) -> list[Item]:
-    """Deal items into a fixed random order: class after class, as folders have them, would make batches of one class."""
+    """Deal items into a fixed random order: as they lie on disk, class after class, batches would be of one class."""
     return [items[index] for index in np.random.default_rng(0).permutation(len(items))]

@@ -74,7 +74,8 @@ class TfdsSet:
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None
-            return make_record(data, name, self._things(example, width, height), classes, self._report)
+            things = self._things(example, self._objects, width, height)
+            return make_record(data, name, things, classes, self._report)
         if (label := int(example[self._label])) < 0:  # a test set: no labels
             return Record.of_objects(data, name, [], [])
         whole = self.class_names[label]
@@ -83,8 +84,8 @@ class TfdsSet:
             return make_record(data, name, (), classes, self._report, whole=whole)
         return make_record(data, name, annotation.things, classes, self._report, stated=annotation.size, whole=whole)
 
-    def _things(self, example: dict[str, Any], width: int, height: int) -> Iterator[Thing]:
-        key, box, label = self._objects
+    def _things(self, example: dict[str, Any], keys: tuple[str, str, str], width: int, height: int) -> Iterator[Thing]:
+        key, box, label = keys
         objects = example[key]
         flags = {flag: [name for name in names if name in objects] for flag, names in FLAGS.items()}
         for i in range(len(objects[label])):
@@ -95,8 +96,10 @@ class TfdsSet:
 
     def _annotation(self, name: str, wnid: str) -> Annotation | None:
         """Read the image's boxes; None where it has none, as most of ImageNet's training images."""
+        if self._boxes is None:
+            return None
         stem = Path(name).stem
-        for place in (f"{wnid}/{stem}", f"train/{wnid}/{stem}", stem, f"val/{stem}") if self._boxes else ():
+        for place in (f"{wnid}/{stem}", f"train/{wnid}/{stem}", stem, f"val/{stem}"):
             path = self._boxes / f"{place}.xml"
             if path.is_file():
                 return read_annotation(path, name, self._report)
@@ -124,7 +127,7 @@ def _prepare(name: str) -> Any:
 
 
 def _find_features(name: str, features: Any) -> tuple[str, tuple[str, str, str] | None, str]:
-    """Return the names of the image, of the objects with their box and label, None where there are none, and of the label."""
+    """Return the names of the image, of the objects with their box and label, or of the image's label."""
     import tensorflow_datasets as tfds
 
     def of_kind(parts: Any, kind: type) -> list[str]:
@@ -140,7 +143,7 @@ def _find_features(name: str, features: Any) -> tuple[str, tuple[str, str, str] 
                 return _first(images), (key, boxes[0], labels[0]), ""
     labels = of_kind(features, tfds.features.ClassLabel)
     if not images or not labels:
-        raise ValueError(f"expected image and label or objects in 'tfds:{name}'; it has {', '.join(features)}")
+        raise ValueError(f"expected image and label or objects in 'tfds:{name}'; it has {', '.join(sorted(features))}")
     return _first(images), None, labels[0]
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from training.sources.annotation_xml import class_names_in, read_annotation
+from training.sources.annotation_xml import class_names_in, read_annotation, short_names
 from training.sources.checks import Finding, Kind, Report, make_record, read_file
-from training.sources.record import Record, check_split
+from training.sources.record import Record, check_split, mixed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 FIRST_PIXEL = 1  # VOC's boxes are pixels from 1, inclusive
@@ -15,8 +15,9 @@ FIRST_PIXEL = 1  # VOC's boxes are pixels from 1, inclusive
 class VocFolder:
     """A folder in Pascal VOC's layout.
 
-    Classes are the lines of `classes.txt` where there is one, else all names in the annotations, sorted. Records
-    that can't be read, and boxes that can't be used, are skipped and told to the report.
+    Classes are the lines of `classes.txt` where there is one, else all names in the annotations, sorted. A line
+    "ID<tab>WORDS" names the class of that id. Records that can't be read, and boxes that can't be used, are skipped
+    and told to the report. The order is fixed and mixed.
 
     Raises:
         ValueError: the folder is not laid out so.
@@ -40,26 +41,34 @@ class VocFolder:
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Class names in the order of their labels."""
-        listed = self.folder / "classes.txt"
-        if listed.is_file():
-            return tuple(line.strip() for line in listed.read_text().splitlines() if line.strip())
-        found = class_names_in(sorted((self.folder / "Annotations").glob("*.xml")))
-        if not found:
-            raise ValueError(f"expected objects in the annotations of '{self.folder}'; there are none")
-        return found
+        return tuple(self._named.values())
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records in the order of its list, the first `limit` of them."""
+        """Yield the split's records, the first `limit` of them."""
         check_split(self, split)
         lines = (self.folder / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
-        for name in [line.split()[0] for line in lines if line.strip()][:limit]:
+        for name in mixed([line.split()[0] for line in lines if line.strip()])[:limit]:
             record = self._record(name)
             if record is not None:
                 yield record
 
     @cached_property
+    def _named(self) -> dict[str, str]:
+        """Class names by what annotations call them."""
+        listed = self.folder / "classes.txt"
+        if listed.is_file():
+            lines = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+            if all("\t" in line for line in lines):
+                return short_names(dict(line.split("\t", 1) for line in lines))
+            return {line: line for line in lines}
+        found = class_names_in(sorted((self.folder / "Annotations").glob("*.xml")))
+        if not found:
+            raise ValueError(f"expected objects in the annotations of '{self.folder}'; there are none")
+        return dict(zip(found, found, strict=True))
+
+    @cached_property
     def _classes(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.class_names)}
+        return {name: label for label, name in enumerate(self._named)}
 
     def _record(self, name: str) -> Record | None:
         annotation = read_annotation(self.folder / "Annotations" / f"{name}.xml", name, self._report)
