@@ -84,6 +84,8 @@ def evaluate(
     wanted = {"classification": "top", "localization": "localization"}
     chosen = tuple(prefix for name, prefix in wanted.items() if name in protocols)
     figures |= {name: value for name, value in errors.items() if name.startswith(chosen)}
+    if "localization" in protocols and "localization1_error" not in figures:
+        raise ValueError(f"expected boxes in split '{split}' of {source.name}; its images have classes alone")
     return {**figures, **counts}
 
 

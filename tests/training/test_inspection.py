@@ -108,7 +108,7 @@ def test_splits_and_limit_bound_the_work():
     source = few_digits(3, 3)
     found = inspect(always(source), ["val"], limit=2)
     assert list(found.counts) == ["val"] and found.counts["val"].images == 2
-    with pytest.raises(ValueError, match="^expected a split of small, one of train, val; got 'test'$"):
+    with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'test'$"):
         inspect(always(source), ["test"])
 
 

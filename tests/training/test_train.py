@@ -234,6 +234,18 @@ def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, tmp_path):
+    bare = {
+        split: [Record.of_class(r.image_bytes, r.image_id, int(r.labels[0])) for r in records]
+        for split, records in source.records_of.items()
+    }
+    classes = replace(source, records_of=bare, boxed=False)
+    with pytest.raises(ValueError, match=r"^expected boxes for localization; small has classes alone: train it with "):
+        train(RECIPE, classes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(RECIPE, classes, tmp_path / "run", ["classification"]).tasks == ("classification",)
+
+
 # --- When it goes wrong ----------------------------------------------------------------------------------------------
 
 
