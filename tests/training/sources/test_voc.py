@@ -316,7 +316,7 @@ def test_bad_input_is_survived(folder, caplog):
     shutil.copy(
         DATASETS / "bad_input" / "gif_among_jpegs" / "imageNotFound.gif", folder.root / "JPEGImages" / "gif.jpg"
     )
-    folder.xml("gif", thing("cat", 1, 1, 2, 2))
+    folder.xml("gif", thing("cat", 1, 1, 2, 2), size=(300, 300))
     folder.split("train", sorted(kept | {"00103", "gif", "000000000250"}))
     with caplog.at_level(logging.WARNING):
         records = {record.image_id: record for record in folder.records()}
