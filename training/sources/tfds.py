@@ -35,7 +35,7 @@ class TfdsSet:
         set_name, _, boxes = spec.partition(OPTION)
         self.name, self._report = f"tfds:{spec}", report
         self._boxes = Path(boxes) if boxes else None
-        if OPTION in spec and not Path(boxes or ".missing").is_dir():
+        if OPTION in spec and (self._boxes is None or not self._boxes.is_dir()):
             raise ValueError(f"expected a folder of bounding boxes in XML after {OPTION}; there is no '{boxes}'")
         self._builder = _prepare(set_name)
         features = self._builder.info.features
