@@ -48,12 +48,12 @@ def draw_boxes(
     return picture
 
 
-def draw_classes(image: bytes | np.ndarray, classes: Sequence[tuple[str, float]]) -> Image.Image:
+def draw_classes(image: bytes | np.ndarray, classes: Sequence[tuple[str, float | None]]) -> Image.Image:
     """Write an image's classes and scores, best first, into its upper left corner.
 
     Args:
         image: Encoded, or uint8 [H, W, 3].
-        classes: Names and scores.
+        classes: Names and scores; None where there is none to write.
 
     Raises:
         ValueError: the image can't be read.
@@ -61,7 +61,7 @@ def draw_classes(image: bytes | np.ndarray, classes: Sequence[tuple[str, float]]
     picture = _open(image)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(11, round(max(picture.size) / 45)))
-    text = "\n".join(f"{score:.2f}  {name}" for name, score in classes)
+    text = "\n".join(name if score is None else f"{score:.2f}  {name}" for name, score in classes)
     left, top, right, bottom = pen.multiline_textbbox((8, 6), text, font=font)
     pen.rectangle((left - 6, top - 5, right + 6, bottom + 5), fill="black")
     pen.multiline_text((8, 6), text, fill="white", font=font)
@@ -111,10 +111,12 @@ def _box(pen, box, size, colour, text, font, line, below: bool = False) -> None:
     width, height = size
     ymin, xmin, ymax, xmax = (float(edge) for edge in box)
     corners = [xmin * width, ymin * height, max(xmax * width - 1, xmin * width), max(ymax * height - 1, ymin * height)]
+    around = [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1]
+    pen.rectangle(around, outline="black", width=line + 2)  # seen on bright images too
     pen.rectangle(corners, outline=colour, width=line)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     x = min(max(0, corners[0]), max(0, width - (right - left) - 4))
     y = corners[3] if below else corners[1] - (bottom - top) - 6
     y = min(max(0, y), height - (bottom - top) - 6)
-    pen.rectangle((x, y, x + right - left + 4, y + bottom - top + 5), fill=colour)
+    pen.rectangle((x, y, x + right - left + 4, y + bottom - top + 5), fill=colour, outline="black")
     pen.text((x + 2 - left, y + 2 - top), text, fill="black", font=font)

@@ -48,12 +48,16 @@ def evaluate(
         The figures by name, and "images", how many were scored; "unreadable" where some could not be.
 
     Raises:
-        ValueError: unknown protocol or split, an empty split, or one without any object.
+        ValueError: unknown protocol or split, an empty split, one without any object, or a protocol that needs boxes
+            where there are none.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'")
     check_split(source, split)
+    placing = [name for name in protocols if name != "classification"]
+    if placing and not source.boxed:
+        raise ValueError(f"expected boxes to score {placing[0]} by; {source.name} has classes alone")
     detection = CocoDetection(source.class_names) if "detection" in protocols else None
     guesses = Guesses() if {"classification", "localization"} & set(protocols) else None
     # A run's regressor may not have been fitted yet; a server tells its classes by `localize` alone.
@@ -80,6 +84,8 @@ def evaluate(
     wanted = {"classification": "top", "localization": "localization"}
     chosen = tuple(prefix for name, prefix in wanted.items() if name in protocols)
     figures |= {name: value for name, value in errors.items() if name.startswith(chosen)}
+    if "localization" in protocols and "localization1_error" not in figures:
+        raise ValueError(f"expected boxes in split '{split}' of {source.name}; its images have classes alone")
     return {**figures, **counts}
 
 
@@ -109,8 +115,8 @@ def fixed_box_map50(source: Source, train_split: str, split: str) -> float:
     """
     boxes, labels = [], []
     for record in source.records(train_split):
-        boxes.append(record.boxes)
-        labels.append(record.labels)
+        boxes.append(record.boxes[record.boxed])
+        labels.append(record.labels[record.boxed])
     if not any(map(len, labels)):
         raise ValueError(f"expected objects in split '{train_split}' of {source.name}; there are none")
     mean = np.concatenate(boxes).mean(axis=0)

@@ -35,7 +35,9 @@ class CocoDetection:
         self._found: list[list[float]] = []
 
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections."""
+        """Add an image and its detections; one that has a class without a box counts for nothing."""
+        if not record.boxed.all():
+            return
         image = len(self._images) + 1
         height, width = (float(side) for side in answer["image_size"])
         self._images.append({"id": image, "height": height, "width": width})
@@ -101,7 +103,7 @@ class Guesses:
         self._right: dict[str, list[bool]] = {name: [] for name in ("top1", "top5", "localization1", "localization5")}
 
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its guesses; one without objects counts for nothing."""
+        """Add an image and its guesses; one without objects counts for nothing, without boxes not for localization."""
         if len(record.labels) == 0:
             return
         count = int(answer["num_detections"])
@@ -113,10 +115,11 @@ class Guesses:
         ]
         for guesses in (1, 5):
             self._right[f"top{guesses}"].append(any(named[:guesses]))
-            self._right[f"localization{guesses}"].append(any(placed[:guesses]))
+            if record.boxed.all():
+                self._right[f"localization{guesses}"].append(any(placed[:guesses]))
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
-        """Yield each error, in 0..1.
+        """Yield each error, in 0..1; without the localization errors where no image has boxes.
 
         Raises:
             ValueError: no image with an object.
@@ -124,7 +127,8 @@ class Guesses:
         if not self._right["top1"]:
             raise ValueError("expected images with objects to score against; there are none")
         for name, right in self._right.items():
-            yield f"{name}_error", 1.0 - float(np.mean(right))
+            if right:
+                yield f"{name}_error", 1.0 - float(np.mean(right))
 
 
 def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:

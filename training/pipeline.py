@@ -12,6 +12,8 @@ from training.losses import pack_edges
 from training.sources.record import Source, as_dataset
 from training.targets import Matching, assign, window_origins
 
+SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
+
 
 @dataclass(frozen=True)
 class ViewOptions:
@@ -44,7 +46,10 @@ def records(source: Source, split: str, seed: int) -> tf.data.Dataset:
 def classification_batches(
     data: tf.data.Dataset, preset: Preset, matching: Matching, views: ViewOptions, batch: int, seed: int
 ) -> tf.data.Dataset:
-    """Window-sized views, each of one object, with its class: (pixels [B, window, window, 3], labels [B])."""
+    """Window-sized views, each of one object, with its class: (pixels [B, window, window, 3], labels [B]).
+
+    A class without a box is shown by a crop of its image (3.1).
+    """
 
     def example(view: augment.View, label: tf.Tensor, _: tf.Tensor):
         return view.pixels, label
@@ -68,7 +73,8 @@ def spatial_batches(
 ) -> tf.data.Dataset:
     """Larger views with what every window of them should answer: (pixels [B, side, side, 3], {"scores", "boxes"}).
 
-    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `EdgeLoss`.
+    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `EdgeLoss`. Images that have a
+    class without a box are left out: nobody knows which windows show it.
     """
     origins = window_origins(preset, side, fine)
 
@@ -77,7 +83,8 @@ def spatial_batches(
         return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.regress)}
 
     slack = (side - preset.window) / 2.0
-    return _views(data, preset, matching, views, side, slack, views.object_share, seed, example).batch(
+    with_boxes = data.filter(lambda record: tf.reduce_all(record["boxed"]))
+    return _views(with_boxes, preset, matching, views, side, slack, views.object_share, seed, example).batch(
         batch, drop_remainder=True
     )
 
@@ -91,7 +98,7 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
             "image": image,
             "status": status,
             "id": record["image_id"],
-            **{k: record[k] for k in ("boxes", "labels")},
+            **{k: record[k] for k in ("boxes", "labels", "boxed")},
         }
 
     def readable(record: dict) -> tf.Tensor:
@@ -106,16 +113,17 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         boxes = record["boxes"] * tf.concat([size, size], axis=0)
         seeds = tf.random.split(tf.stack([seed, tf.cast(index, tf.int32)]), views.per_image)
-        one = [_view(seeds[i], image, size, boxes, record["labels"]) for i in range(views.per_image)]
+        labels, boxed = record["labels"], record["boxed"]
+        one = [_view(seeds[i], image, size, boxes, labels, boxed) for i in range(views.per_image)]
         return tuple(tf.nest.map_structure(lambda *parts: tf.stack(parts), *one))
 
-    def _view(seed, image, size, boxes, labels):
+    def _view(seed, image, size, boxes, labels, boxed):
         seeds = tf.unstack(tf.random.split(seed, 6))
         on_object = (tf.size(labels) > 0) & (tf.random.stateless_uniform([], seeds[0]) < object_share)
         choice = tf.random.stateless_uniform([], seeds[1], 0, tf.maximum(tf.size(labels), 1), tf.int32)
         box, length, label = tf.cond(
             on_object,
-            lambda: (boxes[choice], _object_length(seeds[2], preset, matching), labels[choice]),
+            lambda: (*_subject(seeds[2], size, boxes[choice], boxed[choice], preset, matching), labels[choice]),
             lambda: (*_anywhere(seeds[2], size, preset), -1),
         )
         frame = augment.random_frame(seeds[3], size, box, length, side, slack, views.stretch)
@@ -137,6 +145,16 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         .unbatch()
         .shuffle(512, seed=seed)
     )
+
+
+def _subject(seed: tf.Tensor, size: tf.Tensor, box: tf.Tensor, boxed: tf.Tensor, preset: Preset, matching: Matching):
+    """Return what a view of one object shows: its box and the box's length after; without a box, a crop of the image.
+
+    The crop is of a window from the image shrunk to `SHORTEST` windows (3.1): a pixel anywhere, and its length.
+    """
+    point = tf.random.stateless_uniform([2], seed) * size
+    crop = tf.concat([point - 0.5, point + 0.5], axis=0), SHORTEST * preset.window / tf.reduce_min(size)
+    return tf.cond(boxed, lambda: (box, _object_length(seed, preset, matching)), lambda: crop)
 
 
 def _object_length(seed: tf.Tensor, preset: Preset, matching: Matching) -> tf.Tensor:

@@ -49,7 +49,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
     unknown = [stage for stage in stages if stage not in TASKS]
     if unknown:
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
-    _check(recipe, source)
+    _check(recipe, source, stages)
     keras.utils.set_random_seed(recipe.seed)
     strategy = choose_strategy()
     with strategy.scope():
@@ -69,7 +69,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
     return model
 
 
-def _check(recipe: Recipe, source: Source) -> None:
+def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
     """Raise ValueError at once for what would end a later stage, or keep one waiting for ever."""
     preset = get_preset(recipe.preset)
     recipe.inference.scale_sizes(preset)
@@ -77,9 +77,15 @@ def _check(recipe: Recipe, source: Source) -> None:
     if recipe.side < least:
         raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")
     check_split(source, recipe.train_split)
+    placing = [stage for stage in stages if stage != "classification"]
+    if placing and not source.boxed:
+        raise ValueError(
+            f"expected boxes for {placing[0]}; {source.name} has classes alone: train it with --stage classification"
+        )
     for split in {recipe.train_split, recipe.val_split} & set(source.splits):
-        if not any(len(record.labels) for record in source.records(split)):
-            raise ValueError(f"expected objects in split '{split}' of {source.name}; there are none")
+        if not any(record.boxed.any() if placing else len(record.labels) for record in source.records(split)):
+            kind = "objects with boxes" if placing else "objects"
+            raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
 
 
 def choose_strategy() -> tf.distribute.Strategy:

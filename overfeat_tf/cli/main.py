@@ -96,15 +96,19 @@ def info(preset: str) -> None:
 
 @overfeat.command()
 @click.argument("recipe")
-@click.option("--data", metavar="SOURCE", help="digits or voc:DIR; the recipe's own if left out.")
+@click.option("--data", metavar="SOURCE", help="The recipe's own if left out; as for `inspect`.")
 @click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
 @click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
 )
-def train(recipe: str, data: str | None, run: Path | None, stage: str | None, settings: tuple[str, ...]) -> None:
+@click.option("--strict", is_flag=True, help="First look at all of the data, and stop where any of it can't be used.")
+def train(
+    recipe: str, data: str | None, run: Path | None, stage: str | None, settings: tuple[str, ...], strict: bool
+) -> None:
     """Fit a RECIPE with model.fit; the same command takes up a broken run."""
     load_tensorflow()
+    from training.inspection import require_faultless
     from training.recipes import get_recipe, override
     from training.sources import open_source
     from training.train import TASKS
@@ -113,14 +117,16 @@ def train(recipe: str, data: str | None, run: Path | None, stage: str | None, se
     chosen = override(get_recipe(recipe), list(settings))
     if data is None and chosen.data is None:
         raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
-    folder = run or Path("runs") / recipe
-    fit(chosen, open_source(data or str(chosen.data)), folder, split_names(stage, TASKS))
+    folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
+    if strict:
+        require_faultless(spec, (chosen.train_split, chosen.val_split))
+    fit(chosen, open_source(spec), folder, split_names(stage, TASKS))
     click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
 
 
 @overfeat.command()
 @click.argument("model", type=FOLDER)
-@click.option("--data", metavar="SOURCE", required=True, help="digits or voc:DIR.")
+@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
 @click.option("--split", default="val", show_default=True)
 @click.option("--protocol", metavar="NAMES", help="Of classification,localization,detection; the model's last task.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
@@ -282,6 +288,39 @@ def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> N
     read(file, released(preset), run, labels)
     click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{preset}", err=True)
     click.echo(run)
+
+
+@overfeat.command()
+@click.argument("source")
+@click.option("--split", help="One split; all if left out.")
+@click.option("--out", type=FOLDER, help="Draw pictures with boxes there.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images of a split.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 where there are faults.")
+@click.option("--json", "json_file", type=FILE, help="Also write counts and findings there.")
+def inspect(
+    source: str, split: str | None, out: Path | None, limit: int | None, strict: bool, json_file: Path | None
+) -> None:
+    """Count what is in a data set, draw it, and find what is wrong with it.
+
+    \b
+    SOURCE is one of
+      digits                            the embedded scenes
+      voc:DIR                           Pascal VOC's layout
+      coco:IMAGES_DIR:ANNOTATIONS.json  with {split} in both parts, every split there is
+      ilsvrc:DIR                        ImageNet's CLS-LOC or DET layout
+      folder:DIR                        a folder a class, with train, val and test folders above or without
+      tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; ImageNet's with +boxes=DIR after it has boxes
+
+    Faults are images and objects that can't be used, which training reports and skips, an image in two splits, and
+    one with two classes. Boxes are taken in the image as displayed, with its EXIF orientation applied.
+    """
+    load_tensorflow()
+    from overfeat_tf.cli.inspect import lines, run
+
+    found = run(source, split, out, limit)
+    click.echo("\n".join(lines(found)))
+    write_json(json_file, found.as_dict())
+    sys.exit(1 if strict and found.faults else 0)
 
 
 @overfeat.group()

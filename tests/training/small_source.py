@@ -19,6 +19,7 @@ class SmallSource:
     records_of: dict[str, list[Record]]
     class_names: tuple[str, ...] = tuple("0123456789")
     name: str = "small"
+    boxed: bool = True
 
     @property
     def splits(self) -> tuple[str, ...]:

@@ -158,3 +158,13 @@ def test_the_fixed_box_needs_objects():
     source = SmallSource({"train": [Record.of_objects(b"", "", [], [])], "val": [scene(1)]}, NAMES)
     with pytest.raises(ValueError, match=r"^expected objects in split 'train' of small; there are none$"):
         fixed_box_map50(source, "train", "val")
+
+
+@pytest.mark.parametrize("protocol", ["detection", "localization"])
+@pytest.mark.parametrize("boxed", [False, True])  # as the source as a whole says
+def test_a_set_of_classes_is_scored_by_classification_alone(protocol, boxed):
+    source = SmallSource({"val": [Record.of_class(b"0", "0", 1)]}, class_names=("a", "b", "c"), boxed=boxed)
+    model = Echo(source)
+    assert evaluate(model, source, "val", ("classification",), quiet=True)["top1_error"] == 0
+    with pytest.raises(ValueError, match=r"^expected (boxes|objects) [^\n]*$"):
+        evaluate(model, source, "val", (protocol,), quiet=True)

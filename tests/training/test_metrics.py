@@ -206,3 +206,16 @@ def test_images_without_objects_count_for_nothing():
         dict(metric.evaluate())
     metric.process(record([EASY], [0]), answer([EASY], [0]))
     assert dict(metric.evaluate())["localization1_error"] == 0
+
+
+def test_a_class_without_a_box_counts_for_classification_alone():
+    guesses, detection = Guesses(), CocoDetection(("a", "b"))
+    for metric in (guesses, detection):
+        metric.process(Record.of_class(b"", "bare", 1), answer([EASY], [1]))
+    assert dict(guesses.evaluate()) == {"top1_error": 0, "top5_error": 0}
+    with pytest.raises(ValueError, match=r"^expected objects to score against; the 0 images have none$"):
+        dict(detection.evaluate())
+    for metric in (guesses, detection):
+        metric.process(record([EASY], [0]), answer([EASY], [0]))
+    assert dict(guesses.evaluate())["localization1_error"] == 0
+    assert dict(detection.evaluate())["map50"] == pytest.approx(1)

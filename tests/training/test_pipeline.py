@@ -1,10 +1,12 @@
 """The streams of batches: reproducible, of the promised form, and with targets that fit the pixels."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 from small_source import SmallSource, few_digits, picture
 
 from overfeat_tf import geometry
@@ -139,3 +141,28 @@ def test_an_image_of_nothing_trains_the_background(coloured):
     nothing = SmallSource({"train": coloured.records_of["train"][:1]})
     ((_, targets),) = first(spatial(nothing), 1)
     assert targets["scores"].max() == BACKGROUND and not targets["boxes"].any()
+
+
+def test_a_class_without_a_box_is_shown_by_crops_all_over_the_image():
+    image = np.zeros((100, 140, 3), np.uint8)
+    image[..., 0] = np.arange(100)[:, None] * 2  # a pixel says where it is from
+    image[..., 1] = np.arange(140)
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    source = SmallSource({"train": [Record.of_class(stream.getvalue(), "x", 2)]})
+    plain = replace(VIEWS, colour=0.0, stretch=0.0)
+    pixels, labels = (np.concatenate(part) for part in zip(*first(classification(source, views=plain), 8), strict=True))
+    assert (labels == 2).all()
+    tops, lefts = pixels[:, 0, 0, 0] / 2, pixels[:, 0, 0, 1]
+    heights, widths = pixels[:, -1, 0, 0] / 2 - tops, pixels[:, 0, -1, 1] - lefts
+    window = 100 * 221 / 256  # of the image's shorter side (3.1)
+    np.testing.assert_allclose(heights, window, rtol=0.05)
+    np.testing.assert_allclose(widths, window, rtol=0.05)
+    assert tops.min() < 3 and tops.max() > 10 and lefts.min() < 5 and lefts.max() > 45
+
+
+def test_images_with_a_class_alone_are_left_out_where_windows_need_boxes(coloured):
+    unboxed = Record.of_class(picture(150, 200, [(0, 0, 150, 200)], (255, 255, 255)), "white", 0)
+    source = SmallSource({"train": [unboxed, *coloured.records("train")]}, class_names=coloured.class_names)
+    for pixels, _ in first(spatial(source, views=replace(VIEWS, colour=0.0)), 6):
+        assert not (pixels > 250).all(axis=-1).any()  # white nowhere

@@ -227,11 +227,23 @@ def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_made(
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_path, split):
     empty = replace(source, records_of={**source.records_of, split: [Record.of_objects(b"", "", [], [])]})
-    with pytest.raises(ValueError, match=f"^expected objects in split '{split}' of small; there are none$"):
+    with pytest.raises(ValueError, match=f"^expected objects with boxes in split '{split}' of small; there are none$"):
         train(RECIPE, empty, tmp_path / "run")
     with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'training'$"):
         train(replace(RECIPE, train_split="training"), source, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, tmp_path):
+    bare = {
+        split: [Record.of_class(r.image_bytes, r.image_id, int(r.labels[0])) for r in records]
+        for split, records in source.records_of.items()
+    }
+    classes = replace(source, records_of=bare, boxed=False)
+    with pytest.raises(ValueError, match=r"^expected boxes for localization; small has classes alone: train it with "):
+        train(RECIPE, classes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train(RECIPE, classes, tmp_path / "run", ["classification"]).tasks == ("classification",)
 
 
 # --- When it goes wrong ----------------------------------------------------------------------------------------------

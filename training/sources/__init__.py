@@ -4,28 +4,42 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from training.sources.checks import Log, Report
+from training.sources.coco import open_coco
 from training.sources.digits import DigitScenes
+from training.sources.folder import ImageFolder
+from training.sources.ilsvrc import IlsvrcFolder
 from training.sources.record import SCHEMA, Record, Source, as_dataset
+from training.sources.tfds import TfdsSet
 from training.sources.voc import VocFolder
 
-# What the command line calls each: the part before the colon, and what to do with the rest.
-OPENERS: dict[str, Callable[[str], Source]] = {
-    "digits": lambda rest: DigitScenes(),
-    "voc": lambda rest: VocFolder(Path(rest)),
+# What the command line calls each: the part before the colon, the form, and what to do with the rest.
+OPENERS: dict[str, tuple[str, Callable[[str, Report], Source]]] = {
+    "digits": ("digits", lambda rest, report: DigitScenes()),
+    "voc": ("voc:DIR", lambda rest, report: VocFolder(Path(rest), report)),
+    "coco": ("coco:IMAGES_DIR:ANNOTATIONS.json", open_coco),
+    "ilsvrc": ("ilsvrc:DIR", lambda rest, report: IlsvrcFolder(Path(rest), report)),
+    "folder": ("folder:DIR", lambda rest, report: ImageFolder(Path(rest), report)),
+    "tfds": ("tfds:NAME[/CONFIG][:VERSION][+boxes=DIR]", TfdsSet),
 }
 
 __all__ = ["SCHEMA", "Record", "Source", "as_dataset", "open_source"]
 
 
-def open_source(spec: str) -> Source:
-    """Open a SOURCE of the command line: `digits` or `voc:DIR`.
+def open_source(spec: str, report: Report | None = None) -> Source:
+    """Open a SOURCE of the command line: `digits`, `voc:DIR` and the others of `OPENERS`.
+
+    Args:
+        spec: The SOURCE.
+        report: Is told of all that is wrong with its records; by default the log, of what is not used.
 
     Raises:
         ValueError: no such source, or nothing there; one line.
     """
     kind, _, rest = spec.partition(":")
     if kind in OPENERS and bool(rest) == (kind != "digits"):
-        return OPENERS[kind](rest)
+        return OPENERS[kind][1](rest, report or Log())
     near = difflib.get_close_matches(kind, OPENERS, n=1)
     hint = f"; did you mean '{near[0]}'?" if near and near[0] != kind else ""
-    raise ValueError(f"expected a data source, 'digits' or 'voc:DIR'; got '{spec}'{hint}")
+    forms = ", ".join(form for form, _ in OPENERS.values())
+    raise ValueError(f"expected a data source, one of {forms}; got '{spec}'{hint}")

@@ -41,6 +41,7 @@ class DigitScenes:
     name: str = "digits"
     class_names: tuple[str, ...] = tuple("0123456789")
     splits: tuple[str, ...] = tuple(SPLITS)
+    boxed: bool = True
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
         """Yield the split's scenes, the first `limit` of them."""

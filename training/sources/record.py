@@ -1,8 +1,8 @@
 """The record schema that every source gives, and what a source is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -12,10 +12,13 @@ SCHEMA = {
     "image_id": tf.TensorSpec([], tf.string),
     "boxes": tf.TensorSpec([None, 4], tf.float32),  # normalised yxyx in the image as displayed
     "labels": tf.TensorSpec([None], tf.int32),  # index into the source's class_names
-    "difficult": tf.TensorSpec([None], tf.bool),  # VOC: not counted when missed, nor when found
+    "boxed": tf.TensorSpec([None], tf.bool),  # False: a class without a box, whose box is then the whole image
+    "difficult": tf.TensorSpec([None], tf.bool),  # VOC, COCO's crowds: not counted when missed, nor when found
     "truncated": tf.TensorSpec([None], tf.bool),
     "occluded": tf.TensorSpec([None], tf.bool),
 }
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -26,33 +29,41 @@ class Record:
     image_id: str
     boxes: np.ndarray
     labels: np.ndarray
+    boxed: np.ndarray
     difficult: np.ndarray
     truncated: np.ndarray
     occluded: np.ndarray
 
     @classmethod
     def of_objects(cls, image_bytes: bytes, image_id: str, boxes, labels, **flags) -> "Record":
-        """Make a record of lists; flags left out are all False."""
+        """Make a record of lists; flags left out are all False, but for `boxed`."""
         n = len(labels)
 
-        def flag(name: str) -> np.ndarray:
-            return np.asarray(flags.get(name, [False] * n), bool).reshape(n)
+        def flag(name: str, default: bool = False) -> np.ndarray:
+            return np.asarray(flags.get(name, [default] * n), bool).reshape(n)
 
         return cls(
             image_bytes,
             image_id,
             np.asarray(boxes, np.float32).reshape(n, 4),
             np.asarray(labels, np.int32).reshape(n),
+            flag("boxed", True),
             flag("difficult"),
             flag("truncated"),
             flag("occluded"),
         )
 
+    @classmethod
+    def of_class(cls, image_bytes: bytes, image_id: str, label: int) -> "Record":
+        """Make a record of an image that has a class and no box."""
+        return cls.of_objects(image_bytes, image_id, [[0, 0, 1, 1]], [label], boxed=[False])
+
 
 class Source(Protocol):
     """A data set: its classes, and the records of a split in a fixed order.
 
-    `name` is the SOURCE of the command line; `records` may skip what it can't read, after saying so in the log.
+    `name` is the SOURCE of the command line; `boxed` is False where no object has a box, only a class. `records` may
+    skip what it can't read, after saying so to the report that the source was opened with.
     """
 
     @property
@@ -63,6 +74,9 @@ class Source(Protocol):
 
     @property
     def splits(self) -> tuple[str, ...]: ...
+
+    @property
+    def boxed(self) -> bool: ...
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]: ...
 
@@ -82,3 +96,8 @@ def check_split(source: Source, split: str) -> None:
     """Raise ValueError, naming those that exist, unless the source has the split."""
     if split not in source.splits:
         raise ValueError(f"expected a split of {source.name}, one of {', '.join(source.splits)}; got '{split}'")
+
+
+def mixed(items: Sequence[Item]) -> list[Item]:
+    """Deal items into a fixed random order: as they lie on disk, class after class, batches would be of one class."""
+    return [items[index] for index in np.random.default_rng(0).permutation(len(items))]

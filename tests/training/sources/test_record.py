@@ -21,6 +21,7 @@ class Pair:
     name: str = "pair"
     class_names: tuple[str, ...] = ("a", "b", "c", "d")
     splits: tuple[str, ...] = ("train", "val")
+    boxed: bool = True
 
     def records(self, split, limit=None):
         yield from (TWO, NONE)
@@ -29,6 +30,7 @@ class Pair:
 def test_of_objects_fills_in_the_flags():
     assert TWO.difficult.tolist() == [True, False]
     assert TWO.truncated.tolist() == TWO.occluded.tolist() == [False, False]
+    assert TWO.boxed.tolist() == [True, True] and Record.of_class(b"", "1", 2).boxed.tolist() == [False]
     assert TWO.boxes.dtype == np.float32 and TWO.labels.dtype == np.int32
     assert NONE.boxes.shape == (0, 4) and NONE.labels.shape == NONE.difficult.shape == (0,)
 

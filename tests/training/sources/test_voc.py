@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from training.sources import open_source
+from training.sources.checks import Log
 from training.sources.voc import VocFolder
 
 DATASETS = Path(__file__).resolve().parents[4] / "shared" / "datasets"
@@ -43,8 +44,11 @@ class Folder:
         path = self.root / "ImageSets" / "Main" / f"{name}.txt"
         path.write_text("\n".join(self.names if lines is None else lines) + "\n")
 
+    def open(self) -> VocFolder:
+        return VocFolder(self.root, Log())
+
     def records(self, split: str = "train", limit: int | None = None) -> list:
-        return list(VocFolder(self.root).records(split, limit))
+        return list(self.open().records(split, limit))
 
 
 def thing(name: str, xmin, ymin, xmax, ymax, **flags) -> str:
@@ -89,16 +93,24 @@ def test_an_image_without_objects_is_a_record(folder):
     assert [len(record.labels) for record in folder.records()] == [0, 1]
 
 
-@pytest.mark.parametrize("corners", [(5, 5, 5, 9), (5, 5, 9, 5), (9, 5, 5, 9), (50, 5, 60, 9), ("", 1, 2, 3)])
-def test_a_box_without_area_is_left_out_and_said_so(folder, caplog, corners):
+@pytest.mark.parametrize(
+    ("corners", "why"),
+    [
+        ((5, 5, 5, 9), "box without area: 'dog' yxyx 5 5 9 5 in 40x20"),
+        ((5, 5, 9, 5), "box without area: 'dog' yxyx 5 5 5 9 in 40x20"),
+        ((9, 5, 5, 9), "box without area: 'dog' yxyx 5 9 9 5 in 40x20"),
+        ((50, 5, 60, 9), "box outside the image: 'dog' yxyx 5 50 9 60 in 40x20"),
+        (("", 1, 2, 3), "box without numbers: 'dog' yxyx 1 nan 3 2 in 40x20"),
+    ],
+)
+def test_a_box_that_cannot_be_used_is_left_out_and_said_so(folder, caplog, corners, why):
     folder.image("a")
     folder.xml("a", thing("dog", *corners, difficult=1), thing("cat", 2, 2, 9, 9))
     folder.split("train")
     with caplog.at_level(logging.WARNING):
         (record,) = folder.records()
     assert record.labels.tolist() == [0] and record.difficult.tolist() == [False]
-    (line,) = caplog.messages
-    assert line.startswith(f"voc:{folder.root}: left out") and " a" in line
+    assert caplog.messages == [f"left out an object of a: {why}"]
 
 
 def test_a_box_beyond_the_image_is_clipped(folder):
@@ -119,10 +131,10 @@ def test_a_missing_image_and_a_missing_annotation_are_skipped_and_said_so(folder
     (folder.root / "classes.txt").write_text("cat\n")
     with caplog.at_level(logging.WARNING):
         assert [record.image_id for record in folder.records()] == ["good"]
-    assert [message.split(":")[-2 if "no image" in message else 1] for message in caplog.messages] == [
-        " skipped gone",
-        " skipped bare.xml",
-        " skipped broken.xml",
+    assert sorted(": ".join(message.split(": ")[:2]) for message in caplog.messages) == [
+        "skipped bare: missing annotation",
+        "skipped broken: unreadable annotation",
+        "skipped gone: missing image",
     ]
 
 
@@ -133,7 +145,7 @@ def test_an_image_that_is_none_is_skipped_and_said_so(folder, caplog):
     with caplog.at_level(logging.WARNING):
         assert folder.records() == []
     (line,) = caplog.messages
-    assert "skipped a.jpg: " in line
+    assert line.startswith("skipped a: unreadable image: ")
 
 
 def test_other_suffixes_are_found(folder):
@@ -174,10 +186,10 @@ def test_classes_are_listed_or_else_found_and_sorted(folder):
     folder.image("a")
     folder.xml("a", thing("zebra", 1, 1, 9, 9), thing("ant", 1, 1, 9, 9))
     folder.split("train")
-    assert VocFolder(folder.root).class_names == ("ant", "zebra")
+    assert folder.open().class_names == ("ant", "zebra")
     assert folder.records()[0].labels.tolist() == [1, 0]
     (folder.root / "classes.txt").write_text("zebra\n\n gnu \nant\n")
-    assert VocFolder(folder.root).class_names == ("zebra", "gnu", "ant")
+    assert folder.open().class_names == ("zebra", "gnu", "ant")
     assert folder.records()[0].labels.tolist() == [0, 2]
 
 
@@ -196,7 +208,7 @@ def test_no_object_anywhere_is_an_error_of_one_line(folder):
     folder.xml("a")
     folder.split("train")
     with pytest.raises(ValueError, match=r"^expected objects in the annotations of .*; there are none$"):
-        _ = VocFolder(folder.root).class_names
+        _ = folder.open().class_names
 
 
 def test_the_lists_of_single_classes_are_no_splits(folder):
@@ -206,16 +218,52 @@ def test_the_lists_of_single_classes_are_no_splits(folder):
     folder.split("cat_trainval", ["a  1"])
     folder.split("official_train", ["a"])  # a split of its own, whatever its name ends in
     folder.split("train_small", ["a"])
-    assert VocFolder(folder.root).splits == ("official_train", "train", "train_small", "trainval")
+    assert folder.open().splits == ("official_train", "train", "train_small", "trainval")
 
 
-def test_a_split_keeps_its_lists_order_and_ends_at_the_limit(folder):
-    for name in ("b", "a", "c"):
+def test_a_class_list_may_name_the_annotations_ids_by_words(folder):
+    folder.image("a")
+    folder.xml("a", thing("n2", 1, 1, 9, 9), thing("n1", 1, 1, 9, 9), thing("n3", 1, 1, 9, 9))
+    folder.split("train")
+    (folder.root / "classes.txt").write_text("n1\tgoldfish, Carassius auratus\nn2\tcrane\nn3\tcrane, Grus\n")
+    assert folder.open().class_names == ("goldfish", "crane (n2)", "crane (n3)")
+    assert folder.records()[0].labels.tolist() == [1, 0, 2]
+
+
+def test_the_order_is_fixed_and_mixed_and_ends_at_the_limit(folder):
+    names = [f"{kind}{number}" for kind in "abc" for number in range(8)]
+    for name in names:
         folder.image(name)
         folder.xml(name, thing("cat", 1, 1, 9, 9))
-    folder.split("train", ["b", "", "c", "a"])
-    assert [record.image_id for record in folder.records()] == ["b", "c", "a"]
-    assert [record.image_id for record in folder.records(limit=2)] == ["b", "c"]
+    folder.split("train", [*names, ""])
+    ids = [record.image_id for record in folder.records()]
+    assert sorted(ids) == names and {name[0] for name in ids[:8]} == set("abc")  # as listed, batches of one kind
+    assert [record.image_id for record in folder.records(limit=2)] == ids[:2]
+
+
+def test_a_record_is_said_to_be_skipped_once_however_often_it_is_read(folder, caplog):
+    folder.xml("gone", thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    source = folder.open()
+    with caplog.at_level(logging.WARNING):
+        assert list(source.records("train")) == list(source.records("train")) == []
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("scale", [2, 0.5])
+def test_boxes_drawn_on_the_image_at_another_size_are_scaled(folder, scale):
+    folder.image("a")
+    folder.xml("a", thing("cat", 1, 1, 20 * scale, 20 * scale), size=(40 * scale, 20 * scale))
+    folder.split("train")
+    np.testing.assert_allclose(folder.records()[0].boxes, [[0, 0, 1, 0.5]])
+
+
+def test_boxes_drawn_on_an_image_of_another_shape_are_skipped(folder, caplog):
+    folder.image("a")
+    folder.xml("a", thing("cat", 1, 1, 20, 20), size=(60, 60))
+    folder.split("train")
+    assert folder.records() == []
+    assert "the annotation has 60x60, the image is 40x20" in caplog.text
 
 
 def test_an_unknown_split_names_those_that_exist(folder):
@@ -232,12 +280,12 @@ def test_a_folder_laid_out_otherwise_says_what_it_lacks(folder, part, named):
     folder.split("train", ["a"])
     shutil.rmtree(folder.root / part)
     with pytest.raises(ValueError, match=rf"^expected a Pascal VOC folder; '.*' has no {named}[^\n]*$"):
-        VocFolder(folder.root)
+        folder.open()
 
 
 def test_no_folder_at_all_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^expected a Pascal VOC folder; [^\n]*$"):
-        VocFolder(tmp_path / "nowhere")
+        VocFolder(tmp_path / "nowhere", Log())
 
 
 # --- Real files ------------------------------------------------------------------------------------------------------
@@ -268,15 +316,15 @@ def test_bad_input_is_survived(folder, caplog):
     shutil.copy(
         DATASETS / "bad_input" / "gif_among_jpegs" / "imageNotFound.gif", folder.root / "JPEGImages" / "gif.jpg"
     )
-    folder.xml("gif", thing("cat", 1, 1, 2, 2))
+    folder.xml("gif", thing("cat", 1, 1, 2, 2), size=(300, 300))
     folder.split("train", sorted(kept | {"00103", "gif", "000000000250"}))
     with caplog.at_level(logging.WARNING):
         records = {record.image_id: record for record in folder.records()}
     assert set(records) == kept | {"00103", "gif"}
     assert len(records["2007_000738"].labels) == 0
     np.testing.assert_allclose(records["00103"].boxes, [[0, 0, 1, 1]])
-    left_out = [message for message in caplog.messages if "left out a box of BloodImage_" in message]
-    assert left_out and any("skipped 000000000250.xml" in message for message in caplog.messages)
+    left_out = [message for message in caplog.messages if "left out an object of BloodImage_" in message]
+    assert len(left_out) == 2 and any("skipped 000000000250: missing" in message for message in caplog.messages)
     for record in records.values():
         assert record.boxes.min(initial=0) >= 0 and record.boxes.max(initial=1) <= 1
         assert (record.boxes[:, 2:] > record.boxes[:, :2]).all()

@@ -1,0 +1,135 @@
+"""`overfeat inspect`: what is in a data set and what is wrong with it, as text and as pictures."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from overfeat_tf.decode import decode_image
+from overfeat_tf.draw import contact_sheet, draw_boxes, draw_classes
+from training.inspection import Inspection, inspect
+from training.sources import open_source
+from training.sources.checks import Finding
+from training.sources.record import Record
+
+PICTURES = 24  # of a split, and of a kind of finding in a split
+COLUMNS, CELL = 6, 300  # of the sheet of a split; pixels
+CLASSES = 40  # that are listed; of more, the most and the least frequent
+NAMES = 3  # examples of a finding in its line
+
+
+class Pictures:
+    """Draws records into a folder: SPLIT/ID.png for the first of a split, SPLIT.png of them all, and by finding."""
+
+    def __init__(self, out: Path, class_names: tuple[str, ...]):
+        self._out, self._names = out, class_names
+        self._drawn: Counter[tuple[str, str]] = Counter()
+        self._sheet: list[Image.Image] = []
+        self._split = ""
+
+    def see(self, split: str, record: Record, findings: list[Finding]) -> None:
+        """Draw a record if it is one of the first of its split, or of a kind of finding in it."""
+        if split != self._split:
+            self.close()
+            self._split = split
+        kinds = ["", *dict.fromkeys(finding.kind.words for finding in findings)]
+        kinds = [kind for kind in kinds if self._drawn[split, kind] < PICTURES]
+        if not kinds:
+            return
+        pixels = decode_image(record.image_bytes)[0].numpy()
+        picture = self._draw(record, pixels)
+        for kind in kinds:
+            self._drawn[split, kind] += 1
+            folder = self._out / split / kind.replace(" ", "_").replace(",", "")
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"{record.image_id.replace('/', '_')}.png")
+            if not kind:
+                small = Image.fromarray(pixels)
+                small.thumbnail((CELL, CELL))  # before drawing, so that the names can be read
+                self._sheet.append(self._draw(record, np.asarray(small)))
+
+    def close(self) -> None:
+        """Write the sheet of the split that was seen last."""
+        if self._sheet:
+            contact_sheet(self._sheet, COLUMNS, CELL).save(self._out / f"{self._split}.png")
+        self._sheet = []
+
+    def _draw(self, record: Record, pixels: np.ndarray) -> Image.Image:
+        names = [self._names[label] for label in record.labels]
+        if names and not record.boxed.any():
+            return draw_classes(pixels, [(name, None) for name in names])
+        return draw_boxes(pixels, truth=(record.boxes, names))
+
+
+def run(spec: str, split: str | None, out: Path | None, limit: int | None) -> Inspection:
+    """Inspect a SOURCE, one split or all, and draw pictures into `out`."""
+    pictures = Pictures(out, open_source(spec).class_names) if out is not None else None
+    splits = [split] if split is not None else None
+    see = pictures.see if pictures is not None else None
+    inspection = inspect(lambda report: open_source(spec, report), splits, limit, see)
+    if pictures is not None:
+        pictures.close()
+    return inspection
+
+
+def lines(inspection: Inspection) -> Iterator[str]:
+    """Render an inspection: counts by split, classes, findings."""
+    splits = {split: counts.as_dict() for split, counts in inspection.counts.items()}
+    yield f"{inspection.source}: {len(inspection.class_names)} classes; splits: {', '.join(splits)}"
+    yield ""
+    yield _row("", splits)
+    for title, key in {
+        "images": "images",
+        "without objects": "without_objects",
+        "objects": "objects",
+        "without a box": "without_boxes",
+    }.items():
+        yield _row(title, (counts[key] for counts in splits.values()))
+    for title, key in {
+        "image height": "image_height",
+        "image width": "image_width",
+        "box size": "box_size",
+        "box aspect": "box_aspect",
+    }.items():
+        for place, name in ((0, "least"), (2, "median"), (4, "most")):
+            values = (f"{counts[key][place]:g}" if key in counts else "-" for counts in splits.values())
+            yield _row(f"{title}, {name}", values)
+    yield ""
+    yield from _classes(inspection)
+    yield ""
+    yield from _findings(inspection)
+
+
+def _classes(inspection: Inspection) -> Iterator[str]:
+    total: Counter[str] = Counter({name: 0 for name in inspection.class_names})
+    for counts in inspection.counts.values():
+        total += counts.per_class
+    names = list(inspection.class_names)
+    yield "objects of each class"
+    if len(names) > CLASSES:
+        names.sort(key=lambda name: -total[name])
+        yield f"({CLASSES // 2} most and {CLASSES // 2} least frequent of {len(names)})"
+        names = names[: CLASSES // 2] + names[-CLASSES // 2 :]
+    for name in names:
+        yield _row(name, (counts.per_class[name] for counts in inspection.counts.values()))
+
+
+def _findings(inspection: Inspection) -> Iterator[str]:
+    for fault, title in ((True, "faults"), (False, "remarks")):
+        found = {key: ones for key, ones in inspection.findings.items() if key[1].fault == fault}
+        yield f"{title}: {sum(inspection.totals[key] for key in found) or 'none'}"
+        for (split, kind), ones in found.items():
+            count = inspection.totals[split, kind]
+            yield f"  {split}: {kind.words} ({kind.action}): {count}"
+            yield from (f"      {one.name}: {one.detail}" for one in ones[:NAMES])
+            if count > NAMES:
+                yield f"      and {count - NAMES} more"
+    for split, counts in inspection.counts.items():
+        for other, count in counts.shared.items():
+            yield f"  {split}: {count} images are in {other} too, under the same name"
+
+
+def _row(title: str, values) -> str:
+    return f"{title:24.24}" + "".join(f" {value!s:>14}" for value in values)

@@ -1,0 +1,152 @@
+"""COCO's files: a folder of images, and a JSON file with the boxes of a split."""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache, cached_property
+from glob import escape, glob
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from training.sources.checks import Finding, Kind, Report, Thing, make_record, read_file
+from training.sources.record import Record, check_split, mixed
+
+HOLE = "{split}"
+SPLITS = ("train", "val", "test")
+# What is read of each thing in the file; the rest, outlines above all, would take most of the memory.
+KEPT = {"images", "annotations", "categories", "id", "name", "file_name", "width", "height"}
+KEPT |= {"image_id", "category_id", "bbox", "iscrowd"}
+
+
+class Split(NamedTuple):
+    """A file's images, in its order, and its n objects, sorted by image."""
+
+    images: list[dict]
+    names: tuple[str, ...]  # of the categories, by rising id
+    bounds: np.ndarray  # int [images + 1]: objects of image i are bounds[i] to bounds[i + 1]
+    labels: np.ndarray  # int [n], places in `names`; -1 where there is no such category
+    corners: np.ndarray  # float64 [n, 4], yxyx in pixels from 0; nan where there are none
+    crowds: np.ndarray  # bool [n]
+
+
+class CocoFiles:
+    """COCO's layout: `IMAGES_DIR:ANNOTATIONS.json`.
+
+    One file is one split, named by the first of `SPLITS` that its name has in it, else "train". With `{split}` in
+    both parts, as in `train/{split}2017:annotations/instances_{split}2017.json`, every split that is there is one.
+    Classes are the categories of all splits by rising id; an image's id is its file name. A crowd is `difficult`: not
+    counted when missed, nor when found. The order is fixed and mixed.
+
+    Raises:
+        ValueError: a folder or a file is missing, or the file is none of COCO's.
+    """
+
+    boxed = True
+
+    def __init__(self, images: str, annotations: str, report: Report):
+        self.name, self._report = f"coco:{images}:{annotations}", report
+        self._places = _places(images, annotations)
+        self.splits = tuple(self._places)
+        self._loaded = cache(self._load)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the order of their labels."""
+        names = tuple(dict.fromkeys(name for split in self.splits for name in self._loaded(split).names))
+        if not names:
+            raise ValueError(f"expected categories in the annotations of {self.name}; there are none")
+        return names
+
+    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
+        """Yield the split's records, the first `limit` of them."""
+        check_split(self, split)
+        loaded = self._loaded(split)
+        classes = {name: label for label, name in enumerate(self.class_names)}
+        for number in mixed(range(len(loaded.images)))[:limit]:
+            image = loaded.images[number]
+            name = str(image["file_name"])
+            data = read_file(self._places[split][0] / name, name, self._report)
+            if data is not None:
+                these = slice(*loaded.bounds[number : number + 2])
+                things = [
+                    Thing(loaded.names[label] if label >= 0 else "", tuple(corners), difficult=crowd)
+                    for label, corners, crowd in zip(
+                        loaded.labels[these], loaded.corners[these].tolist(), loaded.crowds[these], strict=True
+                    )
+                ]
+                stated = (image.get("width") or 0, image.get("height") or 0)
+                record = make_record(data, name, things, classes, self._report, stated=stated)
+                if record is not None:
+                    yield record
+
+    def _load(self, split: str) -> Split:
+        path = self._places[split][1]
+        try:
+            with path.open() as file:
+                whole = json.load(file, object_hook=lambda parts: {k: v for k, v in parts.items() if k in KEPT})
+            images, annotations = whole["images"], whole.get("annotations", [])
+            categories = sorted(whole["categories"], key=lambda category: category["id"])
+            places = {image["id"]: number for number, image in enumerate(images)}
+            labels = {category["id"]: label for label, category in enumerate(categories)}
+            owners = np.array([places.get(one["image_id"], -1) for one in annotations], int)
+            for one in (annotations[i] for i in np.flatnonzero(owners < 0)):
+                self._report(Finding(Kind.MISSING_IMAGE, str(one["image_id"]), f"not among the images of {path}"))
+            order = np.argsort(owners, kind="stable")
+            bounds = np.searchsorted(owners[order], np.arange(len(images) + 1))
+            return Split(
+                images,
+                tuple(str(category["name"]) for category in categories),
+                bounds,
+                np.array([labels.get(annotations[i]["category_id"], -1) for i in order], int),
+                np.array([_corners(annotations[i].get("bbox")) for i in order], float).reshape(-1, 4),
+                np.array([bool(annotations[i].get("iscrowd")) for i in order], bool),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"expected images, annotations and categories in '{path}'; got {error!r}") from error
+
+
+def open_coco(rest: str, report: Report) -> CocoFiles:
+    """Open `IMAGES_DIR:ANNOTATIONS.json`.
+
+    Raises:
+        ValueError: as `CocoFiles`, or one part alone.
+    """
+    images, _, annotations = rest.rpartition(":")
+    if not images or not annotations:
+        raise ValueError(f"expected coco:IMAGES_DIR:ANNOTATIONS.json; got 'coco:{rest}'")
+    return CocoFiles(images, annotations, report)
+
+
+def _places(images: str, annotations: str) -> dict[str, tuple[Path, Path]]:
+    """Return each split's folder of images and file of annotations."""
+    if (HOLE in images) != (HOLE in annotations):
+        raise ValueError(f"expected {HOLE} in both parts, or in none; got 'coco:{images}:{annotations}'")
+    if HOLE not in images:
+        split = next((split for split in SPLITS if split in Path(annotations).stem.lower()), "train")
+        places = {split: (Path(images), Path(annotations))}
+    else:
+        pattern = re.escape(annotations).replace(re.escape(HOLE), "(?P<split>[^/]+)", 1)
+        pattern = pattern.replace(re.escape(HOLE), "(?P=split)")
+        found = (re.fullmatch(pattern, path) for path in sorted(glob(escape(annotations).replace(HOLE, "*"))))
+        splits = [match["split"] for match in found if match]
+        places = {
+            split: (Path(images.replace(HOLE, split)), Path(annotations.replace(HOLE, split))) for split in splits
+        }
+        if not places:
+            raise ValueError(f"expected files of COCO annotations; '{annotations}' names none")
+    for folder, file in places.values():
+        if not folder.is_dir() or not file.is_file():
+            missing = f"no folder '{folder}'" if not folder.is_dir() else f"no file '{file}'"
+            raise ValueError(f"expected coco:IMAGES_DIR:ANNOTATIONS.json; there is {missing}")
+    return places
+
+
+def _corners(bbox: object) -> tuple[float, float, float, float]:
+    """Turn x, y, width, height into ymin, xmin, ymax, xmax; nan where they are not four numbers."""
+    try:
+        x, y, width, height = map(float, bbox)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return (np.nan,) * 4
+    return y, x, y + height, x + width

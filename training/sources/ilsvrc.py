@@ -1,0 +1,167 @@
+"""ImageNet's folders: `Data/`, `Annotations/` and `ImageSets/`, each with `CLS-LOC` or `DET` in it."""
+
+import os
+import re
+from collections.abc import Iterator
+from functools import cache, cached_property
+from pathlib import Path
+
+from training.sources.annotation_xml import class_names_in, read_annotation, short_names
+from training.sources.checks import Finding, Kind, Report, make_record, read_file
+from training.sources.record import Record, check_split, mixed
+
+TASKS = ("CLS-LOC", "DET")
+SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")
+WNID = re.compile(r"n\d{8}")
+# The class list of each task, by preference, as the archives or the development kit have it.
+CLASS_LISTS = {"CLS-LOC": ("LOC_synset_mapping.txt", "map_clsloc.txt"), "DET": ("map_det.txt",)}
+RENAMED = {"train_cls": "train"}  # the list of all of CLS-LOC's training images; train_loc has those with boxes
+
+
+class IlsvrcFolder:
+    """The CLS-LOC or DET layout of the ImageNet challenge.
+
+    `folder` has `Data` in it, or is `Data/CLS-LOC` or `Data/DET` itself, where both are there. Splits are the lists of
+    `ImageSets`, or without lists all images of a folder in `Data`; a test split without annotations is none. Classes
+    have the order and, up to the first comma, the words of the class list, which is looked for beside `Data`, above it
+    and in `devkit/data`; without one they are WordNet ids, sorted.
+
+    An image of CLS-LOC has the class of its folder, or of its annotation; where it has no box, that class alone.
+    Boxes are pixels from 0. The order is fixed and mixed.
+
+    Raises:
+        ValueError: the folder is not laid out so.
+    """
+
+    def __init__(self, folder: Path, report: Report):
+        self.name, self._report = f"ilsvrc:{folder}", report
+        self.folder, self.task = _find(folder)
+        self._images, self._annotations, lists = (
+            self.folder / part / self.task for part in ("Data", "Annotations", "ImageSets")
+        )
+        self.boxed = self._annotations.is_dir()
+        self._lists: dict[str, Path | None] = {}  # a split's list; None for all images of the folder
+        for path in sorted(lists.glob("*.txt")):
+            if not re.search(r"_\d+$", path.stem) and self._is_usable(_folder_of(path.stem)):  # train_1: of one class
+                self._lists[RENAMED.get(path.stem, path.stem)] = path
+        for path in sorted(self._images.iterdir()):
+            if self._is_usable(path.name) and path.name not in self._lists:
+                self._lists[path.name] = None
+        self.splits = tuple(self._lists)
+        if not self.splits:
+            raise ValueError(f"expected annotated images in '{self._images}'; there are no folders train or val")
+        self._listed = cache(self._list)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the order of their labels."""
+        return tuple(self._named.values())
+
+    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
+        """Yield the split's records, the first `limit` of them."""
+        check_split(self, split)
+        for name in self._listed(split)[:limit]:
+            record = self._record(_folder_of(split), name)
+            if record is not None:
+                yield record
+
+    @cached_property
+    def _named(self) -> dict[str, str]:
+        """Class names by WordNet id."""
+        above = (self.folder, self.folder / "devkit" / "data", self.folder.parent, self.folder.parent / "devkit/data")
+        for name in CLASS_LISTS[self.task]:
+            for path in (folder / name for folder in above):
+                if path.is_file():
+                    return read_classes(path)
+        if self.task == "CLS-LOC" and (self._images / "train").is_dir():
+            found = sorted(entry.name for entry in os.scandir(self._images / "train") if entry.is_dir())
+        else:
+            found = list(class_names_in(sorted(self._annotations.rglob("*.xml"))))
+        if not found:
+            raise ValueError(f"expected {' or '.join(CLASS_LISTS[self.task])} in '{self.folder}', or classes to list")
+        return dict(zip(found, found, strict=True))
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        return {wnid: label for label, wnid in enumerate(self._named)}
+
+    def _is_usable(self, folder: str) -> bool:
+        """Tell whether a folder of images has classes: annotations, or for CLS-LOC's training images folders."""
+        return (self._images / folder).is_dir() and (
+            (self._annotations / folder).is_dir() or (self.task == "CLS-LOC" and folder == "train")
+        )
+
+    def _list(self, split: str) -> list[str]:
+        """List a split's images: their paths in its folder, without suffix."""
+        if (path := self._lists[split]) is not None:
+            with path.open() as lines:
+                return mixed([line.split()[0] for line in lines if line.strip()])
+        found = []
+        root = self._images / split
+        for folder, folders, files in os.walk(root):
+            folders.sort()
+            images = (os.path.splitext(file) for file in sorted(files))
+            where = os.path.relpath(folder, root)
+            found += [os.path.normpath(f"{where}/{stem}") for stem, suffix in images if suffix in SUFFIXES]
+        return mixed(found)
+
+    def _record(self, folder: str, name: str) -> Record | None:
+        annotation, whole = None, None
+        xml = self._annotations / folder / f"{name}.xml"
+        above = Path(name).parent.name
+        if self.task == "CLS-LOC" and WNID.fullmatch(above):
+            whole = above
+        if whole is None or xml.is_file():  # most training images of CLS-LOC have no boxes
+            annotation = read_annotation(xml, name, self._report)
+            if annotation is None:
+                return None
+        if self.task == "CLS-LOC" and whole is None and annotation and annotation.things:
+            whole = annotation.things[0].label
+        for suffix in SUFFIXES:
+            path = self._images / folder / f"{name}{suffix}"
+            if path.is_file():
+                data = read_file(path, name, self._report)
+                things, stated = (annotation.things, annotation.size) if annotation else ([], (0.0, 0.0))
+                if data is None:
+                    return None
+                return make_record(data, name, things, self._classes, self._report, stated=stated, whole=whole)
+        self._report(Finding(Kind.MISSING_IMAGE, name, f"none of that name in {self._images / folder}"))
+        return None
+
+
+def read_classes(path: Path) -> dict[str, str]:
+    """Read a class list: `short_names` by WordNet id, in its order.
+
+    Lines are "n02119789 1 kit_fox" in the development kit's lists, "n01440764 tench, Tinca tinca" in Kaggle's.
+
+    Raises:
+        ValueError: a line that has no WordNet id and words.
+    """
+    words: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        parts = line.split(maxsplit=2 if path.name.startswith("map_") else 1)
+        if not parts:
+            continue
+        if len(parts) < 2 or not WNID.fullmatch(parts[0]):
+            raise ValueError(f"expected a WordNet id and words in line {number} of '{path}'; got '{line[:60]}'")
+        words[parts[0]] = parts[-1].replace("_", " ")
+    return short_names(words)
+
+
+def _find(folder: Path) -> tuple[Path, str]:
+    """Return the folder that has `Data`, and the task."""
+    if folder.name in TASKS and folder.parent.name == "Data" and folder.is_dir():
+        return folder.parent.parent, folder.name
+    for root in (folder, folder / "ILSVRC"):  # the second as Kaggle's archive has it
+        found = [task for task in TASKS if (root / "Data" / task).is_dir()]
+        if len(found) == 1:
+            return root, found[0]
+        if found:
+            ways = " or ".join(f"'ilsvrc:{root / 'Data' / task}'" for task in found)
+            raise ValueError(f"expected one of CLS-LOC and DET; '{root / 'Data'}' has both: say {ways}")
+    raise ValueError(f"expected an ImageNet folder; '{folder}' has no Data/CLS-LOC and no Data/DET")
+
+
+def _folder_of(split: str) -> str:
+    """Return the folder that a split's images are in: train for train_loc."""
+    return split.partition("_")[0]
