@@ -12,12 +12,15 @@ NEGATIVES = ("offending", "random")
 class EdgeLoss(keras.losses.Loss):
     """L2 between predicted and true box edges in window sides, over the windows that teach (4.2).
 
-    `y_true` is float32 [B, h, w, 5]: four edges and 1 where the window teaches, else 0; `y_pred` [B, h, w, 4].
+    `y_true` is float32 [B, h, w, 5]: four edges, and the object's class + 1 where the window teaches, else 0.
+    `y_pred` is [B, h, w, 4]; or [B, h, w, 4 * classes], of which only the object's own class's box learns (PCR, 4.3).
     """
 
     def call(self, y_true, y_pred):
-        teaches = y_true[..., 4]
-        squared = tf.reduce_sum(tf.square(y_true[..., :4] - y_pred), axis=-1) * teaches
+        taught = y_true[..., 4]
+        teaches = tf.cast(taught > 0, y_pred.dtype)
+        found = own_boxes(y_pred, tf.cast(taught, tf.int32))
+        squared = tf.reduce_sum(tf.square(y_true[..., :4] - found), axis=-1) * teaches
         return tf.math.divide_no_nan(tf.reduce_sum(squared, axis=[1, 2]), tf.reduce_sum(teaches, axis=[1, 2]))
 
 
@@ -52,6 +55,15 @@ class DetectionLoss(keras.losses.Loss):
         return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
 
 
-def pack_edges(edges: tf.Tensor, regress: tf.Tensor) -> tf.Tensor:
-    """Join edges [..., 4] and the mask [...] as `EdgeLoss` expects them: [..., 5]."""
-    return tf.concat([edges, regress[..., None]], axis=-1)
+def own_boxes(values: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
+    """Pick from [..., 4 * classes] the four numbers of class `taught` - 1, int32 [...]; [..., 4] has but these."""
+    classes = values.shape[-1] // 4
+    if classes == 1:
+        return values
+    each = tf.reshape(values, tf.concat([tf.shape(values)[:-1], [classes, 4]], axis=0))
+    return tf.gather(each, tf.maximum(taught - 1, 0), batch_dims=taught.shape.rank)
+
+
+def pack_edges(edges: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
+    """Join edges [..., 4] and classes taught int32 [...] as `EdgeLoss` expects them: float32 [..., 5]."""
+    return tf.concat([edges, tf.cast(taught, tf.float32)[..., None]], axis=-1)

@@ -74,7 +74,7 @@ def spatial_batches(
 
     def example(view: augment.View, _: tf.Tensor, labels: tf.Tensor):
         targets = assign(preset, matching, view.boxes, labels, view.frame, origins)
-        return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.regress)}
+        return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.taught)}
 
     slack = (side - preset.window) / 2.0
     return _views(data, preset, matching, views, side, slack, views.object_share, seed, example).batch(

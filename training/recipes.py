@@ -55,6 +55,7 @@ class Recipe:
         fine: Whether the spatial stages take the last pooling at every offset (4.2: copies for every shift).
         matching: Which windows show an object.
         views: How views are drawn.
+        per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
         negatives: How detection picks its negatives: "offending" or "random" (5).
         box_weight: Weight of the localization loss beside the detection loss in the third stage, where the
             regressor follows the features; its gradient goes through the whole network (6, i).
@@ -75,6 +76,7 @@ class Recipe:
     fine: bool = True
     matching: Matching = field(default_factory=Matching)
     views: ViewOptions = field(default_factory=ViewOptions)
+    per_class: bool = False
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)

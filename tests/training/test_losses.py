@@ -56,6 +56,30 @@ def test_edge_loss_is_the_mean_over_teaching_windows_of_the_squared_distance():
     np.testing.assert_allclose(EdgeLoss()(packed, found), np.mean(wanted), rtol=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_edge_loss_teaches_an_objects_own_classs_box_alone(seed, classes):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(2, 4, 3, 4)).astype(np.float32)
+    found = rng.normal(size=(2, 4, 3, 4 * classes)).astype(np.float32)
+    owners = rng.integers(0, classes + 1, (2, 4, 3)).astype(np.int32)
+    wanted, reached = [], np.zeros(found.shape, bool)
+    for b in range(2):
+        squares = []
+        for i, j in np.argwhere(owners[b]):
+            first = 4 * (owners[b, i, j] - 1)
+            reached[b, i, j, first : first + 4] = True
+            squares.append(sum((truth[b, i, j, n] - found[b, i, j, first + n]) ** 2 for n in range(4)))
+        wanted.append(np.mean(squares) if squares else 0.0)
+    packed = pack_edges(tf.constant(truth), tf.constant(owners))
+    found = tf.constant(found)
+    with tf.GradientTape() as tape:
+        tape.watch(found)
+        got = EdgeLoss().call(packed, found)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+    np.testing.assert_array_equal(tape.gradient(got, found).numpy() != 0, reached)
+
+
 def test_edge_loss_teaches_only_the_windows_marked():
     truth, found = np.zeros((1, 2, 2, 4), np.float32), np.ones((1, 2, 2, 4), np.float32)
     teaches = np.array([[[1, 0], [0, 1]]], np.float32)

@@ -36,6 +36,7 @@ def test_an_unknown_recipe_names_the_nearest():
         ("preset=fast", "preset", "fast"),
         ("data=voc:/a=b,c", "data", "voc:/a=b,c"),
         ("data=None", "data", None),
+        ("per_class=True", "per_class", True),
         ("fine=false", "fine", False),
         ("views.mirror=True", "views.mirror", True),
         ("box_weight=2", "box_weight", 2.0),

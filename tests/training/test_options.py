@@ -1,0 +1,103 @@
+"""The recipe's options of the network and of the box loss: a few steps of each, kept, reloaded and exported."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_run import RECIPE, SCHEDULE
+from small_source import few_digits
+
+from overfeat_tf.geometry import window_count
+from overfeat_tf.loading import load
+from overfeat_tf.network import build
+from serving.export import export
+from training import train as module
+from training.recipes import override
+from training.stages import stage_model
+from training.train import train
+
+pytestmark = pytest.mark.usefixtures("short_shuffle")
+SHORT = replace(SCHEDULE, steps=2, epochs=1)
+SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detection=SHORT, val_split="none")
+# What was added after the first runs were made.
+LATER = {"per_class": True}
+
+
+@pytest.fixture(scope="module")
+def source():
+    return few_digits(8, 2)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        if value.dtype.kind == "f":
+            np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-4, err_msg=key)
+        else:
+            np.testing.assert_array_equal(found[key], value)
+
+
+OPTIONS = {"per_class": ["per_class=True"]}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_run_with_the_option_answers_the_same_reloaded_and_exported(source, tmp_path, name):
+    recipe = override(SHORT_RECIPE, [*OPTIONS[name], "inference.min_score=0.05"])
+    model = train(recipe, source, tmp_path / "run")
+    reloaded = load(tmp_path / "run")
+    exported = load(export(reloaded, tmp_path / "served"))
+    images = [record.image_bytes for record in source.records("val")]
+    detected, localized = model.detect(images), model.localize(images)
+    assert detected["num_detections"].min() > 0
+    assert reloaded.config() == model.config()
+    for other in (reloaded, exported):
+        assert_same(other.detect(images), detected)
+        assert_same(other.localize(images), localized)
+
+
+def view_batch(network, side=52):
+    """Make a batch of views, and targets that ask every window for one of two boxes, by its class."""
+    count = window_count(network.preset, side)
+    rng = np.random.default_rng(0)
+    taught = rng.integers(1, 3, (4, count, count))
+    edges = np.where(taught[..., None] == 1, [0.1, 0.2, 0.6, 0.9], [0.3, 0.1, 0.9, 0.7])
+    pixels = rng.uniform(0, 255, (4, side, side, 3)).astype(np.float32)
+    boxes = np.concatenate([edges, taught[..., None]], axis=-1).astype(np.float32)
+    return tf.constant(pixels), {"boxes": tf.constant(boxes), "scores": tf.constant(taught.astype(np.int32))}
+
+
+def fitted_boxes(network, recipe, steps=60):
+    """Fit the localization stage to `view_batch`; give the regressor's output, and the losses before and after."""
+    pixels, targets = view_batch(network)
+    fitted = stage_model("localization", network, override(recipe, ["localization.rate=0.05"]))
+    targets = {name: targets[name] for name in fitted.output}
+    losses = [fitted.train_on_batch(pixels, targets, return_dict=True)["loss"] for _ in range(steps)]
+    return fitted(pixels)["boxes"].numpy(), losses[0], losses[-1]
+
+
+def test_each_class_learns_its_own_box():
+    network = build("tiny", 3, per_class=True)
+    start = network.regressor.get_weights()[-1].reshape(3, 4)
+    boxes, first, last = fitted_boxes(network, RECIPE)
+    assert last < first / 20
+    np.testing.assert_allclose(boxes[..., 0:4].mean(axis=(0, 1, 2)), [0.1, 0.2, 0.6, 0.9], atol=0.07)
+    np.testing.assert_allclose(boxes[..., 4:8].mean(axis=(0, 1, 2)), [0.3, 0.1, 0.9, 0.7], atol=0.07)
+    # The third is no window's: nothing but weight decay has moved it.
+    np.testing.assert_array_equal(network.regressor.get_weights()[-1].reshape(3, 4)[2], start[2])
+
+
+def test_a_run_from_before_the_options_is_taken_up(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    train(SHORT_RECIPE, source, tmp_path, ["detection"])
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key in LATER:
+        del config["training"][key]
+        config["model"].pop(key, None)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path).tasks == ("detection",)
+    assert train(SHORT_RECIPE, source, tmp_path, ["detection"]).tasks == ("detection",)
+    for key, value in LATER.items():
+        with pytest.raises(ValueError, match=f"^expected the settings .*; {key} differ"):
+            train(override(SHORT_RECIPE, [f"{key}={value}"]), source, tmp_path, ["detection"])
