@@ -32,6 +32,17 @@ def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     return tf.math.divide_no_nan(shared, area(a) + area(b) - shared)
 
 
+def giou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    """Return IoU less the part of the enclosing box that neither covers: in -1..1, falling as boxes part.
+
+    Generalised IoU (Rezatofighi et al. 2019) of a [..., 4] and b [..., 4], broadcast.
+    """
+    shared = intersection(a, b)
+    union = area(a) + area(b) - shared
+    hull = area(tf.concat([tf.minimum(a[..., :2], b[..., :2]), tf.maximum(a[..., 2:], b[..., 2:])], axis=-1))
+    return tf.math.divide_no_nan(shared, union) - tf.math.divide_no_nan(hull - union, hull)
+
+
 def flip(boxes: tf.Tensor, width: tf.Tensor | float = 1.0) -> tf.Tensor:
     """Mirror boxes left to right in an image of that width."""
     ymin, xmin, ymax, xmax = tf.unstack(boxes, axis=-1)

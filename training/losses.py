@@ -4,24 +4,49 @@ however many devices share it."""
 import keras
 import tensorflow as tf
 
+from overfeat_tf import boxes as box_ops
 from training.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
+BOX_LOSSES = ("l2", "iou", "giou")
 
 
-class EdgeLoss(keras.losses.Loss):
-    """L2 between predicted and true box edges in window sides, over the windows that teach (4.2).
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError, in the recipe's words, for a value that is not among those known."""
+    if value not in known:
+        raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{value}'")
 
-    `y_true` is float32 [B, h, w, 5]: four edges, and the object's class + 1 where the window teaches, else 0.
-    `y_pred` is [B, h, w, 4]; or [B, h, w, 4 * classes], of which only the object's own class's box learns (PCR, 4.3).
+
+class BoxLoss(keras.losses.Loss):
+    """How far predicted boxes are from the true ones, over the windows that teach (4.2).
+
+    `y_true` is float32 [B, h, w, 5]: four edges in window sides, and the object's class + 1 where the window teaches,
+    else 0. `y_pred` is [B, h, w, 4]; or [B, h, w, 4 * classes], of which only the object's own class's box learns
+    (PCR, 4.3).
+
+    Args:
+        kind: "l2" is the squared distance (4.2); "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with
+            the squared distance added where the boxes share nothing: IoU has a gradient only "provided there is some
+            overlap", and generalised IoU has none for a box turned inside out.
     """
 
+    def __init__(self, kind: str = "l2", name="boxes", **kw):
+        super().__init__(name=name, **kw)
+        check_choice("box_loss", kind, BOX_LOSSES)
+        self.kind = kind
+
     def call(self, y_true, y_pred):
-        taught = y_true[..., 4]
-        teaches = tf.cast(taught > 0, y_pred.dtype)
-        found = own_boxes(y_pred, tf.cast(taught, tf.int32))
-        squared = tf.reduce_sum(tf.square(y_true[..., :4] - found), axis=-1) * teaches
-        return tf.math.divide_no_nan(tf.reduce_sum(squared, axis=[1, 2]), tf.reduce_sum(teaches, axis=[1, 2]))
+        truth, taught = y_true[..., :4], tf.cast(y_true[..., 4], tf.int32)
+        found = own_boxes(y_pred, taught)
+        distance = tf.reduce_sum(tf.square(truth - found), axis=-1)
+        if self.kind != "l2":
+            overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
+            apart = box_ops.intersection(truth, found) <= 0.0
+            distance = 1.0 - overlap + tf.where(apart, distance, 0.0)
+        teaches = tf.cast(taught > 0, distance.dtype)
+        return tf.math.divide_no_nan(
+            tf.reduce_sum(distance * teaches, axis=[1, 2]), tf.reduce_sum(teaches, axis=[1, 2])
+        )
 
 
 class DetectionLoss(keras.losses.Loss):
@@ -37,8 +62,7 @@ class DetectionLoss(keras.losses.Loss):
 
     def __init__(self, negatives: str = "offending", per_positive: int = 3, at_least: int = 8, name="detection", **kw):
         super().__init__(name=name, **kw)
-        if negatives not in NEGATIVES:
-            raise ValueError(f"expected negatives to be one of {', '.join(NEGATIVES)}; got '{negatives}'")
+        check_choice("negatives", negatives, NEGATIVES)
         self.negatives, self.per_positive, self.at_least = negatives, per_positive, at_least
 
     def call(self, y_true, y_pred):
@@ -65,5 +89,5 @@ def own_boxes(values: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
 
 
 def pack_edges(edges: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
-    """Join edges [..., 4] and classes taught int32 [...] as `EdgeLoss` expects them: float32 [..., 5]."""
+    """Join edges [..., 4] and classes taught int32 [...] as `BoxLoss` expects them: float32 [..., 5]."""
     return tf.concat([edges, tf.cast(taught, tf.float32)[..., None]], axis=-1)

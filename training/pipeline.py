@@ -68,7 +68,7 @@ def spatial_batches(
 ) -> tf.data.Dataset:
     """Larger views with what every window of them should answer: (pixels [B, side, side, 3], {"scores", "boxes"}).
 
-    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `EdgeLoss`.
+    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `BoxLoss`.
     """
     origins = window_origins(preset, side, fine)
 

@@ -6,7 +6,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from overfeat_tf.options import InferenceOptions
-from training.losses import NEGATIVES
+from training.losses import BOX_LOSSES, NEGATIVES, check_choice
 from training.pipeline import ViewOptions
 from training.targets import Matching
 
@@ -56,6 +56,8 @@ class Recipe:
         matching: Which windows show an object.
         views: How views are drawn.
         per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
+        box_loss: What the regressor learns by: "l2" (4.2), "iou" or "giou" (6, ii); the latter two are some ten
+            times as large, which `box_weight` may have to undo.
         negatives: How detection picks its negatives: "offending" or "random" (5).
         box_weight: Weight of the localization loss beside the detection loss in the third stage, where the
             regressor follows the features; its gradient goes through the whole network (6, i).
@@ -77,6 +79,7 @@ class Recipe:
     matching: Matching = field(default_factory=Matching)
     views: ViewOptions = field(default_factory=ViewOptions)
     per_class: bool = False
+    box_loss: str = BOX_LOSSES[0]
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)
@@ -84,8 +87,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.negatives not in NEGATIVES:  # said here, before two stages have been fitted
-            raise ValueError(f"expected negatives to be one of {', '.join(NEGATIVES)}; got '{self.negatives}'")
+        # Said here, before two stages have been fitted.
+        check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("box_loss", self.box_loss, BOX_LOSSES)
 
 
 def digits() -> Recipe:

@@ -6,7 +6,7 @@ from keras import layers
 
 from overfeat_tf.model import TASKS, Model
 from overfeat_tf.network import DenseHead, Network, build
-from training.losses import DetectionLoss, EdgeLoss
+from training.losses import BoxLoss, DetectionLoss
 from training.recipes import Recipe, Schedule
 
 
@@ -43,7 +43,7 @@ def _localization(network: Network, recipe: Recipe) -> keras.Model:
     _let_learn(network, network.regressor)
     whole = network.whole(recipe.side, recipe.fine)
     model = keras.Model(whole.input, {"boxes": whole.output["boxes"]}, name="localization")
-    model.compile(_optimizer(recipe.localization), {"boxes": EdgeLoss()})
+    model.compile(_optimizer(recipe.localization), {"boxes": BoxLoss(recipe.box_loss)})
     return model
 
 
@@ -51,7 +51,7 @@ def _detection(network: Network, recipe: Recipe) -> keras.Model:
     """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
     model = network.whole(recipe.side, recipe.fine)
-    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": EdgeLoss()}
+    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": BoxLoss(recipe.box_loss)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
     model.compile(_optimizer(recipe.detection), losses, loss_weights=weights)
     return model

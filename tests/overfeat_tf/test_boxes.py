@@ -39,6 +39,19 @@ def test_area_intersection_and_iou_of_all_pairs(some, others):
     np.testing.assert_allclose(box_ops.iou(a, b), [[plain_iou(x, y) for y in others] for x in some], rtol=1e-6)
 
 
+def plain_giou(a, b):
+    hull = plain_area((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
+    union = plain_area(a) + plain_area(b) - plain_intersection(a, b)
+    return plain_iou(a, b) - ((hull - union) / hull if hull else 0.0)
+
+
+@given(st.lists(any_box, min_size=1, max_size=6), st.lists(any_box, min_size=1, max_size=6))
+def test_giou_of_all_pairs(some, others):
+    found = box_ops.giou(tensor(some)[:, None], tensor(others)[None]).numpy()
+    np.testing.assert_allclose(found, [[plain_giou(x, y) for y in others] for x in some], rtol=1e-5, atol=1e-6)
+    assert found.min() >= -1 and found.max() <= 1
+
+
 @given(st.lists(proper_box, min_size=1, max_size=6))
 def test_iou_is_symmetric_within_0_and_1_and_1_for_itself(values):
     boxes = tensor(values)

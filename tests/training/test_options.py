@@ -9,6 +9,7 @@ import tensorflow as tf
 from small_run import RECIPE, SCHEDULE
 from small_source import few_digits
 
+from overfeat_tf.boxes import iou
 from overfeat_tf.geometry import window_count
 from overfeat_tf.loading import load
 from overfeat_tf.network import build
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("short_shuffle")
 SHORT = replace(SCHEDULE, steps=2, epochs=1)
 SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detection=SHORT, val_split="none")
 # What was added after the first runs were made.
-LATER = {"per_class": True}
+LATER = {"per_class": True, "box_loss": "iou"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def assert_same(found, expected):
             np.testing.assert_array_equal(found[key], value)
 
 
-OPTIONS = {"per_class": ["per_class=True"]}
+OPTIONS = {"per_class": ["per_class=True"], "iou": ["box_loss=iou", "box_weight=0.5"], "giou": ["box_loss=giou"]}
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -71,7 +72,7 @@ def view_batch(network, side=52):
 def fitted_boxes(network, recipe, steps=60):
     """Fit the localization stage to `view_batch`; give the regressor's output, and the losses before and after."""
     pixels, targets = view_batch(network)
-    fitted = stage_model("localization", network, override(recipe, ["localization.rate=0.05"]))
+    fitted = stage_model("localization", network, recipe)
     targets = {name: targets[name] for name in fitted.output}
     losses = [fitted.train_on_batch(pixels, targets, return_dict=True)["loss"] for _ in range(steps)]
     return fitted(pixels)["boxes"].numpy(), losses[0], losses[-1]
@@ -86,6 +87,14 @@ def test_each_class_learns_its_own_box():
     np.testing.assert_allclose(boxes[..., 4:8].mean(axis=(0, 1, 2)), [0.3, 0.1, 0.9, 0.7], atol=0.07)
     # The third is no window's: nothing but weight decay has moved it.
     np.testing.assert_array_equal(network.regressor.get_weights()[-1].reshape(3, 4)[2], start[2])
+
+
+@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+def test_each_loss_finds_the_box(kind):
+    boxes, first, last = fitted_boxes(build("tiny", 2, per_class=True), override(RECIPE, [f"box_loss={kind}"]), 150)
+    assert last < first / 2
+    for truth, own in (([0.1, 0.2, 0.6, 0.9], boxes[..., 0:4]), ([0.3, 0.1, 0.9, 0.7], boxes[..., 4:8])):
+        assert iou(tf.constant(truth), tf.constant(own.reshape(-1, 4))).numpy().mean() > 0.75
 
 
 def test_a_run_from_before_the_options_is_taken_up(source, tmp_path, monkeypatch):
