@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.offset_pooling import interleave, offset_max_pool
 from overfeat_tf.presets import INIT_STD, Preset, get_preset
 
@@ -25,6 +26,7 @@ class Network:
         num_classes: Object classes, without the background.
         background: Whether the classifier's output 0 is the background class of detection (5).
         per_class: Whether the regressor's last layer has a box for each class (PCR, 4.3) or one for all (SCR).
+        box_form: What the four numbers of a box are, one of `boxes.BOX_FORMS`: edges (4.2), or centre and log size.
         features: Pixels [B, H, W, 3], 0..255, to the last feature map before its pooling [B, n, m, C].
         classifier: Pooled map [B, p, q, C] to class scores before softmax [B, p - kernel + 1, q - kernel + 1,
             classes].
@@ -34,14 +36,15 @@ class Network:
     num_classes: int
     background: bool
     per_class: bool
+    box_form: str
     features: keras.Model
     classifier: keras.Model
 
     @cached_property
     def regressor(self) -> keras.Model:
-        """Pooled map to the box edges (top, left, bottom, right) in window sides, [B, ..., ..., 4] (4).
+        """Pooled map to the box (top, left, bottom, right) in window sides, or as `box_form` has it: [..., 4] (4).
 
-        With `per_class`, [B, ..., ..., 4 * num_classes], class by class. Built when first asked for: a network that
+        With `per_class`, [..., 4 * num_classes], class by class. Built when first asked for: a network that
         only classifies has no need of its 109 M weights.
         """
         return self._regressor(weights=True)
@@ -122,7 +125,12 @@ class DenseHead(layers.Layer):
 
 
 def build(
-    preset: Preset | str, num_classes: int, background: bool = False, per_class: bool = False, weights: bool = True
+    preset: Preset | str,
+    num_classes: int,
+    background: bool = False,
+    per_class: bool = False,
+    weights: bool = True,
+    box_form: str = BOX_FORMS[0],
 ) -> Network:
     """Build a network with fresh weights.
 
@@ -133,18 +141,22 @@ def build(
         per_class: Let the regressor have a box for each class (PCR) rather than one for all (SCR; 4.3).
         weights: Draw the initial weights. False leaves zeros in features and classifier, for others to be loaded:
             drawing takes seconds, and for a moment three times their memory.
+        box_form: How the regressor tells a box, one of `boxes.BOX_FORMS`.
 
     Raises:
-        ValueError: unknown preset, or no class.
+        ValueError: unknown preset or form, or no class.
     """
     preset = get_preset(preset) if isinstance(preset, str) else preset
     if num_classes < 1:
         raise ValueError(f"expected at least one class; got {num_classes}")
+    if box_form not in BOX_FORMS:
+        raise ValueError(f"expected box_form to be one of {', '.join(BOX_FORMS)}; got '{box_form}'")
     return Network(
         preset=preset,
         num_classes=num_classes,
         background=background,
         per_class=per_class,
+        box_form=box_form,
         features=_features(preset, weights),
         classifier=_head(preset, "classifier", preset.full, num_classes + background, "scores", weights),
     )

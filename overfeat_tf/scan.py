@@ -42,22 +42,24 @@ def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_box
     maps = feature_maps(network, [views.pixels for views in groups])
     windows = find_windows(network.preset, maps, options.fine)
     heads = [network.classifier, network.regressor] if with_boxes else [network.classifier]
-    logits, *edges = (windows.split(values) for values in run_heads(heads, windows))
+    logits, *values = (windows.split(answers) for answers in run_heads(heads, windows))
     scans = []
     for number, views in enumerate(groups):
-        boxes = _image_boxes(network, edges[0][number], views, options) if edges else [None] * len(views.mirrored)
+        boxes = _image_boxes(network, values[0][number], views, options) if values else [None] * len(views.mirrored)
         scans += [ScaleScan(logits[number][view], boxes[view]) for view in range(len(views.mirrored))]
     return scans
 
 
-def _image_boxes(network: Network, edges: tf.Tensor, views: Views, options: InferenceOptions) -> list[tf.Tensor]:
-    """Bring every window's box edges into the image's frame, normalised; mirrored views are undone."""
+def _image_boxes(network: Network, values: tf.Tensor, views: Views, options: InferenceOptions) -> list[tf.Tensor]:
+    """Bring every window's boxes into the image's frame, normalised; mirrored views are undone."""
     step = geometry.stride(network.preset, options.fine)
-    rows, columns = (tf.cast(tf.range(tf.shape(edges)[axis]) * step, tf.float32) for axis in (1, 2))
+    rows, columns = (tf.cast(tf.range(tf.shape(values)[axis]) * step, tf.float32) for axis in (1, 2))
     origins = views.origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
-    each = tf.reshape(edges, tf.concat([tf.shape(edges)[:3], [edges.shape[-1] // 4, 4]], axis=0))
-    each = tf.ensure_shape(each, [None, None, None, edges.shape[-1] // 4, 4])
+    each = tf.reshape(values, tf.concat([tf.shape(values)[:3], [values.shape[-1] // 4, 4]], axis=0))
+    each = tf.ensure_shape(each, [None, None, None, values.shape[-1] // 4, 4])
     size = tf.cast(views.size, tf.float32)
-    boxes = box_ops.from_window(each, origins[:, :, :, None], float(network.preset.window))
+    boxes = box_ops.from_window(
+        box_ops.decode(each, network.box_form), origins[:, :, :, None], float(network.preset.window)
+    )
     boxes /= tf.concat([size, size], axis=0)
     return [box_ops.flip(boxes[i]) if mirrored else boxes[i] for i, mirrored in enumerate(views.mirrored)]

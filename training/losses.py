@@ -5,6 +5,7 @@ import keras
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
+from overfeat_tf.boxes import BOX_FORMS
 from training.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
@@ -28,18 +29,20 @@ class BoxLoss(keras.losses.Loss):
         kind: "l2" is the squared distance (4.2); "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with
             the squared distance added where the boxes share nothing: IoU has a gradient only "provided there is some
             overlap", and generalised IoU has none for a box turned inside out.
+        form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
     """
 
-    def __init__(self, kind: str = "l2", name="boxes", **kw):
+    def __init__(self, kind: str = BOX_LOSSES[0], form: str = BOX_FORMS[0], name="boxes", **kw):
         super().__init__(name=name, **kw)
         check_choice("box_loss", kind, BOX_LOSSES)
-        self.kind = kind
+        self.kind, self.form = kind, form
 
     def call(self, y_true, y_pred):
         truth, taught = y_true[..., :4], tf.cast(y_true[..., 4], tf.int32)
-        found = own_boxes(y_pred, taught)
-        distance = tf.reduce_sum(tf.square(truth - found), axis=-1)
+        values = own_boxes(y_pred, taught)
+        distance = tf.reduce_sum(tf.square(box_ops.encode(truth, self.form) - values), axis=-1)
         if self.kind != "l2":
+            found = box_ops.decode(values, self.form)
             overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
             apart = box_ops.intersection(truth, found) <= 0.0
             distance = 1.0 - overlap + tf.where(apart, distance, 0.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.options import InferenceOptions
 from training.losses import BOX_LOSSES, NEGATIVES, check_choice
 from training.pipeline import ViewOptions
@@ -56,6 +57,8 @@ class Recipe:
         matching: Which windows show an object.
         views: How views are drawn.
         per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
+        box_form: What the regressor's four numbers are: "edges" (4.2), or "centre_size", the centre and the logarithm
+            of the size (6, iii).
         box_loss: What the regressor learns by: "l2" (4.2), "iou" or "giou" (6, ii); the latter two are some ten
             times as large, which `box_weight` may have to undo.
         negatives: How detection picks its negatives: "offending" or "random" (5).
@@ -79,6 +82,7 @@ class Recipe:
     matching: Matching = field(default_factory=Matching)
     views: ViewOptions = field(default_factory=ViewOptions)
     per_class: bool = False
+    box_form: str = BOX_FORMS[0]
     box_loss: str = BOX_LOSSES[0]
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
@@ -89,6 +93,7 @@ class Recipe:
     def __post_init__(self) -> None:
         # Said here, before two stages have been fitted.
         check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
 
 

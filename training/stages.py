@@ -43,7 +43,7 @@ def _localization(network: Network, recipe: Recipe) -> keras.Model:
     _let_learn(network, network.regressor)
     whole = network.whole(recipe.side, recipe.fine)
     model = keras.Model(whole.input, {"boxes": whole.output["boxes"]}, name="localization")
-    model.compile(_optimizer(recipe.localization), {"boxes": BoxLoss(recipe.box_loss)})
+    model.compile(_optimizer(recipe.localization), {"boxes": BoxLoss(recipe.box_loss, network.box_form)})
     return model
 
 
@@ -51,7 +51,7 @@ def _detection(network: Network, recipe: Recipe) -> keras.Model:
     """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
     model = network.whole(recipe.side, recipe.fine)
-    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": BoxLoss(recipe.box_loss)}
+    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
     model.compile(_optimizer(recipe.detection), losses, loss_weights=weights)
     return model
@@ -60,7 +60,7 @@ def _detection(network: Network, recipe: Recipe) -> keras.Model:
 def with_background(model: Model) -> Model:
     """Give a classifier its background class (5), keeping all that it has learnt; the new output starts at 0."""
     old = model.network
-    network = build(old.preset, old.num_classes, background=True, per_class=old.per_class)
+    network = build(old.preset, old.num_classes, background=True, per_class=old.per_class, box_form=old.box_form)
     network.features.set_weights(old.features.get_weights())
     if "regressor" in old.parts:
         network.regressor.set_weights(old.regressor.get_weights())

@@ -1,5 +1,7 @@
 """The losses against loops in numpy, and where their gradients go."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -100,10 +102,21 @@ def plain_overlap(kind, a, b):
     return (iou if kind == "iou" else iou - ((hull - union) / hull if hull else 0.0)), shared
 
 
-@pytest.mark.parametrize("kind", ["iou", "giou"])
-@settings(max_examples=60, deadline=None)
+def plain_forms(form, truth, found):
+    """Give the true box's numbers in a form, and the edges that numbers stand for, in plain Python."""
+    if form == "edges":
+        return truth, found
+    (top, left, bottom, right), (y, x, h, w) = truth, found
+    numbers = (top + bottom) / 2 - 0.5, (left + right) / 2 - 0.5, math.log(bottom - top), math.log(right - left)
+    half = math.exp(h) / 2, math.exp(w) / 2
+    return numbers, (y + 0.5 - half[0], x + 0.5 - half[1], y + 0.5 + half[0], x + 0.5 + half[1])
+
+
+@pytest.mark.parametrize("form", ["edges", "centre_size"])
+@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
-def test_overlap_losses_window_by_window(kind, seed):
+def test_each_loss_of_each_form_window_by_window(form, kind, seed):
     rng = np.random.default_rng(seed)
     corners, sides = rng.normal(0.3, 0.4, (2, 3, 4, 2)), rng.uniform(0.1, 1, (2, 3, 4, 2))
     truth = np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
@@ -113,11 +126,12 @@ def test_overlap_losses_window_by_window(kind, seed):
     for b in range(2):
         values = []
         for i, j in np.argwhere(owners[b]):
-            overlap, shared = plain_overlap(kind, truth[b, i, j].tolist(), found[b, i, j].tolist())
-            pull = 0.0 if shared else sum((t - f) ** 2 for t, f in zip(truth[b, i, j], found[b, i, j], strict=True))
-            values.append(1 - overlap + pull)
+            numbers, edges = plain_forms(form, truth[b, i, j].tolist(), found[b, i, j].tolist())
+            distance = sum((t - f) ** 2 for t, f in zip(numbers, found[b, i, j].tolist(), strict=True))
+            overlap, shared = plain_overlap(kind, truth[b, i, j].tolist(), edges)
+            values.append(distance if kind == "l2" else 1 - overlap + (0 if shared else distance))
         wanted.append(np.mean(values) if values else 0.0)
-    got = BoxLoss(kind).call(pack_edges(tf.constant(truth), tf.constant(owners)), tf.constant(found))
+    got = BoxLoss(kind, form).call(pack_edges(tf.constant(truth), tf.constant(owners)), tf.constant(found))
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -126,7 +140,7 @@ DEGENERATE = ([0, 0, 0, 0], [0.5] * 4, [0.8, 0.8, 0.2, 0.2], [0.3, 0.4, 0.3, 0.9
 
 @pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
 @pytest.mark.parametrize("box", DEGENERATE)
-def test_degenerate_boxes_have_a_finite_gradient_and_are_drawn_to_the_truth(kind, box):
+def test_degenerate_edges_have_a_finite_gradient_and_are_drawn_to_the_truth(kind, box):
     truth = pack_edges(tf.constant([[[[0.2, 0.3, 0.7, 0.9]]]]), tf.constant([[[1]]]))
     found, loss = tf.Variable([[[np.array(box, np.float32)]]]), BoxLoss(kind)
 
@@ -141,6 +155,20 @@ def test_degenerate_boxes_have_a_finite_gradient_and_are_drawn_to_the_truth(kind
     for _ in range(300):
         assert all(np.isfinite(part.numpy()).all() for part in step())
     assert plain_overlap("iou", [0.2, 0.3, 0.7, 0.9], found.numpy().ravel())[0] > 0.6
+
+
+@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+@pytest.mark.parametrize("truth", [[0.3, 0.3, 0.3, 0.3], [0.4, 0.1, 0.4, 0.9], [0.2, 0.3, 0.7, 0.9]])
+@pytest.mark.parametrize("values", [[0, 0, 0, 0], [0, 0, 60, -60], [1e6, 0, -300, 300]])
+def test_centres_and_sizes_have_a_finite_gradient_whatever_they_are(kind, truth, values):
+    # The second window teaches nothing: its truth is zeros.
+    packed = pack_edges(tf.constant([[[truth, [0.0] * 4]]]), tf.constant([[[1, 0]]]))
+    found = tf.constant([[[values, values]]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(found)
+        value = BoxLoss(kind, "centre_size").call(packed, found)
+    gradient = tape.gradient(value, found).numpy()
+    assert np.isfinite(value).all() and np.isfinite(gradient).all() and not gradient[0, 0, 1].any()
 
 
 # --- DetectionLoss ---------------------------------------------------------------------------------------------------
