@@ -82,6 +82,19 @@ class DetectionLoss(keras.losses.Loss):
         return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
 
 
+class ObjectLoss(keras.losses.Loss):
+    """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
+
+    `y_true` is int32 [B, h, w] of window labels (IGNORED, BACKGROUND, class + 1); `y_pred` logits [B, h, w, classes].
+    """
+
+    def call(self, y_true, y_pred):
+        labels = tf.cast(y_true, tf.int32)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels - 1, 0), y_pred)
+        shown = tf.cast(labels > BACKGROUND, entropy.dtype)
+        return tf.math.divide_no_nan(tf.reduce_sum(entropy * shown, axis=[1, 2]), tf.reduce_sum(shown, axis=[1, 2]))
+
+
 def own_boxes(values: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
     """Pick from [..., 4 * classes] the four numbers of class `taught` - 1, int32 [...]; [..., 4] has but these."""
     classes = values.shape[-1] // 4

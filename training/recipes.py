@@ -61,9 +61,11 @@ class Recipe:
             of the size (6, iii).
         box_loss: What the regressor learns by: "l2" (4.2), "iou" or "giou" (6, ii); the latter two are some ten
             times as large, which `box_weight` may have to undo.
+        through_features: Whether the second stage's loss goes through the whole network (6, i) rather than stopping
+            at the regressor; the classifier then learns along, so as to follow the features.
         negatives: How detection picks its negatives: "offending" or "random" (5).
-        box_weight: Weight of the localization loss beside the detection loss in the third stage, where the
-            regressor follows the features; its gradient goes through the whole network (6, i).
+        box_weight: Weight of the box loss beside the classifier's wherever both are fitted: in the third stage,
+            where the regressor follows the features, and in the second with `through_features`.
         inference: Options of validation and of the exported model.
         validation_images: How many images of the validation split are scored after each epoch of detection.
         seed: Of weights, data order and augmentation.
@@ -84,6 +86,7 @@ class Recipe:
     per_class: bool = False
     box_form: str = BOX_FORMS[0]
     box_loss: str = BOX_LOSSES[0]
+    through_features: bool = False
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)

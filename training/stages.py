@@ -6,7 +6,7 @@ from keras import layers
 
 from overfeat_tf.model import TASKS, Model
 from overfeat_tf.network import DenseHead, Network, build
-from training.losses import BoxLoss, DetectionLoss
+from training.losses import BoxLoss, DetectionLoss, ObjectLoss
 from training.recipes import Recipe, Schedule
 
 
@@ -39,7 +39,9 @@ def _classification(network: Network, recipe: Recipe) -> keras.Model:
 
 
 def _localization(network: Network, recipe: Recipe) -> keras.Model:
-    """Fit the regressor on the frozen features (4.2)."""
+    """Fit the regressor on the frozen features (4.2), or on features that learn with it (6, i)."""
+    if recipe.through_features:
+        return _everything(network, recipe, recipe.localization)
     _let_learn(network, network.regressor)
     whole = network.whole(recipe.side, recipe.fine)
     model = keras.Model(whole.input, {"boxes": whole.output["boxes"]}, name="localization")
@@ -49,11 +51,17 @@ def _localization(network: Network, recipe: Recipe) -> keras.Model:
 
 def _detection(network: Network, recipe: Recipe) -> keras.Model:
     """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
+    return _everything(network, recipe, recipe.detection)
+
+
+def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> keras.Model:
+    """Let both losses through the whole network: where the features move, each head has to follow them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
     model = network.whole(recipe.side, recipe.fine)
-    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": BoxLoss(recipe.box_loss, network.box_form)}
+    scores = DetectionLoss(recipe.negatives) if network.background else ObjectLoss()
+    losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
-    model.compile(_optimizer(recipe.detection), losses, loss_weights=weights)
+    model.compile(_optimizer(schedule), losses, loss_weights=weights)
     return model
 
 

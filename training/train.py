@@ -159,7 +159,7 @@ def _batches(stage: str, model: Model, recipe: Recipe, source: Source, split: st
         batches = pipeline.spatial_batches(
             data, preset, recipe.matching, recipe.views, schedule.batch, recipe.side, recipe.fine, seed
         )
-    if stage == "localization":
+    if stage == "localization" and not recipe.through_features:
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does.
     return batches.prefetch(PREFETCHED)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.losses import BoxLoss, DetectionLoss, pack_edges
+from training.losses import BoxLoss, DetectionLoss, ObjectLoss, pack_edges
 from training.targets import BACKGROUND, IGNORED
 
 CLASSES = 4
@@ -255,6 +255,19 @@ def test_keras_averages_over_the_batch_with_labels_as_floats():
     model.compile(loss=DetectionLoss())
     got = model.evaluate(logits, labels, verbose=0)
     np.testing.assert_allclose(got, np.mean(DetectionLoss().call(tf.constant(labels), tf.constant(logits))), rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_object_loss_is_the_mean_over_object_windows(seed):
+    labels, logits = case(seed)
+    logits = logits[..., 1:]
+    wanted = []
+    for truth, found in zip(labels, logits, strict=True):
+        shown = truth > BACKGROUND
+        wanted.append(entropies(found[shown], truth[shown] - 1).mean() if shown.any() else 0.0)
+    np.testing.assert_allclose(ObjectLoss().call(labels, logits), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(taught(ObjectLoss(), labels, logits), labels > BACKGROUND)
 
 
 def test_unknown_negatives_are_refused():

@@ -24,10 +24,10 @@ pytestmark = pytest.mark.usefixtures("short_shuffle")
 SHORT = replace(SCHEDULE, steps=2, epochs=1)
 SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detection=SHORT, val_split="none")
 # What was added after the first runs were made.
-LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou"}
+LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou", "through_features": True}
 
 
-ALL = ("per_class=True", "box_form=centre_size", "box_loss=giou")
+ALL = ("per_class=True", "box_form=centre_size", "box_loss=giou", "through_features=True")
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,7 @@ OPTIONS = (
     "box_form=centre_size",
     "box_loss=iou",
     "box_loss=giou",
+    "through_features=True",
 )
 
 
@@ -117,6 +118,31 @@ def test_each_loss_finds_the_box(form, kind):
     for truth, own in (([0.1, 0.2, 0.6, 0.9], values[..., 0:4]), ([0.3, 0.1, 0.9, 0.7], values[..., 4:8])):
         found = decode(tf.constant(own.reshape(-1, 4)), form)
         assert iou(tf.constant(truth), found).numpy().mean() > 0.7
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("through", [False, True])
+def test_the_localization_loss_stops_at_the_regressor_or_goes_through_the_whole_network(through, background):
+    keras.utils.set_random_seed(0)
+    network = build("tiny", 2, background=background)
+    parts = {"features": network.features, "classifier": network.classifier, "regressor": network.regressor}
+    before = {name: [np.array(w) for w in part.get_weights()] for name, part in parts.items()}
+    fitted_boxes(network, override(RECIPE, [f"through_features={through}"]), 2)
+    moved = {
+        name
+        for name, part in parts.items()
+        if not all(np.array_equal(old, new) for old, new in zip(before[name], part.get_weights(), strict=True))
+    }
+    assert moved == (set(parts) if through else {"regressor"})
+
+
+def test_the_box_loss_alone_moves_the_features():
+    network = build("tiny", 2)
+    pixels, targets = view_batch(network)
+    fitted = stage_model("localization", network, override(RECIPE, ["through_features=True"]))
+    with tf.GradientTape() as tape:
+        loss = fitted.loss["boxes"](targets["boxes"], fitted(pixels)["boxes"])
+    assert all(np.any(g) for g in tape.gradient(loss, network.features.trainable_variables))
 
 
 def test_a_run_from_before_the_options_is_taken_up(source, tmp_path, monkeypatch):
