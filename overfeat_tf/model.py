@@ -175,11 +175,12 @@ def _network_config(network: Network) -> dict:
         "background": network.background,
         "per_class": network.per_class,
         "box_form": network.box_form,
+        "context": network.context,
     }
 
 
 def _build(config: Mapping, weights: bool) -> Network:
-    later = {key: config[key] for key in ("per_class", "box_form") if key in config}  # not in the first runs
+    later = {key: config[key] for key in ("per_class", "box_form", "context") if key in config}  # not in the first runs
     return build(_preset(config["preset"]), config["num_classes"], config["background"], weights=weights, **later)
 
 

@@ -63,6 +63,7 @@ class Recipe:
             times as large, which `box_weight` may have to undo.
         through_features: Whether the second stage's loss goes through the whole network (6, i) rather than stopping
             at the regressor; the classifier then learns along, so as to follow the features.
+        context: Whether each scale also takes a lower-resolution one as input (5).
         negatives: How detection picks its negatives: "offending" or "random" (5).
         box_weight: Weight of the box loss beside the classifier's wherever both are fitted: in the third stage,
             where the regressor follows the features, and in the second with `through_features`.
@@ -87,6 +88,7 @@ class Recipe:
     box_form: str = BOX_FORMS[0]
     box_loss: str = BOX_LOSSES[0]
     through_features: bool = False
+    context: bool = False
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)

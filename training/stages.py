@@ -27,7 +27,7 @@ def _classification(network: Network, recipe: Recipe) -> keras.Model:
     """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
     _let_learn(network, network.features, network.classifier)
     pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
-    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.features(pixels))
+    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
     model = keras.Model(pixels, layers.Flatten(name="logits")(scores), name="classification")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     metrics = [
@@ -68,7 +68,14 @@ def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> keras.M
 def with_background(model: Model) -> Model:
     """Give a classifier its background class (5), keeping all that it has learnt; the new output starts at 0."""
     old = model.network
-    network = build(old.preset, old.num_classes, background=True, per_class=old.per_class, box_form=old.box_form)
+    network = build(
+        old.preset,
+        old.num_classes,
+        background=True,
+        per_class=old.per_class,
+        box_form=old.box_form,
+        context=old.context,
+    )
     network.features.set_weights(old.features.get_weights())
     if "regressor" in old.parts:
         network.regressor.set_weights(old.regressor.get_weights())

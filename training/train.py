@@ -97,7 +97,13 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
     """Take up the run in the folder, or begin one."""
     run.mkdir(parents=True, exist_ok=True)
     if not (run / CONFIG).is_file():
-        network = build(recipe.preset, len(source.class_names), per_class=recipe.per_class, box_form=recipe.box_form)
+        network = build(
+            recipe.preset,
+            len(source.class_names),
+            per_class=recipe.per_class,
+            box_form=recipe.box_form,
+            context=recipe.context,
+        )
         model = Model(network, source.class_names, recipe.inference, tasks=())
         _write_config(model, recipe, source, run)
         return model

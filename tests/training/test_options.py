@@ -24,10 +24,10 @@ pytestmark = pytest.mark.usefixtures("short_shuffle")
 SHORT = replace(SCHEDULE, steps=2, epochs=1)
 SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detection=SHORT, val_split="none")
 # What was added after the first runs were made.
-LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou", "through_features": True}
+LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou", "through_features": True, "context": True}
 
 
-ALL = ("per_class=True", "box_form=centre_size", "box_loss=giou", "through_features=True")
+ALL = ("per_class=True", "box_form=centre_size", "box_loss=giou", "through_features=True", "context=True")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ OPTIONS = (
     "box_loss=iou",
     "box_loss=giou",
     "through_features=True",
+    "context=True",
 )
 
 

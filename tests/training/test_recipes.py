@@ -39,6 +39,7 @@ def test_an_unknown_recipe_names_the_nearest():
         ("per_class=True", "per_class", True),
         ("box_loss=giou", "box_loss", "giou"),
         ("through_features=true", "through_features", True),
+        ("context=true", "context", True),
         ("box_form=centre_size", "box_form", "centre_size"),
         ("fine=false", "fine", False),
         ("views.mirror=True", "views.mirror", True),
