@@ -4,7 +4,8 @@ The paper says no more than this. Here a view, halved, goes through the same fea
 laid on the view's own, place on place: a cell that a head sees has C channels at the scale's own resolution and C at
 half of it, whose receptive fields reach twice as far, beyond the window. Half of the view rather than the pyramid's
 next scale: so a view's answer depends on the view alone, and training views, crops and any choice of scales are
-answered alike.
+answered alike. The views of the first stage are single windows, whose context ends with them; what lies beyond is
+learnt in the spatial stages.
 """
 
 import tensorflow as tf
@@ -14,7 +15,7 @@ from overfeat_tf.presets import Preset
 
 
 def halve(pixels: tf.Tensor) -> tf.Tensor:
-    """Halve pixels [B, H, W, 3] by averaging; of an odd side the last row is left out."""
+    """Halve pixels float32 [B, H, W, 3] by averaging; of an odd side the last pixel is left out."""
     return tf.nn.avg_pool2d(pixels, 2, 2, "VALID")
 
 

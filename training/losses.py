@@ -59,7 +59,8 @@ class DetectionLoss(keras.losses.Loss):
     [B, h, w, 1 + classes].
 
     Args:
-        negatives: "offending" takes the background windows with the highest loss, "random" any.
+        negatives: "offending" takes the background windows with the highest loss, so those that score highest as
+            anything else; "random" any.
         per_positive, at_least: How many negatives an image gives: so many for each object window, but at least.
     """
 
