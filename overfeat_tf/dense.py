@@ -15,6 +15,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from overfeat_tf.context import add_context, halve
 from overfeat_tf.network import Network, is_wide
 from overfeat_tf.presets import Preset
 
@@ -55,6 +56,15 @@ def feature_maps(network: Network, pixels: Sequence[tf.Tensor]) -> list[tf.Tenso
         else:
             maps = [layer(each) for each in maps]
     return maps
+
+
+def head_maps(network: Network, pixels: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    """Compute what the heads see, before its pooling: `feature_maps`, with their context where the network has it."""
+    if not network.context:
+        return feature_maps(network, pixels)
+    maps = feature_maps(network, [*pixels, *(halve(each) for each in pixels)])
+    pairs = zip(maps[: len(pixels)], maps[len(pixels) :], strict=True)
+    return [add_context(network.preset, each, lower) for each, lower in pairs]
 
 
 def find_windows(preset: Preset, maps: Sequence[tf.Tensor], fine: bool = True) -> Windows:

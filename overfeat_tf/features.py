@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import keras
 import tensorflow as tf
 
-from overfeat_tf.dense import feature_maps, find_windows, run_heads
+from overfeat_tf.dense import feature_maps, find_windows, head_maps, run_heads
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import Preset
@@ -72,7 +72,8 @@ def extract(
         return []
     last_pool = preset.last_pool
     below = layer in [own.name for own in network.features.layers]
-    run = _until(network, layer) if below else lambda pixels: feature_maps(network, [pixels])[0]
+    maps_of = feature_maps if layer == _last_pool(preset) else head_maps
+    run = _until(network, layer) if below else lambda pixels: maps_of(network, [pixels])[0]
 
     def one(image: tf.Tensor) -> tf.Tensor:
         pixels = pad(preset, tf.cast(image, tf.float32), preset.window)

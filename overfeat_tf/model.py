@@ -174,12 +174,14 @@ def _network_config(network: Network) -> dict:
         "num_classes": network.num_classes,
         "background": network.background,
         "per_class": network.per_class,
+        "box_form": network.box_form,
+        "context": network.context,
     }
 
 
 def _build(config: Mapping, weights: bool) -> Network:
-    per_class = config.get("per_class", False)
-    return build(_preset(config["preset"]), config["num_classes"], config["background"], per_class, weights)
+    later = {key: config[key] for key in ("per_class", "box_form", "context") if key in config}  # not in the first runs
+    return build(_preset(config["preset"]), config["num_classes"], config["background"], weights=weights, **later)
 
 
 def _preset(values: Mapping) -> Preset:

@@ -7,6 +7,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from overfeat_tf.boxes import BOX_FORMS
+from overfeat_tf.context import Context
 from overfeat_tf.offset_pooling import interleave, offset_max_pool
 from overfeat_tf.presets import INIT_STD, Preset, get_preset
 
@@ -25,6 +27,8 @@ class Network:
         num_classes: Object classes, without the background.
         background: Whether the classifier's output 0 is the background class of detection (5).
         per_class: Whether the regressor's last layer has a box for each class (PCR, 4.3) or one for all (SCR).
+        box_form: What the four numbers of a box are, one of `boxes.BOX_FORMS`: edges (4.2), or centre and log size.
+        context: Whether the heads also see the features of the view at half the resolution (5): `overfeat_tf.context`.
         features: Pixels [B, H, W, 3], 0..255, to the last feature map before its pooling [B, n, m, C].
         classifier: Pooled map [B, p, q, C] to class scores before softmax [B, p - kernel + 1, q - kernel + 1,
             classes].
@@ -34,14 +38,16 @@ class Network:
     num_classes: int
     background: bool
     per_class: bool
+    box_form: str
+    context: bool
     features: keras.Model
     classifier: keras.Model
 
     @cached_property
     def regressor(self) -> keras.Model:
-        """Pooled map to the box edges (top, left, bottom, right) in window sides, [B, ..., ..., 4] (4).
+        """Pooled map to the box (top, left, bottom, right) in window sides, or as `box_form` has it: [..., 4] (4).
 
-        With `per_class`, [B, ..., ..., 4 * num_classes], class by class. Built when first asked for: a network that
+        With `per_class`, [..., 4 * num_classes], class by class. Built when first asked for: a network that
         only classifies has no need of its 109 M weights.
         """
         return self._regressor(weights=True)
@@ -76,17 +82,24 @@ class Network:
         Shares its variables with the parts. Without `side` the input may have any size that holds a window.
         """
         pixels = keras.Input((side, side, 3), name="pixels")
-        maps = self.features(pixels)
+        maps = self.head_maps(pixels)
         outputs = {
             "scores": DenseHead(self.classifier, self.preset, fine, name="scores")(maps),
             "boxes": DenseHead(self.regressor, self.preset, fine, name="boxes")(maps),
         }
         return keras.Model(pixels, outputs, name=self.preset.name)
 
+    def head_maps(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
+        """Compute what the heads see of pixels [B, H, W, 3], before its pooling: features, and their context if any."""
+        maps = self.features(pixels)
+        if not self.context:
+            return maps
+        return Context(self.preset, name="context")(maps, self.features(layers.AveragePooling2D(2)(pixels)))
+
     def _regressor(self, weights: bool) -> keras.Model:
         outputs = 4 * self.num_classes if self.per_class else 4
         with tf.init_scope():  # a trace may be the first to ask
-            return _head(self.preset, "regressor", self.preset.regressor, outputs, "box", weights)
+            return _head(self.preset, "regressor", self.preset.regressor, outputs, "box", weights, self.context)
 
 
 def is_wide(layer: layers.Layer) -> bool:
@@ -122,7 +135,13 @@ class DenseHead(layers.Layer):
 
 
 def build(
-    preset: Preset | str, num_classes: int, background: bool = False, per_class: bool = False, weights: bool = True
+    preset: Preset | str,
+    num_classes: int,
+    background: bool = False,
+    per_class: bool = False,
+    weights: bool = True,
+    box_form: str = BOX_FORMS[0],
+    context: bool = False,
 ) -> Network:
     """Build a network with fresh weights.
 
@@ -133,20 +152,28 @@ def build(
         per_class: Let the regressor have a box for each class (PCR) rather than one for all (SCR; 4.3).
         weights: Draw the initial weights. False leaves zeros in features and classifier, for others to be loaded:
             drawing takes seconds, and for a moment three times their memory.
+        box_form: How the regressor tells a box, one of `boxes.BOX_FORMS`.
+        context: Let the heads also see the features of half the resolution (5).
 
     Raises:
-        ValueError: unknown preset, or no class.
+        ValueError: unknown preset or form, no class, or a window too small for context.
     """
     preset = get_preset(preset) if isinstance(preset, str) else preset
     if num_classes < 1:
         raise ValueError(f"expected at least one class; got {num_classes}")
+    if box_form not in BOX_FORMS:
+        raise ValueError(f"expected box_form to be one of {', '.join(BOX_FORMS)}; got '{box_form}'")
+    if context and preset.feature_side(preset.window // 2) < 1:
+        raise ValueError(f"expected a window for context of which half has features; '{preset.name}' is too small")
     return Network(
         preset=preset,
         num_classes=num_classes,
         background=background,
         per_class=per_class,
+        box_form=box_form,
+        context=context,
         features=_features(preset, weights),
-        classifier=_head(preset, "classifier", preset.full, num_classes + background, "scores", weights),
+        classifier=_head(preset, "classifier", preset.full, num_classes + background, "scores", weights, context),
     )
 
 
@@ -171,11 +198,11 @@ def _features(preset: Preset, weights: bool) -> keras.Model:
 
 
 def _head(
-    preset: Preset, name: str, hidden: tuple[int, int], outputs: int, last: str, weights: bool = True
+    preset: Preset, name: str, hidden: tuple[int, int], outputs: int, last: str, weights: bool, context: bool
 ) -> keras.Model:
     """Build two hidden full layers and a linear one, as convolutions (3.5)."""
     prefix = "full" if name == "classifier" else "regress"
-    maps = keras.Input((None, None, preset.convs[-1].channels), name="pooled")
+    maps = keras.Input((None, None, preset.convs[-1].channels * (1 + context)), name="pooled")
     x = maps
     for number, channels in enumerate(hidden, start=len(preset.convs) + 1):
         kernel = preset.head_kernel if x is maps else 1

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf import geometry
-from overfeat_tf.dense import feature_maps, find_windows, run_heads
+from overfeat_tf.dense import find_windows, head_maps, run_heads
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.views import Views, draw_views
@@ -41,16 +41,16 @@ def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_box
         crop.
     """
     groups = draw_views(network.preset, image, options)
-    maps = feature_maps(network, [views.pixels for views in groups])
+    maps = head_maps(network, [views.pixels for views in groups])
     windows = find_windows(network.preset, maps, options.fine)
     heads = [network.classifier, network.regressor] if with_boxes else [network.classifier]
-    logits, *edges = (windows.split(values) for values in run_heads(heads, windows))
+    logits, *values = (windows.split(answers) for answers in run_heads(heads, windows))
     scans = []
     for number, views in enumerate(groups):
         count = len(views.mirrored)
         origins = _window_origins(network, logits[number], views, options)
         seen = [field[:, :, 0] for field in _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), origins, views)]
-        boxes = _image_boxes(network, edges[0][number], origins, views) if edges else [None] * count
+        boxes = _image_boxes(network, values[0][number], origins, views) if values else [None] * count
         scans += [ScaleScan(*one) for one in zip(tf.unstack(logits[number], count), boxes, seen, strict=True)]
     return scans
 
@@ -62,11 +62,11 @@ def _window_origins(network: Network, values: tf.Tensor, views: Views, options: 
     return views.origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
 
 
-def _image_boxes(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
-    """Take every window's edges [V, h, w, 4 R] apart into boxes and bring them into the image's frame."""
-    each = tf.reshape(edges, tf.concat([tf.shape(edges)[:3], [edges.shape[-1] // 4, 4]], axis=0))
-    each = tf.ensure_shape(each, [None, None, None, edges.shape[-1] // 4, 4])
-    return _in_image(network, each, origins, views)
+def _image_boxes(network: Network, values: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+    """Take the regressor's values [V, h, w, 4 R] apart into boxes and bring them into the image's frame."""
+    each = tf.reshape(values, tf.concat([tf.shape(values)[:3], [values.shape[-1] // 4, 4]], axis=0))
+    each = tf.ensure_shape(each, [None, None, None, values.shape[-1] // 4, 4])
+    return _in_image(network, box_ops.decode(each, network.box_form), origins, views)
 
 
 def _in_image(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:

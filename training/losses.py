@@ -4,21 +4,52 @@ however many devices share it."""
 import keras
 import tensorflow as tf
 
+from overfeat_tf import boxes as box_ops
+from overfeat_tf.boxes import BOX_FORMS
 from training.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
+BOX_LOSSES = ("l2", "iou", "giou")
 
 
-class EdgeLoss(keras.losses.Loss):
-    """L2 between predicted and true box edges in window sides, over the windows that teach (4.2).
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError, in the recipe's words, for a value that is not among those known."""
+    if value not in known:
+        raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{value}'")
 
-    `y_true` is float32 [B, h, w, 5]: four edges and 1 where the window teaches, else 0; `y_pred` [B, h, w, 4].
+
+class BoxLoss(keras.losses.Loss):
+    """How far predicted boxes are from the true ones, over the windows that teach (4.2).
+
+    `y_true` is float32 [B, h, w, 5]: four edges in window sides, and the object's class + 1 where the window teaches,
+    else 0. `y_pred` is [B, h, w, 4]; or [B, h, w, 4 * classes], of which only the object's own class's box learns
+    (PCR, 4.3).
+
+    Args:
+        kind: "l2" is the squared distance (4.2); "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with
+            the squared distance added where the boxes share nothing: IoU has a gradient only "provided there is some
+            overlap", and generalised IoU has none for a box turned inside out.
+        form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
     """
 
+    def __init__(self, kind: str = BOX_LOSSES[0], form: str = BOX_FORMS[0], name="boxes", **kw):
+        super().__init__(name=name, **kw)
+        check_choice("box_loss", kind, BOX_LOSSES)
+        self.kind, self.form = kind, form
+
     def call(self, y_true, y_pred):
-        teaches = y_true[..., 4]
-        squared = tf.reduce_sum(tf.square(y_true[..., :4] - y_pred), axis=-1) * teaches
-        return tf.math.divide_no_nan(tf.reduce_sum(squared, axis=[1, 2]), tf.reduce_sum(teaches, axis=[1, 2]))
+        truth, taught = y_true[..., :4], tf.cast(y_true[..., 4], tf.int32)
+        values = own_boxes(y_pred, taught)
+        distance = tf.reduce_sum(tf.square(box_ops.encode(truth, self.form) - values), axis=-1)
+        if self.kind != "l2":
+            found = box_ops.decode(values, self.form)
+            overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
+            apart = box_ops.intersection(truth, found) <= 0.0
+            distance = 1.0 - overlap + tf.where(apart, distance, 0.0)
+        teaches = tf.cast(taught > 0, distance.dtype)
+        return tf.math.divide_no_nan(
+            tf.reduce_sum(distance * teaches, axis=[1, 2]), tf.reduce_sum(teaches, axis=[1, 2])
+        )
 
 
 class DetectionLoss(keras.losses.Loss):
@@ -28,14 +59,14 @@ class DetectionLoss(keras.losses.Loss):
     [B, h, w, 1 + classes].
 
     Args:
-        negatives: "offending" takes the background windows with the highest loss, "random" any.
+        negatives: "offending" takes the background windows with the highest loss, so those that score highest as
+            anything else; "random" any.
         per_positive, at_least: How many negatives an image gives: so many for each object window, but at least.
     """
 
     def __init__(self, negatives: str = "offending", per_positive: int = 3, at_least: int = 8, name="detection", **kw):
         super().__init__(name=name, **kw)
-        if negatives not in NEGATIVES:
-            raise ValueError(f"expected negatives to be one of {', '.join(NEGATIVES)}; got '{negatives}'")
+        check_choice("negatives", negatives, NEGATIVES)
         self.negatives, self.per_positive, self.at_least = negatives, per_positive, at_least
 
     def call(self, y_true, y_pred):
@@ -52,6 +83,28 @@ class DetectionLoss(keras.losses.Loss):
         return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
 
 
-def pack_edges(edges: tf.Tensor, regress: tf.Tensor) -> tf.Tensor:
-    """Join edges [..., 4] and the mask [...] as `EdgeLoss` expects them: [..., 5]."""
-    return tf.concat([edges, regress[..., None]], axis=-1)
+class ObjectLoss(keras.losses.Loss):
+    """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
+
+    `y_true` is int32 [B, h, w] of window labels (IGNORED, BACKGROUND, class + 1); `y_pred` logits [B, h, w, classes].
+    """
+
+    def call(self, y_true, y_pred):
+        labels = tf.cast(y_true, tf.int32)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels - 1, 0), y_pred)
+        shown = tf.cast(labels > BACKGROUND, entropy.dtype)
+        return tf.math.divide_no_nan(tf.reduce_sum(entropy * shown, axis=[1, 2]), tf.reduce_sum(shown, axis=[1, 2]))
+
+
+def own_boxes(values: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
+    """Pick from [..., 4 * classes] the four numbers of class `taught` - 1, int32 [...]; [..., 4] has but these."""
+    classes = values.shape[-1] // 4
+    if classes == 1:
+        return values
+    each = tf.reshape(values, tf.concat([tf.shape(values)[:-1], [classes, 4]], axis=0))
+    return tf.gather(each, tf.maximum(taught - 1, 0), batch_dims=taught.shape.rank)
+
+
+def pack_edges(edges: tf.Tensor, taught: tf.Tensor) -> tf.Tensor:
+    """Join edges [..., 4] and classes taught int32 [...] as `BoxLoss` expects them: float32 [..., 5]."""
+    return tf.concat([edges, tf.cast(taught, tf.float32)[..., None]], axis=-1)

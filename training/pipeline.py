@@ -73,14 +73,14 @@ def spatial_batches(
 ) -> tf.data.Dataset:
     """Larger views with what every window of them should answer: (pixels [B, side, side, 3], {"scores", "boxes"}).
 
-    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `EdgeLoss`. Images that have a
+    "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `BoxLoss`. Images that have a
     class without a box are left out: nobody knows which windows show it.
     """
     origins = window_origins(preset, side, fine)
 
     def example(view: augment.View, _: tf.Tensor, labels: tf.Tensor):
         targets = assign(preset, matching, view.boxes, labels, view.frame, origins)
-        return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.regress)}
+        return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.taught)}
 
     slack = (side - preset.window) / 2.0
     with_boxes = data.filter(lambda record: tf.reduce_all(record["boxed"]))

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.options import InferenceOptions
-from training.losses import NEGATIVES
+from training.losses import BOX_LOSSES, NEGATIVES, check_choice
 from training.pipeline import ViewOptions
 from training.targets import Matching
 
@@ -55,9 +56,17 @@ class Recipe:
         fine: Whether the spatial stages take the last pooling at every offset (4.2: copies for every shift).
         matching: Which windows show an object.
         views: How views are drawn.
+        per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
+        box_form: What the regressor's four numbers are: "edges" (4.2), or "centre_size", the centre and the logarithm
+            of the size (6, iii).
+        box_loss: What the regressor learns by: "l2" (4.2), "iou" or "giou" (6, ii); the latter two are some ten
+            times as large, which `box_weight` may have to undo.
+        through_features: Whether the second stage's loss goes through the whole network (6, i) rather than stopping
+            at the regressor; the classifier then learns along, so as to follow the features.
+        context: Whether each scale also takes a lower-resolution one as input (5).
         negatives: How detection picks its negatives: "offending" or "random" (5).
-        box_weight: Weight of the localization loss beside the detection loss in the third stage, where the
-            regressor follows the features; its gradient goes through the whole network (6, i).
+        box_weight: Weight of the box loss beside the classifier's wherever both are fitted: in the third stage,
+            where the regressor follows the features, and in the second with `through_features`.
         inference: Options of validation and of the exported model.
         validation_images: How many images of the validation split are scored after each epoch of detection.
         seed: Of weights, data order and augmentation.
@@ -75,6 +84,11 @@ class Recipe:
     fine: bool = True
     matching: Matching = field(default_factory=Matching)
     views: ViewOptions = field(default_factory=ViewOptions)
+    per_class: bool = False
+    box_form: str = BOX_FORMS[0]
+    box_loss: str = BOX_LOSSES[0]
+    through_features: bool = False
+    context: bool = False
     negatives: str = NEGATIVES[0]
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)
@@ -82,8 +96,10 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.negatives not in NEGATIVES:  # said here, before two stages have been fitted
-            raise ValueError(f"expected negatives to be one of {', '.join(NEGATIVES)}; got '{self.negatives}'")
+        # Said here, before two stages have been fitted.
+        check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("box_form", self.box_form, BOX_FORMS)
+        check_choice("box_loss", self.box_loss, BOX_LOSSES)
 
 
 def digits() -> Recipe:

@@ -6,7 +6,7 @@ from keras import layers
 
 from overfeat_tf.model import TASKS, Model
 from overfeat_tf.network import DenseHead, Network, build
-from training.losses import DetectionLoss, EdgeLoss
+from training.losses import BoxLoss, DetectionLoss, ObjectLoss
 from training.recipes import Recipe, Schedule
 
 
@@ -27,7 +27,7 @@ def _classification(network: Network, recipe: Recipe) -> keras.Model:
     """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
     _let_learn(network, network.features, network.classifier)
     pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
-    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.features(pixels))
+    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
     model = keras.Model(pixels, layers.Flatten(name="logits")(scores), name="classification")
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     metrics = [
@@ -39,28 +39,43 @@ def _classification(network: Network, recipe: Recipe) -> keras.Model:
 
 
 def _localization(network: Network, recipe: Recipe) -> keras.Model:
-    """Fit the regressor on the frozen features (4.2)."""
+    """Fit the regressor on the frozen features (4.2), or on features that learn with it (6, i)."""
+    if recipe.through_features:
+        return _everything(network, recipe, recipe.localization)
     _let_learn(network, network.regressor)
     whole = network.whole(recipe.side, recipe.fine)
     model = keras.Model(whole.input, {"boxes": whole.output["boxes"]}, name="localization")
-    model.compile(_optimizer(recipe.localization), {"boxes": EdgeLoss()})
+    model.compile(_optimizer(recipe.localization), {"boxes": BoxLoss(recipe.box_loss, network.box_form)})
     return model
 
 
 def _detection(network: Network, recipe: Recipe) -> keras.Model:
     """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
+    return _everything(network, recipe, recipe.detection)
+
+
+def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> keras.Model:
+    """Let both losses through the whole network: where the features move, each head has to follow them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
     model = network.whole(recipe.side, recipe.fine)
-    losses = {"scores": DetectionLoss(recipe.negatives), "boxes": EdgeLoss()}
+    scores = DetectionLoss(recipe.negatives) if network.background else ObjectLoss()
+    losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
-    model.compile(_optimizer(recipe.detection), losses, loss_weights=weights)
+    model.compile(_optimizer(schedule), losses, loss_weights=weights)
     return model
 
 
 def with_background(model: Model) -> Model:
     """Give a classifier its background class (5), keeping all that it has learnt; the new output starts at 0."""
     old = model.network
-    network = build(old.preset, old.num_classes, background=True, per_class=old.per_class)
+    network = build(
+        old.preset,
+        old.num_classes,
+        background=True,
+        per_class=old.per_class,
+        box_form=old.box_form,
+        context=old.context,
+    )
     network.features.set_weights(old.features.get_weights())
     if "regressor" in old.parts:
         network.regressor.set_weights(old.regressor.get_weights())

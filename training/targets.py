@@ -38,12 +38,12 @@ class Matching:
 
 
 class WindowTargets(NamedTuple):
-    """labels int32 [h, w]: IGNORED, BACKGROUND or class + 1; edges float32 [h, w, 4] in window sides; regress
-    float32 [h, w]: 1 where the regressor learns, else 0."""
+    """labels int32 [h, w]: IGNORED, BACKGROUND or class + 1; edges float32 [h, w, 4] in window sides; taught int32
+    [h, w]: class + 1 of the object whose box the regressor learns there, 0 where it learns none."""
 
     labels: tf.Tensor
     edges: tf.Tensor
-    regress: tf.Tensor
+    taught: tf.Tensor
 
 
 def window_origins(preset: Preset, side: int, fine: bool) -> tf.Tensor:
@@ -92,7 +92,10 @@ def assign(
     classes = tf.where(inside, classes, IGNORED)
     sized = (size >= matching.sizes[0] / matching.margin) & (size <= matching.sizes[1] * matching.margin)
     teachable = (visible >= matching.visible) & sized
-    pupil = tf.argmin(tf.where(teachable, shift, shift + 1e3), axis=-1, output_type=tf.int32)
+    nearest = tf.argmin(tf.where(teachable, shift, shift + 1e3), axis=-1, output_type=tf.int32)
+    # A window that is named after an object learns to place that one, though another may be nearer.
+    pupil = tf.where(tf.reduce_any(shown, axis=-1), owner, nearest)
     edges = box_ops.to_window(tf.gather(boxes, pupil), origins, window)
-    regress = tf.cast(tf.reduce_any(teachable, axis=-1) & inside, tf.float32)
-    return WindowTargets(classes, edges * regress[..., None], regress)
+    teaches = tf.reduce_any(teachable, axis=-1) & inside
+    taught = tf.where(teaches, tf.gather(labels, pupil) + 1, 0)
+    return WindowTargets(classes, tf.where(teaches[..., None], edges, 0.0), taught)

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 import keras
@@ -103,14 +103,21 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
     """Take up the run in the folder, or begin one."""
     run.mkdir(parents=True, exist_ok=True)
     if not (run / CONFIG).is_file():
-        network = build(recipe.preset, len(source.class_names))
+        network = build(
+            recipe.preset,
+            len(source.class_names),
+            per_class=recipe.per_class,
+            box_form=recipe.box_form,
+            context=recipe.context,
+        )
         model = Model(network, source.class_names, recipe.inference, tasks=())
         _write_config(model, recipe, source, run)
         return model
     config = read_config(run)
     now = _described(recipe, source)
+    began = {**_later_fields(), **config["training"]}
     # An upgrade of TensorFlow does not end a run.
-    changed = [key for key in now if key != "versions" and config["training"].get(key) != now[key]]
+    changed = [key for key in now if key != "versions" and began.get(key) != now[key]]
     if changed:
         raise ValueError(
             f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"
@@ -164,7 +171,7 @@ def _batches(stage: str, model: Model, recipe: Recipe, source: Source, split: st
         batches = pipeline.spatial_batches(
             data, preset, recipe.matching, recipe.views, schedule.batch, recipe.side, recipe.fine, seed
         )
-    if stage == "localization":
+    if stage == "localization" and not recipe.through_features:
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does.
     return batches.prefetch(PREFETCHED)
@@ -189,6 +196,11 @@ def _write_config(model: Model, recipe: Recipe, source: Source, run: Path) -> No
 def _described(recipe: Recipe, source: Source) -> dict:
     """Describe what a run is fitted to, in JSON's own types."""
     return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": _versions()}))
+
+
+def _later_fields() -> dict:
+    """Give what a recipe's plain fields are by default: so were runs of a version that did not have them yet."""
+    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
 
 
 def _versions() -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Boxes against plain Python, one box at a time."""
 
+import math
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -37,6 +39,19 @@ def test_area_intersection_and_iou_of_all_pairs(some, others):
     shared = [[plain_intersection(x, y) for y in others] for x in some]
     np.testing.assert_array_equal(box_ops.intersection(a, b), shared)
     np.testing.assert_allclose(box_ops.iou(a, b), [[plain_iou(x, y) for y in others] for x in some], rtol=1e-6)
+
+
+def plain_giou(a, b):
+    hull = plain_area((min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])))
+    union = plain_area(a) + plain_area(b) - plain_intersection(a, b)
+    return plain_iou(a, b) - ((hull - union) / hull if hull else 0.0)
+
+
+@given(st.lists(any_box, min_size=1, max_size=6), st.lists(any_box, min_size=1, max_size=6))
+def test_giou_of_all_pairs(some, others):
+    found = box_ops.giou(tensor(some)[:, None], tensor(others)[None]).numpy()
+    np.testing.assert_allclose(found, [[plain_giou(x, y) for y in others] for x in some], rtol=1e-5, atol=1e-6)
+    assert found.min() >= -1 and found.max() <= 1
 
 
 @given(st.lists(proper_box, min_size=1, max_size=6))
@@ -88,3 +103,33 @@ def test_a_window_sees_itself_as_the_unit_square():
 @pytest.mark.parametrize("box", [(0, 0, 2, 4), (-1, 3, 5, 4)])
 def test_centre(box):
     np.testing.assert_array_equal(box_ops.centre(tensor(box)), [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+
+
+side = st.floats(1 / 128, 128, width=32)
+
+
+@given(st.lists(st.tuples(number, number, side, side), min_size=1, max_size=5), st.sampled_from(box_ops.BOX_FORMS))
+def test_forms_round_trip(rows, form):
+    edges = tensor([(y, x, y + h, x + w) for y, x, h, w in rows])
+    values = box_ops.encode(edges, form).numpy()
+    for row, (y, x, h, w) in zip(values, rows, strict=True):
+        plain = (y, x, y + h, x + w)
+        if form == "centre_size":
+            plain = (y + h / 2 - 0.5, x + w / 2 - 0.5, math.log(h), math.log(w))
+        np.testing.assert_allclose(row, plain, rtol=1e-3, atol=2e-3)  # y + h - y loses what float32 does
+    np.testing.assert_allclose(box_ops.decode(values, form), edges, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("values", [(0, 0, 1e30, -1e30), (0, 0, 500, 500), (3, -3, -500, 0)])
+def test_absurd_sizes_decode_to_finite_boxes_with_finite_gradients(values):
+    numbers = tensor(values)
+    with tf.GradientTape() as tape:
+        tape.watch(numbers)
+        found = box_ops.decode(numbers, "centre_size")
+    assert np.isfinite(found).all() and np.isfinite(tape.gradient(found, numbers)).all()
+
+
+def test_a_box_without_size_has_finite_numbers_and_the_window_is_zero():
+    for box in ([0, 0, 0, 0], [1, 1, 0, 0]):
+        assert np.isfinite(box_ops.encode(tensor(box), "centre_size")).all()
+    np.testing.assert_array_equal(box_ops.encode(tensor([0, 0, 1, 1]), "centre_size"), [0, 0, 0, 0])

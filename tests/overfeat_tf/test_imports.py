@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
     ("presets", "geometry", "boxes", "options"),
-    ("network", "offset_pooling", "dense", "views", "decode", "image_header"),
+    ("network", "context", "offset_pooling", "dense", "views", "decode", "image_header"),
     ("scan", "features", "voting", "merging", "draw"),
     ("tasks",),
     ("inference", "callables"),

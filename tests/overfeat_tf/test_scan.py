@@ -259,3 +259,23 @@ def test_a_scale_that_the_preset_does_not_have_is_refused(scales):
         ValueError, match=rf"expected scales of 'tiny' from 1 to 2; got \[{', '.join(map(str, scales))}\]"
     ):
         InferenceOptions(scales=scales).scale_sizes(TINY)
+
+
+def test_a_box_told_by_centre_and_size_is_the_box_told_by_edges():
+    top, left, bottom, right = edges = (0.1, 0.25, 0.5, 1.1)
+    told = {
+        "edges": edges,
+        "centre_size": ((top + bottom) / 2 - 0.5, (left + right) / 2 - 0.5, np.log(bottom - top), np.log(right - left)),
+    }
+    found = {}
+    for form, numbers in told.items():
+        network = build(TINY, 2, box_form=form)
+        network.regressor.layers[-1].kernel.assign(tf.zeros_like(network.regressor.layers[-1].kernel))
+        network.regressor.layers[-1].bias.assign(numbers)
+        scans = scan(network, tf.constant(random_image(60, 44)), InferenceOptions(flips=True))
+        found[form] = [one.boxes for one in scans]
+    assert len(found["edges"]) == 4
+    for ours, theirs in zip(found["centre_size"], found["edges"], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with pytest.raises(ValueError, match=r"^expected box_form to be one of edges, centre_size; got 'corners'$"):
+        build(TINY, 2, box_form="corners")

@@ -1,5 +1,7 @@
 """The losses against loops in numpy, and where their gradients go."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.losses import DetectionLoss, EdgeLoss, pack_edges
+from training.losses import BoxLoss, DetectionLoss, ObjectLoss, pack_edges
 from training.targets import BACKGROUND, IGNORED
 
 CLASSES = 4
@@ -37,10 +39,10 @@ def taught(loss, labels, logits) -> np.ndarray:
     return (tape.gradient(value, logits).numpy() != 0).any(axis=-1)
 
 
-# --- EdgeLoss --------------------------------------------------------------------------------------------------------
+# --- BoxLoss --------------------------------------------------------------------------------------------------------
 
 
-def test_edge_loss_is_the_mean_over_teaching_windows_of_the_squared_distance():
+def test_box_loss_is_the_mean_over_teaching_windows_of_the_squared_distance():
     rng = np.random.default_rng(0)
     truth, found = rng.normal(size=(2, 3, 5, 5, 4)).astype(np.float32)
     teaches = (rng.random((3, 5, 5)) < 0.4).astype(np.float32)
@@ -50,17 +52,123 @@ def test_edge_loss_is_the_mean_over_teaching_windows_of_the_squared_distance():
         squares = [((truth[b, i, j] - found[b, i, j]) ** 2).sum() for i, j in np.argwhere(teaches[b])]
         wanted.append(np.mean(squares) if squares else 0.0)
     packed = pack_edges(tf.constant(truth), tf.constant(teaches))
-    got = EdgeLoss().call(packed, tf.constant(found))
+    got = BoxLoss().call(packed, tf.constant(found))
     assert got.shape == (3,)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
-    np.testing.assert_allclose(EdgeLoss()(packed, found), np.mean(wanted), rtol=1e-5)
+    np.testing.assert_allclose(BoxLoss()(packed, found), np.mean(wanted), rtol=1e-5)
 
 
-def test_edge_loss_teaches_only_the_windows_marked():
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 5))
+def test_box_loss_teaches_an_objects_own_classs_box_alone(seed, classes):
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=(2, 4, 3, 4)).astype(np.float32)
+    found = rng.normal(size=(2, 4, 3, 4 * classes)).astype(np.float32)
+    owners = rng.integers(0, classes + 1, (2, 4, 3)).astype(np.int32)
+    wanted, reached = [], np.zeros(found.shape, bool)
+    for b in range(2):
+        squares = []
+        for i, j in np.argwhere(owners[b]):
+            first = 4 * (owners[b, i, j] - 1)
+            reached[b, i, j, first : first + 4] = True
+            squares.append(sum((truth[b, i, j, n] - found[b, i, j, first + n]) ** 2 for n in range(4)))
+        wanted.append(np.mean(squares) if squares else 0.0)
+    packed = pack_edges(tf.constant(truth), tf.constant(owners))
+    found = tf.constant(found)
+    with tf.GradientTape() as tape:
+        tape.watch(found)
+        got = BoxLoss().call(packed, found)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+    np.testing.assert_array_equal(tape.gradient(got, found).numpy() != 0, reached)
+
+
+def test_box_loss_teaches_only_the_windows_marked():
     truth, found = np.zeros((1, 2, 2, 4), np.float32), np.ones((1, 2, 2, 4), np.float32)
     teaches = np.array([[[1, 0], [0, 1]]], np.float32)
     packed = pack_edges(tf.constant(truth), tf.constant(teaches)).numpy()
-    np.testing.assert_array_equal(taught(EdgeLoss(), packed, found), teaches.astype(bool))
+    np.testing.assert_array_equal(taught(BoxLoss(), packed, found), teaches.astype(bool))
+
+
+def plain_overlap(kind, a, b):
+    """IoU or GIoU of two boxes in plain Python."""
+
+    def area(box):
+        return max(box[2] - box[0], 0.0) * max(box[3] - box[1], 0.0)
+
+    shared = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+    union = area(a) + area(b) - shared
+    hull = area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+    iou = shared / union if union else 0.0
+    return (iou if kind == "iou" else iou - ((hull - union) / hull if hull else 0.0)), shared
+
+
+def plain_forms(form, truth, found):
+    """Give the true box's numbers in a form, and the edges that numbers stand for, in plain Python."""
+    if form == "edges":
+        return truth, found
+    (top, left, bottom, right), (y, x, h, w) = truth, found
+    numbers = (top + bottom) / 2 - 0.5, (left + right) / 2 - 0.5, math.log(bottom - top), math.log(right - left)
+    half = math.exp(h) / 2, math.exp(w) / 2
+    return numbers, (y + 0.5 - half[0], x + 0.5 - half[1], y + 0.5 + half[0], x + 0.5 + half[1])
+
+
+@pytest.mark.parametrize("form", ["edges", "centre_size"])
+@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_each_loss_of_each_form_window_by_window(form, kind, seed):
+    rng = np.random.default_rng(seed)
+    corners, sides = rng.normal(0.3, 0.4, (2, 3, 4, 2)), rng.uniform(0.1, 1, (2, 3, 4, 2))
+    truth = np.concatenate([corners, corners + sides], axis=-1).astype(np.float32)
+    found = rng.normal([0.2, 0.2, 0.8, 0.8], 0.4, (2, 3, 4, 4)).astype(np.float32)  # some inside out
+    owners = rng.integers(0, 3, (2, 3, 4)).astype(np.int32)
+    wanted = []
+    for b in range(2):
+        values = []
+        for i, j in np.argwhere(owners[b]):
+            numbers, edges = plain_forms(form, truth[b, i, j].tolist(), found[b, i, j].tolist())
+            distance = sum((t - f) ** 2 for t, f in zip(numbers, found[b, i, j].tolist(), strict=True))
+            overlap, shared = plain_overlap(kind, truth[b, i, j].tolist(), edges)
+            values.append(distance if kind == "l2" else 1 - overlap + (0 if shared else distance))
+        wanted.append(np.mean(values) if values else 0.0)
+    got = BoxLoss(kind, form).call(pack_edges(tf.constant(truth), tf.constant(owners)), tf.constant(found))
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+DEGENERATE = ([0, 0, 0, 0], [0.5] * 4, [0.8, 0.8, 0.2, 0.2], [0.3, 0.4, 0.3, 0.9], [5, 5, 6, 6], [-0.2, -0.2, 1.3, 1.3])
+
+
+@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+@pytest.mark.parametrize("box", DEGENERATE)
+def test_degenerate_edges_have_a_finite_gradient_and_are_drawn_to_the_truth(kind, box):
+    truth = pack_edges(tf.constant([[[[0.2, 0.3, 0.7, 0.9]]]]), tf.constant([[[1]]]))
+    found, loss = tf.Variable([[[np.array(box, np.float32)]]]), BoxLoss(kind)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            value = loss.call(truth, found)
+        gradient = tape.gradient(value, found)
+        found.assign_sub(0.1 * tf.clip_by_norm(gradient, 1.0))
+        return value, gradient
+
+    for _ in range(300):
+        assert all(np.isfinite(part.numpy()).all() for part in step())
+    assert plain_overlap("iou", [0.2, 0.3, 0.7, 0.9], found.numpy().ravel())[0] > 0.6
+
+
+@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+@pytest.mark.parametrize("truth", [[0.3, 0.3, 0.3, 0.3], [0.4, 0.1, 0.4, 0.9], [0.2, 0.3, 0.7, 0.9]])
+@pytest.mark.parametrize("values", [[0, 0, 0, 0], [0, 0, 60, -60], [1e6, 0, -300, 300]])
+def test_centres_and_sizes_have_a_finite_gradient_whatever_they_are(kind, truth, values):
+    # The second window teaches nothing: its truth is zeros.
+    packed = pack_edges(tf.constant([[[truth, [0.0] * 4]]]), tf.constant([[[1, 0]]]))
+    found = tf.constant([[[values, values]]], tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(found)
+        value = BoxLoss(kind, "centre_size").call(packed, found)
+    gradient = tape.gradient(value, found).numpy()
+    assert np.isfinite(value).all() and np.isfinite(gradient).all() and not gradient[0, 0, 1].any()
 
 
 # --- DetectionLoss ---------------------------------------------------------------------------------------------------
@@ -125,7 +233,7 @@ def test_an_image_without_objects_gives_its_worst_negatives():
 def test_nothing_to_learn_is_a_loss_of_zero_and_no_gradient():
     labels, logits = np.full((2, 3, 3), IGNORED, np.int32), case(0, 2, 3)[1]
     edges = np.zeros((2, 3, 3, 5), np.float32)
-    for loss, truth, found in ((DetectionLoss(), labels, logits), (EdgeLoss(), edges, logits[..., :4])):
+    for loss, truth, found in ((DetectionLoss(), labels, logits), (BoxLoss(), edges, logits[..., :4])):
         found = tf.constant(found)
         with tf.GradientTape() as tape:
             tape.watch(found)
@@ -147,6 +255,19 @@ def test_keras_averages_over_the_batch_with_labels_as_floats():
     model.compile(loss=DetectionLoss())
     got = model.evaluate(logits, labels, verbose=0)
     np.testing.assert_allclose(got, np.mean(DetectionLoss().call(tf.constant(labels), tf.constant(logits))), rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_object_loss_is_the_mean_over_object_windows(seed):
+    labels, logits = case(seed)
+    logits = logits[..., 1:]
+    wanted = []
+    for truth, found in zip(labels, logits, strict=True):
+        shown = truth > BACKGROUND
+        wanted.append(entropies(found[shown], truth[shown] - 1).mean() if shown.any() else 0.0)
+    np.testing.assert_allclose(ObjectLoss().call(labels, logits), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(taught(ObjectLoss(), labels, logits), labels > BACKGROUND)
 
 
 def test_unknown_negatives_are_refused():

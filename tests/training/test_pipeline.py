@@ -89,11 +89,11 @@ def test_targets_hold_together(digits):
     got = first(spatial(digits), 6)
     scores = np.stack([targets["scores"] for _, targets in got])
     assert scores.min() == IGNORED and scores.max() <= 10 and (scores == BACKGROUND).any()
-    teaches = np.stack([targets["boxes"][..., 4] for _, targets in got])
-    assert set(np.unique(teaches)) == {0.0, 1.0}
-    assert (teaches[scores > BACKGROUND] == 1).all()  # whoever names an object learns to place it
+    taught = np.stack([targets["boxes"][..., 4] for _, targets in got])
+    assert (taught[scores > BACKGROUND] == scores[scores > BACKGROUND]).all()  # who names an object learns to place it
+    assert (taught[scores <= BACKGROUND] > 0).any() and taught.min() == 0
     boxes = np.stack([targets["boxes"][..., :4] for _, targets in got])
-    assert not boxes[teaches == 0].any() and np.abs(boxes).max() < 3
+    assert not boxes[taught == 0].any() and np.abs(boxes).max() < 3
 
 
 def hue(pixels: np.ndarray) -> int:
@@ -115,11 +115,12 @@ def test_boxes_and_classes_are_where_the_pixels_are(coloured):
             placed = from_window(tf.constant(edges[..., :4]), origins, float(TINY.window)).numpy()
             # The view's own objects: pixels nearly as bright as can be, in one channel.
             light = (view.max(axis=-1) > 200) & (view.min(axis=-1) < 60)
-            for i, j in np.argwhere(edges[..., 4] == 1):
+            for i, j in np.argwhere(edges[..., 4]):
                 top, left, bottom, right = placed[i, j]
                 rows, columns = np.flatnonzero(light.any(axis=1)), np.flatnonzero(light.any(axis=0))
                 seen = np.clip([top, left, bottom, right], 0, SIDE)
                 np.testing.assert_allclose(seen, [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=1.01)
+                assert edges[i, j, 4] == 1 + hue(view[light][None])
                 taught += 1
                 if scores[i, j] > BACKGROUND:
                     named += 1

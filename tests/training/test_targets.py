@@ -16,7 +16,7 @@ MATCHING = Matching()
 
 
 def assigned(boxes, labels, frame, side=96, fine=True, matching=MATCHING):
-    """Run `assign`; windows' labels [h, w], edges [h, w, 4] and regress [h, w] in numpy."""
+    """Run `assign`; windows' labels [h, w], edges [h, w, 4] and taught [h, w] in numpy."""
     boxes = tf.constant(np.asarray(boxes, np.float32).reshape(-1, 4))
     labels = tf.constant(np.asarray(labels, np.int32).reshape(-1))
     origins = window_origins(TINY, side, fine)
@@ -30,8 +30,8 @@ def expected(boxes, labels, frame, side, fine, matching=MATCHING):
     for i in range(count):
         for j in range(count):
             window = [i * stride, j * stride, i * stride + WINDOW, j * stride + WINDOW]
-            label, edges, teaches = _answer(window, boxes, labels, frame, matching)
-            wanted[0][i, j], wanted[1][i, j], wanted[2][i, j] = label, edges, teaches
+            label, edges, taught = _answer(window, boxes, labels, frame, matching)
+            wanted[0][i, j], wanted[1][i, j], wanted[2][i, j] = label, edges, taught
     return wanted
 
 
@@ -41,7 +41,7 @@ def _answer(window, boxes, labels, frame, matching):
             return IGNORED, [0] * 4, 0
         if window[axis + 2] >= max(frame[axis + 2], frame[axis] + WINDOW) + 1:
             return IGNORED, [0] * 4, 0
-    label, nearest, edges, nearest_teacher = BACKGROUND, None, [0] * 4, None
+    label, nearest, named, learnt, nearest_teacher = BACKGROUND, None, None, ([0] * 4, 0), None
     for box, number in zip(boxes, labels, strict=True):
         shared, shift = 1, 0
         for axis in (0, 1):
@@ -57,15 +57,15 @@ def _answer(window, boxes, labels, frame, matching):
         near_size = matching.sizes[0] / matching.margin <= size <= matching.sizes[1] * matching.margin
         if not (half_seen and near_size):
             continue
+        lesson = [(edge - window[n % 2]) / WINDOW for n, edge in enumerate(box)], number + 1
         if nearest_teacher is None or shift < nearest_teacher:
-            nearest_teacher = shift
-            edges = [(edge - window[n % 2]) / WINDOW for n, edge in enumerate(box)]
+            nearest_teacher, learnt = shift, lesson
         if shift <= matching.shift and matching.sizes[0] <= size <= matching.sizes[1]:
             if nearest is None or shift < nearest:
-                nearest, label = shift, number + 1
+                nearest, label, named = shift, number + 1, lesson
         elif shift <= matching.shift * matching.margin and label == BACKGROUND:
             label = IGNORED
-    return label, edges, int(nearest_teacher is not None)
+    return label, *(named or learnt)
 
 
 @st.composite
@@ -84,6 +84,7 @@ def scenes(draw):
 @settings(max_examples=150, deadline=None)
 @given(scenes())
 @example(([(30, 30, 50, 48), (60, 4, 84, 20)], [2, 6], (0, 0, 80, 96), 96, True))  # every kind of label
+@example(([(34, 34, 62, 62), (46, 46, 56, 56)], [3, 8], (0, 0, 96, 96), 96, True))  # one too small to find, nearer
 def test_assign_is_the_loop_over_windows_and_objects(scene):
     for found, wanted in zip(assigned(*scene), expected(*scene), strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -97,10 +98,10 @@ def test_origins_are_the_windows_the_network_gives():
 
 
 @pytest.mark.parametrize("left, teaches", [(24, 1), (25, 0), (-8, 1), (-9, 0)])
-def test_the_regressor_learns_from_half_an_object_but_not_from_less(left, teaches):
+def test_the_taughtor_learns_from_half_an_object_but_not_from_less(left, teaches):
     box = (4, left, 28, left + 16)  # the window at the origin sees 8 of its 16 columns, or 7
-    _, edges, regress = assigned([box], [0], (-99, -99, 199, 199))
-    assert regress[0, 0] == teaches
+    _, edges, taught = assigned([box], [0], (-99, -99, 199, 199))
+    assert taught[0, 0] == teaches
     np.testing.assert_allclose(edges[0, 0], [4 / 32, left / 32, 28 / 32, (left + 16) / 32] if teaches else [0] * 4)
 
 
@@ -116,23 +117,23 @@ def test_an_object_in_the_images_corner_is_the_outermost_windows():
 
 
 def test_an_image_without_objects_is_background():
-    labels, edges, regress = assigned([], [], (0, 0, 96, 96))
-    assert (labels == BACKGROUND).all() and not edges.any() and not regress.any()
+    labels, edges, taught = assigned([], [], (0, 0, 96, 96))
+    assert (labels == BACKGROUND).all() and not edges.any() and not taught.any()
 
 
 def test_windows_beyond_the_image_are_ignored_and_teach_nothing():
-    labels, edges, regress = assigned([(60, 60, 80, 80)], [1], (12, 0, 84, 96))
+    labels, edges, taught = assigned([(60, 60, 80, 80)], [1], (12, 0, 84, 96))
     outside = np.zeros(labels.shape, bool)
     outside[:3] = outside[14:] = True  # origins 0, 4, 8 and 56, 60, 64, where 12..52 keep to the rows 12..84
-    assert (labels[outside] == IGNORED).all() and not regress[outside].any() and not edges[outside].any()
-    assert (labels[~outside] == BACKGROUND).any() and regress[~outside].any()
+    assert (labels[outside] == IGNORED).all() and not taught[outside].any() and not edges[outside].any()
+    assert (labels[~outside] == BACKGROUND).any() and taught[~outside].any()
 
 
 def test_an_object_of_the_wrong_size_is_background_and_one_nearly_right_is_ignored():
     def at_the_middle(length):
         first = 48 - length / 2
-        labels, _, regress = assigned([[first, first, first + length, first + length]], [0], (0, 0, 96, 96))
-        return labels[8, 8], regress[8, 8]
+        labels, _, taught = assigned([[first, first, first + length, first + length]], [0], (0, 0, 96, 96))
+        return labels[8, 8], taught[8, 8]
 
     low, high = (size * WINDOW for size in MATCHING.sizes)
     assert at_the_middle(low + 0.1) == at_the_middle(high - 0.1) == (1, 1)
