@@ -15,6 +15,7 @@ class Report:
         samples: For each ratio, one value for each repetition.
         remarks: For each ratio, what was measured against what.
         goals: For each ratio that has one, (sign, figure): ">=" or "<=".
+        tables: Further tables in Markdown, to be shown after that of the ratios.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Report:
     samples: dict[str, list[float]] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
     goals: dict[str, tuple[str, float]] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
 
     def add(self, ratio: str, values: Sequence[float], remark: str, goal: tuple[str, float] | None = None) -> None:
         """Add a ratio's values, one for each repetition."""
@@ -37,12 +39,13 @@ class Report:
                 "spread": {ratio: [min(values), max(values)] for ratio, values in self.samples.items()},
                 "repetitions": {ratio: len(values) for ratio, values in self.samples.items()},
                 "remarks": self.remarks,
+                "tables": self.tables,
                 "machine": self.machine,
             }
         }
 
     def table(self) -> str:
-        """Render the ratios in Markdown."""
+        """Render the ratios, and what else there is, in Markdown."""
         lines = [
             ", ".join(f"{key} {value}" for key, value in self.machine.items()),
             "",
@@ -55,4 +58,4 @@ class Report:
             lines.append(
                 f"| {ratio} | {median(values):.3f} | {spread} | {len(values)} | {goal} | {self.remarks[ratio]} |"
             )
-        return "\n".join(lines)
+        return "\n".join(lines + [line for table in self.tables for line in ("", table)])

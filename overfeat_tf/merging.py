@@ -1,14 +1,7 @@
-"""Accumulation of boxes by greedy merging (4.3 d-g), in the graph.
+"""Accumulation: boxes are merged, and their scores added, rather than suppressed (4.3 d-g).
 
-The paper's match score is "the sum of the distance between centers of the two bounding boxes and the intersection
-area". A larger intersection must make a better match, so it enters with a minus sign, and both terms are
-normalised, so that one threshold serves every size and scale:
-
-    match_score(a, b) = |centre(a) - centre(b)| / sqrt(mean of the two areas) + 1 - IoU(a, b)
-
-It is 0 for equal boxes, and at least 1 for boxes that share nothing. Boxes of different classes never match.
-box_merge is the average of the edges weighted by how many predictions each box stands for, so that the order of
-merging matters less; a merged box's score is the sum of the scores it came from.
+What a pair's match score and its merged box are stands in `matching`, how all pairs get their turn in `greedy`. Here
+predictions become groups of boxes that may merge, and merged boxes get the sum of the scores they came from.
 """
 
 from typing import NamedTuple
@@ -16,8 +9,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
-
-NEVER = float("inf")
+from overfeat_tf.greedy import merge_groups
+from overfeat_tf.matching import NO_BOX, to_rows
 
 
 class Merged(NamedTuple):
@@ -30,112 +23,107 @@ class Merged(NamedTuple):
     counts: tf.Tensor
 
 
-class _State(NamedTuple):
-    boxes: tf.Tensor
-    scores: tf.Tensor
-    counts: tf.Tensor
-    alive: tf.Tensor
-    nearest: tf.Tensor  # smallest match score of each row with any other box
-    partner: tf.Tensor  # and with which; the first of equals
-
-
-def match_score(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Score how badly boxes [..., 4] match, broadcast: 0 where equal, no unit."""
-    distance = tf.norm(box_ops.centre(a) - box_ops.centre(b), axis=-1)
-    size = tf.sqrt((box_ops.area(a) + box_ops.area(b)) / 2.0)
-    return tf.math.divide_no_nan(distance, size) + 1.0 - box_ops.iou(a, b)
-
-
 @tf.function(autograph=False, reduce_retracing=True)  # one trace for all numbers of boxes
-def merge(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, threshold: float) -> Merged:
+def merge(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    classes: tf.Tensor,
+    threshold: float,
+    average: str = "weighted",
+    across_classes: bool = False,
+) -> Merged:
     """Merge boxes greedily: while the smallest match score does not exceed the threshold, merge that pair.
 
     The result does not depend on the order of the input. Boxes that are not finite or have no area are left out.
-    Each step costs O(n): every row keeps its nearest neighbour, and only rows whose neighbour has just gone farther
-    are compared with all others again.
+    The time grows with the square of the number of boxes of a class; classes that have the same boxes, as all have
+    where one regressor serves them (SCR), are merged once.
 
     Args:
         boxes: float32 [n, 4] yxyx, in any unit in which both axes measure the same (pixels).
         scores: float32 [n], at least 0.
         classes: int32 [n].
-        threshold: The t of (f).
+        threshold: The t of (f), at least 0.
+        average: Of `options.AVERAGES`.
+        across_classes: Let boxes of different classes merge too: their scores are added class by class, and the
+            largest tells a merged box's class and score. Otherwise boxes merge within their classes.
+    """
+    boxes, scores, classes = _in_order(boxes, scores, classes, across_classes)
+    group = tf.zeros_like(classes) if across_classes else _numbered(classes[:, None])
+    # Equal boxes have the smallest match score there is, so they are one before anything else happens.
+    box = _numbered(tf.concat([tf.cast(group, tf.float32)[:, None], boxes], axis=1))
+    first = tf.math.segment_min(tf.range(tf.size(box)), box)
+    rows = to_rows(tf.gather(boxes, first), tf.math.segment_sum(tf.ones_like(scores), box))
+    rows, root = _merge_each(rows, tf.gather(group, first), threshold, average)
+    there = rows[:, -1] > 0
+    rows = tf.boolean_mask(rows, there)
+    part_of = tf.gather(tf.cumsum(tf.cast(there, tf.int32)) - 1, tf.gather(root, box))
+    sums, labels = _accumulate(scores, classes, part_of, tf.shape(rows)[0])
+    order = tf.argsort(sums, direction="DESCENDING", stable=True)
+    return Merged(*(tf.gather(each, order) for each in (rows[:, :4], sums, labels, rows[:, -1])))
+
+
+def _in_order(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, across_classes: bool) -> tuple[tf.Tensor, ...]:
+    """Leave out what is no box, and sort by class, edges and score, so that ties fall the same way in any order.
+
+    Where classes do not matter they come after the edges: equal boxes follow each other.
     """
     areas = box_ops.area(boxes)  # of finite edges, and still too large for a float32 where they are absurd
     finite = tf.reduce_all(tf.math.is_finite(boxes), axis=-1) & tf.math.is_finite(areas) & tf.math.is_finite(scores)
     good = finite & (areas > 0)
     boxes, scores, classes = (tf.boolean_mask(values, good) for values in (boxes, scores, classes))
-    order = _canonical_order(boxes, scores, classes)
-    boxes, scores, classes = (tf.gather(values, order) for values in (boxes, scores, classes))
-    count = tf.shape(boxes)[0]
-    everyone = tf.range(count)
-    state = _State(
-        boxes, scores, tf.ones_like(scores), tf.ones([count], tf.bool), tf.fill([count], NEVER), tf.zeros_like(everyone)
-    )
-    state = tf.cond(
-        count > 1,
-        lambda: tf.while_loop(
-            lambda *s: tf.reduce_min(_State(*s).nearest) <= threshold,
-            lambda *s: _step(_State(*s), everyone, classes),
-            _search(state, everyone, classes),
-            parallel_iterations=1,
-            maximum_iterations=count,
-        ),
-        lambda: state,
-    )
-    state = _State(*state)
-    kept = tf.boolean_mask(everyone, state.alive)
-    kept = tf.gather(kept, tf.argsort(tf.gather(state.scores, kept), direction="DESCENDING", stable=True))
-    return Merged(*(tf.gather(values, kept) for values in (state.boxes, state.scores, classes, state.counts)))
-
-
-def _step(state: _State, everyone: tf.Tensor, classes: tf.Tensor) -> _State:
-    """Merge the best pair into its first row, strike out its second, and mend the nearest neighbours."""
-    first = tf.argmin(state.nearest, output_type=tf.int32)
-    second = state.partner[first]
-    counts = state.counts[first] + state.counts[second]
-    box = (state.boxes[first] * state.counts[first] + state.boxes[second] * state.counts[second]) / counts
-    at = first[None, None]
-    alive = state.alive & (everyone != second)
-    mended = _State(
-        boxes=tf.tensor_scatter_nd_update(state.boxes, at, box[None]),
-        scores=tf.tensor_scatter_nd_add(state.scores, at, state.scores[second][None]),
-        counts=tf.tensor_scatter_nd_update(state.counts, at, counts[None]),
-        alive=alive,
-        nearest=tf.where(alive, state.nearest, NEVER),
-        partner=state.partner,
-    )
-    # The new box may have come nearer to rows that keep their neighbour.
-    distance = tf.where(
-        alive & (classes == classes[first]) & (everyone != first), match_score(box, mended.boxes), NEVER
-    )
-    nearer = (distance < mended.nearest) | ((distance == mended.nearest) & (first < mended.partner))
-    mended = mended._replace(
-        nearest=tf.where(nearer, distance, mended.nearest), partner=tf.where(nearer, first, mended.partner)
-    )
-    # A row whose neighbour has become the new box and is no farther keeps it: equal boxes, as clipping to the image
-    # makes them by the hundred, would all be searched at each step otherwise.
-    left = ((state.partner == first) | (state.partner == second)) & (distance > state.nearest)
-    lost = alive & (left | (everyone == first))
-    return _search(mended, tf.where(lost)[:, 0], classes)
-
-
-def _search(state: _State, rows: tf.Tensor, classes: tf.Tensor) -> _State:
-    """Find the nearest neighbour of some rows [r] anew."""
-    rows = tf.cast(rows, tf.int32)
-    scores = match_score(tf.gather(state.boxes, rows)[:, None], state.boxes[None])
-    others = state.alive[None] & (rows[:, None] != tf.range(tf.shape(state.boxes)[0])[None])
-    scores = tf.where(others & (tf.gather(classes, rows)[:, None] == classes[None]), scores, NEVER)
-    partner = tf.argmin(scores, axis=1, output_type=tf.int32)
-    return state._replace(
-        nearest=tf.tensor_scatter_nd_update(state.nearest, rows[:, None], tf.reduce_min(scores, axis=1)),
-        partner=tf.tensor_scatter_nd_update(state.partner, rows[:, None], partner),
-    )
-
-
-def _canonical_order(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
-    """Sort by falling score, then by class and edges, so that ties fall the same way whatever the input's order."""
-    keys = [-scores, tf.cast(classes, tf.float32), *tf.unstack(boxes, axis=-1)]
+    edges = tf.unstack(boxes, num=4, axis=-1)
+    keys = [*edges, classes, scores] if across_classes else [classes, *edges, scores]
     order = tf.range(tf.shape(scores)[0])
     for key in reversed(keys):
         order = tf.gather(order, tf.argsort(tf.gather(key, order), stable=True))
-    return order
+    return tf.gather(boxes, order), tf.gather(scores, order), tf.gather(classes, order)
+
+
+def _numbered(lines: tf.Tensor) -> tf.Tensor:
+    """Number runs of equal lines [n, d] from 0: int32 [n]."""
+    new = tf.reduce_any(lines[1:] != lines[:-1], axis=1)
+    return tf.cumsum(tf.concat([tf.zeros_like(lines[:1, 0], tf.int32), tf.cast(new, tf.int32)], axis=0))
+
+
+def _merge_each(rows: tf.Tensor, group: tf.Tensor, threshold: float, average: str) -> tuple[tf.Tensor, tf.Tensor]:
+    """Merge rows [n, ROW] within their groups, numbered [n] and rising.
+
+    Groups of like size run side by side, so that a single large one does not make all others as costly.
+
+    Returns:
+        The merged rows, each at the place of one that it comes from, NO_BOX elsewhere; and that place for each row.
+    """
+    sizes = tf.math.segment_sum(tf.ones_like(group), group)
+    starts = tf.cumsum(sizes, exclusive=True)
+    by_size = tf.argsort(sizes, direction="DESCENDING")
+    falling = tf.gather(sizes, by_size)
+
+    def run(done: tf.Tensor, merged: tf.Tensor, root: tf.Tensor):
+        largest = falling[done]
+        stop = tf.math.count_nonzero(falling * 2 >= largest, dtype=tf.int32)
+        members = by_size[done:stop]
+        slots, first = tf.range(largest), tf.gather(starts, members)[:, None]
+        there = slots < tf.gather(sizes, members)[:, None]
+        boxes = tf.where(there[..., None], tf.gather(rows, tf.where(there, first + slots, 0)), NO_BOX)
+        # Classes with the same boxes, as those of one regressor are (SCR), are merged once.
+        unlike, which = tf.raw_ops.UniqueV2(x=boxes, axis=[0])
+        left, roots = (tf.gather(each, which) for each in merge_groups(unlike, threshold, average))
+        places = tf.boolean_mask(first + slots, there)[:, None]
+        merged = tf.tensor_scatter_nd_update(merged, places, tf.boolean_mask(left, there))
+        root = tf.tensor_scatter_nd_update(root, places, tf.boolean_mask(first + roots, there))
+        return stop, merged, root
+
+    state = [tf.constant(0), rows, tf.range(tf.shape(rows)[0])]
+    return tf.while_loop(lambda done, *_: done < tf.size(sizes), run, state, parallel_iterations=1)[1:]
+
+
+def _accumulate(scores: tf.Tensor, classes: tf.Tensor, part_of: tf.Tensor, count: tf.Tensor) -> tuple:
+    """Add scores [n] by class for each of `count` boxes that they are part of; give the largest sums and classes."""
+    kinds, kind = tf.unique(classes)
+    cell, cells = part_of * tf.size(kinds) + kind, count * tf.size(kinds)
+    sums = tf.math.unsorted_segment_sum(scores, cell, cells)
+    voted = tf.math.unsorted_segment_sum(tf.ones_like(scores), cell, cells) > 0
+    table = tf.reshape(tf.where(voted, sums, -1.0), tf.stack([count, tf.size(kinds)]))
+    if_none = tf.pad(table, [[0, 0], [0, 1]], constant_values=-1.0)  # argmax needs a column
+    best = tf.argmax(if_none, axis=1, output_type=tf.int32)
+    return tf.reduce_max(if_none, axis=1), tf.gather(tf.pad(kinds, [[0, 1]]), best)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from overfeat_tf.presets import Preset
 
 VIEWS = ("dense", "centre", "ten")
+AVERAGES = ("weighted", "plain")
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,8 @@ class InferenceOptions:
         min_score: Least softmax score with which a window votes for a class in detection.
         max_windows: Windows that take part in merging; the least confident are left out first.
         merge_threshold: The t of 4.3: boxes merge while the smallest match score does not exceed it.
+        merge_average: How two boxes become one: "weighted" by the predictions that each stands for, or "plain".
+        merge_across_classes: Whether boxes of different classes merge too; the class is then read off the sums.
         max_detections: Boxes in an answer.
         views: "dense" scans the scales; "centre" and "ten" show crops of the window's size: the centre one, or the
             four corners, the centre and their mirror images (Table 2).
@@ -30,13 +33,19 @@ class InferenceOptions:
     top_k: int = 5
     min_score: float = 0.3
     max_windows: int = 400
-    merge_threshold: float = 0.9
+    merge_threshold: float = 0.5
+    merge_average: str = AVERAGES[0]
+    merge_across_classes: bool = False
     max_detections: int = 100
     views: str = "dense"
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS:
             raise ValueError(f"expected views to be one of {', '.join(VIEWS)}; got '{self.views}'")
+        if self.merge_average not in AVERAGES:
+            raise ValueError(f"expected merge_average to be one of {', '.join(AVERAGES)}; got '{self.merge_average}'")
+        if not self.merge_threshold >= 0:
+            raise ValueError(f"expected merge_threshold to be at least 0; got {self.merge_threshold}")
 
     def scale_sizes(self, preset: Preset) -> tuple[tuple[int, int], ...]:
         """Return the (height, width) of the chosen scales.

@@ -109,7 +109,7 @@ def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOpt
     scores, windows = tf.math.top_k(tf.transpose(tf.gather(lines, best.indices, axis=1)), each)  # [k, each]
     labels = tf.repeat(best.indices, each)
     candidates = _candidates(scans, tf.reshape(windows, [-1]), labels, tf.reshape(scores, [-1]))
-    merged = _merge_in_pixels(image, candidates, options)
+    merged = merge_candidates(candidates, tf.shape(image)[:2], options)
     # Merged boxes come by falling score, so the first of a class is its best; the whole image where it has none.
     answers = tf.concat([merged.boxes, tf.constant([[0.0, 0.0, 1.0, 1.0]])], axis=0)
     its_own = tf.pad(merged.classes[None] == best.indices[:, None] + 1, [[0, 0], [0, 1]], constant_values=True)
@@ -143,7 +143,7 @@ def detect_in_stages(network: Network, image: tf.Tensor, options: InferenceOptio
     voting = scores >= options.min_score
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
     candidates = _candidates(scans, picked // network.num_classes, picked % network.num_classes, scores)
-    merged = _merge_in_pixels(image, candidates, options)
+    merged = merge_candidates(candidates, tf.shape(image)[:2], options)
     return Stages(scans, candidates, merged, _pad(merged, options.max_detections))
 
 
@@ -180,12 +180,18 @@ def _boxes_of(boxes: tf.Tensor, windows: tf.Tensor, labels: tf.Tensor) -> tf.Ten
     return tf.gather_nd(boxes, tf.stack([windows, own], axis=1))
 
 
-def _merge_in_pixels(image: tf.Tensor, candidates: Candidates, options: InferenceOptions) -> Merged:
-    """Merge candidates in the image's own aspect; the answer is normalised and clipped again."""
-    size = tf.cast(tf.shape(image)[:2], tf.float32)
+def merge_candidates(candidates: Candidates, size: tf.Tensor, options: InferenceOptions) -> Merged:
+    """Merge candidates in the aspect of their image of int32 (height, width); the answer is normalised and clipped."""
+    size = tf.cast(size, tf.float32)
     sides = tf.concat([size, size], axis=0)
-    boxes = box_ops.clip(candidates.boxes) * sides
-    merged = merge(boxes, candidates.scores, candidates.classes, options.merge_threshold)
+    merged = merge(
+        box_ops.clip(candidates.boxes) * sides,
+        candidates.scores,
+        candidates.classes,
+        options.merge_threshold,
+        options.merge_average,
+        options.merge_across_classes,
+    )
     return merged._replace(boxes=box_ops.clip(merged.boxes / sides))
 
 

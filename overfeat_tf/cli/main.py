@@ -340,3 +340,28 @@ def benchmark_scan(preset: str, repetitions: int, json_file: Path | None) -> Non
     report = measure(preset, repetitions)
     click.echo(report.table())
     write_json(json_file, report.as_dict())
+
+
+@benchmark.command("merge")
+@click.option("--preset", default="accurate", show_default=True, help="The network that is scanned.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
+@click.option(
+    "--detector",
+    "detectors",
+    type=(click.Path(exists=True), str, str),
+    multiple=True,
+    metavar="RUN SOURCE SPLIT",
+    help="Compare with non-maximum suppression on these; by default `digits` is trained first.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Images of each split.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_merge(
+    preset: str, repetitions: int, detectors: tuple[tuple[str, str, str], ...], limit: int, json_file: Path | None
+) -> None:
+    """Compare merging with the scan's time, with its own growth, and with non-maximum suppression; some ten minutes."""
+    load_tensorflow()
+    from benchmarks.merging import measure
+
+    report = measure(preset, repetitions, detectors, limit)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())

@@ -1,0 +1,57 @@
+"""The merging benchmark: that both sides get the same predictions, and that it runs (on a small network)."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from benchmarks import merging, suppression
+from benchmarks.suppression import Predictions, compare
+from overfeat_tf.model import Model
+from overfeat_tf.network import build
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.presets import PRESETS
+from overfeat_tf.tasks import Candidates
+from training.sources.digits import DigitScenes
+
+
+def candidates(boxes, scores, classes):
+    return Candidates(
+        tf.constant(boxes, tf.float32), tf.constant(scores), tf.constant(classes), tf.zeros([len(scores)], tf.int32)
+    )
+
+
+def test_merging_adds_where_suppression_takes_the_best():
+    found = candidates([(0, 0, 0.5, 0.5), (0, 0, 0.5, 0.6), (0, 0, 0.5, 0.5)], [0.5, 0.75, 0.25], [1, 1, 3])
+    size = tf.constant([100, 100])
+    boxes, scores, classes = suppression.suppression(0.5, classes=3, most=10)(found, size)
+    np.testing.assert_allclose(boxes, [(0, 0, 0.5, 0.6), (0, 0, 0.5, 0.5)], rtol=1e-6)
+    assert (scores.numpy().tolist(), classes.numpy().tolist()) == ([0.75, 0.25], [1, 3])
+    boxes, scores, classes = suppression.merging(InferenceOptions())(found, size)
+    np.testing.assert_allclose(boxes, [(0, 0, 0.5, 0.55), (0, 0, 0.5, 0.5)], rtol=1e-6)
+    assert (scores.numpy().tolist(), classes.numpy().tolist()) == ([1.25, 0.25], [1, 3])
+
+
+def test_a_small_detector_is_compared():
+    network = build("tiny", 10, background=True)
+    model = Model(network, tuple("0123456789"), InferenceOptions(scales=(1, 2), min_score=0.0), tasks=("detection",))
+    predictions = Predictions(model, DigitScenes(), "val", 2)
+    assert predictions.count == 2 * model.options.max_windows
+    found = compare(predictions, 10, ious=(0.5,))
+    assert list(found) == ["merging", "suppression, IoU 0.5"]
+    assert all(len(scored.times) == 2 and 0 <= scored.map50 <= 1 for scored in found.values())
+    assert merging._table("digits, val", found).count("\n") == 3
+
+
+def test_a_small_scan_is_measured(monkeypatch):
+    monkeypatch.setattr(merging, "SIZES", (20, 60))
+    monkeypatch.setattr(merging, "get_preset", lambda name: replace(PRESETS[name], scales=PRESETS[name].scales[:3]))
+    (ratios,) = merging._speed("tiny", 1)
+    assert set(ratios) == {"shared", "own", "exponent"}
+    assert ratios["shared"] > 0 and ratios["own"] > 0
+
+
+@pytest.mark.long
+def test_the_memory_of_many_boxes():
+    assert 0.3 < merging._peak_memory(8000) < 2
