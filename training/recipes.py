@@ -120,7 +120,7 @@ def digits() -> Recipe:
         fine=False,  # views fall at random offsets as it is: more views for the same work
         matching=Matching(sizes=(0.48, 0.92)),
         views=ViewOptions(per_image=8, mirror=False, object_share=0.7, colour=0.35),
-        inference=InferenceOptions(min_score=0.2, merge_threshold=0.5),
+        inference=InferenceOptions(min_score=0.2, merge_threshold=0.4),
     )
 
 
@@ -142,7 +142,7 @@ def voc() -> Recipe:
         side=157,
         fine=False,
         views=ViewOptions(mirror=False, object_share=0.7, stretch=0.25, colour=0.3),
-        inference=InferenceOptions(min_score=0.2, merge_threshold=0.7),
+        inference=InferenceOptions(min_score=0.3, merge_threshold=0.4),
     )
 
 
