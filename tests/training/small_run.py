@@ -16,6 +16,7 @@ from small_source import few_digits
 
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import PRESETS
+from training import order
 from training import train as module
 from training.pipeline import ViewOptions
 from training.recipes import Recipe, Schedule
@@ -51,11 +52,8 @@ class Epochs(keras.callbacks.Callback):
 
 
 def short_shuffle():
-    """Shuffle over 32 elements at most: filling the pipeline's buffers would take longer than the tests."""
-    whole = tf.data.Dataset.shuffle
-    return mock.patch.object(
-        tf.data.Dataset, "shuffle", lambda self, size, *args, **options: whole(self, min(size, 32), *args, **options)
-    )
+    """Mix 32 views at most: drawing whole blocks would take longer than the tests."""
+    return mock.patch.object(order, "MIXED_VIEWS", 32)
 
 
 def step_losses(run: Path) -> dict[str, list[float]]:

@@ -105,8 +105,9 @@ def test_a_run_leaves_the_weights_of_the_model_returned(whole, source):
 @pytest.mark.parametrize("stage", TASKS)
 def test_a_run_leaves_checkpoints(whole, stage):
     folder = whole.run / "checkpoints" / stage
-    assert tf.train.latest_checkpoint(str(folder)) == str(folder / f"ckpt-{EPOCHS}")
-    assert tf.train.load_variable(str(folder), "epoch/.ATTRIBUTES/VARIABLE_VALUE") == EPOCHS
+    assert tf.train.latest_checkpoint(str(folder)) == str(folder / f"ckpt-{SCHEDULE.steps}")
+    step, *_ = json.loads(tf.train.load_variable(str(folder), "position/.ATTRIBUTES/py_state"))
+    assert step == SCHEDULE.steps
 
 
 def logged(folder: Path) -> dict[str, list]:
