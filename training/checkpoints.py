@@ -56,7 +56,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._position, self._marks = Position(), Bookmarks()
         self._state = tf.train.Checkpoint(
             model=model,
-            optimizer=model.optimizer,
+            optimizer=[variable.value for variable in model.optimizer.variables],
             seeds=[variable.value for variable in random_states(model)],
             position=self._position,
         )

@@ -47,11 +47,12 @@ def writes(strategy: tf.distribute.Strategy) -> bool:
     )
 
 
-def check_batch(strategy: tf.distribute.Strategy, batch: int, name: str) -> None:
-    """Raise ValueError unless a global batch divides among the devices."""
+def check_batch(strategy: tf.distribute.Strategy, batch: int, accumulate: int, stage: str) -> None:
+    """Raise ValueError unless a global batch divides among the devices, and a device's share into its parts."""
     devices = strategy.num_replicas_in_sync
-    if batch % devices:
-        raise ValueError(f"expected {name} to be a multiple of the {devices} devices; got {batch}")
+    if batch % (devices * accumulate):
+        parts = f" and {accumulate} parts" if accumulate > 1 else ""
+        raise ValueError(f"expected {stage}.batch to divide among {devices} devices{parts}; got {batch}")
 
 
 def spread(strategy: tf.distribute.Strategy, batches: tf.data.Dataset, batch: int):

@@ -19,7 +19,7 @@ from training import pipeline, run_folder
 from training.callbacks import DetectionValidation, FiniteLoss, Report
 from training.checkpoints import KEPT, Checkpoints
 from training.order import Bookmarks, batches_a_block
-from training.recipes import Recipe
+from training.recipes import Recipe, Schedule
 from training.sources import Source
 from training.sources.record import check_split
 from training.stages import stage_model, with_background
@@ -63,7 +63,8 @@ def train(
     strategy = strategy or choose_strategy()
     _check(recipe, source, stages)
     for stage in stages:
-        check_batch(strategy, getattr(recipe, stage).batch, f"{stage}.batch")
+        schedule = getattr(recipe, stage)
+        check_batch(strategy, schedule.batch, schedule.accumulate, stage)
     keras.utils.set_random_seed(recipe.seed)
     with run_folder.held(run) if writes(strategy) else nullcontext(), strategy.scope():
         model = _open_run(recipe, source, run, strategy)
@@ -121,7 +122,10 @@ def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute
         return model
     config = read_config(run)
     now = _described(recipe, source)
-    began = {**_later_fields(), **config["training"]}
+    began = {**_later_fields(Recipe), **config["training"]}
+    began |= {
+        stage: {**_later_fields(Schedule), **began[stage]} for stage in TASKS if isinstance(began.get(stage), dict)
+    }
     # An upgrade of TensorFlow does not end a run.
     changed = [key for key in now if key != "versions" and began.get(key) != now[key]]
     if changed:
@@ -224,9 +228,9 @@ def _described(recipe: Recipe, source: Source) -> dict:
     return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": _versions()}))
 
 
-def _later_fields() -> dict:
-    """Give what a recipe's plain fields are by default: so were runs of a version that did not have them yet."""
-    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+def _later_fields(kind: type) -> dict:
+    """Give what the plain fields of a recipe are by default: so were runs of a version that did not have them yet."""
+    return json.loads(json.dumps({f.name: f.default for f in fields(kind) if f.default is not MISSING}))
 
 
 def _versions() -> dict[str, str]:
