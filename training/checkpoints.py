@@ -60,6 +60,7 @@ class Checkpoints(keras.callbacks.Callback):
             seeds=[variable.value for variable in random_states(model)],
             position=self._position,
         )
+        self._state.save_counter  # noqa: B018 - is made when asked for, which all workers have to do together
         self._manager = tf.train.CheckpointManager(self._state, str(folder), max_to_keep=KEPT)
         self._saved, self._cost = time.monotonic(), 0.0
 

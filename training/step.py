@@ -35,6 +35,13 @@ class StageModel(keras.Model):
         with self._computing():
             return super().call(inputs, training=training, mask=mask)
 
+    def prepare(self, batch) -> None:
+        """Make the metrics' variables for batches of the form that `batch` (TensorSpecs) has."""
+        self._symbolic_build(data_batch=batch)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
+        """Do nothing where Keras would draw a batch for `prepare`, which it cannot do with several workers."""
+
     def train_step(self, data) -> dict:
         """Take one step of the optimizer on a batch (pixels, targets)."""
         pixels, targets = data
@@ -48,7 +55,11 @@ class StageModel(keras.Model):
             summed = replicas.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients = [gradient / replicas.num_replicas_in_sync for gradient in summed]
         self.optimizer.apply(gradients, self.trainable_variables)
-        return self.compute_metrics(pixels, targets, outputs)
+        return _reducible(self.compute_metrics(pixels, targets, outputs))
+
+    def test_step(self, data) -> dict:
+        """Score a batch."""
+        return _reducible(super().test_step(data))
 
     def _gradients(self, pixels, targets) -> tuple[list[tf.Tensor], object]:
         """Give the gradients of the mean loss, scaled as the optimizer wants it, and the outputs."""
@@ -84,6 +95,13 @@ class StageModel(keras.Model):
         )
         outputs = tf.nest.pack_sequence_as(self._outputs_struct, [array.concat() for array in kept])
         return [total / self._accumulate for total in sums], outputs
+
+
+def _reducible(figures: dict) -> dict:
+    """Give figures that Keras can average over several workers, which it does along an axis that scalars lack."""
+    if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+        return {name: tf.reshape(figure, [1]) for name, figure in figures.items()}
+    return figures
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path) ->
         callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epochs))
     for first, last, each in _parts(done, steps, schedule.epochs):
         batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.marks())
+        fitted.prepare(batches.element_spec)
         fitted.fit(
             spread(strategy, batches, schedule.batch),
             epochs=last,
