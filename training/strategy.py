@@ -47,6 +47,16 @@ def writes(strategy: tf.distribute.Strategy) -> bool:
     )
 
 
+def meet(strategy: tf.distribute.Strategy) -> None:
+    """Wait until all workers have come here."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+
+        def one() -> tf.Tensor:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
+
+        strategy.run(tf.function(one))
+
+
 def check_batch(strategy: tf.distribute.Strategy, batch: int, accumulate: int, stage: str) -> None:
     """Raise ValueError unless a global batch divides among the devices, and a device's share into its parts."""
     devices = strategy.num_replicas_in_sync

@@ -23,7 +23,7 @@ from training.recipes import Recipe, Schedule
 from training.sources import Source
 from training.sources.record import check_split
 from training.stages import stage_model, with_background
-from training.strategy import check_batch, choose_strategy, spread, writes
+from training.strategy import check_batch, choose_strategy, meet, spread, writes
 
 VALIDATION_BATCHES = 4
 PREFETCHED = 4  # batches ready while a step runs: enough to even out slow images
@@ -67,10 +67,14 @@ def train(
         check_batch(strategy, schedule.batch, schedule.accumulate, stage)
     keras.utils.set_random_seed(recipe.seed)
     with run_folder.held(run) if writes(strategy) else nullcontext(), strategy.scope():
+        if writes(strategy):
+            run_folder.mend(run)
+        meet(strategy)
         model = _open_run(recipe, source, run, strategy)
         left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
         if left and writes(strategy):
             run_folder.require_room(run, _room(recipe, source))
+        meet(strategy)
         for stage in left:
             if stage == "classification" and model.network.background:
                 raise ValueError(
@@ -82,6 +86,7 @@ def train(
             model = replace(model, tasks=(*model.tasks, stage))
             if writes(strategy):
                 run_folder.commit(run, _config(model, recipe, source), model.save_weights)
+        meet(strategy)
     return model
 
 
@@ -106,8 +111,6 @@ def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
 
 def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute.Strategy) -> Model:
     """Take up the run in the folder, or begin one."""
-    if writes(strategy):
-        run_folder.mend(run)
     if not (run / CONFIG).is_file():
         network = build(
             recipe.preset,
