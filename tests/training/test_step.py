@@ -48,7 +48,7 @@ def trained(stage: str, *settings: str):
     model.optimizer.build(model.trainable_variables)
     data = tf.data.Dataset.from_tensors(batch).repeat()
     model.prepare(data.element_spec)
-    history = model.fit(data, epochs=STEPS, steps_per_epoch=1, verbose=0).history
+    history = model.fit(data, epochs=STEPS, steps_per_epoch=1, shuffle=False, verbose=0).history
     return network, model, history
 
 
@@ -71,11 +71,15 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(plain, stage):
     assert_near(trained(stage, f"{stage}.accumulate=2"), plain[stage], 1e-4, 1e-6)
 
 
+@pytest.mark.long
 def test_xla_compiles_the_step(plain):
     assert_near(trained("detection", "jit_compile=True"), plain["detection"], 1e-3, 1e-5)
 
 
-@pytest.mark.parametrize("precision, dtype", [("mixed_bfloat16", "bfloat16"), ("mixed_float16", "float16")])
+@pytest.mark.parametrize(
+    "precision, dtype",
+    [("mixed_bfloat16", "bfloat16"), pytest.param("mixed_float16", "float16", marks=pytest.mark.long)],
+)
 def test_reduced_precision_stays_within_the_step(plain, precision, dtype):
     network, model, figures = trained("detection", f"precision={precision}")
     np.testing.assert_allclose(figures["loss"], plain["detection"][2]["loss"], rtol=0.02)
@@ -91,12 +95,13 @@ def test_reduced_precision_stays_within_the_step(plain, precision, dtype):
     np.testing.assert_array_equal(exact, near)
 
 
+@pytest.mark.long
 def test_the_scale_of_float16_follows_overflows(plain):
-    _, model, figures = trained("detection", "precision=mixed_float16")
+    _, model, _ = trained("detection", "precision=mixed_float16")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     before = model.get_weights()
     model.optimizer.dynamic_scale.assign(1e38)
-    model.fit(tf.data.Dataset.from_tensors(detection_batch(model)), verbose=0)
+    model.fit(tf.data.Dataset.from_tensors(detection_batch(model)), shuffle=False, verbose=0)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert float(model.optimizer.dynamic_scale.numpy()) == pytest.approx(0.5e38)
