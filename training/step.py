@@ -14,8 +14,7 @@ class StageModel(keras.Model):
     """A functional Keras model over a network, with its own way through a batch.
 
     Gradients are summed over parts of the batch within the one step, rather than by Keras's
-    `gradient_accumulation_steps`: that counts each part as a step of the schedule and clips each on its own, and it
-    does not work on several devices.
+    `gradient_accumulation_steps`: that counts each part as a step of the schedule, and each would be clipped.
 
     Args:
         inputs, outputs: As for `keras.Model`.
@@ -99,7 +98,9 @@ class StageModel(keras.Model):
 
 def _reducible(figures: dict) -> dict:
     """Give figures that Keras can average over several workers, which it does along an axis that scalars lack."""
-    if isinstance(tf.distribute.get_strategy(), tf.distribute.MultiWorkerMirroredStrategy):
+    strategy = tf.distribute.get_strategy()
+    # Keras asks the same.
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.extended._in_multi_worker_mode():
         return {name: tf.reshape(figure, [1]) for name, figure in figures.items()}
     return figures
 
