@@ -1,4 +1,4 @@
-"""What happens between epochs: checkpoints, validation mAP, and pictures in TensorBoard."""
+"""What happens between epochs: validation mAP, and pictures in TensorBoard."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,31 +12,6 @@ from overfeat_tf.model import Model
 from training.evaluate import evaluate
 from training.metrics import Answer
 from training.sources.record import Record, Source
-
-
-class Checkpoints(keras.callbacks.Callback):
-    """Keep the stage's state - weights, optimizer, epoch - after each epoch, and take it up again.
-
-    tf.train.CheckpointManager writes beside and then points to the new one, so a run killed while saving still has
-    the checkpoint before.
-    """
-
-    def __init__(self, folder: Path, model: keras.Model):
-        super().__init__()
-        model.optimizer.build(model.trainable_variables)  # else there is nothing to restore its momenta to
-        self._epoch = tf.Variable(0, trainable=False, dtype=tf.int64)
-        state = tf.train.Checkpoint(model=model, optimizer=model.optimizer, epoch=self._epoch)
-        self._manager = tf.train.CheckpointManager(state, str(folder), max_to_keep=2)
-
-    def resume(self) -> int:
-        """Restore the latest checkpoint, if any; return the number of epochs that were done."""
-        self._manager.restore_or_initialize()
-        return int(self._epoch.numpy())
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Save."""
-        self._epoch.assign(epoch + 1)
-        self._manager.save()
 
 
 class DetectionValidation(keras.callbacks.Callback):
@@ -79,22 +54,18 @@ class FiniteLoss(keras.callbacks.Callback):
         FloatingPointError: the loss of a batch is nan or infinite.
     """
 
-    def __init__(self, stage: str, steps_an_epoch: int):
+    def __init__(self, stage: str, step: int):
         super().__init__()
-        self._stage, self._steps, self._epoch = stage, steps_an_epoch, 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Remember the epoch."""
-        self._epoch = epoch
+        self._stage, self._step = stage, step
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Look at the mean loss so far: once not finite, it stays so."""
         if logs and not np.isfinite(logs["loss"]):
-            step = self._epoch * self._steps + batch
             raise FloatingPointError(
-                f"the loss of {self._stage} is {logs['loss']} at step {step}; lower the learning rate "
+                f"the loss of {self._stage} is {logs['loss']} at step {self._step}; lower the learning rate "
                 f"(--set {self._stage}.rate=...) and start again with another --run"
             )
+        self._step += 1
 
 
 class Report(keras.callbacks.Callback):

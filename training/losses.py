@@ -60,7 +60,7 @@ class DetectionLoss(keras.losses.Loss):
 
     Args:
         negatives: "offending" takes the background windows with the highest loss, so those that score highest as
-            anything else; "random" any.
+            anything else; "random" any, by `seed_generator`, whose state a checkpoint can keep.
         per_positive, at_least: How many negatives an image gives: so many for each object window, but at least.
     """
 
@@ -68,6 +68,7 @@ class DetectionLoss(keras.losses.Loss):
         super().__init__(name=name, **kw)
         check_choice("negatives", negatives, NEGATIVES)
         self.negatives, self.per_positive, self.at_least = negatives, per_positive, at_least
+        self.seed_generator = keras.random.SeedGenerator() if negatives == "random" else None
 
     def call(self, y_true, y_pred):
         labels = tf.reshape(tf.cast(y_true, tf.int32), [tf.shape(y_true)[0], -1])
@@ -75,7 +76,9 @@ class DetectionLoss(keras.losses.Loss):
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
         positive = tf.cast(labels > BACKGROUND, entropy.dtype)
         background = labels == BACKGROUND
-        merit = tf.stop_gradient(entropy) if self.negatives == "offending" else tf.random.uniform(tf.shape(entropy))
+        merit = tf.stop_gradient(entropy)
+        if self.seed_generator is not None:
+            merit = keras.random.uniform(tf.shape(entropy), seed=self.seed_generator)
         rank = tf.argsort(tf.argsort(tf.where(background, merit, -1.0), direction="DESCENDING"))
         wanted = tf.maximum(self.per_positive * tf.reduce_sum(positive, axis=1), self.at_least)
         negative = tf.cast(background & (tf.cast(rank, entropy.dtype) < wanted[:, None]), entropy.dtype)

@@ -1,5 +1,6 @@
 """Records to batches: the tf.data pipelines of the three stages."""
 
+import os
 import sys
 from dataclasses import dataclass
 
@@ -9,9 +10,10 @@ from overfeat_tf.decode import decode_image
 from overfeat_tf.presets import Preset
 from training import augment
 from training.losses import pack_edges
-from training.sources.record import Source, as_dataset
+from training.order import Bookmarks, mixed_batches, records
 from training.targets import Matching, assign, window_origins
 
+CORES = len(os.sched_getaffinity(0))
 SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
 
 
@@ -35,20 +37,19 @@ class ViewOptions:
     mirror: bool = True
 
 
-def records(source: Source, split: str, seed: int) -> tf.data.Dataset:
-    """Repeat a split's records for ever, reshuffled at each pass.
-
-    Shuffled before decoding, since a buffer of encoded images is small.
-    """
-    return as_dataset(source, split).shuffle(512, seed=seed, reshuffle_each_iteration=True).repeat()
-
-
 def classification_batches(
-    data: tf.data.Dataset, preset: Preset, matching: Matching, views: ViewOptions, batch: int, seed: int
+    data: tf.data.Dataset,
+    preset: Preset,
+    matching: Matching,
+    views: ViewOptions,
+    batch: int,
+    seed: int,
+    marks: Bookmarks | None = None,
 ) -> tf.data.Dataset:
     """Window-sized views, each of one object, with its class: (pixels [B, window, window, 3], labels [B]).
 
-    A class without a box is shown by a crop of its image (3.1).
+    A class without a box is shown by a crop of its image (3.1). Begins with the step of `marks`, if `data` begins with
+    their place.
     """
 
     def example(view: augment.View, label: tf.Tensor, _: tf.Tensor):
@@ -56,9 +57,8 @@ def classification_batches(
 
     slack = matching.shift * preset.window
     with_objects = data.filter(lambda record: tf.size(record["labels"]) > 0)
-    return _views(with_objects, preset, matching, views, preset.window, slack, 1.0, seed, example).batch(
-        batch, drop_remainder=True
-    )
+    drawn = _views(with_objects, preset, matching, views, preset.window, slack, 1.0, seed, example)
+    return mixed_batches(drawn, batch, seed, marks)
 
 
 def spatial_batches(
@@ -70,6 +70,7 @@ def spatial_batches(
     side: int,
     fine: bool,
     seed: int,
+    marks: Bookmarks | None = None,
 ) -> tf.data.Dataset:
     """Larger views with what every window of them should answer: (pixels [B, side, side, 3], {"scores", "boxes"}).
 
@@ -84,13 +85,12 @@ def spatial_batches(
 
     slack = (side - preset.window) / 2.0
     with_boxes = data.filter(lambda record: tf.reduce_all(record["boxed"]))
-    return _views(with_boxes, preset, matching, views, side, slack, views.object_share, seed, example).batch(
-        batch, drop_remainder=True
-    )
+    drawn = _views(with_boxes, preset, matching, views, side, slack, views.object_share, seed, example)
+    return mixed_batches(drawn, batch, seed, marks)
 
 
 def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
-    """Decode each record once and draw `views.per_image` views of it; `example` makes the training example."""
+    """Decode each record once and draw `views.per_image` views of it: (place, what `example` makes of the view)."""
 
     def decode(record: dict) -> dict:
         image, status = decode_image(record["image_bytes"])
@@ -98,7 +98,7 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
             "image": image,
             "status": status,
             "id": record["image_id"],
-            **{k: record[k] for k in ("boxes", "labels", "boxed")},
+            **{k: record[k] for k in ("place", "boxes", "labels", "boxed")},
         }
 
     def readable(record: dict) -> tf.Tensor:
@@ -108,14 +108,17 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         with tf.control_dependencies([said]):
             return tf.identity(good)
 
-    def draw(index: tf.Tensor, record: dict) -> tuple:
+    def draw(record: dict) -> tuple:
         image = record["image"]
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         boxes = record["boxes"] * tf.concat([size, size], axis=0)
-        seeds = tf.random.split(tf.stack([seed, tf.cast(index, tf.int32)]), views.per_image)
+        place = record["place"]
+        own = tf.random.fold_in(tf.random.fold_in([seed, 0], place[0]), place[1])
+        seeds = tf.random.split(own, views.per_image)
         labels, boxed = record["labels"], record["boxed"]
         one = [_view(seeds[i], image, size, boxes, labels, boxed) for i in range(views.per_image)]
-        return tuple(tf.nest.map_structure(lambda *parts: tf.stack(parts), *one))
+        places = [tf.concat([place, [i]], axis=0) for i in range(views.per_image)]
+        return tf.stack(places), tf.nest.map_structure(lambda *parts: tf.stack(parts), *one)
 
     def _view(seed, image, size, boxes, labels, boxed):
         seeds = tf.unstack(tf.random.split(seed, 6))
@@ -136,15 +139,22 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         view.pixels.set_shape([side, side, 3])
         return example(view, label, labels)
 
-    # Shuffled again after drawing: the views of one image should not share a batch.
+    # In a fixed number of threads: tf.data's own tuning gains nothing over one for each core, and was seen to take
+    # up to 22 s to let go of a pipeline that ends.
     return (
-        data.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        _placed(data)
+        .map(decode, num_parallel_calls=CORES, deterministic=True)
         .filter(readable)
-        .enumerate()
-        .map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .map(draw, num_parallel_calls=CORES, deterministic=True)
         .unbatch()
-        .shuffle(512, seed=seed)
     )
+
+
+def _placed(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Number records that do not come from `order.records`."""
+    if "place" in data.element_spec:
+        return data
+    return data.enumerate().map(lambda index, record: {"place": tf.stack([0, index]), **record})
 
 
 def _subject(seed: tf.Tensor, size: tf.Tensor, box: tf.Tensor, boxed: tf.Tensor, preset: Preset, matching: Matching):
@@ -170,3 +180,6 @@ def _anywhere(seed: tf.Tensor, size: tf.Tensor, preset: Preset) -> tuple[tf.Tens
     areas = tf.constant([float(h * w) for h, w in preset.scales])
     area = areas[tf.random.stateless_uniform([], scale_seed, 0, len(preset.scales), tf.int32)]
     return tf.concat([point - 0.5, point + 0.5], axis=0), tf.sqrt(area / tf.reduce_prod(size))
+
+
+__all__ = ["ViewOptions", "classification_batches", "records", "spatial_batches"]

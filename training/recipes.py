@@ -11,6 +11,8 @@ from training.losses import BOX_LOSSES, NEGATIVES, check_choice
 from training.pipeline import ViewOptions
 from training.targets import Matching
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -24,6 +26,8 @@ class Schedule:
         momentum, weight_decay: As in 3.1.
         clip: Largest norm of the gradient; small networks on high rates start unsteadily.
         epochs: Into how many epochs the steps are divided: checkpoints and validations.
+        accumulate: Into how many parts each device's share of a batch is divided, where it does not fit; the step is
+            that of the whole batch.
     """
 
     steps: int
@@ -35,11 +39,14 @@ class Schedule:
     weight_decay: float = 1e-4
     clip: float = 3.0
     epochs: int = 5
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.epochs) < 1:
             got = f"{self.steps}, {self.batch} and {self.epochs}"
             raise ValueError(f"expected at least one step, one image a batch and one epoch; got {got}")
+        if self.accumulate < 1 or self.batch % self.accumulate:
+            raise ValueError(f"expected accumulate to divide the batch of {self.batch}; got {self.accumulate}")
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,9 @@ class Recipe:
         inference: Options of validation and of the exported model.
         validation_images: How many images of the validation split are scored after each epoch of detection.
         seed: Of weights, data order and augmentation.
+        precision: What training computes in: "float32", or "mixed_bfloat16" or "mixed_float16" for devices that are
+            faster in these; weights, outputs and losses are float32 in any case.
+        jit_compile: Whether XLA compiles the training step.
     """
 
     name: str
@@ -94,12 +104,15 @@ class Recipe:
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     validation_images: int = 40
     seed: int = 0
+    precision: str = PRECISIONS[0]
+    jit_compile: bool = False
 
     def __post_init__(self) -> None:
         # Said here, before two stages have been fitted.
         check_choice("negatives", self.negatives, NEGATIVES)
         check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
+        check_choice("precision", self.precision, PRECISIONS)
 
 
 def digits() -> Recipe:

@@ -8,6 +8,7 @@ from overfeat_tf.model import TASKS, Model
 from overfeat_tf.network import DenseHead, Network, build
 from training.losses import BoxLoss, DetectionLoss, ObjectLoss
 from training.recipes import Recipe, Schedule
+from training.step import StageModel
 
 
 def stage_model(stage: str, network: Network, recipe: Recipe) -> keras.Model:
@@ -28,14 +29,13 @@ def _classification(network: Network, recipe: Recipe) -> keras.Model:
     _let_learn(network, network.features, network.classifier)
     pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
     scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
-    model = keras.Model(pixels, layers.Flatten(name="logits")(scores), name="classification")
+    logits = layers.Flatten(name="logits")(scores)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     metrics = [
         keras.metrics.SparseCategoricalAccuracy(name="top1"),
         keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"),
     ]
-    model.compile(_optimizer(recipe.classification), loss, metrics=metrics)
-    return model
+    return _compiled(pixels, logits, network, recipe, recipe.classification, loss=loss, metrics=metrics)
 
 
 def _localization(network: Network, recipe: Recipe) -> keras.Model:
@@ -44,9 +44,8 @@ def _localization(network: Network, recipe: Recipe) -> keras.Model:
         return _everything(network, recipe, recipe.localization)
     _let_learn(network, network.regressor)
     whole = network.whole(recipe.side, recipe.fine)
-    model = keras.Model(whole.input, {"boxes": whole.output["boxes"]}, name="localization")
-    model.compile(_optimizer(recipe.localization), {"boxes": BoxLoss(recipe.box_loss, network.box_form)})
-    return model
+    losses = {"boxes": BoxLoss(recipe.box_loss, network.box_form)}
+    return _compiled(whole.input, {"boxes": whole.output["boxes"]}, network, recipe, recipe.localization, loss=losses)
 
 
 def _detection(network: Network, recipe: Recipe) -> keras.Model:
@@ -57,11 +56,19 @@ def _detection(network: Network, recipe: Recipe) -> keras.Model:
 def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> keras.Model:
     """Let both losses through the whole network: where the features move, each head has to follow them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
-    model = network.whole(recipe.side, recipe.fine)
+    whole = network.whole(recipe.side, recipe.fine)
     scores = DetectionLoss(recipe.negatives) if network.background else ObjectLoss()
     losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
-    model.compile(_optimizer(schedule), losses, loss_weights=weights)
+    return _compiled(whole.input, whole.output, network, recipe, schedule, loss=losses, loss_weights=weights)
+
+
+def _compiled(inputs, outputs, network: Network, recipe: Recipe, schedule: Schedule, **losses) -> StageModel:
+    model = StageModel(inputs, outputs, network, recipe.precision, schedule.accumulate)
+    optimizer = _optimizer(schedule)
+    if recipe.precision == "mixed_float16":  # whose small gradients would vanish
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, jit_compile=recipe.jit_compile, **losses)
     return model
 
 

@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
-import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
@@ -15,13 +14,16 @@ import tensorflow as tf
 from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
-from overfeat_tf.presets import get_preset
-from training import pipeline
-from training.callbacks import Checkpoints, DetectionValidation, FiniteLoss, Report
-from training.recipes import Recipe
+from overfeat_tf.presets import Preset, get_preset
+from training import pipeline, run_folder
+from training.callbacks import DetectionValidation, FiniteLoss, Report
+from training.checkpoints import KEPT, Checkpoints
+from training.order import Bookmarks, batches_a_block
+from training.recipes import Recipe, Schedule
 from training.sources import Source
 from training.sources.record import check_split
 from training.stages import stage_model, with_background
+from training.strategy import check_batch, choose_strategy, meet, spread, writes
 
 VALIDATION_BATCHES = 4
 PREFETCHED = 4  # batches ready while a step runs: enough to even out slow images
@@ -29,34 +31,51 @@ PREFETCHED = 4  # batches ready while a step runs: enough to even out slow image
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TASKS) -> Model:
+def train(
+    recipe: Recipe,
+    source: Source,
+    run: Path,
+    stages: Sequence[str] = TASKS,
+    strategy: tf.distribute.Strategy | None = None,
+) -> Model:
     """Fit the stages in their order, and leave configuration, checkpoints, logs and weights in the run's folder.
 
     Resuming: (1) a stage whose name is in the configuration's tasks is done and skipped; (2) a stage under way goes
-    on from its last checkpoint, at most an epoch back; (3) the recipe must be the one that the run began with.
+    on from its last checkpoint and ends with the weights of an unbroken run (`Checkpoints`), whenever the process was
+    killed; (3) the recipe must be the one that the run began with.
 
     Args:
         recipe: What to fit, and how.
         source: The data.
-        run: The run's folder, made if missing.
+        run: The run's folder, made if missing; shared by all workers, if there are several, of which one writes.
         stages: Of `TASKS`.
+        strategy: As `choose_strategy` gives it, which several workers have to call before anything else.
 
     Raises:
         ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
-            other settings, or one that is past the stage.
+            other settings, or one that is past the stage, or one that another process is training.
+        OSError: the folder cannot be written in, or its disk has no room for the run.
         FloatingPointError: a loss that is not finite.
     """
     unknown = [stage for stage in stages if stage not in TASKS]
     if unknown:
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
+    strategy = strategy or choose_strategy()
     _check(recipe, source, stages)
+    for stage in stages:
+        schedule = getattr(recipe, stage)
+        check_batch(strategy, schedule.batch, schedule.accumulate, stage)
     keras.utils.set_random_seed(recipe.seed)
-    strategy = choose_strategy()
-    with strategy.scope():
-        model = _open_run(recipe, source, run)
-        for stage in TASKS:
-            if stage not in stages or stage in model.tasks:
-                continue
+    with run_folder.held(run) if writes(strategy) else nullcontext(), strategy.scope():
+        if writes(strategy):
+            run_folder.mend(run)
+        meet(strategy)
+        model = _open_run(recipe, source, run, strategy)
+        left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
+        if left and writes(strategy):
+            run_folder.require_room(run, _room(recipe, source))
+        meet(strategy)
+        for stage in left:
             if stage == "classification" and model.network.background:
                 raise ValueError(
                     f"expected '{run}' to be fitted for classification before detection: use another --run"
@@ -65,7 +84,9 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
                 model = with_background(model)
             _fit(stage, model, recipe, source, run)
             model = replace(model, tasks=(*model.tasks, stage))
-            _save(model, recipe, source, run)
+            if writes(strategy):
+                run_folder.commit(run, _config(model, recipe, source), model.save_weights)
+        meet(strategy)
     return model
 
 
@@ -88,20 +109,8 @@ def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
             raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
 
 
-def choose_strategy() -> tf.distribute.Strategy:
-    """Mirror the model on all GPUs where there are several (or several logical CPUs); else the default strategy."""
-    for kind in ("GPU", "CPU"):
-        devices = [device.name for device in tf.config.list_logical_devices(kind)]
-        if len(devices) > 1:
-            return tf.distribute.MirroredStrategy(devices)
-        if devices:
-            return tf.distribute.get_strategy()
-    return tf.distribute.get_strategy()
-
-
-def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
+def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute.Strategy) -> Model:
     """Take up the run in the folder, or begin one."""
-    run.mkdir(parents=True, exist_ok=True)
     if not (run / CONFIG).is_file():
         network = build(
             recipe.preset,
@@ -111,11 +120,15 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
             context=recipe.context,
         )
         model = Model(network, source.class_names, recipe.inference, tasks=())
-        _write_config(model, recipe, source, run)
+        if writes(strategy):
+            run_folder.write_config(run, _config(model, recipe, source))
         return model
     config = read_config(run)
     now = _described(recipe, source)
-    began = {**_later_fields(), **config["training"]}
+    began = {**_later_fields(Recipe), **config["training"]}
+    began |= {
+        stage: {**_later_fields(Schedule), **began[stage]} for stage in TASKS if isinstance(began.get(stage), dict)
+    }
     # An upgrade of TensorFlow does not end a run.
     changed = [key for key in now if key != "versions" and began.get(key) != now[key]]
     if changed:
@@ -129,68 +142,89 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
 
 
 def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path) -> None:
-    schedule = getattr(recipe, stage)
+    schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     fitted = stage_model(stage, model.network, recipe)
-    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted)
+    steps = max(1, schedule.steps // schedule.epochs)
+    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, schedule.batch, steps, writes(strategy))
     done = checkpoints.resume()
     if done:
-        log.info("%s: going on after epoch %d of %d", stage, done, schedule.epochs)
+        log.info("%s: going on after step %d of %d", stage, done, steps * schedule.epochs)
     logs = run / "logs" / stage
-    steps = max(1, schedule.steps // schedule.epochs)
     validation = None
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, steps), checkpoints]
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), checkpoints]
     if recipe.val_split in source.splits:
         if stage == "detection":
             scored = (model, source, recipe.val_split, recipe.validation_images, logs / "validation")
-            callbacks.append(DetectionValidation(*scored))
+            callbacks += [DetectionValidation(*scored)] if writes(strategy) else []
         else:
-            validation = _batches(stage, model, recipe, source, recipe.val_split, recipe.seed)
-    callbacks.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=max(1, steps // 20)))
-    if not sys.stderr.isatty():
+            seen = _batches(stage, model, recipe, source, recipe.val_split)
+            validation = spread(strategy, seen, schedule.batch)
+    if writes(strategy):
+        callbacks.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=max(1, steps // 20)))
+    if writes(strategy) and not sys.stderr.isatty():
         callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epochs))
-    fitted.fit(
-        # A resumed run draws other views than those it has seen.
-        _batches(stage, model, recipe, source, recipe.train_split, recipe.seed + done),
-        epochs=schedule.epochs,
-        initial_epoch=done,
-        steps_per_epoch=steps,
-        validation_data=validation,
-        validation_steps=VALIDATION_BATCHES if validation is not None else None,
-        callbacks=callbacks,
-        shuffle=False,  # the pipeline does
-        verbose=1 if sys.stderr.isatty() else 0,
-    )
-
-
-def _batches(stage: str, model: Model, recipe: Recipe, source: Source, split: str, seed: int) -> tf.data.Dataset:
-    schedule, preset = getattr(recipe, stage), model.network.preset
-    data = pipeline.records(source, split, seed)
-    if stage == "classification":
-        batches = pipeline.classification_batches(data, preset, recipe.matching, recipe.views, schedule.batch, seed)
-    else:
-        batches = pipeline.spatial_batches(
-            data, preset, recipe.matching, recipe.views, schedule.batch, recipe.side, recipe.fine, seed
+    for first, last, each in _parts(done, steps, schedule.epochs):
+        batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.marks())
+        fitted.prepare(batches.element_spec)
+        fitted.fit(
+            spread(strategy, batches, schedule.batch),
+            epochs=last,
+            initial_epoch=first,
+            steps_per_epoch=each,
+            validation_data=validation,
+            validation_steps=VALIDATION_BATCHES if validation is not None else None,
+            callbacks=callbacks,
+            shuffle=False,  # the pipeline does
+            verbose=1 if writes(strategy) and sys.stderr.isatty() else 0,
         )
+
+
+def _parts(done: int, steps: int, epochs: int) -> Iterator[tuple[int, int, int]]:
+    """Give the epochs that are left as (first, last + 1, steps in each): the rest of one under way, and the others."""
+    first, begun = divmod(done, steps)
+    if begun:
+        yield first, first + 1, steps - begun
+        first += 1
+    if first < epochs:
+        yield first, epochs, steps
+
+
+def _batches(
+    stage: str, model: Model, recipe: Recipe, source: Source, split: str, marks: Bookmarks | None = None
+) -> tf.data.Dataset:
+    """Give a stage's batches, from the step of `marks` on, noting there how far the data is read."""
+    schedule, preset, seed = getattr(recipe, stage), model.network.preset, recipe.seed
+    marks = marks or Bookmarks()
+    data = pipeline.records(source, split, seed, marks.place)
+    views = (data, preset, recipe.matching, recipe.views, schedule.batch)
+    if stage == "classification":
+        batches = pipeline.classification_batches(*views, seed, marks)
+    else:
+        batches = pipeline.spatial_batches(*views, recipe.side, recipe.fine, seed, marks)
     if stage == "localization" and not recipe.through_features:
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
-    # Last, so that decoding and drawing run while a step does.
-    return batches.prefetch(PREFETCHED)
+    # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
+    return batches.prefetch(max(PREFETCHED, batches_a_block(schedule.batch)))
 
 
-def _save(model: Model, recipe: Recipe, source: Source, run: Path) -> None:
-    """Write the weights beside and rename them into place, then say so in the configuration."""
-    beside = run / "weights.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_weights(beside)
-    shutil.rmtree(run / "weights", ignore_errors=True)
-    beside.rename(run / "weights")
-    _write_config(model, recipe, source, run)
+def _room(recipe: Recipe, source: Source) -> int:
+    """Tell how many bytes a run takes: its weights, old and new; and checkpoints, of weights and momenta."""
+    weights = 4 * parameters(get_preset(recipe.preset), len(source.class_names), recipe.per_class, recipe.context)
+    return 2 * weights + (len(TASKS) * KEPT + 1) * 2 * weights
 
 
-def _write_config(model: Model, recipe: Recipe, source: Source, run: Path) -> None:
-    config = {"model": model.config(), "training": _described(recipe, source)}
-    (run / f"{CONFIG}.new").write_text(json.dumps(config, indent=2) + "\n")
-    os.replace(run / f"{CONFIG}.new", run / CONFIG)
+def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> int:
+    """Count the parameters of a network with all its parts and a background class, without building it."""
+    sides = (3, *(row.channels for row in preset.convs))
+    count = sum(row.channels * (row.kernel**2 * below + 1) for row, below in zip(preset.convs, sides, strict=False))
+    seen = sides[-1] * (1 + context) * preset.head_kernel**2
+    for (first, second), outputs in ((preset.full, classes + 1), (preset.regressor, 4 * classes if per_class else 4)):
+        count += first * (seen + 1) + second * (first + 1) + outputs * (second + 1)
+    return count
+
+
+def _config(model: Model, recipe: Recipe, source: Source) -> dict:
+    return {"model": model.config(), "training": _described(recipe, source)}
 
 
 def _described(recipe: Recipe, source: Source) -> dict:
@@ -198,9 +232,9 @@ def _described(recipe: Recipe, source: Source) -> dict:
     return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": _versions()}))
 
 
-def _later_fields() -> dict:
-    """Give what a recipe's plain fields are by default: so were runs of a version that did not have them yet."""
-    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
+def _later_fields(kind: type) -> dict:
+    """Give what the plain fields of a recipe are by default: so were runs of a version that did not have them yet."""
+    return json.loads(json.dumps({f.name: f.default for f in fields(kind) if f.default is not MISSING}))
 
 
 def _versions() -> dict[str, str]:

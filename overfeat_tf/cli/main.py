@@ -111,6 +111,7 @@ def train(
     from training.inspection import require_faultless
     from training.recipes import get_recipe, override
     from training.sources import open_source
+    from training.strategy import choose_strategy
     from training.train import TASKS
     from training.train import train as fit
 
@@ -118,9 +119,10 @@ def train(
     if data is None and chosen.data is None:
         raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
     folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
+    strategy = choose_strategy()
     if strict:
         require_faultless(spec, (chosen.train_split, chosen.val_split))
-    fit(chosen, open_source(spec), folder, split_names(stage, TASKS))
+    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), strategy)
     click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
 
 

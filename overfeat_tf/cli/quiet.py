@@ -14,7 +14,8 @@ def load_tensorflow() -> None:
     try:
         import tensorflow as tf
 
-        tf.config.list_logical_devices()
+        if not os.environ.get("TF_CONFIG"):  # several workers have to be joined first
+            tf.config.list_logical_devices()
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)

@@ -1,6 +1,7 @@
-"""A recipe of a few steps, and its losses on one device or on two.
+"""A recipe of a few steps, and its losses on one device or on several.
 
-As a program, `small_run.py RUN` trains all stages on two logical CPUs and prints the losses as JSON.
+As a program, `small_run.py RUN DEVICES [KEY=VALUE ...]` trains all stages on logical CPUs, and with the workers of
+TF_CONFIG, and prints the figures as JSON.
 """
 
 import json
@@ -16,9 +17,11 @@ from small_source import few_digits
 
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import PRESETS
+from training import order
 from training import train as module
 from training.pipeline import ViewOptions
-from training.recipes import Recipe, Schedule
+from training.recipes import Recipe, Schedule, override
+from training.strategy import choose_strategy
 
 EPOCHS = 2
 SCHEDULE = Schedule(steps=4, batch=4, rate=0.02, drops=(0.5,), factor=0.1, epochs=EPOCHS)
@@ -51,40 +54,33 @@ class Epochs(keras.callbacks.Callback):
 
 
 def short_shuffle():
-    """Shuffle over 32 elements at most: filling the pipeline's buffers would take longer than the tests."""
-    whole = tf.data.Dataset.shuffle
-    return mock.patch.object(
-        tf.data.Dataset, "shuffle", lambda self, size, *args, **options: whole(self, min(size, 32), *args, **options)
-    )
+    """Mix 32 views at most: drawing whole blocks would take longer than the tests."""
+    return mock.patch.object(order, "MIXED_VIEWS", 32)
 
 
-def step_losses(run: Path) -> dict[str, list[float]]:
-    """Train all stages for two epochs of one step each and give the steps' losses.
+def step_figures(
+    run: Path, settings: list[str] = (), strategy: tf.distribute.Strategy | None = None
+) -> dict[str, list[dict[str, float]]]:
+    """Train all stages for two epochs of one step each and give the steps' losses and metrics, and the validation's.
 
-    Without dropout, whose draws differ from device to device, and with the same batch at each step, since Keras takes
-    one from the stream to build a distributed model.
+    Without dropout, whose draws differ from device to device.
     """
 
     class Steps(Epochs):
         seen: ClassVar = {}
 
-    def same_batch(*of):
-        return batches(*of).take(1).cache().repeat()
-
-    batches = module._batches
-
     schedule = replace(SCHEDULE, steps=EPOCHS)
     recipe = replace(RECIPE, classification=schedule, localization=schedule, detection=schedule)
-    recipe = replace(recipe, val_split="none")
     calm = {**PRESETS, "tiny": replace(PRESETS["tiny"], dropout=0.0)}
-    replaced = mock.patch.multiple(module, Report=Steps, _batches=same_batch)
+    replaced = mock.patch.multiple(module, Report=Steps)
     with short_shuffle(), mock.patch.dict(PRESETS, calm), replaced:
-        module.train(recipe, few_digits(8, 2), run)
-    return {stage: [float(figures["loss"]) for figures in epochs] for stage, epochs in Steps.seen.items()}
+        module.train(override(recipe, list(settings)), few_digits(8, 2), run, strategy=strategy)
+    return {stage: [{k: float(v) for k, v in each.items()} for each in epochs] for stage, epochs in Steps.seen.items()}
 
 
 if __name__ == "__main__":
     (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    losses = step_losses(Path(sys.argv[1]))
-    print(json.dumps({"devices": len(tf.config.list_logical_devices("CPU")), "losses": losses}))
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[2]))
+    chosen = choose_strategy()
+    figures = step_figures(Path(sys.argv[1]), sys.argv[3:], chosen)
+    print(json.dumps({"devices": chosen.num_replicas_in_sync, "figures": figures}))

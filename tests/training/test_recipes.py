@@ -96,6 +96,8 @@ def test_settings_add_up_and_the_last_one_wins():
         ("box_form=corners", "expected box_form to be one of edges, centre_size; got 'corners'"),
         ("box_loss=l1", "expected box_loss to be one of l2, iou, giou; got 'l1'"),
         ("negatives=worst", "expected negatives to be one of offending, random; got 'worst'"),
+        ("precision=float16", "expected precision to be one of float32, mixed_bfloat16, mixed_float16; got 'float16'"),
+        ("detection.accumulate=5", "expected accumulate to divide the batch of 32; got 5"),
         ("detection.epochs=0", "expected at least one step, one image a batch and one epoch; got 600, 32 and 0"),
     ],
 )

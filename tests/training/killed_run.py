@@ -1,0 +1,52 @@
+"""A run of all stages that kills itself: `killed_run.py RUN SECONDS [MOMENT COUNT]`.
+
+Writes checkpoints SECONDS apart at least, and dies by SIGKILL as MOMENT comes for the COUNTth time.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import small_run
+import tensorflow as tf
+from small_source import few_digits
+
+from training import checkpoints, run_folder
+from training.train import train
+
+STEPS = 12  # of 4 views, mixed over 8 steps
+SCHEDULE = replace(small_run.SCHEDULE, steps=STEPS, drops=(0.4,))
+RECIPE = replace(
+    small_run.RECIPE, classification=SCHEDULE, localization=SCHEDULE, detection=SCHEDULE, negatives="random"
+)
+MOMENTS = {
+    "step": (checkpoints.Checkpoints, "on_train_batch_end"),
+    "written": (tf.train.CheckpointManager, "_record_state"),  # a checkpoint is there; nothing points to it yet
+    "removing": (tf.train.CheckpointManager, "_sweep"),  # the new one is pointed to, the oldest still there
+    "replacing": (run_folder.os, "replace"),  # the configuration is beside the old one, the weights in place
+    "renaming": (Path, "rename"),
+}
+
+
+def die_at(moment: str, count: int) -> None:
+    """Die as the function behind a moment is called for the count-th time."""
+    owner, name = MOMENTS[moment]
+    function, calls = getattr(owner, name), [0]
+
+    def deadly(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, deadly)
+
+
+if __name__ == "__main__":
+    checkpoints.LEAST_SECONDS, checkpoints.SHARE = float(sys.argv[2]), 1e9
+    if len(sys.argv) > 3:
+        die_at(sys.argv[3], int(sys.argv[4]))
+    with small_run.short_shuffle():
+        train(RECIPE, few_digits(9, 2), Path(sys.argv[1]))

@@ -1,0 +1,73 @@
+"""The stream of batches can be taken up at any step."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_source import SmallSource, few_digits
+
+from overfeat_tf.presets import PRESETS
+from training import order, pipeline
+from training.order import Bookmarks, Place
+from training.sources.record import Record
+from training.targets import Matching
+
+BATCH = 4
+pytestmark = pytest.mark.usefixtures("short_shuffle")  # 8 batches a block
+
+
+@pytest.fixture(scope="module")
+def digits() -> SmallSource:
+    """Seven images, one of them cut short, so that records, views and blocks begin at odd places."""
+    records = few_digits(7, 1).records_of["train"]
+    records[2] = Record.of_objects(records[2].image_bytes[:2000], "cut short", [[0, 0, 1, 1]], [0])
+    return SmallSource({"train": records})
+
+
+def batches(source, marks: Bookmarks) -> tf.data.Dataset:
+    data = pipeline.records(source, "train", 3, marks.place)
+    views = pipeline.ViewOptions(per_image=3, mirror=False)
+    return pipeline.classification_batches(data, PRESETS["tiny"], Matching(), views, BATCH, 3, marks)
+
+
+def test_a_stream_goes_on_at_any_step_as_if_it_had_never_ended(digits):
+    marks, whole, places = Bookmarks(), [], {}
+    for pixels, labels in batches(digits, marks).take(26):
+        whole.append((pixels.numpy(), labels.numpy()))
+        places[len(whole)] = marks.at(len(whole) // order.batches_a_block(BATCH))
+    assert len({pixels.tobytes() for pixels, _ in whole}) == len(whole)
+    for step in (8, 19):  # as the first block ends, and within the third
+        resumed = batches(digits, Bookmarks(step, *places[step]))
+        for old, new in zip(whole[step : step + 6], resumed, strict=False):
+            np.testing.assert_array_equal(old[0], new[0])
+            np.testing.assert_array_equal(old[1], new[1])
+    assert places[19][0] == 2 and places[19][1] > (1, 0, 0)  # in a later pass over the records
+
+
+def test_each_pass_has_all_records_in_an_order_of_its_own(monkeypatch):
+    monkeypatch.setattr(order, "MIXED_RECORDS", 4)
+    passes = [list(order.mix(iter(range(20)), (0, number))) for number in range(4)]
+    assert all(sorted(items) == list(range(20)) for items in passes)
+    assert all(first != second for first, second in pairwise(passes))
+    assert passes[2] == list(order.mix(iter(range(20)), (0, 2)))
+
+
+def test_records_begin_at_a_place_without_what_is_before(digits):
+    whole = [record["place"].numpy().tolist() for record in order.records(digits, "train", 0).take(9)]
+    assert whole == [[0, 0], [0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [0, 6], [1, 0], [1, 1]]
+    for start, record in ((5, Place(0, 5)), (7, Place(1, 0))):
+        ids = [
+            [r["image_id"].numpy() for r in data.take(3)]
+            for data in (order.records(digits, "train", 0).skip(start), order.records(digits, "train", 0, record))
+        ]
+        assert ids[0] == ids[1]
+
+
+def test_bookmarks_give_the_last_block_that_was_drawn():
+    marks = Bookmarks(9, 1, Place(0, 4, 1))
+    marks.note(np.int64(2), np.array([0, 9, 0]))
+    marks.note(np.int64(3), np.array([1, 2, 2]))
+    assert marks.at(1) == (1, (0, 4, 1))
+    assert marks.at(2) == (2, (0, 9, 0))
+    assert marks.at(7) == (3, (1, 2, 2))

@@ -1,0 +1,128 @@
+"""Several devices and several processes train as one device does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+import tensorflow as tf
+from small_run import EPOCHS
+
+from overfeat_tf.loading import read_config
+from overfeat_tf.model import TASKS
+from training.strategy import check_batch, choose_strategy, has_workers, writes
+
+DEPLOY = Path(__file__).parents[2] / "training" / "deploy"
+
+
+def started(folder: Path, devices: int, *settings: str, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, small_run.__file__, str(folder), str(devices), *settings]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    )
+
+
+def ended(process: subprocess.Popen) -> dict:
+    out, error = process.communicate(timeout=400)
+    assert process.returncode == 0, error[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def assert_same(found: dict, wanted: dict, rtol: float = 2e-3) -> None:
+    """The losses of the second step say that the gradients of the first were the same."""
+    assert set(found) == set(wanted) == set(TASKS)
+    for stage in TASKS:
+        assert len(found[stage]) == EPOCHS
+        for one, other in zip(found[stage], wanted[stage], strict=True):
+            assert one.keys() == other.keys()
+            for name, value in other.items():
+                np.testing.assert_allclose(one[name], value, rtol=rtol, err_msg=f"{stage} {name}")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict:
+    """The figures of one process on one device."""
+    return ended(started(tmp_path_factory.mktemp("runs") / "one", 1))["figures"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [[], [f"{stage}.accumulate=2" for stage in TASKS]])
+def test_two_devices_train_as_one(alone, tmp_path, settings):
+    two = ended(started(tmp_path / "two", 2, *settings))
+    assert two["devices"] == 2
+    assert_same(two["figures"], alone)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [1, 2])
+def test_two_processes_train_as_one(alone, tmp_path, devices):
+    listening = [socket.create_server(("localhost", 0)) for _ in range(2)]
+    cluster = {"worker": [f"localhost:{server.getsockname()[1]}" for server in listening]}
+    for server in listening:
+        server.close()
+    configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+    workers = [started(tmp_path / "run", devices, TF_CONFIG=config) for config in configs]
+    try:
+        chief, other = (ended(worker) for worker in workers)
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert chief["devices"] == other["devices"] == 2 * devices
+    assert_same(chief["figures"], alone)
+    assert other["figures"] == {}  # the chief alone reports, and writes
+    assert read_config(tmp_path / "run")["model"]["tasks"] == list(TASKS)
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"^expected detection\.batch to divide among 1 devices and 3 parts; got 4$"):
+        check_batch(tf.distribute.get_strategy(), 4, 3, "detection")
+
+
+@pytest.mark.parametrize(
+    "text, several", [(None, False), ("", False), ("{}", False), ('{"cluster": {"worker": ["a:1"]}}', True)]
+)
+def test_workers_are_those_of_tf_config(monkeypatch, text, several):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if text is not None:
+        monkeypatch.setenv("TF_CONFIG", text)
+    assert has_workers() is several
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_tf_config_that_is_none_is_refused(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(ValueError, match=r"^expected TF_CONFIG to be a JSON object with cluster and task; got "):
+        has_workers()
+
+
+def test_one_device_writes_and_needs_no_strategy():
+    assert choose_strategy() is tf.distribute.get_strategy()
+    assert writes(choose_strategy())
+
+
+def test_the_example_for_kubernetes_starts_the_workers_that_it_names():
+    yaml = pytest.importorskip("yaml")
+    service, job = yaml.safe_load_all((DEPLOY / "workers.yaml").read_text())
+    assert job["spec"]["completionMode"] == "Indexed"
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    script = container["command"][-1]
+    count = job["spec"]["completions"]
+    assert job["spec"]["parallelism"] == count
+    done = subprocess.run(
+        ["bash", "-c", script.replace("exec overfeat", "echo $TF_CONFIG; : overfeat")],
+        env={**os.environ, "JOB_COMPLETION_INDEX": "1", "WORKERS": str(count)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    config = json.loads(done.stdout)
+    assert config["task"] == {"type": "worker", "index": 1}
+    name, domain = job["metadata"]["name"], service["metadata"]["name"]
+    assert config["cluster"]["worker"] == [f"{name}-{i}.{domain}:2222" for i in range(count)]
+    assert job["spec"]["template"]["spec"]["subdomain"] == domain and service["spec"]["clusterIP"] == "None"

@@ -1,0 +1,124 @@
+"""A stage's state on disk, from which it goes on as if it had never stopped."""
+
+import json
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from training.order import Bookmarks, Place, batches_a_block
+
+LEAST_SECONDS = 30.0  # between two checkpoints
+SHARE = 0.03  # of the time, at most, that goes into writing them
+KEPT = 2
+
+
+class Position(tf.train.experimental.PythonState):
+    """A step, and where its batch is found in the data."""
+
+    def __init__(self):
+        self.step, self.block, self.place = 0, 0, Place()
+
+    def serialize(self) -> str:
+        """Write it as JSON."""
+        return json.dumps([self.step, self.block, self.place])
+
+    def deserialize(self, string_value: str) -> None:
+        """Take it over from JSON."""
+        self.step, self.block, place = json.loads(string_value)
+        self.place = Place(*place)
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Keep all that the next step depends on: weights, optimizer, random seeds, the step and the place in the data.
+
+    A checkpoint is written at the end of each epoch, and between as often as costs `SHARE` of the time, but not within
+    `LEAST_SECONDS` of the one before. A run killed at any moment goes on from the last one; the steps since are done
+    again, on the same batches and with the same random numbers, so that they come to the same weights: what is lost is
+    their time alone.
+
+    tf.train.CheckpointManager writes beside and then points to the new one, and removes old ones last, so a run killed
+    while saving still has the checkpoint before.
+
+    Args:
+        folder: Where they are.
+        model: The stage's compiled model.
+        batch: Views in a batch.
+        steps_an_epoch: Steps in an epoch.
+        writes: Whether this process writes them: among several workers, one.
+    """
+
+    def __init__(self, folder: Path, model: keras.Model, batch: int, steps_an_epoch: int, writes: bool = True):
+        super().__init__()
+        model.optimizer.build(model.trainable_variables)  # else there is nothing to restore its momenta to
+        self._writes, self._batch, self._steps_an_epoch = writes, batch, steps_an_epoch
+        self._position, self._marks = Position(), Bookmarks()
+        self._state = tf.train.Checkpoint(
+            model=model,
+            optimizer=[variable.value for variable in model.optimizer.variables],
+            seeds=[variable.value for variable in random_states(model)],
+            position=self._position,
+        )
+        self._state.save_counter  # noqa: B018 - is made when asked for, which all workers have to do together
+        self._manager = tf.train.CheckpointManager(self._state, str(folder), max_to_keep=KEPT)
+        self._saved, self._cost = time.monotonic(), 0.0
+
+    def resume(self) -> int:
+        """Restore the latest checkpoint, if any, and remove what a killed process left of others; return the step.
+
+        Raises:
+            ValueError: it is not of this model, or of an earlier version.
+        """
+        latest = self._manager.latest_checkpoint
+        if latest is not None:
+            try:
+                self._state.restore(latest).assert_existing_objects_matched()
+            except (AssertionError, ValueError, tf.errors.OpError) as error:
+                line = str(error).partition("\n")[0]
+                raise ValueError(
+                    f"expected a checkpoint to go on from in '{latest}'; {line}: use another --run"
+                ) from None
+        if self._writes:
+            self._remove_leftovers()
+        return self._position.step
+
+    def marks(self) -> Bookmarks:
+        """Give the bookmarks to read the data with from the current step on."""
+        self._marks = Bookmarks(self._position.step, self._position.block, self._position.place)
+        return self._marks
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Save, where it is time."""
+        self._position.step += 1
+        waited = time.monotonic() - self._saved
+        # The end of an epoch has its own.
+        if waited >= max(LEAST_SECONDS, self._cost / SHARE) and self._position.step % self._steps_an_epoch:
+            self.save()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save."""
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        position, began = self._position, time.monotonic()
+        position.block, position.place = self._marks.at(position.step // batches_a_block(self._batch))
+        if self._writes:
+            self._manager.save(checkpoint_number=position.step)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    def _remove_leftovers(self) -> None:
+        kept = {Path(prefix).name for prefix in self._manager.checkpoints}
+        for path in Path(self._manager.directory).glob("ckpt-*"):
+            if path.name.partition(".")[0] not in kept:
+                tf.io.gfile.rmtree(str(path)) if path.is_dir() else path.unlink()
+
+
+def random_states(model: keras.Model) -> list[keras.Variable]:
+    """Give the states of a model's random generators: of its dropout, and of its losses'."""
+    kept = {id(variable) for variable in (*model.weights, *model.metrics_variables)}
+    states = [variable for variable in model.variables if id(variable) not in kept]
+    generators = [getattr(loss, "seed_generator", None) for loss in tf.nest.flatten(model.loss)]
+    return states + [generator.state for generator in generators if generator is not None]

@@ -1,0 +1,96 @@
+"""One device, several, or several machines: how a run is spread, with the numbers of one device."""
+
+import json
+import os
+
+import tensorflow as tf
+
+
+def choose_strategy() -> tf.distribute.Strategy:
+    """Mirror the model on the workers of TF_CONFIG; else on all GPUs where there are several (or several logical
+    CPUs); else take the default strategy.
+
+    Workers have to be joined before TensorFlow computes anything.
+
+    Raises:
+        ValueError: TF_CONFIG is not JSON.
+    """
+    if has_workers():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    for kind in ("GPU", "CPU"):
+        devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if len(devices) > 1:
+            return tf.distribute.MirroredStrategy(devices)
+        if devices:
+            return tf.distribute.get_strategy()
+    return tf.distribute.get_strategy()
+
+
+def has_workers() -> bool:
+    """Tell whether TF_CONFIG names a cluster of workers."""
+    try:
+        return bool(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster"))
+    except (ValueError, AttributeError):
+        raise ValueError(
+            f"expected TF_CONFIG to be a JSON object with cluster and task; got '{os.environ['TF_CONFIG'][:80]}'"
+        ) from None
+
+
+def writes(strategy: tf.distribute.Strategy) -> bool:
+    """Tell whether this process is the one that writes: the chief, or else worker 0; without workers, always."""
+    resolver = strategy.cluster_resolver
+    if resolver is None or not resolver.task_type:
+        return True
+    named = resolver.cluster_spec().as_dict()
+    return resolver.task_type == "chief" or (
+        "chief" not in named and (resolver.task_type, resolver.task_id) == ("worker", 0)
+    )
+
+
+def meet(strategy: tf.distribute.Strategy) -> None:
+    """Wait until all workers have come here."""
+    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+
+        def one() -> tf.Tensor:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
+
+        strategy.run(tf.function(one))
+
+
+def check_batch(strategy: tf.distribute.Strategy, batch: int, accumulate: int, stage: str) -> None:
+    """Raise ValueError unless a global batch divides among the devices, and a device's share into its parts."""
+    devices = strategy.num_replicas_in_sync
+    if batch % (devices * accumulate):
+        parts = f" and {accumulate} parts" if accumulate > 1 else ""
+        raise ValueError(f"expected {stage}.batch to divide among {devices} devices{parts}; got {batch}")
+
+
+def spread(strategy: tf.distribute.Strategy, batches: tf.data.Dataset, batch: int):
+    """Divide global batches among the workers, each of which makes them all and takes its own rows of every one.
+
+    TensorFlow's own sharding gives each worker other records, or each the same rows, and so other numbers than one
+    process has. On one machine `fit` divides the batches by itself.
+
+    Args:
+        strategy: The strategy.
+        batches: Batches of `batch` examples, the same in each worker.
+        batch: Examples in a global batch.
+
+    Returns:
+        What `fit` takes.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return batches
+    share = batch // strategy.num_replicas_in_sync
+
+    def own(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        devices = strategy.num_replicas_in_sync // context.num_input_pipelines
+        first = context.input_pipeline_id * devices * share
+
+        def rows(part: tf.Tensor) -> tf.Tensor:
+            return tf.reshape(part[first : first + devices * share], [devices, share, *part.shape[1:]])
+
+        # The elements of one global batch go to this worker's devices, one each.
+        return batches.map(lambda *parts: tf.nest.map_structure(rows, parts)).unbatch().prefetch(devices)
+
+    return strategy.distribute_datasets_from_function(own)
