@@ -26,6 +26,9 @@ class ViewOptions:
         stretch: Most that the aspect is changed, as a factor less 1.
         colour: Most that brightness, contrast and each channel's gain are changed.
         mirror: Whether to mirror left to right (3.1); not where that changes the class, as with digits.
+        plain: Whether classification sees plain crops of the whole image and their mirror images (3.1,
+            `training.crops`), `per_image` of each, rather than views placed on objects. Stretch, colour and boxes have
+            no part in it.
     """
 
     per_image: int = 5
@@ -33,6 +36,7 @@ class ViewOptions:
     stretch: float = 0.15
     colour: float = 0.2
     mirror: bool = True
+    plain: bool = False
 
 
 def records(source: Source, split: str, seed: int) -> tf.data.Dataset:
@@ -89,8 +93,8 @@ def spatial_batches(
     )
 
 
-def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
-    """Decode each record once and draw `views.per_image` views of it; `example` makes the training example."""
+def decoded(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Decode records' images, as "image" uint8 [H, W, 3]; those that can't be read are skipped, with a line each."""
 
     def decode(record: dict) -> dict:
         image, status = decode_image(record["image_bytes"])
@@ -107,6 +111,12 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         said = tf.cond(good, tf.no_op, lambda: tf.print(line, output_stream=sys.stderr))
         with tf.control_dependencies([said]):
             return tf.identity(good)
+
+    return data.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).filter(readable)
+
+
+def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
+    """Decode each record once and draw `views.per_image` views of it; `example` makes the training example."""
 
     def draw(index: tf.Tensor, record: dict) -> tuple:
         image = record["image"]
@@ -138,8 +148,7 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
 
     # Shuffled again after drawing: the views of one image should not share a batch.
     return (
-        data.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        .filter(readable)
+        decoded(data)
         .enumerate()
         .map(draw, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .unbatch()

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -16,12 +16,13 @@ from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import get_preset
-from training import pipeline
+from training import crops, pipeline
 from training.callbacks import Checkpoints, DetectionValidation, FiniteLoss, Report
-from training.recipes import Recipe
+from training.recipes import Recipe, with_later_fields
 from training.sources import Source
 from training.sources.record import check_split
 from training.stages import stage_model, with_background
+from training.start import start_from
 
 VALIDATION_BATCHES = 4
 PREFETCHED = 4  # batches ready while a step runs: enough to even out slow images
@@ -29,7 +30,7 @@ PREFETCHED = 4  # batches ready while a step runs: enough to even out slow image
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TASKS) -> Model:
+def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TASKS, start: Path | None = None) -> Model:
     """Fit the stages in their order, and leave configuration, checkpoints, logs and weights in the run's folder.
 
     Resuming: (1) a stage whose name is in the configuration's tasks is done and skipped; (2) a stage under way goes
@@ -40,6 +41,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
         source: The data.
         run: The run's folder, made if missing.
         stages: Of `TASKS`.
+        start: A run whose weights a new run starts from (`training.start`); one that is taken up has its own.
 
     Raises:
         ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
@@ -53,7 +55,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
     keras.utils.set_random_seed(recipe.seed)
     strategy = choose_strategy()
     with strategy.scope():
-        model = _open_run(recipe, source, run)
+        model = _open_run(recipe, source, run, start)
         for stage in TASKS:
             if stage not in stages or stage in model.tasks:
                 continue
@@ -99,7 +101,7 @@ def choose_strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
+def _open_run(recipe: Recipe, source: Source, run: Path, start: Path | None) -> Model:
     """Take up the run in the folder, or begin one."""
     run.mkdir(parents=True, exist_ok=True)
     if not (run / CONFIG).is_file():
@@ -111,11 +113,15 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
             context=recipe.context,
         )
         model = Model(network, source.class_names, recipe.inference, tasks=())
-        _write_config(model, recipe, source, run)
+        if start is None:
+            _write_config(model, recipe, source, run)
+            return model
+        model = start_from(model, start)
+        _save(model, recipe, source, run)  # so that a resumed run needs the other one no more
         return model
     config = read_config(run)
     now = _described(recipe, source)
-    began = {**_later_fields(), **config["training"]}
+    began = with_later_fields(config["training"])
     # An upgrade of TensorFlow does not end a run.
     changed = [key for key in now if key != "versions" and began.get(key) != now[key]]
     if changed:
@@ -123,7 +129,7 @@ def _open_run(recipe: Recipe, source: Source, run: Path) -> Model:
             f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"
         )
     model = Model.from_config(config["model"])
-    if model.tasks:
+    if (run / "weights").is_dir():  # a finished stage's, or those that it started from
         model.load_weights(run / "weights")
     return model
 
@@ -165,7 +171,9 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path) ->
 def _batches(stage: str, model: Model, recipe: Recipe, source: Source, split: str, seed: int) -> tf.data.Dataset:
     schedule, preset = getattr(recipe, stage), model.network.preset
     data = pipeline.records(source, split, seed)
-    if stage == "classification":
+    if stage == "classification" and recipe.views.plain:
+        batches = crops.crop_batches(data, preset, recipe.views, schedule.batch, seed)
+    elif stage == "classification":
         batches = pipeline.classification_batches(data, preset, recipe.matching, recipe.views, schedule.batch, seed)
     else:
         batches = pipeline.spatial_batches(
@@ -196,11 +204,6 @@ def _write_config(model: Model, recipe: Recipe, source: Source, run: Path) -> No
 def _described(recipe: Recipe, source: Source) -> dict:
     """Describe what a run is fitted to, in JSON's own types."""
     return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": _versions()}))
-
-
-def _later_fields() -> dict:
-    """Give what a recipe's plain fields are by default: so were runs of a version that did not have them yet."""
-    return {f.name: f.default for f in fields(Recipe) if f.default is not MISSING}
 
 
 def _versions() -> dict[str, str]:

@@ -102,9 +102,16 @@ def info(preset: str) -> None:
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
 )
+@click.option("--from", "start", type=FOLDER, help="A run whose weights a new run starts from, where they fit.")
 @click.option("--strict", is_flag=True, help="First look at all of the data, and stop where any of it can't be used.")
 def train(
-    recipe: str, data: str | None, run: Path | None, stage: str | None, settings: tuple[str, ...], strict: bool
+    recipe: str,
+    data: str | None,
+    run: Path | None,
+    stage: str | None,
+    settings: tuple[str, ...],
+    start: Path | None,
+    strict: bool,
 ) -> None:
     """Fit a RECIPE with model.fit; the same command takes up a broken run."""
     load_tensorflow()
@@ -120,7 +127,7 @@ def train(
     folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
     if strict:
         require_faultless(spec, (chosen.train_split, chosen.val_split))
-    fit(chosen, open_source(spec), folder, split_names(stage, TASKS))
+    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), start)
     click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
 
 

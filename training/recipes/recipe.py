@@ -1,0 +1,127 @@
+"""What a recipe is: data, network, and a schedule for each stage."""
+
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from overfeat_tf.boxes import BOX_FORMS
+from overfeat_tf.options import InferenceOptions
+from training.losses import BOX_LOSSES, NEGATIVES, check_choice
+from training.pipeline import ViewOptions
+from training.targets import Matching
+
+DECAYS = ("decoupled", "l2")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one stage is fitted: SGD with momentum, weight decay and a stepwise learning rate (3.1).
+
+    Attributes:
+        steps: Batches in all.
+        batch: Images (views) in a global batch, over all devices.
+        rate: Initial learning rate.
+        drops: Fractions of `steps` after which the rate is multiplied by `factor`.
+        momentum, weight_decay: As in 3.1.
+        clip: Largest norm of the gradient; small networks on high rates start unsteadily. None clips nothing (3.1).
+        epochs: Into how many epochs the steps are divided: checkpoints and validations.
+        drop_epochs: Epochs after which the rate is multiplied by `factor` (3.1), in place of `drops`.
+        decay: "l2" adds weight_decay * w to the gradient of each kernel before momentum, as the L2 term of 3.1 does;
+            "decoupled" takes rate * weight_decay * w from each weight beside the step.
+    """
+
+    steps: int
+    batch: int
+    rate: float
+    drops: tuple[float, ...] = (0.6, 0.85)
+    factor: float = 0.3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    clip: float | None = 3.0
+    epochs: int = 5
+    drop_epochs: tuple[float, ...] = ()
+    decay: str = DECAYS[0]
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.epochs) < 1:
+            got = f"{self.steps}, {self.batch} and {self.epochs}"
+            raise ValueError(f"expected at least one step, one image a batch and one epoch; got {got}")
+        check_choice("decay", self.decay, DECAYS)
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Steps after which the rate drops; one epoch is `steps` // `epochs` steps."""
+        if self.drop_epochs:
+            return [round(epoch * (self.steps // self.epochs)) for epoch in self.drop_epochs]
+        return [round(self.steps * drop) for drop in self.drops]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a run needs to know but its data's location.
+
+    Attributes:
+        name: What the command line calls it.
+        data: Default SOURCE; None where the user must name one.
+        preset: The network.
+        train_split, val_split: Splits to fit and to validate on.
+        classification, localization, detection: The schedules of the three stages.
+        side: Side of the views of the spatial stages, in pixels.
+        fine: Whether the spatial stages take the last pooling at every offset (4.2: copies for every shift).
+        matching: Which windows show an object.
+        views: How views are drawn.
+        per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
+        box_form: What the regressor's four numbers are: "edges" (4.2), or "centre_size", the centre and the logarithm
+            of the size (6, iii).
+        box_loss: What the regressor learns by: "l2" (4.2), "iou" or "giou" (6, ii); the latter two are some ten
+            times as large, which `box_weight` may have to undo.
+        through_features: Whether the second stage's loss goes through the whole network (6, i) rather than stopping
+            at the regressor; the classifier then learns along, so as to follow the features.
+        context: Whether each scale also takes a lower-resolution one as input (5).
+        negatives: How detection picks its negatives: "offending" or "random" (5).
+        box_weight: Weight of the box loss beside the classifier's wherever both are fitted: in the third stage,
+            where the regressor follows the features, and in the second with `through_features`.
+        inference: Options of validation and of the exported model.
+        validation_images: How many images of the validation split are scored after each epoch of detection.
+        seed: Of weights, data order and augmentation.
+    """
+
+    name: str
+    data: str | None
+    preset: str
+    classification: Schedule
+    localization: Schedule
+    detection: Schedule
+    side: int
+    train_split: str = "train"
+    val_split: str = "val"
+    fine: bool = True
+    matching: Matching = field(default_factory=Matching)
+    views: ViewOptions = field(default_factory=ViewOptions)
+    per_class: bool = False
+    box_form: str = BOX_FORMS[0]
+    box_loss: str = BOX_LOSSES[0]
+    through_features: bool = False
+    context: bool = False
+    negatives: str = NEGATIVES[0]
+    box_weight: float = 5.0
+    inference: InferenceOptions = field(default_factory=InferenceOptions)
+    validation_images: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Said here, before two stages have been fitted.
+        check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("box_form", self.box_form, BOX_FORMS)
+        check_choice("box_loss", self.box_loss, BOX_LOSSES)
+
+
+def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
+    """Complete a recipe as a run of an earlier version wrote it: what it did not know yet was as the default is now."""
+
+    def complete(kind: type, known: dict[str, Any]) -> dict[str, Any]:
+        values = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+        return values | known
+
+    parts = {"classification": Schedule, "localization": Schedule, "detection": Schedule, "views": ViewOptions}
+    nested = {key: complete(kind, began[key]) for key, kind in parts.items() if key in began}
+    return complete(Recipe, began) | nested
