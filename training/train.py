@@ -17,7 +17,8 @@ from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import get_preset
 from training import crops, pipeline
-from training.callbacks import Checkpoints, DetectionValidation, FiniteLoss, Report
+from training.boards import stage_boards
+from training.callbacks import Checkpoints, FiniteLoss, Report
 from training.recipes import Recipe, with_later_fields
 from training.sources import Source
 from training.sources.record import check_split
@@ -30,7 +31,14 @@ PREFETCHED = 4  # batches ready while a step runs: enough to even out slow image
 log = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TASKS, start: Path | None = None) -> Model:
+def train(
+    recipe: Recipe,
+    source: Source,
+    run: Path,
+    stages: Sequence[str] = TASKS,
+    start: Path | None = None,
+    profile: bool = False,
+) -> Model:
     """Fit the stages in their order, and leave configuration, checkpoints, logs and weights in the run's folder.
 
     Resuming: (1) a stage whose name is in the configuration's tasks is done and skipped; (2) a stage under way goes
@@ -42,6 +50,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
         run: The run's folder, made if missing.
         stages: Of `TASKS`.
         start: A run whose weights a new run starts from (`training.start`); one that is taken up has its own.
+        profile: Trace a few steps of each stage for TensorBoard's profiler.
 
     Raises:
         ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
@@ -65,7 +74,7 @@ def train(recipe: Recipe, source: Source, run: Path, stages: Sequence[str] = TAS
                 )
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
-            _fit(stage, model, recipe, source, run)
+            _fit(stage, model, recipe, source, run, profile)
             model = replace(model, tasks=(*model.tasks, stage))
             _save(model, recipe, source, run)
     return model
@@ -134,24 +143,19 @@ def _open_run(recipe: Recipe, source: Source, run: Path, start: Path | None) -> 
     return model
 
 
-def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path) -> None:
+def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, profile: bool = False) -> None:
     schedule = getattr(recipe, stage)
     fitted = stage_model(stage, model.network, recipe)
     checkpoints = Checkpoints(run / "checkpoints" / stage, fitted)
     done = checkpoints.resume()
     if done:
         log.info("%s: going on after epoch %d of %d", stage, done, schedule.epochs)
-    logs = run / "logs" / stage
     steps = max(1, schedule.steps // schedule.epochs)
     validation = None
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, steps), checkpoints]
-    if recipe.val_split in source.splits:
-        if stage == "detection":
-            scored = (model, source, recipe.val_split, recipe.validation_images, logs / "validation")
-            callbacks.append(DetectionValidation(*scored))
-        else:
-            validation = _batches(stage, model, recipe, source, recipe.val_split, recipe.seed)
-    callbacks.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=max(1, steps // 20)))
+    if stage != "detection" and recipe.val_split in source.splits:
+        validation = _batches(stage, model, recipe, source, recipe.val_split, recipe.seed)
+    callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, steps, profile)
     if not sys.stderr.isatty():
         callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epochs))
     fitted.fit(

@@ -103,6 +103,7 @@ def info(preset: str) -> None:
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
 )
 @click.option("--from", "start", type=FOLDER, help="A run whose weights a new run starts from, where they fit.")
+@click.option("--profile", is_flag=True, help="Trace a few steps of each stage for TensorBoard's profiler.")
 @click.option("--strict", is_flag=True, help="First look at all of the data, and stop where any of it can't be used.")
 def train(
     recipe: str,
@@ -111,6 +112,7 @@ def train(
     stage: str | None,
     settings: tuple[str, ...],
     start: Path | None,
+    profile: bool,
     strict: bool,
 ) -> None:
     """Fit a RECIPE with model.fit; the same command takes up a broken run."""
@@ -127,7 +129,7 @@ def train(
     folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
     if strict:
         require_faultless(spec, (chosen.train_split, chosen.val_split))
-    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), start)
+    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), start, profile)
     click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
 
 
