@@ -94,7 +94,7 @@ def draw_filters(kernels: np.ndarray, cell: int = 44) -> Image.Image:
         cell: Side of a filter's picture, in pixels.
     """
     least, most = kernels.min(axis=(0, 1, 2)), kernels.max(axis=(0, 1, 2))
-    pixels = np.uint8((kernels - least) / np.maximum(most - least, 1e-12) * 255)
+    pixels = ((kernels - least) / np.maximum(most - least, 1e-12) * 255).astype(np.uint8)
     pictures = [Image.fromarray(pixels[..., number]).resize((cell, cell), 0) for number in range(pixels.shape[-1])]
     return contact_sheet(pictures, math.ceil(math.sqrt(len(pictures))), cell)
 

@@ -349,3 +349,17 @@ def benchmark_scan(preset: str, repetitions: int, json_file: Path | None) -> Non
     report = measure(preset, repetitions)
     click.echo(report.table())
     write_json(json_file, report.as_dict())
+
+
+@benchmark.command("train")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Of `fast`, on each side.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_train(repetitions: int, steps: int, json_file: Path | None) -> None:
+    """Compare the data with bare decoding, fitting with the bare step, and the step with PyTorch's; ten minutes."""
+    load_tensorflow()
+    from benchmarks.training import measure
+
+    report = measure(repetitions, steps)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())

@@ -1,8 +1,10 @@
 """What the recipes for the paper's networks on smaller sets than ImageNet share: they start from its weights."""
 
+from dataclasses import replace
+
 from training.pipeline import ViewOptions
-from training.recipes.imagenet import SIDES
-from training.recipes.recipe import Recipe, Schedule
+from training.recipes.imagenet import SIDES, WINDOWS
+from training.recipes.recipe import Recipe
 
 
 def finetuned(name: str, preset: str, classification: int, localization: int, detection: int) -> Recipe:
@@ -10,15 +12,13 @@ def finetuned(name: str, preset: str, classification: int, localization: int, de
 
     Rates are a fifth of 3.1's at most: the features are to be kept. Momentum and L2 decay are as in 3.1.
     """
-    paper = {"factor": 0.5, "momentum": 0.6, "weight_decay": 1e-5, "decay": "l2"}
-    drops = (0.4, 0.6, 0.8)
     return Recipe(
         name=name,
         data=None,
         preset=preset,
-        classification=Schedule(steps=classification, batch=64, rate=5e-3, drops=drops, epochs=10, **paper),
-        localization=Schedule(steps=localization, batch=32, rate=1e-2, drops=drops, epochs=5, **paper),
-        detection=Schedule(steps=detection, batch=32, rate=5e-3, drops=drops, epochs=20, **paper),
+        classification=replace(WINDOWS, steps=classification, batch=64, rate=5e-3, epochs=10),
+        localization=replace(WINDOWS, steps=localization, epochs=5),
+        detection=replace(WINDOWS, steps=detection, rate=5e-3, epochs=20),
         side=SIDES[preset],
         views=ViewOptions(object_share=0.7),
         validation_images=200,

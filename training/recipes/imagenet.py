@@ -8,11 +8,27 @@ It gives no schedules for localization and detection: theirs here are 3.1's rate
 gradients, since a batch of windows from few images is less even than one of crops.
 """
 
+from dataclasses import replace
+
 from training.pipeline import ViewOptions
 from training.recipes.recipe import Recipe, Schedule
 
 IMAGES = 1_281_167
-BATCH, EPOCHS, HALVED = 128, 90, (30, 50, 60, 70, 80)
+BATCH, EPOCHS = 128, 90
+CLASSIFICATION = Schedule(  # 3.1
+    steps=EPOCHS * (IMAGES // BATCH),
+    batch=BATCH,
+    rate=5e-2,
+    drops=(),
+    drop_epochs=(30, 50, 60, 70, 80),
+    factor=0.5,
+    momentum=0.6,
+    weight_decay=1e-5,
+    decay="l2",
+    clip=None,
+    epochs=EPOCHS,
+)
+WINDOWS = replace(CLASSIFICATION, batch=32, rate=1e-2, drops=(0.4, 0.6, 0.8), drop_epochs=(), clip=3.0)
 SIDES = {"fast": 311, "accurate": 317}  # of Table 5's kind, the third scale: 6 x 6 and 9 x 9 windows at fine stride
 
 
@@ -42,24 +58,13 @@ def imagenet_accurate() -> Recipe:
 
 
 def _paper(preset: str) -> Recipe:
-    paper = {"factor": 0.5, "momentum": 0.6, "weight_decay": 1e-5, "decay": "l2"}
-    steps_an_epoch = IMAGES // BATCH
     return Recipe(
         name=f"imagenet-{preset}",
         data=None,
         preset=preset,  # with dropout 0.5 and initial weights from N(0, 0.01)
-        classification=Schedule(
-            steps=EPOCHS * steps_an_epoch,
-            batch=BATCH,
-            rate=5e-2,
-            drops=(),
-            drop_epochs=HALVED,
-            clip=None,
-            epochs=EPOCHS,
-            **paper,
-        ),
-        localization=Schedule(steps=200_000, batch=32, rate=1e-2, drops=(0.6, 0.85), epochs=20, **paper),
-        detection=Schedule(steps=400_000, batch=32, rate=1e-2, drops=(0.4, 0.6, 0.8), epochs=40, **paper),
+        classification=CLASSIFICATION,
+        localization=replace(WINDOWS, steps=200_000, epochs=20),
+        detection=replace(WINDOWS, steps=400_000, epochs=40),
         side=SIDES[preset],
         views=ViewOptions(per_image=5, plain=True),
         validation_images=500,
