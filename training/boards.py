@@ -16,6 +16,7 @@ from PIL import Image
 from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.pr_curve import summary as pr_curve
 
+from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import draw_boxes, draw_classes, draw_filters
 from overfeat_tf.model import TASKS, Model
 from training.curves import THRESHOLDS, PrecisionRecall
@@ -138,13 +139,18 @@ class Validation(keras.callbacks.Callback):
         """Score, draw and write."""
         with self._writer.as_default(step=epoch):
             try:
-                figures = self._detection(epoch) if self._stage == "detection" else self._others()
+                figures = self._look(epoch)
             except ValueError as error:  # such as images without objects: no reason to end a run
                 log.warning("no figures of %s in epoch %d: %s", self._stage, epoch + 1, error)
                 return
         self._writer.flush()
         if logs is not None:
             logs |= figures
+
+    def _look(self, epoch: int) -> dict[str, float]:
+        if self._stage == "detection":
+            return self._detection(epoch)
+        return self._localization() if self._stage == "localization" else self._classification()
 
     def _detection(self, epoch: int) -> dict[str, float]:
         curves = PrecisionRecall(self._source.class_names)
@@ -162,26 +168,28 @@ class Validation(keras.callbacks.Callback):
             tf.summary.experimental.write_raw_pb(written.SerializeToString(), step=epoch)
         return {"val_map": figures["map"], "val_map50": figures["map50"]}
 
-    def _others(self) -> dict[str, float]:
-        figures = {}
-        if self._stage == "localization":
-            scored = evaluate(
-                self._scored, self._source, self._split, ("classification", "localization"), self._images, quiet=True
-            )
-            figures = {f"val_{name}": value for name, value in scored.items() if name.endswith("_error")}
-        records = [record for record in self._source.records(self._split, PICTURES) if len(record.labels)]
-        if self._stage == "localization":
-            answers = self._scored.localize([record.image_bytes for record in records])
-            rows = [{key: values[row] for key, values in answers.items()} for row in range(len(records))]
-            best = [{**row, "num_detections": np.minimum(row["num_detections"], 1)} for row in rows]
-            self._draw([_boxes(self._source, *pair) for pair in zip(records, best, strict=True) if _readable(pair[1])])
-        else:
-            self._draw([self._named(record) for record in records])
-        return figures
+    def _localization(self) -> dict[str, float]:
+        overheard = Overheard(self._scored)
+        protocols = ("classification", "localization")
+        figures = evaluate(overheard, self._source, self._split, protocols, self._images, quiet=True)
+        answers = overheard.first
+        pictures = []
+        for row, record in enumerate(self._source.records(self._split, min(PICTURES, len(answers["status"])))):
+            answer = {key: values[row] for key, values in answers.items()}
+            answer["num_detections"] = np.minimum(answer["num_detections"], 1)  # the best guess
+            if not answer["status"]:
+                pictures.append(_boxes(self._source, record, answer))
+        self._draw(pictures)
+        return {f"val_{name}": value for name, value in figures.items() if name.endswith("_error")}
 
-    def _named(self, record: Record) -> Image.Image:
+    def _classification(self) -> dict[str, float]:
+        records = self._source.records(self._split, PICTURES)
+        images = [(record, *decode_image(record.image_bytes)) for record in records]
+        self._draw([self._named(record, pixels.numpy()) for record, pixels, status in images if not status.numpy()])
+        return {}
+
+    def _named(self, record: Record, pixels: np.ndarray) -> Image.Image:
         """Write the three likeliest classes over an image, and the true ones beneath them."""
-        pixels = tf.io.decode_image(record.image_bytes, 3, expand_animations=False).numpy()
         probabilities = self._scored.classify([pixels])["probs"][0]
         best = [(self._source.class_names[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:3]]
         truth = dict.fromkeys(f"truth: {self._source.class_names[label]}" for label in record.labels)
@@ -193,8 +201,18 @@ class Validation(keras.callbacks.Callback):
             tf.summary.image(f"{self._split}/{number}", np.asarray(picture)[None])
 
 
-def _readable(answer: Answer) -> bool:
-    return not answer["status"]
+class Overheard:
+    """A model whose first answer to `localize` is kept, to be drawn: asked again for it, it would be traced again."""
+
+    def __init__(self, model: Model):
+        self._model, self.detect = model, model.detect
+        self.first: Answer = {}
+
+    def localize(self, images: list[bytes]) -> Answer:
+        """Answer, and remember."""
+        answers = self._model.localize(images)
+        self.first = self.first or answers
+        return answers
 
 
 def _boxes(source: Source, record: Record, answer: Answer) -> Image.Image:
