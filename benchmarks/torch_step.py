@@ -1,10 +1,50 @@
-"""The same network, loss and optimiser in PyTorch: what the training step is measured against."""
+"""The same network, loss and optimiser in PyTorch: what the training step is measured against.
 
-from collections.abc import Callable
+As a program, in a process of its own, since the libraries of PyTorch and TensorFlow do not bear each other:
+`torch_step PRESET CLASSES BATCH RATE MOMENTUM DECAY` reads numbers of steps and tells the seconds they took.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 
-from overfeat_tf.presets import Preset
+from overfeat_tf.presets import Preset, get_preset
+
+
+@contextmanager
+def timed_steps(
+    preset: Preset, classes: int, batch: int, rate: float, momentum: float, decay: float
+) -> Iterator[Callable[[int], float]]:
+    """Start the program, and give a call that takes so many steps and returns their seconds.
+
+    Raises:
+        ImportError: PyTorch is not there.
+        RuntimeError: the program ended.
+    """
+    if find_spec("torch") is None:
+        raise ImportError("expected PyTorch to compare with; there is none: pip install 'overfeat-tf[benchmark]'")
+    settings = (preset.name, classes, batch, rate, momentum, decay)
+    command = [sys.executable, "-m", "benchmarks.torch_step", *map(str, settings)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
+        asked, answered = program.stdin, program.stdout
+        assert asked is not None and answered is not None
+
+        def take(steps: int) -> float:
+            asked.write(f"{steps}\n")
+            line = answered.readline()
+            if not line:
+                raise RuntimeError("expected PyTorch's seconds; its process ended: see its lines above")
+            return float(line)
+
+        try:
+            yield take
+        finally:
+            program.terminate()
 
 
 def torch_step(
@@ -55,6 +95,22 @@ def torch_step(
         loss = loss_of(network((images.float() - preset.mean) / preset.std), truth)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
+
+
+def _serve(name: str, classes: str, batch: str, rate: str, momentum: str, decay: str) -> None:
+    preset, rng = get_preset(name), np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (int(batch), preset.window, preset.window, 3), np.uint8)
+    labels = rng.integers(0, int(classes), int(batch), np.int32)
+    step = torch_step(preset, int(classes), float(rate), float(momentum), float(decay), pixels, labels)
+    for line in sys.stdin:
+        began = time.perf_counter()
+        for _ in range(int(line)):
+            step()
+        print(time.perf_counter() - began, flush=True)
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])

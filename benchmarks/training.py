@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ import tensorflow as tf
 from benchmarks.extraction import write_photographs
 from benchmarks.machine import describe, seconds
 from benchmarks.report import Report
-from benchmarks.torch_step import torch_step
+from benchmarks.torch_step import timed_steps
 from overfeat_tf.decode import decode_image
 from overfeat_tf.network import build
 from overfeat_tf.presets import Preset, get_preset
@@ -50,7 +50,7 @@ def measure(repetitions: int, steps: int) -> Report:
     try:
         report.add("of_pytorch", *of_pytorch(fitted, preset, recipe, repetitions, steps), (">=", 1.0))
     except ImportError as error:
-        log.warning("of_pytorch left out: expected PyTorch; got %s: pip install 'overfeat-tf[benchmark]'", error)
+        log.warning("of_pytorch left out: %s", error)
     return report
 
 
@@ -125,19 +125,16 @@ def of_pytorch(
     labels = rng.integers(0, CLASSES, BATCH, np.int32)
     held = tf.constant(pixels), tf.constant(labels)
     schedule = recipe.classification
-    theirs = torch_step(preset, CLASSES, schedule.rate, schedule.momentum, schedule.weight_decay, pixels, labels)
-    sides: Sequence[Callable[[], object]] = (lambda: fitted.train_on_batch(*held), theirs)
-    for side in sides:
-        side()
-
-    def repeated(side: Callable[[], object]) -> float:
-        return seconds(lambda: [side() for _ in range(steps)])
-
+    fitted.train_on_batch(*held)
     ratios = []
-    for number in range(1, repetitions + 1):
-        ours, other = map(repeated, sides)
-        ratios.append(other / ours)
-        log.info("PyTorch %d of %d: %.3f s a step, theirs %.3f", number, repetitions, ours / steps, other / steps)
+    hyper = (schedule.rate, schedule.momentum, schedule.weight_decay)
+    with timed_steps(preset, CLASSES, BATCH, *hyper) as theirs:
+        theirs(1)
+        for number in range(1, repetitions + 1):
+            ours = seconds(lambda: [fitted.train_on_batch(*held) for _ in range(steps)])
+            other = theirs(steps)
+            ratios.append(other / ours)
+            log.info("PyTorch %d of %d: %.3f s a step, theirs %.3f", number, repetitions, ours / steps, other / steps)
     return ratios, f"`{PRESET}`, batch {BATCH}, {steps} steps on one batch in memory: the rate over PyTorch's"
 
 

@@ -1,12 +1,12 @@
-"""The training benchmark: that both sides do the same work, and that it runs (on a small network)."""
+"""The training benchmark: that it runs, on a small network, with PyTorch and without."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
-import numpy as np
 import pytest
-import tensorflow as tf
 
 from benchmarks import training as benchmark
+from benchmarks.torch_step import timed_steps
 from overfeat_tf.network import build
 from overfeat_tf.presets import PRESETS
 from training.recipes import get_recipe
@@ -29,15 +29,20 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     assert len(ratios) == 2 and min(ratios) > 0
 
 
-def test_pytorch_takes_the_same_steps():
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (8, 32, 32, 3), np.uint8)
-    labels = rng.integers(0, 10, 8, np.int32)
-    fitted = stage_model("classification", build(TINY, 10), RECIPE)
-    work = [float(np.asarray(fitted.train_on_batch(tf.constant(pixels), tf.constant(labels))[0])) for _ in range(3)]
-    torch.manual_seed(0)
-    step = benchmark.torch_step(TINY, 10, 0.05, 0.6, 1e-5, pixels, labels)
-    theirs = [step() for _ in range(3)]
-    # Other initial weights: only the first loss, of nearly even scores, and its direction are alike.
-    assert theirs[0] == pytest.approx(work[0], rel=0.2) and theirs[-1] < theirs[0] * 1.05
+@pytest.mark.long
+def test_pytorch_takes_its_steps_beside_ours(monkeypatch):
+    if find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    monkeypatch.setattr(benchmark, "CLASSES", 10)
+    fitted = stage_model("classification", build(PRESETS["tiny"], 10), RECIPE)
+    ratios, _ = benchmark.of_pytorch(fitted, PRESETS["tiny"], RECIPE, 2, 3)
+    assert len(ratios) == 2 and min(ratios) > 0
+
+
+def test_without_pytorch_one_line_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("benchmarks.torch_step.find_spec", lambda name: None)
+    with (
+        pytest.raises(ImportError, match=r"^expected PyTorch [^\n]*: pip install 'overfeat-tf\[benchmark\]'$"),
+        timed_steps(PRESETS["tiny"], 10, 4, 0.1, 0.6, 0.0),
+    ):
+        pass
