@@ -27,7 +27,7 @@ from training.sources.record import Record, Source
 
 UPDATES = 20  # of the light figures in an epoch
 PICTURES, SIDE = 6, 640  # images, and their longer side in pixels: larger ones fill the disk
-COUNTED = 100_000  # weights of a layer in its histogram: enough for its shape, and 0.1 s for the paper's networks
+COUNTED = 100_000  # weights of a layer in its histogram: enough for its shape, however wide the layer
 PROFILED = (5, 10)  # steps: after the first ones, which trace and allocate
 
 log = logging.getLogger(__name__)
