@@ -29,7 +29,7 @@ def extraction_of_network(repetitions: int) -> tuple[list[float], str]:
     model = Model(build("fast", 1000), tuple(map(str, range(1000))), tasks=("classification",))
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
         folder = Path(name)
-        files = _write_photographs(folder)
+        files = write_photographs(folder)
         pixels = [tf.io.decode_jpeg(file.read_bytes(), 3).numpy() for file in files]
         model.extract_features(pixels[:8], scale=SCALE)
         ratios = []
@@ -42,7 +42,7 @@ def extraction_of_network(repetitions: int) -> tuple[list[float], str]:
     return ratios, f"{IMAGES} JPEGs of {SIZE[1]}x{SIZE[0]}, `fast`, scale {SCALE}: files to .npz over decoded images"
 
 
-def _write_photographs(folder: Path) -> Sequence[Path]:
+def write_photographs(folder: Path) -> Sequence[Path]:
     """Write different cuts of real photographs."""
     from sklearn.datasets import load_sample_images
 

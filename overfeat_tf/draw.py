@@ -86,6 +86,19 @@ def contact_sheet(
     return sheet
 
 
+def draw_filters(kernels: np.ndarray, cell: int = 44) -> Image.Image:
+    """Draw the first layer's filters (Fig. 2), each stretched to its own range: what a filter weighs is its pattern.
+
+    Args:
+        kernels: float [side, side, 3, filters].
+        cell: Side of a filter's picture, in pixels.
+    """
+    least, most = kernels.min(axis=(0, 1, 2)), kernels.max(axis=(0, 1, 2))
+    pixels = ((kernels - least) / np.maximum(most - least, 1e-12) * 255).astype(np.uint8)
+    pictures = [Image.fromarray(pixels[..., number]).resize((cell, cell), 0) for number in range(pixels.shape[-1])]
+    return contact_sheet(pictures, math.ceil(math.sqrt(len(pictures))), cell)
+
+
 def class_colour(number: int) -> tuple[int, int, int]:
     """Give each class a bright colour far from its neighbours', RGB 0..255."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1.0, 0.85, 1.0)  # golden ratio: neighbours differ

@@ -28,6 +28,9 @@ class ViewOptions:
         stretch: Most that the aspect is changed, as a factor less 1.
         colour: Most that brightness, contrast and each channel's gain are changed.
         mirror: Whether to mirror left to right (3.1); not where that changes the class, as with digits.
+        plain: Whether classification sees plain crops of the whole image and their mirror images (3.1,
+            `training.crops`), `per_image` of each, rather than views placed on objects. Stretch, colour and boxes have
+            no part in it.
     """
 
     per_image: int = 5
@@ -35,6 +38,7 @@ class ViewOptions:
     stretch: float = 0.15
     colour: float = 0.2
     mirror: bool = True
+    plain: bool = False
 
 
 def classification_batches(
@@ -89,8 +93,8 @@ def spatial_batches(
     return mixed_batches(drawn, batch, seed, marks)
 
 
-def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
-    """Decode each record once and draw `views.per_image` views of it: (place, what `example` makes of the view)."""
+def decoded(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Decode records' images, as "image" uint8 [H, W, 3]; those that can't be read are skipped, with a line each."""
 
     def decode(record: dict) -> dict:
         image, status = decode_image(record["image_bytes"])
@@ -108,13 +112,18 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         with tf.control_dependencies([said]):
             return tf.identity(good)
 
+    return _placed(data).map(decode, num_parallel_calls=CORES, deterministic=True).filter(readable)
+
+
+def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
+    """Decode each record once and draw `views.per_image` views of it: (place, what `example` makes of the view)."""
+
     def draw(record: dict) -> tuple:
         image = record["image"]
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         boxes = record["boxes"] * tf.concat([size, size], axis=0)
         place = record["place"]
-        own = tf.random.fold_in(tf.random.fold_in([seed, 0], place[0]), place[1])
-        seeds = tf.random.split(own, views.per_image)
+        seeds = tf.random.split(view_seed(seed, place), views.per_image)
         labels, boxed = record["labels"], record["boxed"]
         one = [_view(seeds[i], image, size, boxes, labels, boxed) for i in range(views.per_image)]
         places = [tf.concat([place, [i]], axis=0) for i in range(views.per_image)]
@@ -141,13 +150,12 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
 
     # In a fixed number of threads: tf.data's own tuning gains nothing over one for each core, and was seen to take
     # up to 22 s to let go of a pipeline that ends.
-    return (
-        _placed(data)
-        .map(decode, num_parallel_calls=CORES, deterministic=True)
-        .filter(readable)
-        .map(draw, num_parallel_calls=CORES, deterministic=True)
-        .unbatch()
-    )
+    return decoded(data).map(draw, num_parallel_calls=CORES, deterministic=True).unbatch()
+
+
+def view_seed(seed: int, place: tf.Tensor) -> tf.Tensor:
+    """Give the seed [2] of the views of the record at place int64 [2], whoever draws them and when."""
+    return tf.random.fold_in(tf.random.fold_in([seed, 0], place[0]), place[1])
 
 
 def _placed(data: tf.data.Dataset) -> tf.data.Dataset:

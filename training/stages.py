@@ -100,35 +100,45 @@ def _let_learn(network: Network, *parts: keras.Model) -> None:
 
 
 def _optimizer(schedule: Schedule) -> keras.optimizers.Optimizer:
-    """Build SGD with momentum, decoupled weight decay and a stepwise rate (3.1)."""
-    boundaries = [round(schedule.steps * drop) for drop in schedule.drops]
+    """Build SGD with momentum, weight decay and a stepwise rate (3.1)."""
+    boundaries = schedule.boundaries
     values = [schedule.rate * schedule.factor**i for i in range(len(boundaries) + 1)]
-    return ClippedSGD(
+    decoupled = schedule.decay == "decoupled"
+    return StageSGD(
         schedule.clip,
-        keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else schedule.rate,
+        0.0 if decoupled else schedule.weight_decay,
+        learning_rate=keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+        if boundaries
+        else schedule.rate,
         momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay,
+        weight_decay=schedule.weight_decay if decoupled else None,
     )
 
 
-class ClippedSGD(keras.optimizers.SGD):
-    """SGD on the global batch's gradient, of norm `clip` at most.
+class StageSGD(keras.optimizers.SGD):
+    """SGD on the global batch's gradient, of norm `clip` at most (None: any), and L2 decay `l2` of the kernels.
 
     Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
-    many devices there are.
+    many devices there are. Its own `weight_decay` is decoupled; L2's goes through the momentum (3.1), and so pulls
+    1 / (1 - momentum) as hard. Biases have no part in it, as in the networks of that time.
     """
 
-    def __init__(self, clip: float, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._clip = clip
+    def __init__(self, clip: float | None = None, l2: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self._clip, self._l2 = clip, l2
 
     def apply(self, grads, trainable_variables=None):
-        """Add up the devices' gradients, clip, and hand each its share, which Keras adds up again."""
+        """Add up the devices' gradients, clip, decay, and hand each its share, which Keras adds up again."""
         replicas = tf.distribute.get_replica_context()
         if replicas.num_replicas_in_sync > 1:
             grads = replicas.all_reduce(tf.distribute.ReduceOp.SUM, grads)
-        clipped, _ = tf.clip_by_global_norm(grads, self._clip)
-        super().apply([grad / replicas.num_replicas_in_sync for grad in clipped], trainable_variables)
+        if self._clip is not None:
+            grads, _ = tf.clip_by_global_norm(grads, self._clip)
+        if self._l2:
+            variables = self._trainable_variables if trainable_variables is None else trainable_variables
+            pairs = zip(grads, variables, strict=True)
+            grads = [g + self._l2 * tf.convert_to_tensor(v) if len(v.shape) > 1 else g for g, v in pairs]
+        super().apply([grad / replicas.num_replicas_in_sync for grad in grads], trainable_variables)
 
 
 __all__ = ["TASKS", "stage_model", "with_background"]

@@ -5,7 +5,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -15,14 +15,16 @@ from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import Preset, get_preset
-from training import pipeline, run_folder
-from training.callbacks import DetectionValidation, FiniteLoss, Report
+from training import crops, pipeline, run_folder
+from training.boards import stage_boards
+from training.callbacks import FiniteLoss, Report
 from training.checkpoints import KEPT, Checkpoints
 from training.order import Bookmarks, batches_a_block
-from training.recipes import Recipe, Schedule
+from training.recipes import Recipe, with_later_fields
 from training.sources import Source
 from training.sources.record import check_split
 from training.stages import stage_model, with_background
+from training.start import start_from
 from training.strategy import check_batch, choose_strategy, meet, spread, writes
 
 VALIDATION_BATCHES = 4
@@ -37,6 +39,8 @@ def train(
     run: Path,
     stages: Sequence[str] = TASKS,
     strategy: tf.distribute.Strategy | None = None,
+    start: Path | None = None,
+    profile: bool = False,
 ) -> Model:
     """Fit the stages in their order, and leave configuration, checkpoints, logs and weights in the run's folder.
 
@@ -50,6 +54,8 @@ def train(
         run: The run's folder, made if missing; shared by all workers, if there are several, of which one writes.
         stages: Of `TASKS`.
         strategy: As `choose_strategy` gives it, which several workers have to call before anything else.
+        start: A run whose weights a new run starts from (`training.start`); one that is taken up has its own.
+        profile: Trace a few steps of each stage for TensorBoard's profiler.
 
     Raises:
         ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
@@ -70,7 +76,7 @@ def train(
         if writes(strategy):
             run_folder.mend(run)
         meet(strategy)
-        model = _open_run(recipe, source, run, strategy)
+        model = _open_run(recipe, source, run, strategy, start)
         left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
         if left and writes(strategy):
             run_folder.require_room(run, _room(recipe, source))
@@ -82,7 +88,7 @@ def train(
                 )
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
-            _fit(stage, model, recipe, source, run)
+            _fit(stage, model, recipe, source, run, profile)
             model = replace(model, tasks=(*model.tasks, stage))
             if writes(strategy):
                 run_folder.commit(run, _config(model, recipe, source), model.save_weights)
@@ -109,7 +115,7 @@ def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
             raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
 
 
-def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute.Strategy) -> Model:
+def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute.Strategy, start: Path | None) -> Model:
     """Take up the run in the folder, or begin one."""
     if not (run / CONFIG).is_file():
         network = build(
@@ -120,15 +126,16 @@ def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute
             context=recipe.context,
         )
         model = Model(network, source.class_names, recipe.inference, tasks=())
-        if writes(strategy):
+        if start is not None:
+            model = start_from(model, start)
+        if writes(strategy) and start is not None:  # so that a resumed run needs the other one no more
+            run_folder.commit(run, _config(model, recipe, source), model.save_weights)
+        elif writes(strategy):
             run_folder.write_config(run, _config(model, recipe, source))
         return model
     config = read_config(run)
     now = _described(recipe, source)
-    began = {**_later_fields(Recipe), **config["training"]}
-    began |= {
-        stage: {**_later_fields(Schedule), **began[stage]} for stage in TASKS if isinstance(began.get(stage), dict)
-    }
+    began = with_later_fields(config["training"])
     # An upgrade of TensorFlow does not end a run.
     changed = [key for key in now if key != "versions" and began.get(key) != now[key]]
     if changed:
@@ -136,12 +143,12 @@ def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute
             f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"
         )
     model = Model.from_config(config["model"])
-    if model.tasks:
+    if (run / "weights").is_dir():  # a finished stage's, or those that it started from
         model.load_weights(run / "weights")
     return model
 
 
-def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path) -> None:
+def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, profile: bool) -> None:
     schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     fitted = stage_model(stage, model.network, recipe)
     steps = max(1, schedule.steps // schedule.epochs)
@@ -149,18 +156,12 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path) ->
     done = checkpoints.resume()
     if done:
         log.info("%s: going on after step %d of %d", stage, done, steps * schedule.epochs)
-    logs = run / "logs" / stage
     validation = None
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), checkpoints]
-    if recipe.val_split in source.splits:
-        if stage == "detection":
-            scored = (model, source, recipe.val_split, recipe.validation_images, logs / "validation")
-            callbacks += [DetectionValidation(*scored)] if writes(strategy) else []
-        else:
-            seen = _batches(stage, model, recipe, source, recipe.val_split)
-            validation = spread(strategy, seen, schedule.batch)
+    if stage != "detection" and recipe.val_split in source.splits:
+        validation = spread(strategy, _batches(stage, model, recipe, source, recipe.val_split), schedule.batch)
     if writes(strategy):
-        callbacks.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=max(1, steps // 20)))
+        callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, steps, profile)
     if writes(strategy) and not sys.stderr.isatty():
         callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epochs))
     for first, last, each in _parts(done, steps, schedule.epochs):
@@ -197,7 +198,9 @@ def _batches(
     marks = marks or Bookmarks()
     data = pipeline.records(source, split, seed, marks.place)
     views = (data, preset, recipe.matching, recipe.views, schedule.batch)
-    if stage == "classification":
+    if stage == "classification" and recipe.views.plain:
+        batches = crops.crop_batches(data, preset, recipe.views, schedule.batch, seed, marks)
+    elif stage == "classification":
         batches = pipeline.classification_batches(*views, seed, marks)
     else:
         batches = pipeline.spatial_batches(*views, recipe.side, recipe.fine, seed, marks)
@@ -230,11 +233,6 @@ def _config(model: Model, recipe: Recipe, source: Source) -> dict:
 def _described(recipe: Recipe, source: Source) -> dict:
     """Describe what a run is fitted to, in JSON's own types."""
     return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": _versions()}))
-
-
-def _later_fields(kind: type) -> dict:
-    """Give what the plain fields of a recipe are by default: so were runs of a version that did not have them yet."""
-    return json.loads(json.dumps({f.name: f.default for f in fields(kind) if f.default is not MISSING}))
 
 
 def _versions() -> dict[str, str]:

@@ -1,7 +1,6 @@
 """The command line: verbs, options and exit statuses; what they do is elsewhere."""
 
 import difflib
-import json
 import logging
 import os
 import sys
@@ -9,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import Changes, inference_options, with_changes
+from overfeat_tf.cli.benchmark import benchmark
+from overfeat_tf.cli.fitting import evaluate, inspect, train
+from overfeat_tf.cli.options import FILE, FOLDER, Changes, inference_options, with_changes, write_json
 from overfeat_tf.cli.quiet import load_tensorflow
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
 # Mistakes of the user's, by the exceptions that our own code raises for them.
 MISTAKES = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
 
@@ -35,6 +34,10 @@ class Verbs(click.Group):
 @click.version_option(package_name="overfeat-tf")
 def overfeat() -> None:
     """OverFeat: classify, localize and detect with one ConvNet, from boxed images to boxes over gRPC."""
+
+
+for _verb in (train, evaluate, inspect, benchmark):
+    overfeat.add_command(_verb)
 
 
 def main() -> None:
@@ -62,18 +65,6 @@ def _fail(error: BaseException, status: int) -> None:
     sys.exit(status)
 
 
-def write_json(path: Path | None, value: object) -> None:
-    """Write a result where a program wants it."""
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Split a comma-separated option."""
-    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default
-
-
 @overfeat.command()
 @click.option("--out", type=FOLDER, default=Path("demo"), show_default=True, help="Where everything goes.")
 def demo(out: Path) -> None:
@@ -92,71 +83,6 @@ def info(preset: str) -> None:
     from overfeat_tf.cli.info import table
 
     click.echo(table(preset))
-
-
-@overfeat.command()
-@click.argument("recipe")
-@click.option("--data", metavar="SOURCE", help="The recipe's own if left out; as for `inspect`.")
-@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
-@click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
-@click.option(
-    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
-)
-@click.option("--strict", is_flag=True, help="First look at all of the data, and stop where any of it can't be used.")
-def train(
-    recipe: str, data: str | None, run: Path | None, stage: str | None, settings: tuple[str, ...], strict: bool
-) -> None:
-    """Fit a RECIPE with model.fit; the same command takes up a broken run."""
-    load_tensorflow()
-    from training.inspection import require_faultless
-    from training.recipes import get_recipe, override
-    from training.sources import open_source
-    from training.strategy import choose_strategy
-    from training.train import TASKS
-    from training.train import train as fit
-
-    chosen = override(get_recipe(recipe), list(settings))
-    if data is None and chosen.data is None:
-        raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
-    folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
-    strategy = choose_strategy()
-    if strict:
-        require_faultless(spec, (chosen.train_split, chosen.val_split))
-    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), strategy)
-    click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
-
-
-@overfeat.command()
-@click.argument("model", type=FOLDER)
-@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
-@click.option("--split", default="val", show_default=True)
-@click.option("--protocol", metavar="NAMES", help="Of classification,localization,detection; the model's last task.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
-@inference_options
-@click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
-def evaluate(
-    model: Path,
-    data: str,
-    split: str,
-    protocol: str | None,
-    limit: int | None,
-    json_file: Path | None,
-    changes: Changes,
-) -> None:
-    """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
-    load_tensorflow()
-    from overfeat_tf.loading import load
-    from training.evaluate import PROTOCOLS, require_fit
-    from training.evaluate import evaluate as score
-    from training.sources import open_source
-
-    loaded, source = with_changes(load(model), changes), open_source(data)
-    protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in loaded.tasks)[-1:])
-    require_fit(loaded.labels, loaded.tasks, source, protocols)
-    figures = score(loaded, source, split, protocols, limit)
-    for name, value in figures.items():
-        click.echo(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
-    write_json(json_file, figures)
 
 
 @overfeat.command()
@@ -290,80 +216,3 @@ def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> N
     read(file, released(preset), run, labels)
     click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{preset}", err=True)
     click.echo(run)
-
-
-@overfeat.command()
-@click.argument("source")
-@click.option("--split", help="One split; all if left out.")
-@click.option("--out", type=FOLDER, help="Draw pictures with boxes there.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images of a split.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 where there are faults.")
-@click.option("--json", "json_file", type=FILE, help="Also write counts and findings there.")
-def inspect(
-    source: str, split: str | None, out: Path | None, limit: int | None, strict: bool, json_file: Path | None
-) -> None:
-    """Count what is in a data set, draw it, and find what is wrong with it.
-
-    \b
-    SOURCE is one of
-      digits                            the embedded scenes
-      voc:DIR                           Pascal VOC's layout
-      coco:IMAGES_DIR:ANNOTATIONS.json  with {split} in both parts, every split there is
-      ilsvrc:DIR                        ImageNet's CLS-LOC or DET layout
-      folder:DIR                        a folder a class, with train, val and test folders above or without
-      tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; ImageNet's with +boxes=DIR after it has boxes
-
-    Faults are images and objects that can't be used, which training reports and skips, an image in two splits, and
-    one with two classes. Boxes are taken in the image as displayed, with its EXIF orientation applied.
-    """
-    load_tensorflow()
-    from overfeat_tf.cli.inspect import lines, run
-
-    found = run(source, split, out, limit)
-    click.echo("\n".join(lines(found)))
-    write_json(json_file, found.as_dict())
-    sys.exit(1 if strict and found.faults else 0)
-
-
-@overfeat.group()
-def benchmark() -> None:
-    """Measure, as ratios in one run: this machine's noise and speed are in both sides."""
-
-
-@benchmark.command("scan")
-@click.option("--preset", default="accurate", show_default=True, help="The network.")
-@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
-@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
-def benchmark_scan(preset: str, repetitions: int, json_file: Path | None) -> None:
-    """Compare the scan with the machine's matrix-product rate, with crops, with its own growth; some ten minutes."""
-    load_tensorflow()
-    from benchmarks.scan import measure
-
-    report = measure(preset, repetitions)
-    click.echo(report.table())
-    write_json(json_file, report.as_dict())
-
-
-@benchmark.command("merge")
-@click.option("--preset", default="accurate", show_default=True, help="The network that is scanned.")
-@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
-@click.option(
-    "--detector",
-    "detectors",
-    type=(click.Path(exists=True), str, str),
-    multiple=True,
-    metavar="RUN SOURCE SPLIT",
-    help="Compare with non-maximum suppression on these; by default `digits` is trained first.",
-)
-@click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Images of each split.")
-@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
-def benchmark_merge(
-    preset: str, repetitions: int, detectors: tuple[tuple[str, str, str], ...], limit: int, json_file: Path | None
-) -> None:
-    """Compare merging with the scan's time, with its own growth, and with non-maximum suppression; some ten minutes."""
-    load_tensorflow()
-    from benchmarks.merging import measure
-
-    report = measure(preset, repetitions, detectors, limit)
-    click.echo(report.table())
-    write_json(json_file, report.as_dict())

@@ -1,7 +1,9 @@
-"""The options of every inference call, as the verbs that run a model take them."""
+"""What verbs share: kinds of options, the options of every inference call, and results for programs."""
 
+import json
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +11,9 @@ import click
 from overfeat_tf.options import VIEWS, InferenceOptions
 
 Changes = dict[str, Any]
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def inference_options(verb: Callable) -> Callable:
@@ -55,3 +60,15 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
         return tuple(int(number) for number in text.split(","))
     except ValueError:
         raise click.BadParameter(f"expected numbers of scales such as 1,2; got '{text}'", context, option) from None
+
+
+def write_json(path: Path | None, value: object) -> None:
+    """Write a result where a program wants it."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default

@@ -6,8 +6,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from overfeat_tf.model import TASKS
 from overfeat_tf.presets import get_preset
-from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override
+from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override, with_later_fields
+from training.recipes.work import step_multiply_adds
 
 SCHEDULE = Schedule(steps=600, batch=32, rate=0.05)
 RECIPE = Recipe("mine", None, "tiny", SCHEDULE, SCHEDULE, SCHEDULE, side=96)
@@ -21,6 +23,33 @@ def test_a_recipe_goes_by_its_name_and_fits_its_network(name):
     assert recipe.inference.scale_sizes(preset)
     assert recipe.side >= preset.smallest_input if recipe.fine else recipe.side >= preset.window
     assert json.loads(json.dumps(asdict(recipe)))["preset"] == recipe.preset
+
+
+@pytest.mark.parametrize("name, window", [("fast", 231), ("accurate", 221)])
+def test_the_papers_recipe_has_the_papers_numbers(name, window):
+    recipe = get_recipe(f"imagenet-{name}")
+    preset, schedule = get_preset(recipe.preset), recipe.classification
+    assert (preset.window, preset.shorter_side, preset.init_std, preset.dropout) == (window, 256, 0.01, 0.5)
+    assert (schedule.momentum, schedule.weight_decay, schedule.decay) == (0.6, 1e-5, "l2")
+    assert (schedule.rate, schedule.factor, schedule.drop_epochs) == (5e-2, 0.5, (30, 50, 60, 70, 80))
+    assert schedule.batch == 128 and schedule.clip is None
+    assert recipe.views.plain and recipe.views.mirror and recipe.views.per_image == 5
+    assert round(step_multiply_adds(recipe, "classification", 1000) / 1e12, 2) == {"fast": 1.08, "accurate": 2.06}[name]
+
+
+@pytest.mark.parametrize("name", ["imagenet-fast", "imagenet-accurate", "voc-fast", "voc-accurate", "coco-fast"])
+def test_docstrings_tell_the_steps_work(name):
+    classes = {"imagenet": 1000, "voc": 20, "coco": 80}[name.split("-")[0]]
+    work = [step_multiply_adds(get_recipe(name), stage, classes) / 1e12 for stage in TASKS]
+    assert re.findall(r"(\d\.\d\d) T", RECIPES[name].__doc__) == [f"{tera:.2f}" for tera in work]
+
+
+def test_a_run_of_an_earlier_version_is_still_the_same_recipe():
+    now = json.loads(json.dumps(asdict(RECIPE)))
+    began = json.loads(json.dumps(asdict(RECIPE)))
+    del began["context"], began["classification"]["decay"], began["views"]["plain"]
+    del began["detection"]["drop_epochs"]
+    assert json.loads(json.dumps(with_later_fields(began))) == now
 
 
 def test_an_unknown_recipe_names_the_nearest():
@@ -48,6 +77,8 @@ def test_an_unknown_recipe_names_the_nearest():
         ("detection.steps=2000", "detection.steps", 2000),
         ("detection.drops=0.5,1", "detection.drops", (0.5, 1.0)),
         ("detection.drops=[0.5]", "detection.drops", (0.5,)),
+        ("detection.drop_epochs=1,2.5", "detection.drop_epochs", (1.0, 2.5)),
+        ("detection.clip=None", "detection.clip", None),
         ("detection.drops=()", "detection.drops", ()),
         ("matching.sizes=(0.3, 0.9)", "matching.sizes", (0.3, 0.9)),
         ("inference.scales=1,2,4", "inference.scales", (1, 2, 4)),
@@ -98,6 +129,7 @@ def test_settings_add_up_and_the_last_one_wins():
         ("negatives=worst", "expected negatives to be one of offending, random; got 'worst'"),
         ("precision=float16", "expected precision to be one of float32, mixed_bfloat16, mixed_float16; got 'float16'"),
         ("detection.accumulate=5", "expected accumulate to divide the batch of 32; got 5"),
+        ("detection.decay=l1", "expected decay to be one of decoupled, l2; got 'l1'"),
         ("detection.epochs=0", "expected at least one step, one image a batch and one epoch; got 600, 32 and 0"),
     ],
 )

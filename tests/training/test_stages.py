@@ -8,7 +8,8 @@ from small_run import RECIPE, SCHEDULE
 from overfeat_tf import geometry
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
-from training.stages import ClippedSGD, stage_model, with_background
+from training.recipes import Schedule
+from training.stages import StageSGD, stage_model, with_background
 
 NAMES = ("a", "b", "c")
 
@@ -53,5 +54,24 @@ def test_the_rate_drops_after_its_share_of_the_steps(plain):
 @pytest.mark.parametrize("length, moved", [(2.0, 2.0), (10.0, 5.0)])
 def test_the_step_is_of_the_clipped_gradient(length, moved):
     weights = tf.Variable([0.0, 0.0])
-    ClippedSGD(5.0, learning_rate=0.1).apply([tf.constant([0.6, 0.8]) * length], [weights])
+    StageSGD(5.0, learning_rate=0.1).apply([tf.constant([0.6, 0.8]) * length], [weights])
     np.testing.assert_allclose(weights, [-0.06 * moved, -0.08 * moved], rtol=1e-5)
+
+
+def test_l2_decay_goes_through_the_momentum_and_leaves_biases_alone():
+    kernel, bias = tf.Variable([[2.0]]), tf.Variable([2.0])
+    optimizer = StageSGD(None, 0.1, learning_rate=0.5, momentum=0.6)
+    optimizer.build([kernel, bias])
+    gradient, moved, weight = 1.0, 0.0, 2.0
+    for _ in range(3):
+        moved = 0.6 * moved - 0.5 * (gradient + 0.1 * weight)  # the gradient of loss + 0.1 / 2 * w^2
+        weight += moved
+        optimizer.apply([tf.constant([[gradient]]), tf.constant([gradient])], [kernel, bias])
+    np.testing.assert_allclose(kernel, [[weight]], rtol=1e-6)
+    np.testing.assert_allclose(bias, [2.0 - 0.5 * (1 + 1.6 + 1.96)], rtol=1e-6)
+
+
+def test_the_rate_halves_after_the_papers_epochs():
+    schedule = Schedule(steps=90, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50))
+    assert schedule.boundaries == [30, 50]
+    assert Schedule(steps=900, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [300, 500]

@@ -122,13 +122,40 @@ def test_a_run_leaves_logs_for_tensorboard(whole, stage):
     np.testing.assert_allclose(logs["epoch_learning_rate"], [SCHEDULE.rate, SCHEDULE.rate * SCHEDULE.factor], rtol=1e-5)
 
 
-def test_detection_is_validated_by_map_and_by_pictures(whole):
+def test_detection_is_validated_by_map(whole):
     logs = logged(whole.run / "logs" / "detection" / "validation")
     assert len(logs["epoch_map50"]) == len(logs["epoch_map"]) == EPOCHS
     assert all("val_map50" in figures for figures in whole.epochs["detection"])
-    for number in range(2):  # of the two validation images
-        width, height, encoded = logs[f"val/{number}"][-1]
-        assert tf.io.decode_image(encoded).shape == (int(height), int(width), 3)
+
+
+def test_localization_is_validated_by_its_errors(whole):
+    logs = logged(whole.run / "logs" / "localization" / "validation")
+    for name in ("localization1_error", "localization5_error", "top1_error", "top5_error"):
+        assert len(logs[f"epoch_{name}"]) == EPOCHS and 0 <= logs[f"epoch_{name}"][-1] <= 1
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_boards_show_pictures_filters_histograms_speed_and_settings(whole, stage):
+    logs = logged(whole.run / "logs" / stage / "boards")
+    for name in ("val/0", "val/1", "first_layer"):
+        width, height, *encoded = logs[name][-1]
+        assert tf.io.decode_image(encoded[0]).shape == (int(height), int(width), 3)
+    assert logs["images_per_second"][-1] > 0 and "_hparams_/session_start_info" in logs
+    features = [tag for tag in logs if tag.startswith("weights/") and "conv1" in tag]
+    assert len(features) == (0 if stage == "localization" else 2)  # what does not learn is not shown
+    counts = logs[next(tag for tag in logs if tag.startswith("weights/"))][-1][:, 2]
+    assert counts.sum() > 0
+    graph = EventAccumulator(str(whole.run / "logs" / stage / "boards"))
+    graph.Reload()
+    assert any("conv1" in node.name for node in graph.Graph().node)
+
+
+def test_boards_show_precision_and_recall(whole):
+    logs = logged(whole.run / "logs" / "detection" / "boards")
+    true, false, _, missed, precision, recall = logs["precision_recall/all/pr_curves"][-1]
+    assert len(logs["precision_recall/all/pr_curves"]) == EPOCHS and len(recall) == 101
+    np.testing.assert_allclose(precision, true / np.maximum(true + false, 1), atol=1e-6)
+    np.testing.assert_allclose(recall, true / (true + missed), atol=1e-6)
 
 
 # --- What moves ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,7 @@
-"""Named recipes: data + network + schedule, each with its command, time and result."""
+"""What a recipe is: data, network, and a schedule for each stage."""
 
-import difflib
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from types import UnionType
-from typing import Any, get_args, get_origin
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
 
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.options import InferenceOptions
@@ -11,6 +9,7 @@ from training.losses import BOX_LOSSES, NEGATIVES, check_choice
 from training.pipeline import ViewOptions
 from training.targets import Matching
 
+DECAYS = ("decoupled", "l2")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -24,8 +23,11 @@ class Schedule:
         rate: Initial learning rate.
         drops: Fractions of `steps` after which the rate is multiplied by `factor`.
         momentum, weight_decay: As in 3.1.
-        clip: Largest norm of the gradient; small networks on high rates start unsteadily.
+        clip: Largest norm of the gradient; small networks on high rates start unsteadily. None clips nothing (3.1).
         epochs: Into how many epochs the steps are divided: checkpoints and validations.
+        drop_epochs: Epochs after which the rate is multiplied by `factor` (3.1), in place of `drops`.
+        decay: "l2" adds weight_decay * w to the gradient of each kernel before momentum, as the L2 term of 3.1 does;
+            "decoupled" takes rate * weight_decay * w from each weight beside the step.
         accumulate: Into how many parts each device's share of a batch is divided, where it does not fit; the step is
             that of the whole batch.
     """
@@ -37,16 +39,26 @@ class Schedule:
     factor: float = 0.3
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    clip: float = 3.0
+    clip: float | None = 3.0
     epochs: int = 5
+    drop_epochs: tuple[float, ...] = ()
+    decay: str = DECAYS[0]
     accumulate: int = 1
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.epochs) < 1:
             got = f"{self.steps}, {self.batch} and {self.epochs}"
             raise ValueError(f"expected at least one step, one image a batch and one epoch; got {got}")
+        check_choice("decay", self.decay, DECAYS)
         if self.accumulate < 1 or self.batch % self.accumulate:
             raise ValueError(f"expected accumulate to divide the batch of {self.batch}; got {self.accumulate}")
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Steps after which the rate drops; one epoch is `steps` // `epochs` steps."""
+        if self.drop_epochs:
+            return [round(epoch * (self.steps // self.epochs)) for epoch in self.drop_epochs]
+        return [round(self.steps * drop) for drop in self.drops]
 
 
 @dataclass(frozen=True)
@@ -115,114 +127,13 @@ class Recipe:
         check_choice("precision", self.precision, PRECISIONS)
 
 
-def digits() -> Recipe:
-    """Train `tiny` on the digit scenes.
+def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
+    """Complete a recipe as a run of an earlier version wrote it: what it did not know yet was as the default is now."""
 
-    overfeat train digits --run runs/digits
+    def complete(kind: type, known: dict[str, Any]) -> dict[str, Any]:
+        values = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+        return values | known
 
-    Four minutes on two cores; mAP at IoU 0.5 of 0.90 on the first 200 test scenes (0.57 over 0.5:0.95).
-    """
-    return Recipe(
-        name="digits",
-        data="digits",
-        preset="tiny",
-        classification=Schedule(steps=540, batch=128, rate=0.05, epochs=3),
-        localization=Schedule(steps=60, batch=64, rate=0.05, epochs=1),
-        detection=Schedule(steps=640, batch=64, rate=0.05, epochs=4),
-        side=68,
-        fine=False,  # views fall at random offsets as it is: more views for the same work
-        matching=Matching(sizes=(0.48, 0.92)),
-        views=ViewOptions(per_image=8, mirror=False, object_share=0.7, colour=0.35),
-        inference=InferenceOptions(min_score=0.2, merge_threshold=0.4),
-    )
-
-
-def voc() -> Recipe:
-    """Train `small` on a Pascal VOC folder of a few hundred photographs.
-
-    overfeat train voc --data voc:DIR --run runs/NAME
-
-    25 CPU minutes; on 290 photographs of playing cards, 6 classes, mAP at IoU 0.5 of 0.79 on 73 others (0.50 over
-    0.5:0.95; a box that never moves 0.02).
-    """
-    return Recipe(
-        name="voc",
-        data=None,
-        preset="small",
-        classification=Schedule(steps=2000, batch=64, rate=0.03, epochs=5),
-        localization=Schedule(steps=150, batch=32, rate=0.03, epochs=1),
-        detection=Schedule(steps=1400, batch=32, rate=0.03, epochs=7),
-        side=157,
-        fine=False,
-        views=ViewOptions(mirror=False, object_share=0.7, stretch=0.25, colour=0.3),
-        inference=InferenceOptions(min_score=0.3, merge_threshold=0.4),
-    )
-
-
-RECIPES = {"digits": digits, "voc": voc}
-
-
-def get_recipe(name: str) -> Recipe:
-    """Return the recipe of that name.
-
-    Raises:
-        ValueError: no such recipe; the message names the nearest one.
-    """
-    if name not in RECIPES:
-        raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}; got '{name}'{_nearest(name, RECIPES)}")
-    return RECIPES[name]()
-
-
-def override(recipe: Recipe, settings: list[str]) -> Recipe:
-    """Change a recipe by "key=value" settings, a dot leading inside: "detection.steps=2000".
-
-    Raises:
-        ValueError: no such key (the message names the nearest), or a value of another kind.
-    """
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ValueError(f"expected key=value; got '{setting}'")
-        recipe = _changed(recipe, key.strip(), key.strip().split("."), text.strip())
-    return recipe
-
-
-def _changed(part: Any, key: str, path: list[str], text: str) -> Any:
-    kinds = {f.name: f.type for f in fields(part)}
-    if path[0] not in kinds:
-        raise ValueError(f"expected a key of the recipe; got '{key}'{_nearest(path[0], kinds)}; there are {[*kinds]}")
-    old = getattr(part, path[0])
-    if is_dataclass(old):
-        if len(path) == 1:
-            raise ValueError(f"expected '{key}.' and one of {[f.name for f in fields(old)]}; got '{key}'")
-        return replace(part, **{path[0]: _changed(old, key, path[1:], text)})
-    if len(path) > 1:
-        raise ValueError(f"expected '{path[0]}' to end the key; got '{key}'")
-    return replace(part, **{path[0]: _value(key, kinds[path[0]], text, old)})
-
-
-def _value(key: str, kind: Any, text: str, old: Any) -> Any:
-    try:
-        return _read(kind, text)
-    except ValueError:
-        named = kind.__name__ if isinstance(kind, type) else kind
-        raise ValueError(f"expected {key} to be of type {named}, like {old!r}; got '{text}'") from None
-
-
-def _read(kind: Any, text: str) -> Any:
-    """Read a value of the type that a field is annotated with; ValueError where it is of another."""
-    if isinstance(kind, UnionType):  # with None
-        return None if text == "None" else _read(get_args(kind)[0], text)
-    if get_origin(kind) is tuple:
-        parts = [part.strip() for part in text.strip("()[]").split(",") if part.strip()]
-        kinds = get_args(kind)
-        kinds = kinds[:1] * len(parts) if kinds[-1] is Ellipsis else kinds
-        return tuple(_read(*pair) for pair in zip(kinds, parts, strict=True))
-    if kind is bool and text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true" if kind is bool else kind(text)
-
-
-def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    parts = {"classification": Schedule, "localization": Schedule, "detection": Schedule, "views": ViewOptions}
+    nested = {key: complete(kind, began[key]) for key, kind in parts.items() if key in began}
+    return complete(Recipe, began) | nested

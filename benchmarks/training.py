@@ -1,0 +1,161 @@
+"""How near fitting comes to the bare training step, and the data to bare decoding (`overfeat benchmark train`)."""
+
+import logging
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.extraction import write_photographs
+from benchmarks.machine import describe, seconds
+from benchmarks.report import Report
+from benchmarks.torch_step import timed_steps
+from overfeat_tf.decode import decode_image
+from overfeat_tf.network import build
+from overfeat_tf.presets import Preset, get_preset
+from training import crops, pipeline
+from training.recipes import Recipe, get_recipe
+from training.sources import open_source
+from training.sources.record import as_dataset
+from training.stages import stage_model
+from training.train import PREFETCHED
+
+PRESET, BATCH, CLASSES = "fast", 32, 1000
+IMAGES = 200  # decoded in a repetition, on one core
+
+log = logging.getLogger(__name__)
+
+
+def measure(repetitions: int, steps: int) -> Report:
+    """Measure the training of `fast`; every repetition takes both sides of a ratio in turn.
+
+    Args:
+        repetitions: How often.
+        steps: Of a batch of 32, on each side.
+    """
+    report = Report("train", describe())
+    recipe, preset = get_recipe(f"imagenet-{PRESET}"), get_preset(PRESET)
+    with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
+        folder = Path(name)
+        (folder / "photograph").mkdir()
+        write_photographs(folder / "photograph")
+        report.add("pipeline_of_decode", *pipeline_of_decode(folder, preset, recipe, repetitions), (">=", 0.9))
+        fitted = _model(preset, recipe)
+        report.add("fit_of_step", *fit_of_step(fitted, folder, preset, recipe, repetitions, steps), (">=", 0.95))
+    try:
+        report.add("of_pytorch", *of_pytorch(fitted, preset, recipe, repetitions, steps), (">=", 1.0))
+    except ImportError as error:
+        log.warning("of_pytorch left out: %s", error)
+    return report
+
+
+def pipeline_of_decode(folder: Path, preset: Preset, recipe: Recipe, repetitions: int) -> tuple[list[float], str]:
+    """Compare images a second through the classification pipeline with decoding alone, each on one thread."""
+    records = as_dataset(open_source(f"folder:{folder}"), "train").cache().repeat()
+    batch = 2 * recipe.views.per_image  # an image's views: so many batches are so many images
+
+    def decoding(data: tf.data.Dataset) -> tf.data.Dataset:
+        return data.map(lambda record: tf.size(decode_image(record["image_bytes"])[0]))
+
+    sides = [_drain(crops.crop_batches(records, preset, recipe.views, batch, 0)), _drain(decoding(records))]
+    for side in sides:
+        side()
+    ratios = []
+    for number in range(1, repetitions + 1):
+        whole, alone = (seconds(side) for side in sides)
+        ratios.append(alone / whole)
+        log.info("pipeline %d of %d: %.0f images/s, %.0f decoded alone", number, repetitions, *_rates(whole, alone))
+    return ratios, f"{IMAGES} JPEGs of 500x375: decode, five crops of `{PRESET}`, flips, over decoding; one core"
+
+
+def fit_of_step(
+    fitted: keras.Model, folder: Path, preset: Preset, recipe: Recipe, repetitions: int, steps: int
+) -> tuple[list[float], str]:
+    """Compare `fit` from files, decoding as it goes, with the same step on one batch held in memory."""
+    data = pipeline.records(open_source(f"folder:{folder}"), "train", 0)
+    batches = crops.crop_batches(data, preset, recipe.views, BATCH, 0).prefetch(PREFETCHED)
+    turns = Turns(next(iter(batches)), steps, repetitions)
+    fitted.fit(
+        batches, steps_per_epoch=PREFETCHED + steps, epochs=1 + repetitions, callbacks=[turns], verbose=0, shuffle=False
+    )
+    return turns.ratios, f"`{PRESET}`, batch {BATCH}, {steps} steps: fit from JPEGs over the step on a batch in memory"
+
+
+class Turns(keras.callbacks.Callback):
+    """Time the last `steps` of each epoch but the first, and after each so many on a batch held in memory.
+
+    The first steps of an epoch find batches that were made ready while memory had its turn.
+    """
+
+    def __init__(self, held: tuple[tf.Tensor, tf.Tensor], steps: int, repetitions: int):
+        super().__init__()
+        self.ratios: list[float] = []
+        self._held, self._steps, self._repetitions, self._began = held, steps, repetitions, 0.0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Start the clock."""
+        if batch == PREFETCHED - 1:
+            self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Stop it, and give memory its turn."""
+        files = time.perf_counter() - self._began
+        memory = seconds(lambda: [self.model.train_on_batch(*self._held) for _ in range(self._steps)])
+        if epoch > 0:
+            self.ratios.append(memory / files)
+            each = files / self._steps, memory / self._steps
+            log.info("fit %d of %d: %.3f s a step, %.3f from memory", epoch, self._repetitions, *each)
+
+
+def of_pytorch(
+    fitted: keras.Model, preset: Preset, recipe: Recipe, repetitions: int, steps: int
+) -> tuple[list[float], str]:
+    """Compare the step's rate with that of the same network, loss and optimiser in PyTorch, on the CPU.
+
+    Raises:
+        ImportError: PyTorch is not there.
+    """
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (BATCH, preset.window, preset.window, 3), np.uint8)
+    labels = rng.integers(0, CLASSES, BATCH, np.int32)
+    held = tf.constant(pixels), tf.constant(labels)
+    schedule = recipe.classification
+    fitted.train_on_batch(*held)
+    ratios = []
+    hyper = (schedule.rate, schedule.momentum, schedule.weight_decay)
+    with timed_steps(preset, CLASSES, BATCH, *hyper) as theirs:
+        theirs(1)
+        for number in range(1, repetitions + 1):
+            ours = seconds(lambda: [fitted.train_on_batch(*held) for _ in range(steps)])
+            other = theirs(steps)
+            ratios.append(other / ours)
+            log.info("PyTorch %d of %d: %.3f s a step, theirs %.3f", number, repetitions, ours / steps, other / steps)
+    return ratios, f"`{PRESET}`, batch {BATCH}, {steps} steps on one batch in memory: the rate over PyTorch's"
+
+
+def _model(preset: Preset, recipe: Recipe) -> keras.Model:
+    return stage_model("classification", build(preset, CLASSES), recipe)
+
+
+def _drain(data: tf.data.Dataset) -> Callable[[], None]:
+    """Make a call that takes `IMAGES` elements of a stream, which goes on from one call to the next, on one thread."""
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 1
+    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = False
+    stream = iter(data.with_options(options))
+
+    def take() -> None:
+        for _ in islice(stream, IMAGES):
+            pass
+
+    return take
+
+
+def _rates(*times: float) -> list[float]:
+    return [IMAGES / each for each in times]

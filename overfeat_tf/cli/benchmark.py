@@ -1,0 +1,66 @@
+"""The verb `benchmark`: each of the measurements."""
+
+from pathlib import Path
+
+import click
+
+from overfeat_tf.cli.options import FILE, write_json
+from overfeat_tf.cli.quiet import load_tensorflow
+
+
+@click.group()
+def benchmark() -> None:
+    """Measure, as ratios in one run: this machine's noise and speed are in both sides."""
+
+
+@benchmark.command("scan")
+@click.option("--preset", default="accurate", show_default=True, help="The network.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_scan(preset: str, repetitions: int, json_file: Path | None) -> None:
+    """Compare the scan with the machine's matrix-product rate, with crops, with its own growth; some ten minutes."""
+    load_tensorflow()
+    from benchmarks.scan import measure
+
+    report = measure(preset, repetitions)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())
+
+
+@benchmark.command("merge")
+@click.option("--preset", default="accurate", show_default=True, help="The network that is scanned.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
+@click.option(
+    "--detector",
+    "detectors",
+    type=(click.Path(exists=True), str, str),
+    multiple=True,
+    metavar="RUN SOURCE SPLIT",
+    help="Compare with non-maximum suppression on these; by default `digits` is trained first.",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Images of each split.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_merge(
+    preset: str, repetitions: int, detectors: tuple[tuple[str, str, str], ...], limit: int, json_file: Path | None
+) -> None:
+    """Compare merging with the scan's time, with its own growth, and with non-maximum suppression; some ten minutes."""
+    load_tensorflow()
+    from benchmarks.merging import measure
+
+    report = measure(preset, repetitions, detectors, limit)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())
+
+
+@benchmark.command("train")
+@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of everything, in turn.")
+@click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Of `fast`, on each side.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_train(repetitions: int, steps: int, json_file: Path | None) -> None:
+    """Compare the data with bare decoding, fitting with the bare step, and the step with PyTorch's; ten minutes."""
+    load_tensorflow()
+    from benchmarks.training import measure
+
+    report = measure(repetitions, steps)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())

@@ -1,0 +1,52 @@
+"""Plain crops (3.1): where they are from, at what size, and the same again under a seed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_source import few_digits
+
+from overfeat_tf.presets import PRESETS
+from training import crops, pipeline
+from training.pipeline import ViewOptions
+
+TINY = PRESETS["tiny"]
+VIEWS = ViewOptions(per_image=5, plain=True)
+pytestmark = pytest.mark.usefixtures("short_shuffle")
+
+
+def batches(source, preset, views=VIEWS, batch=10, seed=3):
+    return crops.crop_batches(pipeline.records(source, "train", seed), preset, views, batch, seed)
+
+
+@pytest.mark.parametrize("height, width", [(375, 500), (1200, 700), (100, 90)])
+def test_five_crops_of_the_papers_size_and_their_mirror_images(height, width):
+    image = np.zeros((height, width, 3), np.uint8)  # a pixel says where it is from
+    image[..., 0] = np.linspace(0, 255, height)[:, None]
+    image[..., 1] = np.linspace(0, 255, width)
+    found = crops.random_crops(tf.constant([1, 2]), crops.shrink(tf.constant(image), 256), 231, VIEWS)
+    assert found.shape == (10, 231, 231, 3) and found.dtype == tf.uint8
+    pixels = found.numpy().astype(float)
+    # 231 of the 256 pixels that the shorter side has, and of as many in proportion of the other.
+    for line, side in ((pixels[:, :, 115, 0], height), (pixels[:, 115, :, 1], width)):
+        np.testing.assert_allclose(np.ptp(line, axis=1), 255 * 231 / (256 * side / min(height, width)), atol=4)
+    np.testing.assert_array_equal(pixels[5:], pixels[:5, :, ::-1])
+    assert (pixels[:5, 115, -1, 1] > pixels[:5, 115, 0, 1]).all()
+    assert len({view.tobytes() for view in pixels}) == 10
+
+
+def test_shrinking_far_averages():
+    noise = np.random.default_rng(0).integers(0, 256, (800, 1000, 3), np.uint8)
+    small = crops.shrink(tf.constant(noise), 200).numpy()
+    assert small.shape == (200, 250, 3) and small.dtype == np.uint8
+    np.testing.assert_allclose(small, noise.reshape(200, 4, 250, 4, 3).mean(axis=(1, 3)), atol=1)
+
+
+def test_the_stream_is_the_same_again_under_its_seed():
+    digits, views = few_digits(6, 1), replace(VIEWS, mirror=False, per_image=3)
+    once, again = batches(digits, TINY, views), batches(digits, TINY, views)
+    assert once.element_spec == (tf.TensorSpec([10, 32, 32, 3], tf.uint8), tf.TensorSpec([10], tf.int32))
+    for (pixels, labels), (pixels_again, labels_again) in zip(once.take(2), again.take(2), strict=True):
+        np.testing.assert_array_equal(pixels, pixels_again)
+        np.testing.assert_array_equal(labels, labels_again)

@@ -1,0 +1,231 @@
+"""What a stage shows in TensorBoard beside Keras's own losses, metrics and learning rate.
+
+Light figures come some twenty times an epoch, heavy ones once. All go into one folder of their own: TensorBoard follows
+one file a folder while a run is under way, and Keras writes two.
+"""
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.pr_curve import summary as pr_curve
+
+from overfeat_tf.decode import decode_image
+from overfeat_tf.draw import draw_boxes, draw_classes, draw_filters
+from overfeat_tf.model import TASKS, Model
+from training.curves import THRESHOLDS, PrecisionRecall
+from training.evaluate import evaluate
+from training.metrics import Answer
+from training.recipes import Recipe
+from training.sources.record import Record, Source
+
+UPDATES = 20  # of the light figures in an epoch
+PICTURES, SIDE = 6, 640  # images, and their longer side in pixels: larger ones fill the disk
+COUNTED = 100_000  # weights of a layer in its histogram: enough for its shape, however wide the layer
+PROFILED = (5, 10)  # steps: after the first ones, which trace and allocate
+
+log = logging.getLogger(__name__)
+
+
+def stage_boards(
+    stage: str, model: Model, recipe: Recipe, source: Source, logs: Path, steps: int, profile: bool = False
+) -> list[keras.callbacks.Callback]:
+    """List the callbacks that write a stage's boards into `logs`; Keras's own is the last, and shows what others add.
+
+    Args:
+        stage: One of `TASKS`.
+        model: What is fitted, as inference sees it.
+        recipe, source: What it is fitted to.
+        logs: The stage's folder of logs.
+        steps: In an epoch.
+        profile: Also trace a few steps of the first epoch.
+    """
+    writer = tf.summary.create_file_writer(str(logs / "boards"))
+    every = max(1, steps // UPDATES)
+    boards: list[keras.callbacks.Callback] = [
+        Settings(writer, stage, recipe),
+        Throughput(writer, getattr(recipe, stage).batch, every),
+        Weights(writer, model),
+    ]
+    if recipe.val_split in source.splits:
+        boards.append(Validation(writer, stage, model, source, recipe.val_split, recipe.validation_images))
+    window = tuple(min(step, steps) for step in PROFILED) if profile else 0
+    return [*boards, keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=every, profile_batch=window)]
+
+
+class Settings(keras.callbacks.Callback):
+    """Write the hyperparameters and the graph, once, as fitting begins."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter, stage: str, recipe: Recipe):
+        super().__init__()
+        self._writer = writer
+        other = [name for name in TASKS if name != stage]
+        self._settings = {key: value for key, value in flat(asdict(recipe)).items() if key.split(".")[0] not in other}
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Write; the graph is the forward pass, a view at a time."""
+        (pixels,) = self.model.inputs
+        view = tf.TensorSpec([1, *pixels.shape[1:]], pixels.dtype)
+        forward = tf.function(lambda pixels: self.model(pixels, training=False), autograph=False)
+        with self._writer.as_default(step=0):
+            tf.summary.graph(forward.get_concrete_function(view).graph.as_graph_def())
+            hparams.hparams(self._settings)
+        self._writer.flush()
+
+
+class Throughput(keras.callbacks.Callback):
+    """Write images (views) a second, without validation and what else happens between epochs."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter, batch: int, every: int):
+        super().__init__()
+        self._writer, self._batch, self._every = writer, batch, every
+        self._steps, self._began, self._epoch_began = 0, 0.0, 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Start the clock."""
+        self._steps, self._began = 0, time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Write after every so many steps."""
+        self._steps += 1
+        if self._steps % self._every == 0:
+            now = time.perf_counter()
+            rate = self._every * self._batch / max(now - self._began, 1e-9)
+            with self._writer.as_default(step=int(self.model.optimizer.iterations.numpy())):
+                tf.summary.scalar("images_per_second", rate)
+            self._began = now
+
+
+class Weights(keras.callbacks.Callback):
+    """Write the first layer's filters (Fig. 2) and a histogram of each learning layer's weights after each epoch."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter, model: Model):
+        super().__init__()
+        self._writer, self._network = writer, model.network
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write."""
+        first = next(layer for layer in self._network.features.layers if layer.weights)
+        with self._writer.as_default(step=epoch):
+            tf.summary.image("first_layer", np.asarray(draw_filters(first.get_weights()[0]))[None])
+            for weight in self.model.trainable_variables:
+                values = tf.reshape(weight.value, [-1])
+                tf.summary.histogram(f"weights/{weight.path}", values[:: -(-values.shape[0] // COUNTED)])
+        self._writer.flush()
+
+
+class Validation(keras.callbacks.Callback):
+    """Score a few validation images after each epoch, through the one inference path, and draw the first ones.
+
+    Localization gives val_localization1_error, val_localization5_error, val_top1_error and val_top5_error, detection
+    val_map, val_map50 and precision-recall curves; they are added to the epoch's logs, so this has to stand before
+    whatever reads them. Classification, whose top-1 and top-5 Keras measures, gives pictures alone.
+    """
+
+    def __init__(
+        self, writer: tf.summary.SummaryWriter, stage: str, model: Model, source: Source, split: str, images: int
+    ):
+        super().__init__()
+        self._writer, self._stage, self._scored = writer, stage, model
+        self._source, self._split, self._images = source, split, images
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Score, draw and write."""
+        with self._writer.as_default(step=epoch):
+            try:
+                figures = self._look(epoch)
+            except ValueError as error:  # such as images without objects: no reason to end a run
+                log.warning("no figures of %s in epoch %d: %s", self._stage, epoch + 1, error)
+                return
+        self._writer.flush()
+        if logs is not None:
+            logs |= figures
+
+    def _look(self, epoch: int) -> dict[str, float]:
+        if self._stage == "detection":
+            return self._detection(epoch)
+        return self._localization() if self._stage == "localization" else self._classification()
+
+    def _detection(self, epoch: int) -> dict[str, float]:
+        curves = PrecisionRecall(self._source.class_names)
+        shown: list[tuple[Record, Answer]] = []
+
+        def seen(record: Record, answer: Answer) -> None:
+            curves.process(record, answer)
+            if len(shown) < PICTURES and len(record.labels):
+                shown.append((record, answer))
+
+        figures = evaluate(self._scored, self._source, self._split, limit=self._images, seen=seen, quiet=True)
+        self._draw([_boxes(self._source, record, answer) for record, answer in shown])
+        for name, curve in curves.evaluate():
+            written = pr_curve.raw_data_pb(f"precision_recall/{name}", *curve, num_thresholds=THRESHOLDS)
+            tf.summary.experimental.write_raw_pb(written.SerializeToString(), step=epoch)
+        return {"val_map": figures["map"], "val_map50": figures["map50"]}
+
+    def _localization(self) -> dict[str, float]:
+        overheard = Overheard(self._scored)
+        protocols = ("classification", "localization")
+        figures = evaluate(overheard, self._source, self._split, protocols, self._images, quiet=True)
+        answers = overheard.first
+        pictures = []
+        for row, record in enumerate(self._source.records(self._split, min(PICTURES, len(answers["status"])))):
+            answer = {key: values[row] for key, values in answers.items()}
+            answer["num_detections"] = np.minimum(answer["num_detections"], 1)  # the best guess
+            if not answer["status"]:
+                pictures.append(_boxes(self._source, record, answer))
+        self._draw(pictures)
+        return {f"val_{name}": value for name, value in figures.items() if name.endswith("_error")}
+
+    def _classification(self) -> dict[str, float]:
+        records = self._source.records(self._split, PICTURES)
+        images = [(record, *decode_image(record.image_bytes)) for record in records]
+        self._draw([self._named(record, pixels.numpy()) for record, pixels, status in images if not status.numpy()])
+        return {}
+
+    def _named(self, record: Record, pixels: np.ndarray) -> Image.Image:
+        """Write the three likeliest classes over an image, and the true ones beneath them."""
+        probabilities = self._scored.classify([pixels])["probs"][0]
+        best = [(self._source.class_names[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:3]]
+        truth = dict.fromkeys(f"truth: {self._source.class_names[label]}" for label in record.labels)
+        return draw_classes(pixels, [*best, *((name, None) for name in truth)])
+
+    def _draw(self, pictures: list[Image.Image]) -> None:
+        for number, picture in enumerate(pictures):
+            picture.thumbnail((SIDE, SIDE))
+            tf.summary.image(f"{self._split}/{number}", np.asarray(picture)[None])
+
+
+class Overheard:
+    """A model whose first answer to `localize` is kept, to be drawn: asked again for it, it would be traced again."""
+
+    def __init__(self, model: Model):
+        self._model, self.detect = model, model.detect
+        self.first: Answer = {}
+
+    def localize(self, images: list[bytes]) -> Answer:
+        """Answer, and remember."""
+        answers = self._model.localize(images)
+        self.first = self.first or answers
+        return answers
+
+
+def _boxes(source: Source, record: Record, answer: Answer) -> Image.Image:
+    names = [source.class_names[label] for label in record.labels]
+    return draw_boxes(record.image_bytes, answer, (record.boxes, names), least_score=0.3)
+
+
+def flat(settings: dict, before: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten nested settings to keys with dots; what TensorBoard's table has no kind for becomes text."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

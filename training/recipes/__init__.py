@@ -1,0 +1,36 @@
+"""Named recipes: data + network + schedule, each with its command, time and result; a file for each family."""
+
+from collections.abc import Callable
+
+from training.recipes.coco import coco_accurate, coco_fast
+from training.recipes.digits import digits
+from training.recipes.imagenet import imagenet_accurate, imagenet_fast
+from training.recipes.recipe import Recipe, Schedule, with_later_fields
+from training.recipes.settings import nearest, override
+from training.recipes.tinyimagenet import tinyimagenet
+from training.recipes.voc import voc, voc_accurate, voc_fast
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "digits": digits,
+    "voc": voc,
+    "tinyimagenet": tinyimagenet,
+    "imagenet-fast": imagenet_fast,
+    "imagenet-accurate": imagenet_accurate,
+    "voc-fast": voc_fast,
+    "voc-accurate": voc_accurate,
+    "coco-fast": coco_fast,
+    "coco-accurate": coco_accurate,
+}
+
+__all__ = ["RECIPES", "Recipe", "Schedule", "get_recipe", "override", "with_later_fields"]
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the recipe of that name.
+
+    Raises:
+        ValueError: no such recipe; the message names the nearest one.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}; got '{name}'{nearest(name, RECIPES)}")
+    return RECIPES[name]()

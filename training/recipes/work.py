@@ -1,0 +1,28 @@
+"""How much arithmetic a recipe asks for."""
+
+from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
+from overfeat_tf.presets import get_preset
+from training.recipes.recipe import Recipe
+
+
+def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
+    """Count the multiply-adds of one step: forward once, and backward twice as much where weights learn.
+
+    Args:
+        recipe: The recipe.
+        stage: classification, localization or detection.
+        classes: Object classes.
+    """
+    preset, batch = get_preset(recipe.preset), getattr(recipe, stage).batch
+    if stage == "classification":
+        window = preset.window
+        return 3 * batch * (feature_multiply_adds(preset, window, window) + head_multiply_adds(preset, classes))
+    features = feature_multiply_adds(preset, recipe.side, recipe.side)
+    windows = window_count(preset, recipe.side, recipe.fine) ** 2
+    wide, narrow = preset.regressor
+    outputs = 4 * classes if recipe.per_class else 4
+    boxes = windows * (preset.convs[-1].channels * preset.head_kernel**2 * wide + wide * narrow + narrow * outputs)
+    if stage == "localization" and not recipe.through_features:
+        return batch * (features + 3 * boxes)
+    scores = windows * head_multiply_adds(preset, classes + (stage == "detection"))
+    return 3 * batch * (features + boxes + scores)
