@@ -43,7 +43,7 @@ class StageModel(keras.Model):
 
     def train_step(self, data) -> dict:
         """Take one step of the optimizer on a batch (pixels, targets)."""
-        pixels, targets = data
+        pixels, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
         if self._accumulate == 1:
             gradients, outputs = self._gradients(pixels, targets)
         else:

@@ -246,7 +246,7 @@ def test_only_what_was_trained_is_exported(model: Model, tmp_path: Path):
 
 
 def test_a_model_that_was_never_asked_for_boxes_is_exported_with_its_regressor(tmp_path):
-    model = Model(build("tiny", 2, background=True), ("a", "b"), InferenceOptions(scales=(1,), min_score=0.9))
+    model = Model(build("tiny", 2, background=True), ("a", "b"), InferenceOptions(scales=(1,)), ("detection",))
     assert "regressor" not in model.network.parts
     loaded = tf.saved_model.load(str(exporting.export(model, tmp_path / "m")))
     weights = sum(part.count_params() for part in model.network.parts.values())

@@ -54,7 +54,11 @@ OPTIONS = (
 )
 
 
-@pytest.mark.parametrize("setting", OPTIONS)
+@pytest.mark.parametrize(
+    "setting",
+    # Half a minute each; the other long test has them all at once.
+    [pytest.param(o, marks=() if o.startswith(("per_class", "context")) else pytest.mark.long) for o in OPTIONS],
+)
 def test_a_run_with_the_option_is_the_same_reloaded(source, tmp_path, setting):
     model = train(override(SHORT_RECIPE, [setting]), source, tmp_path, ["localization"])
     reloaded = load(tmp_path)
