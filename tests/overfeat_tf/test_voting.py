@@ -10,7 +10,11 @@ from overfeat_tf.voting import vote
 
 def random_scans(*sizes):
     rng = np.random.default_rng(0)
-    return [ScaleScan(tf.constant(rng.normal(0, 3, (*size, 4)), tf.float32), None, tf.zeros([*size, 4])) for size in sizes]
+    return [one_scan(rng.normal(0, 3, (*size, 4))) for size in sizes]
+
+
+def one_scan(logits):
+    return ScaleScan(tf.constant(logits, tf.float32), None, tf.zeros([*np.shape(logits)[:2], 4]))
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -31,5 +35,5 @@ def test_one_sure_window_decides_its_scale():
     logits[4, 0, 2] = 50.0
     # The maximum is taken of softmax scores: a window's common constant has no say.
     logits[1, 1] = 99.0
-    votes = vote([ScaleScan(tf.constant(logits), None, tf.zeros([*logits.shape[:2], 4]))], background=False)
+    votes = vote([one_scan(logits)], background=False)
     np.testing.assert_allclose(votes, [1 / 3, 1 / 3, 1], rtol=1e-5)
