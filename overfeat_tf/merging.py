@@ -35,8 +35,9 @@ def merge(
     """Merge boxes greedily: while the smallest match score does not exceed the threshold, merge that pair.
 
     The result does not depend on the order of the input. Boxes that are not finite or have no area are left out.
-    The time grows with the square of the number of boxes of a class; classes that have the same boxes, as all have
-    where one regressor serves them (SCR), are merged once.
+    Classes run side by side, and so do the images of a batch whose classes have numbers of their own. The time grows
+    with the square of a class's boxes at most; classes that have the same boxes, as all have where one regressor
+    serves them (SCR), are merged once.
 
     Args:
         boxes: float32 [n, 4] yxyx, in any unit in which both axes measure the same (pixels).

@@ -259,6 +259,17 @@ def test_moving_or_scaling_the_image_changes_nothing_else(seed):
     assert_same(merged(boxes + offset, scores, classes), (expected[0] + offset, *expected[1:]), rtol=1e-4)
 
 
+def test_images_side_by_side_are_merged_as_alone():
+    alone = [random_case(seed, 20 + 30 * seed) for seed in range(3)]
+    numbers = [classes + 10 * image for image, (_, _, classes) in enumerate(alone)]
+    boxes, scores = (np.concatenate([case[i] for case in alone]) for i in range(2))
+    together = merged(boxes, scores, np.concatenate(numbers))
+    for image, case in enumerate(alone):
+        own = together[2] // 10 == image
+        expected = merged(*case)
+        assert_same([together[0][own], together[1][own], together[2][own] % 10, together[3][own]], expected)
+
+
 @pytest.mark.parametrize("count", [2, 2000])
 def test_identical_boxes_become_one(count):
     # Boxes clipped to the image are often identical: each step has to stay cheap then too.
