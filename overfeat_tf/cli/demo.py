@@ -52,7 +52,7 @@ def run(out: Path) -> None:
         if len(pictures) < 2 * PICTURES and len(record.labels) > 0:
             names = [source.class_names[label] for label in record.labels]
             pictures.append(draw_boxes(record.image_bytes, truth=(record.boxes, names)))
-            pictures.append(draw_boxes(record.image_bytes, answer, least_score=0.3))
+            pictures.append(draw_boxes(record.image_bytes, answer, least_score=0.5))
 
     with _server(exported.parent) as address, Client(address, NAME) as client:
         _say(5, f"send {SCENES} held-out scenes to {address} as JPEG files, and score the answers")
