@@ -68,9 +68,9 @@ def _in_order(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, across_cl
 
     Where classes do not matter they come after the edges: equal boxes follow each other.
     """
-    areas = box_ops.area(boxes)  # of finite edges, and still too large for a float32 where they are absurd
-    finite = tf.reduce_all(tf.math.is_finite(boxes), axis=-1) & tf.math.is_finite(areas) & tf.math.is_finite(scores)
-    good = finite & (areas > 0)
+    # Of finite edges, areas and centres are still too large for a float32 where the edges are absurd.
+    areas, measures = box_ops.area(boxes), tf.concat([boxes, box_ops.centre(boxes), scores[:, None]], axis=1)
+    good = tf.reduce_all(tf.math.is_finite(measures), axis=1) & tf.math.is_finite(areas) & (areas > 0)
     boxes, scores, classes = (tf.boolean_mask(values, good) for values in (boxes, scores, classes))
     edges = tf.unstack(boxes, num=4, axis=-1)
     keys = [*edges, classes, scores] if across_classes else [classes, *edges, scores]

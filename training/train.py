@@ -71,6 +71,8 @@ def train(
     for stage in stages:
         schedule = getattr(recipe, stage)
         check_batch(strategy, schedule.batch, schedule.accumulate, stage)
+    if start is not None:
+        read_config(start)  # said before there is a folder
     keras.utils.set_random_seed(recipe.seed)
     with run_folder.held(run) if writes(strategy) else nullcontext(), strategy.scope():
         if writes(strategy):

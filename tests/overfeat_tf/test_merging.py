@@ -217,10 +217,11 @@ def test_boxes_that_are_none_are_left_out(rows):
     assert found[1].sum() == pytest.approx(sum(row[1] for row in good), rel=1e-5)
 
 
-def test_a_box_whose_area_overflows_does_not_stop_the_others():
-    boxes = [(0, 0, 2, 2), (0, 0, 2, 2), (0, 0, 1e25, 1e25)]
+@pytest.mark.parametrize("absurd", [(0, 0, 1e25, 1e25), (3e38, 0, 3.2e38, 1e-3)], ids=["area", "centre"])
+def test_a_box_whose_measures_overflow_does_not_stop_the_others(absurd):
+    boxes = [(0, 0, 2, 2), (0, 0, 2, 2.125), absurd]
     found = merged(boxes, [1, 1, 1], [1, 1, 1])
-    assert 2 in found[3]
+    assert found[3].tolist() == [2]
 
 
 @pytest.mark.parametrize("seed", range(3))

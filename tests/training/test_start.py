@@ -65,3 +65,9 @@ def test_a_run_taken_up_needs_the_one_it_started_from_no_more(run, tmp_path, mon
     model = train(RECIPE, source, tmp_path / "new", ["localization"])
     assert model.tasks == ("classification", "localization")
     assert same(model.network.features, old.network.features) and same(model.network.classifier, old.network.classifier)
+
+
+def test_a_run_that_is_not_there_is_said_before_a_folder_is_made(tmp_path):
+    with pytest.raises(ValueError, match="expected the folder of a run"):
+        train(RECIPE, few_digits(4), tmp_path / "run", start=tmp_path / "none")
+    assert not (tmp_path / "run").exists()
