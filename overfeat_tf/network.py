@@ -109,6 +109,21 @@ def is_wide(layer: layers.Layer) -> bool:
     )
 
 
+class FullLayer(layers.Conv2D):
+    """A full layer as a convolution (3.5), computed as a matrix product where a map is a single window to it.
+
+    On a CPU the convolution of a map no larger than its kernel, and its gradient, come to a quarter of the rate.
+    """
+
+    def call(self, inputs):
+        if self.kernel_size not in ((1, 1), tuple(inputs.shape[1:3])):
+            return super().call(inputs)
+        sides = keras.ops.shape(inputs)[1:3] if self.kernel_size == (1, 1) else (1, 1)
+        kernel = keras.ops.reshape(self.kernel, [-1, self.filters])
+        product = keras.ops.matmul(keras.ops.reshape(inputs, [-1, kernel.shape[0]]), kernel) + self.bias
+        return keras.ops.reshape(product, [-1, *sides, self.filters])
+
+
 class DenseHead(layers.Layer):
     """Slide a head over unpooled feature maps [B, n, m, C] at fine or coarse stride (3.3 b-e), to be trained.
 
@@ -207,9 +222,9 @@ def _head(
     for number, channels in enumerate(hidden, start=len(preset.convs) + 1):
         kernel = preset.head_kernel if x is maps else 1
         initializer = _initializer(preset.init_std, weights)
-        x = layers.Conv2D(channels, kernel, kernel_initializer=initializer, name=f"{prefix}{number}")(x)
+        x = FullLayer(channels, kernel, kernel_initializer=initializer, name=f"{prefix}{number}")(x)
         x = layers.ReLU(name=f"{prefix}{number}_relu")(x)
         if name == "classifier":
             x = layers.Dropout(preset.dropout, name=f"{prefix}{number}_dropout")(x)
-    x = layers.Conv2D(outputs, 1, kernel_initializer=_initializer(INIT_STD, weights), name=last)(x)
+    x = FullLayer(outputs, 1, kernel_initializer=_initializer(INIT_STD, weights), name=last)(x)
     return keras.Model(maps, x, name=name)

@@ -79,6 +79,23 @@ def random_frame(
     return tf.concat([first, first + extent], axis=0)
 
 
+def show(
+    seed: tf.Tensor, image: tf.Tensor, boxes: tf.Tensor, frame: tf.Tensor, side: int, fill: float, colour: float
+) -> View:
+    """Draw the view of an image placed at `frame`, its colours changed.
+
+    Args:
+        seed: int32 [2].
+        image, frame, side, fill: As for `resample`.
+        boxes: float32 [n, 4] yxyx in image pixels.
+        colour: As for `jitter_colour`.
+    """
+    scale = (frame[2:] - frame[:2]) / tf.cast(tf.shape(image)[:2], tf.float32)
+    placed = boxes * tf.concat([scale, scale], axis=0) + tf.concat([frame[:2], frame[:2]], axis=0)
+    pixels = jitter_colour(seed, resample(image, frame, side, fill), colour)
+    return View(tf.ensure_shape(pixels, [side, side, 3]), placed, frame)
+
+
 def jitter_colour(seed: tf.Tensor, pixels: tf.Tensor, strength: float) -> tf.Tensor:
     """Change brightness, contrast and each channel's gain by up to `strength` (0 = not at all); 0..255 in and out."""
     gains = 1.0 + strength * tf.random.stateless_uniform([5], seed, -1.0, 1.0)

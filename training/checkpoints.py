@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from training.order import Bookmarks, Place, batches_a_block
+from training.order import Bookmarks, Place
 
 LEAST_SECONDS = 30.0  # between two checkpoints
 SHARE = 0.03  # of the time, at most, that goes into writing them
@@ -44,15 +44,14 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         folder: Where they are.
         model: The stage's compiled model.
-        batch: Views in a batch.
         steps_an_epoch: Steps in an epoch.
         writes: Whether this process writes them: among several workers, one.
     """
 
-    def __init__(self, folder: Path, model: keras.Model, batch: int, steps_an_epoch: int, writes: bool = True):
+    def __init__(self, folder: Path, model: keras.Model, steps_an_epoch: int, writes: bool = True):
         super().__init__()
         model.optimizer.build(model.trainable_variables)  # else there is nothing to restore its momenta to
-        self._writes, self._batch, self._steps_an_epoch = writes, batch, steps_an_epoch
+        self._writes, self._steps_an_epoch = writes, steps_an_epoch
         self._position, self._marks = Position(), Bookmarks()
         self._state = tf.train.Checkpoint(
             model=model,
@@ -103,7 +102,7 @@ class Checkpoints(keras.callbacks.Callback):
     def save(self) -> None:
         """Write a checkpoint of the current step."""
         position, began = self._position, time.monotonic()
-        position.block, position.place = self._marks.at(position.step // batches_a_block(self._batch))
+        position.block, position.place = self._marks.at(position.step)
         if self._writes:
             self._manager.save(checkpoint_number=position.step)
         self._saved = time.monotonic()

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from overfeat_tf.presets import Preset
 from training import pipeline
-from training.order import Bookmarks, mixed_batches
+from training.order import Bookmarks, dealt_batches
 
 
 def crop_batches(
@@ -25,23 +25,21 @@ def crop_batches(
         preset: Gives the window, and the shorter side that images are resized to.
         views: `per_image` crops of each image, and with `mirror` their mirror images besides.
         batch: Views in a batch.
-        seed: Of the crops, and of the order of the views.
+        seed: Of the crops.
         marks: The step to begin with, if `data` begins with its place.
     """
 
-    def draw(record: dict) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    def draw(record: dict) -> tuple[tf.Tensor, tuple]:
         place = record["place"]
         crop_seed, label_seed = tf.unstack(tf.random.split(pipeline.view_seed(seed, place)))
         crops = random_crops(crop_seed, shrink(record["image"], preset.shorter_side), preset.window, views)
-        count = views.per_image * (2 if views.mirror else 1)
-        chosen = tf.random.stateless_uniform([count], label_seed, 0, tf.size(record["labels"]), tf.int32)
-        places = tf.concat([tf.tile(place[None], [count, 1]), tf.range(count, dtype=tf.int64)[:, None]], axis=1)
-        return places, (crops, tf.gather(record["labels"], chosen))
+        chosen = tf.random.stateless_uniform([len(crops)], label_seed, 0, tf.size(record["labels"]), tf.int32)
+        return place, tuple(zip(crops, tf.unstack(tf.gather(record["labels"], chosen)), strict=True))
 
     classed = data.filter(lambda record: tf.size(record["labels"]) > 0)
     # One decode for all views of an image: it costs more than they do.
-    drawn = pipeline.decoded(classed).map(draw, num_parallel_calls=pipeline.CORES, deterministic=True).unbatch()
-    return mixed_batches(drawn, batch, seed, marks)
+    drawn = pipeline.decoded(classed).map(draw, num_parallel_calls=pipeline.CORES, deterministic=True)
+    return dealt_batches(drawn, batch, marks)
 
 
 def shrink(image: tf.Tensor, shorter: int) -> tf.Tensor:
@@ -63,25 +61,31 @@ def shrink(image: tf.Tensor, shorter: int) -> tf.Tensor:
     return tf.cast(resize[0] + 0.5, tf.uint8)
 
 
-def random_crops(seed: tf.Tensor, image: tf.Tensor, window: int, views: pipeline.ViewOptions) -> tf.Tensor:
+def random_crops(seed: tf.Tensor, image: tf.Tensor, window: int, views: pipeline.ViewOptions) -> list[tf.Tensor]:
     """Cut `views.per_image` squares of `window` pixels from uint8 [H, W, 3], and with `mirror` their mirror images.
 
     Returns:
-        uint8 [n, window, window, 3]: the crops, then their mirror images in the same order.
+        uint8 [window, window, 3] each; with `mirror` the second half shows the first mirrored, in the same order.
+            Which of the two are as the image is, is random.
     """
+    corner_seed, side_seed = tf.unstack(tf.random.split(seed))
     spare = tf.shape(image)[:2] - window + 1
-    corners = tf.cast(tf.random.stateless_uniform([views.per_image, 2], seed) * tf.cast(spare, tf.float32), tf.int32)
-    corners = tf.minimum(corners, spare - 1)
-    crops = [_cut(image, corners[i], window) for i in range(views.per_image)]
-    if views.mirror:
-        # The image is mirrored, once, rather than each crop of it: their pixels are the same.
-        mirrored = image[:, ::-1]
-        last = tf.shape(image)[1] - window
-        crops += [
-            _cut(mirrored, tf.stack([corners[i, 0], last - corners[i, 1]]), window) for i in range(views.per_image)
-        ]
-    return tf.stack(crops)
+    corners = tf.random.stateless_uniform([views.per_image, 2], corner_seed) * tf.cast(spare, tf.float32)
+    corners = tf.unstack(tf.minimum(tf.cast(corners, tf.int32), spare - 1))
+    if not views.mirror:
+        return [_cut(image[None], 0, corner, window) for corner in corners]
+    # The image is mirrored, once, rather than each crop of it; by Reverse, a tenth of the time of a slice backwards.
+    sides = tf.stack([image, tf.raw_ops.Reverse(tensor=image, dims=[False, True, False])])
+    first = tf.unstack(tf.random.stateless_uniform([views.per_image], side_seed, 0, 2, tf.int32))
+
+    def shown(corner: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
+        across = tf.where(side == 0, corner[1], tf.shape(image)[1] - window - corner[1])
+        return _cut(sides, side, tf.stack([corner[0], across]), window)
+
+    pairs = list(zip(corners, first, strict=True))
+    return [shown(corner, side) for corner, side in pairs] + [shown(corner, 1 - side) for corner, side in pairs]
 
 
-def _cut(image: tf.Tensor, corner: tf.Tensor, window: int) -> tf.Tensor:
-    return tf.ensure_shape(image[corner[0] : corner[0] + window, corner[1] : corner[1] + window], [window, window, 3])
+def _cut(images: tf.Tensor, index: tf.Tensor | int, corner: tf.Tensor, window: int) -> tf.Tensor:
+    view = images[index, corner[0] : corner[0] + window, corner[1] : corner[1] + window]
+    return tf.ensure_shape(view, [window, window, 3])

@@ -16,15 +16,13 @@ import tensorflow as tf
 from training.sources.record import SCHEMA, Record, Source, check_split
 
 MIXED_RECORDS = 512  # encoded images are small
-MIXED_VIEWS = 512  # the views of one image should not share a batch
 
 
 class Place(NamedTuple):
-    """Where a view comes in the stream: pass over the records, record of the pass, view of the record; from 0."""
+    """Where a record comes in the stream: pass over the records, record of the pass; from 0."""
 
     pass_number: int = 0
     record: int = 0
-    view: int = 0
 
 
 START = Place()
@@ -33,7 +31,7 @@ START = Place()
 def records(source: Source, split: str, seed: int, start: Place = START) -> tf.data.Dataset:
     """Repeat a split's records for ever from `start` on, in another order at each pass.
 
-    Gives dictionaries with the elements of `SCHEMA` and "place", int64 [2]: the pass and the record of `Place`.
+    Gives dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`.
     """
     check_split(source, split)
 
@@ -64,17 +62,19 @@ def mix(items: Iterator[Record], seed: tuple[int, ...]) -> Iterator[Record]:
 
 @dataclass
 class Bookmarks:
-    """Where the blocks of views begin, noted as they are drawn; the step to begin a stream at is among them.
+    """Where the blocks of batches begin, noted as they are drawn; the step to begin a stream at is among them.
 
     Args:
         step: The batch that the stream begins with.
         block: A block that begins at or before it.
         place: And where this block begins.
+        views: Batches in a block; the stream sets it.
     """
 
     step: int = 0
     block: int = 0
     place: Place = START
+    views: int = 1
     _noted: dict[int, Place] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)  # tf.data notes in a thread of its own
 
@@ -87,52 +87,44 @@ class Bookmarks:
             self._noted[int(block)] = Place(*(int(number) for number in place))
         return block
 
-    def at(self, block: int) -> tuple[int, Place]:
-        """Give the last block noted that begins at or before one; forgets those before it."""
+    def at(self, step: int) -> tuple[int, Place]:
+        """Give the last block noted that begins at or before a step's, and its place; forgets those before it."""
         with self._lock:
-            found = max(number for number in self._noted if number <= block)
+            found = max(number for number in self._noted if number <= step // self.views)
             self._noted = {number: place for number, place in self._noted.items() if number >= found}
             return found, self._noted[found]
 
 
-def batches_a_block(batch: int) -> int:
-    """Tell how many batches the views are mixed over."""
-    return -(-MIXED_VIEWS // batch)
+def dealt_batches(drawn: tf.data.Dataset, batch: int, marks: Bookmarks | None = None) -> tf.data.Dataset:
+    """Deal the views of each image out to batches, so that no two of one image share a batch.
 
-
-def mixed_batches(views: tf.data.Dataset, batch: int, seed: int, marks: Bookmarks | None = None) -> tf.data.Dataset:
-    """Mix views, block by block, and batch them.
-
-    In blocks, since what a block holds can be drawn again, which what a rolling buffer holds could not.
+    A block is as many images as a batch has views. It gives a batch of their first views, one of their second, and so
+    on: that mixes them as far as they can be, in whole tensors rather than view by view.
 
     Args:
-        views: (place int64 [3], example), from the record on at which the block of `marks` begins.
+        drawn: (place int64 [2], views) of each image, from the record on at which the block of `marks` begins; the
+            views are a tuple of examples, of the same number for each image. What is first in one image may be of
+            another size than what is second, as whole images at several scales are.
         batch: Views in a batch.
-        seed: The seed.
         marks: Where to begin, and where to note the blocks.
 
     Returns:
         Batched examples.
     """
     marks = marks or Bookmarks()
-    size = batches_a_block(batch) * batch
+    marks.views = len(drawn.element_spec[1])
 
-    def noted(index: tf.Tensor, view: tuple) -> tuple:
-        place, example = view
-        block = index // size
-        done = tf.cond(
-            index % size == 0,
-            lambda: tf.numpy_function(marks.note, [block, place], tf.int64, stateful=True),
-            lambda: tf.identity(block),
-        )
+    def noted(block: tf.Tensor, dealt: tuple) -> tuple:
+        places, batches = dealt
+        done = tf.numpy_function(marks.note, [block, places[0]], tf.int64, stateful=True)
         with tf.control_dependencies([done]):
-            return tf.nest.map_structure(tf.identity, example)
+            return tf.nest.map_structure(tf.identity, batches)
 
-    def mixed(*window) -> tf.data.Dataset:
-        # Every block in the same order: the records come in another one each time.
-        whole = tf.data.Dataset.zip(window[0] if len(window) == 1 else window)
-        return whole.shuffle(size, seed=seed, reshuffle_each_iteration=False).batch(batch, drop_remainder=True)
+    def in_turn(*batches) -> tf.data.Dataset:
+        first, *others = (tf.data.Dataset.from_tensors(each) for each in batches)
+        for other in others:
+            first = first.concatenate(other)
+        return first
 
-    examples = views.skip(marks.place.view).enumerate(start=marks.block * size).map(noted)
-    # A window holds the views themselves, without copying them; the next one fills while the batches ahead are used.
-    return examples.window(size).flat_map(mixed).skip(marks.step - marks.block * batches_a_block(batch))
+    blocks = drawn.batch(batch, drop_remainder=True).enumerate(start=marks.block).map(noted)
+    return blocks.flat_map(in_turn).skip(marks.step - marks.block * marks.views)

@@ -10,7 +10,7 @@ from overfeat_tf.decode import decode_image
 from overfeat_tf.presets import Preset
 from training import augment
 from training.losses import pack_edges
-from training.order import Bookmarks, mixed_batches, records
+from training.order import Bookmarks, dealt_batches, records
 from training.targets import Matching, assign, window_origins
 
 CORES = len(os.sched_getaffinity(0))
@@ -28,6 +28,8 @@ class ViewOptions:
         stretch: Most that the aspect is changed, as a factor less 1.
         colour: Most that brightness, contrast and each channel's gain are changed.
         mirror: Whether to mirror left to right (3.1); not where that changes the class, as with digits.
+        whole: Whether detection sees whole images, once at each of the preset's scales (5, `training.whole`), rather
+            than `per_image` views of a part. `object_share` has no part in it.
         plain: Whether classification sees plain crops of the whole image and their mirror images (3.1,
             `training.crops`), `per_image` of each, rather than views placed on objects. Stretch, colour and boxes have
             no part in it.
@@ -38,6 +40,7 @@ class ViewOptions:
     stretch: float = 0.15
     colour: float = 0.2
     mirror: bool = True
+    whole: bool = False
     plain: bool = False
 
 
@@ -62,7 +65,7 @@ def classification_batches(
     slack = matching.shift * preset.window
     with_objects = data.filter(lambda record: tf.size(record["labels"]) > 0)
     drawn = _views(with_objects, preset, matching, views, preset.window, slack, 1.0, seed, example)
-    return mixed_batches(drawn, batch, seed, marks)
+    return dealt_batches(drawn, batch, marks)
 
 
 def spatial_batches(
@@ -84,13 +87,22 @@ def spatial_batches(
     origins = window_origins(preset, side, fine)
 
     def example(view: augment.View, _: tf.Tensor, labels: tf.Tensor):
-        targets = assign(preset, matching, view.boxes, labels, view.frame, origins)
-        return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.taught)}
+        return answered(view, labels, preset, matching, origins)
 
     slack = (side - preset.window) / 2.0
-    with_boxes = data.filter(lambda record: tf.reduce_all(record["boxed"]))
-    drawn = _views(with_boxes, preset, matching, views, side, slack, views.object_share, seed, example)
-    return mixed_batches(drawn, batch, seed, marks)
+    drawn = _views(all_boxed(data), preset, matching, views, side, slack, views.object_share, seed, example)
+    return dealt_batches(drawn, batch, marks)
+
+
+def all_boxed(data: tf.data.Dataset) -> tf.data.Dataset:
+    """Leave out the images that have a class without a box."""
+    return data.filter(lambda record: tf.reduce_all(record["boxed"]))
+
+
+def answered(view: augment.View, labels: tf.Tensor, preset: Preset, matching: Matching, origins: tf.Tensor) -> tuple:
+    """Give a view's pixels, and what each of its windows should answer."""
+    targets = assign(preset, matching, view.boxes, labels, view.frame, origins)
+    return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.taught)}
 
 
 def decoded(data: tf.data.Dataset) -> tf.data.Dataset:
@@ -116,7 +128,7 @@ def decoded(data: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, slack, object_share, seed, example):
-    """Decode each record once and draw `views.per_image` views of it: (place, what `example` makes of the view)."""
+    """Decode each record once and draw `views.per_image` views of it: (place, what `example` makes of each)."""
 
     def draw(record: dict) -> tuple:
         image = record["image"]
@@ -125,9 +137,7 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         place = record["place"]
         seeds = tf.random.split(view_seed(seed, place), views.per_image)
         labels, boxed = record["labels"], record["boxed"]
-        one = [_view(seeds[i], image, size, boxes, labels, boxed) for i in range(views.per_image)]
-        places = [tf.concat([place, [i]], axis=0) for i in range(views.per_image)]
-        return tf.stack(places), tf.nest.map_structure(lambda *parts: tf.stack(parts), *one)
+        return place, tuple(_view(seeds[i], image, size, boxes, labels, boxed) for i in range(views.per_image))
 
     def _view(seed, image, size, boxes, labels, boxed):
         seeds = tf.unstack(tf.random.split(seed, 6))
@@ -139,18 +149,14 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
             lambda: (*_anywhere(seeds[2], size, preset), -1),
         )
         frame = augment.random_frame(seeds[3], size, box, length, side, slack, views.stretch)
-        scale = (frame[2:] - frame[:2]) / size
-        placed = boxes * tf.concat([scale, scale], axis=0) + tf.concat([frame[:2], frame[:2]], axis=0)
-        coloured = augment.jitter_colour(seeds[4], augment.resample(image, frame, side, preset.mean), views.colour)
-        view = augment.View(coloured, placed, frame)
+        view = augment.show(seeds[4], image, boxes, frame, side, preset.mean, views.colour)
         if views.mirror:
             view = augment.random_mirror(seeds[5], view)
-        view.pixels.set_shape([side, side, 3])
         return example(view, label, labels)
 
     # In a fixed number of threads: tf.data's own tuning gains nothing over one for each core, and was seen to take
     # up to 22 s to let go of a pipeline that ends.
-    return decoded(data).map(draw, num_parallel_calls=CORES, deterministic=True).unbatch()
+    return decoded(data).map(draw, num_parallel_calls=CORES, deterministic=True)
 
 
 def view_seed(seed: int, place: tf.Tensor) -> tf.Tensor:

@@ -15,11 +15,11 @@ from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import Preset, get_preset
-from training import crops, pipeline, run_folder
+from training import crops, pipeline, run_folder, whole
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import KEPT, Checkpoints
-from training.order import Bookmarks, batches_a_block
+from training.order import Bookmarks
 from training.recipes import Recipe, with_later_fields
 from training.sources import Source
 from training.sources.record import check_split
@@ -154,7 +154,7 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
     schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     fitted = stage_model(stage, model.network, recipe)
     steps = max(1, schedule.steps // schedule.epochs)
-    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, schedule.batch, steps, writes(strategy))
+    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, steps, writes(strategy))
     done = checkpoints.resume()
     if done:
         log.info("%s: going on after step %d of %d", stage, done, steps * schedule.epochs)
@@ -204,12 +204,14 @@ def _batches(
         batches = crops.crop_batches(data, preset, recipe.views, schedule.batch, seed, marks)
     elif stage == "classification":
         batches = pipeline.classification_batches(*views, seed, marks)
+    elif stage == "detection" and recipe.views.whole:
+        batches = whole.whole_batches(*views, recipe.fine, seed, marks)
     else:
         batches = pipeline.spatial_batches(*views, recipe.side, recipe.fine, seed, marks)
     if stage == "localization" and not recipe.through_features:
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
-    return batches.prefetch(max(PREFETCHED, batches_a_block(schedule.batch)))
+    return batches.prefetch(max(PREFETCHED, marks.views))
 
 
 def _room(recipe: Recipe, source: Source) -> int:

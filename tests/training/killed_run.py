@@ -48,5 +48,4 @@ if __name__ == "__main__":
     checkpoints.LEAST_SECONDS, checkpoints.SHARE = float(sys.argv[2]), 1e9
     if len(sys.argv) > 3:
         die_at(sys.argv[3], int(sys.argv[4]))
-    with small_run.short_shuffle():
-        train(RECIPE, few_digits(9, 2), Path(sys.argv[1]))
+    train(RECIPE, few_digits(9, 2), Path(sys.argv[1]))

@@ -17,7 +17,6 @@ from small_source import few_digits
 
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import PRESETS
-from training import order
 from training import train as module
 from training.pipeline import ViewOptions
 from training.recipes import Recipe, Schedule, override
@@ -53,11 +52,6 @@ class Epochs(keras.callbacks.Callback):
         self.seen.setdefault(self._stage, []).append({"epoch": epoch, **(logs or {})})
 
 
-def short_shuffle():
-    """Mix 32 views at most: drawing whole blocks would take longer than the tests."""
-    return mock.patch.object(order, "MIXED_VIEWS", 32)
-
-
 def step_figures(
     run: Path, settings: list[str] = (), strategy: tf.distribute.Strategy | None = None
 ) -> dict[str, list[dict[str, float]]]:
@@ -73,7 +67,7 @@ def step_figures(
     recipe = replace(RECIPE, classification=schedule, localization=schedule, detection=schedule)
     calm = {**PRESETS, "tiny": replace(PRESETS["tiny"], dropout=0.0)}
     replaced = mock.patch.multiple(module, Report=Steps)
-    with short_shuffle(), mock.patch.dict(PRESETS, calm), replaced:
+    with mock.patch.dict(PRESETS, calm), replaced:
         module.train(override(recipe, list(settings)), few_digits(8, 2), run, strategy=strategy)
     return {stage: [{k: float(v) for k, v in each.items()} for each in epochs] for stage, epochs in Steps.seen.items()}
 

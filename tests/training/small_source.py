@@ -43,3 +43,18 @@ def picture(height: int, width: int, boxes=(), colour=(255, 255, 255)) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     return stream.getvalue()
+
+
+def coloured_rectangles() -> SmallSource:
+    """Give rectangles whose colour is their class, an image each, and one image of nothing."""
+    records = [Record.of_objects(picture(150, 200), "none", [], [])]
+    for label, colour in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
+        box = (40, 60 + 20 * label, 100, 110 + 20 * label)
+        data = picture(150, 200, [box], colour)
+        records.append(Record.of_objects(data, str(label), [np.array(box) / [150, 200, 150, 200]], [label]))
+    return SmallSource({"train": records}, class_names=("red", "green", "blue"))
+
+
+def hue(pixels: np.ndarray) -> int:
+    """Name the class of a region of `coloured_rectangles` by its colour."""
+    return int(pixels.reshape(-1, 3).mean(axis=0).argmax())

@@ -16,7 +16,6 @@ LITTLE = ("steps=2", "epochs=1", "batch=2", "drop_epochs=()")
 
 
 @pytest.mark.long
-@pytest.mark.usefixtures("short_shuffle")
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_of_each_stage(name, tmp_path, monkeypatch):
     """Takes some gigabytes of disk for a network, and a minute."""

@@ -20,7 +20,6 @@ from training.recipes import override
 from training.stages import stage_model
 from training.train import train
 
-pytestmark = pytest.mark.usefixtures("short_shuffle")
 SHORT = replace(SCHEDULE, steps=2, epochs=1)
 SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detection=SHORT, val_split="none")
 # What was added after the first runs were made.

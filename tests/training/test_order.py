@@ -14,12 +14,11 @@ from training.sources.record import Record
 from training.targets import Matching
 
 BATCH = 4
-pytestmark = pytest.mark.usefixtures("short_shuffle")  # 8 batches a block
 
 
 @pytest.fixture(scope="module")
 def digits() -> SmallSource:
-    """Seven images, one of them cut short, so that records, views and blocks begin at odd places."""
+    """Seven images, one of them cut short, so that passes and blocks begin at odd places."""
     records = few_digits(7, 1).records_of["train"]
     records[2] = Record.of_objects(records[2].image_bytes[:2000], "cut short", [[0, 0, 1, 1]], [0])
     return SmallSource({"train": records})
@@ -35,14 +34,14 @@ def test_a_stream_goes_on_at_any_step_as_if_it_had_never_ended(digits):
     marks, whole, places = Bookmarks(), [], {}
     for pixels, labels in batches(digits, marks).take(26):
         whole.append((pixels.numpy(), labels.numpy()))
-        places[len(whole)] = marks.at(len(whole) // order.batches_a_block(BATCH))
+        places[len(whole)] = marks.at(len(whole))
     assert len({pixels.tobytes() for pixels, _ in whole}) == len(whole)
-    for step in (8, 19):  # as the first block ends, and within the third
+    for step in (3, 19):  # as the first block ends, and within the seventh
         resumed = batches(digits, Bookmarks(step, *places[step]))
         for old, new in zip(whole[step : step + 6], resumed, strict=False):
             np.testing.assert_array_equal(old[0], new[0])
             np.testing.assert_array_equal(old[1], new[1])
-    assert places[19][0] == 2 and places[19][1] > (1, 0, 0)  # in a later pass over the records
+    assert places[19][0] == 6 and places[19][1] > (1, 0)  # in a later pass over the records
 
 
 def test_each_pass_has_all_records_in_an_order_of_its_own(monkeypatch):
@@ -65,9 +64,21 @@ def test_records_begin_at_a_place_without_what_is_before(digits):
 
 
 def test_bookmarks_give_the_last_block_that_was_drawn():
-    marks = Bookmarks(9, 1, Place(0, 4, 1))
-    marks.note(np.int64(2), np.array([0, 9, 0]))
-    marks.note(np.int64(3), np.array([1, 2, 2]))
-    assert marks.at(1) == (1, (0, 4, 1))
-    assert marks.at(2) == (2, (0, 9, 0))
-    assert marks.at(7) == (3, (1, 2, 2))
+    marks = Bookmarks(9, 1, Place(0, 4), views=5)
+    marks.note(np.int64(2), np.array([0, 9]))
+    marks.note(np.int64(3), np.array([1, 2]))
+    assert marks.at(9) == (1, (0, 4))
+    assert marks.at(10) == (2, (0, 9))
+    assert marks.at(39) == (3, (1, 2))
+
+
+def test_the_views_of_an_image_are_in_as_many_batches(digits):
+    def example(place, labels):
+        return place, tuple((tf.concat([place, [i]], 0), tf.zeros([i + 1])) for i in range(3))
+
+    drawn = order.records(digits, "train", 0).map(lambda record: example(record["place"], record["labels"]))
+    dealt = [[part.numpy() for part in batch] for batch in order.dealt_batches(drawn, BATCH).take(6)]
+    for number, (views, sized) in enumerate(dealt):
+        assert views[:, 2].tolist() == [number % 3] * BATCH and sized.shape == (BATCH, number % 3 + 1)
+        assert (views[:, :2] == dealt[number // 3 * 3][0][:, :2]).all()
+    assert not {tuple(view) for view in dealt[0][0]} & {tuple(view) for view in dealt[3][0]}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from small_source import SmallSource, few_digits, picture
+from small_source import SmallSource, coloured_rectangles, few_digits, hue, picture
 
 from overfeat_tf import geometry
 from overfeat_tf.boxes import from_window
@@ -19,8 +19,6 @@ from training.targets import BACKGROUND, IGNORED, Matching, window_origins
 
 TINY, MATCHING, VIEWS = PRESETS["tiny"], Matching(), ViewOptions(per_image=2, mirror=False)
 SIDE, BATCH = 96, 8
-pytestmark = pytest.mark.usefixtures("short_shuffle")
-COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))  # a class each
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +28,7 @@ def digits() -> SmallSource:
 
 @pytest.fixture(scope="module")
 def coloured() -> SmallSource:
-    """Rectangles whose colour is their class, an image each, and one image of nothing."""
-    records = [Record.of_objects(picture(150, 200), "none", [], [])]
-    for label, colour in enumerate(COLOURS):
-        box = (40, 60 + 20 * label, 100, 110 + 20 * label)
-        data = picture(150, 200, [box], colour)
-        records.append(Record.of_objects(data, str(label), [np.array(box) / [150, 200, 150, 200]], [label]))
-    return SmallSource({"train": records}, class_names=("red", "green", "blue"))
+    return coloured_rectangles()
 
 
 def classification(source, seed=0, views=VIEWS):
@@ -94,11 +86,6 @@ def test_targets_hold_together(digits):
     assert (taught[scores <= BACKGROUND] > 0).any() and taught.min() == 0
     boxes = np.stack([targets["boxes"][..., :4] for _, targets in got])
     assert not boxes[taught == 0].any() and np.abs(boxes).max() < 3
-
-
-def hue(pixels: np.ndarray) -> int:
-    """Name the class of a region by its colour."""
-    return int(pixels.reshape(-1, 3).mean(axis=0).argmax())
 
 
 def test_a_classification_view_shows_the_object_that_it_is_labelled_with(coloured):

@@ -54,7 +54,6 @@ def test_other_features_are_refused_in_one_line(run):
         start_from(Model(build("small", 3), ("a", "b", "c"), tasks=()), run[0])
 
 
-@pytest.mark.usefixtures("short_shuffle")
 def test_a_run_taken_up_needs_the_one_it_started_from_no_more(run, tmp_path, monkeypatch):
     folder, old = run
     monkeypatch.setattr(module, "_fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

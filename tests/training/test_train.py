@@ -20,7 +20,6 @@ from training import train as module
 from training.sources.record import Record
 from training.train import train
 
-pytestmark = pytest.mark.usefixtures("short_shuffle")
 PARTS = ("features", "classifier", "regressor")
 
 

@@ -3,10 +3,11 @@
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
 from overfeat_tf.presets import get_preset
 from training.recipes.recipe import Recipe
+from training.whole import view_sides
 
 
 def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
-    """Count the multiply-adds of one step: forward once, and backward twice as much where weights learn.
+    """Count the multiply-adds of one step, on average: forward once, and backward twice as much where weights learn.
 
     Args:
         recipe: The recipe.
@@ -17,12 +18,13 @@ def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
     if stage == "classification":
         window = preset.window
         return 3 * batch * (feature_multiply_adds(preset, window, window) + head_multiply_adds(preset, classes))
-    features = feature_multiply_adds(preset, recipe.side, recipe.side)
-    windows = window_count(preset, recipe.side, recipe.fine) ** 2
+    sides = view_sides(preset) if stage == "detection" and recipe.views.whole else [recipe.side]
+    features = sum(feature_multiply_adds(preset, side, side) for side in sides) // len(sides)
+    windows = sum(window_count(preset, side, recipe.fine) ** 2 for side in sides) / len(sides)
     wide, narrow = preset.regressor
     outputs = 4 * classes if recipe.per_class else 4
     boxes = windows * (preset.convs[-1].channels * preset.head_kernel**2 * wide + wide * narrow + narrow * outputs)
     if stage == "localization" and not recipe.through_features:
-        return batch * (features + 3 * boxes)
+        return round(batch * (features + 3 * boxes))
     scores = windows * head_multiply_adds(preset, classes + (stage == "detection"))
-    return 3 * batch * (features + boxes + scores)
+    return round(3 * batch * (features + boxes + scores))
