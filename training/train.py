@@ -93,7 +93,7 @@ def train(
             _fit(stage, model, recipe, source, run, profile)
             model = replace(model, tasks=(*model.tasks, stage))
             if writes(strategy):
-                run_folder.commit(run, _config(model, recipe, source), model.save_weights)
+                run_folder.commit(run, _config(model, recipe, source, run), model.save_weights)
         meet(strategy)
     return model
 
@@ -131,9 +131,9 @@ def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute
         if start is not None:
             model = start_from(model, start)
         if writes(strategy) and start is not None:  # so that a resumed run needs the other one no more
-            run_folder.commit(run, _config(model, recipe, source), model.save_weights)
+            run_folder.commit(run, _config(model, recipe, source, run, start), model.save_weights)
         elif writes(strategy):
-            run_folder.write_config(run, _config(model, recipe, source))
+            run_folder.write_config(run, _config(model, recipe, source, run))
         return model
     config = read_config(run)
     now = _described(recipe, source)
@@ -230,8 +230,10 @@ def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> 
     return count
 
 
-def _config(model: Model, recipe: Recipe, source: Source) -> dict:
-    return {"model": model.config(), "training": _described(recipe, source)}
+def _config(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:
+    if start is None and (run / CONFIG).is_file():
+        start = read_config(run).get("started_from")
+    return {"model": model.config(), "training": _described(recipe, source), "started_from": start and str(start)}
 
 
 def _described(recipe: Recipe, source: Source) -> dict:

@@ -20,54 +20,6 @@ def encoded(size=(40, 20)) -> bytes:
     return stream.getvalue()
 
 
-@pytest.fixture
-def mocked(tmp_path):
-    """Mocks a set whose metadata has splits train and validation; yields random examples, or those that are given."""
-
-    def mock(name: str, examples: list[dict] | None = None):
-        version = tmp_path / "data"
-        builder = tfds.builder(name, data_dir=version)
-        splits = [
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[2],
-                num_bytes=1,
-                filename_template=tfds.core.ShardedFileTemplate(
-                    dataset_name=builder.name, data_dir=builder.data_dir, split=split, filetype_suffix="tfrecord"
-                ),
-            )
-            for split in ("train", "validation")
-        ]
-        builder.info.set_splits(tfds.core.SplitDict(splits))
-        Path(builder.data_dir).mkdir(parents=True)
-        builder.info.write_to_directory(builder.data_dir)
-
-        def as_dataset(self, split, decoders=None, read_config=None, **_):
-            assert decoders is not None and isinstance(decoders["image"], tfds.decode.SkipDecoding)
-            assert not read_config.try_autocache
-            rows = tf.data.Dataset.from_generator(lambda: iter(examples), output_signature=_signature(examples[0]))
-            return rows
-
-        mocking = tfds.testing.mock_data(
-            num_examples=2, data_dir=str(version), as_dataset_fn=as_dataset if examples else None
-        )
-        mocking.__enter__()
-        entered.append(mocking)
-
-    entered: list = []
-    yield mock
-    for mocking in entered:
-        mocking.__exit__(None, None, None)
-
-
-def _signature(example):
-    if isinstance(example, dict):
-        return {key: _signature(value) for key, value in example.items()}
-    array = np.asarray(example)
-    kind = tf.string if array.dtype.kind in "SO" else tf.as_dtype(array.dtype)
-    return tf.TensorSpec([None, *array.shape[1:]] if array.ndim else [], kind)
-
-
 def test_imagenet_has_classes_and_file_names(mocked):
     mocked("imagenet2012")
     source = open_source("tfds:imagenet2012")
