@@ -49,7 +49,8 @@ def stage_boards(
     writer = tf.summary.create_file_writer(str(logs / "boards"))
     every = max(1, steps // UPDATES)
     boards: list[keras.callbacks.Callback] = [
-        Settings(writer, stage, recipe),
+        Settings(logs, stage, recipe),
+        Graph(writer),
         Throughput(writer, getattr(recipe, stage).batch, every),
         Weights(writer, model),
     ]
@@ -60,22 +61,39 @@ def stage_boards(
 
 
 class Settings(keras.callbacks.Callback):
-    """Write the hyperparameters and the graph, once, as fitting begins."""
+    """Write the hyperparameters, once, as fitting begins.
 
-    def __init__(self, writer: tf.summary.SummaryWriter, stage: str, recipe: Recipe):
+    Into the stage's own folder: TensorBoard's table takes its metrics from the folders beneath that of the settings.
+    """
+
+    def __init__(self, logs: Path, stage: str, recipe: Recipe):
         super().__init__()
-        self._writer = writer
+        self._logs = str(logs)
         other = [name for name in TASKS if name != stage]
         self._settings = {key: value for key, value in flat(asdict(recipe)).items() if key.split(".")[0] not in other}
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Write; the graph is the forward pass, a view at a time."""
+        """Write."""
+        writer = tf.summary.create_file_writer(self._logs)
+        with writer.as_default(step=0):
+            hparams.hparams(self._settings)
+        writer.close()
+
+
+class Graph(keras.callbacks.Callback):
+    """Write the graph of the forward pass, a view at a time, once, as fitting begins."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter):
+        super().__init__()
+        self._writer = writer
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Write."""
         (pixels,) = self.model.inputs
         view = tf.TensorSpec([1, *pixels.shape[1:]], pixels.dtype)
         forward = tf.function(lambda pixels: self.model(pixels, training=False), autograph=False)
         with self._writer.as_default(step=0):
             tf.summary.graph(forward.get_concrete_function(view).graph.as_graph_def())
-            hparams.hparams(self._settings)
         self._writer.flush()
 
 
