@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from overfeat_tf.callables import Callables
 from overfeat_tf.decode import decode_image
+from training.average_precision import IlsvrcDetection, VocDetection
 from training.metrics import Answer, CocoDetection, Guesses, Metric
 from training.sources.record import Record, Source, check_split
 
@@ -58,8 +59,9 @@ def evaluate(
     placing = [name for name in protocols if name != "classification"]
     if placing and not source.boxed:
         raise ValueError(f"expected boxes to score {placing[0]} by; {source.name} has classes alone")
-    detection = CocoDetection(source.class_names) if "detection" in protocols else None
-    guesses = Guesses() if {"classification", "localization"} & set(protocols) else None
+    kinds: tuple[Callable[[Sequence[str]], Metric], ...] = (CocoDetection, VocDetection, IlsvrcDetection)
+    detection = [kind(source.class_names) for kind in kinds if "detection" in protocols]
+    guesses: list[Metric] = [Guesses()] if {"classification", "localization"} & set(protocols) else []
     # A run's regressor may not have been fitted yet; a server tells its classes by `localize` alone.
     guess: Callable[[list[bytes]], Answer] = model.localize
     if isinstance(model, Callables) and "localization" not in protocols:
@@ -68,10 +70,10 @@ def evaluate(
     progress = tqdm(source.records(split, limit), desc=f"evaluate {split}", unit=" images", disable=quiet or None)
     for batch in _batches(iter(progress)):
         images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
-        for metric, call in ((detection, model.detect), (guesses, guess)):
-            if metric is not None:
+        for metrics, call in ((detection, model.detect), (guesses, guess)):
+            if metrics:
                 answers = call(images)
-                _process(metric, batch, answers, seen if metric is detection else None)
+                _process(metrics, batch, answers, seen if metrics is detection else None)
                 unread |= answers["status"] != b""
         counts["images"] += len(batch)
         counts["unreadable"] += int(unread.sum())
@@ -79,8 +81,8 @@ def evaluate(
         raise ValueError(f"expected images in split '{split}' of {source.name}; there are none")
     if counts["unreadable"] == 0:
         del counts["unreadable"]
-    figures = dict(detection.evaluate()) if detection else {}
-    errors = dict(guesses.evaluate()) if guesses else {}
+    figures = {name: value for metric in detection for name, value in metric.evaluate()}
+    errors = {name: value for metric in guesses for name, value in metric.evaluate()}
     wanted = {"classification": "top", "localization": "localization"}
     chosen = tuple(prefix for name, prefix in wanted.items() if name in protocols)
     figures |= {name: value for name, value in errors.items() if name.startswith(chosen)}
@@ -156,10 +158,11 @@ def _classified(model: Callables, images: list[bytes]) -> Answer:
     }
 
 
-def _process(metric: Metric, batch: list[Record], answers: Answer, seen: Callable | None) -> None:
+def _process(metrics: Sequence[Metric], batch: list[Record], answers: Answer, seen: Callable | None) -> None:
     for row, record in enumerate(batch):
         answer = {key: values[row] for key, values in answers.items()}
-        metric.process(record, answer)
+        for metric in metrics:
+            metric.process(record, answer)
         if seen is not None:
             seen(record, answer)
 

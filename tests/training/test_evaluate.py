@@ -77,10 +77,14 @@ def test_the_truth_scores_one_in_batches_that_cover_the_split():
     assert model.calls == [(call, size) for size in (BATCH, BATCH, 3) for call in ("detect", "localize")]
 
 
+DETECTION = {"map", "map50", "map75", "voc07_map", "voc_map", "ilsvrc_map"}
+DETECTION |= {f"{prefix}/{name}" for prefix in ("ap50", "voc_ap") for name in "abc"}
+
+
 @pytest.mark.parametrize(
     "protocols, call, names",
     [
-        (("detection",), "detect", {"map", "map50", "map75", "ap50/a", "ap50/b", "ap50/c"}),
+        (("detection",), "detect", DETECTION),
         (("localization",), "localize", {"localization1_error", "localization5_error"}),
         (("classification",), "localize", {"top1_error", "top5_error"}),
     ],

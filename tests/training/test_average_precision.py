@@ -1,0 +1,138 @@
+"""Pascal VOC's and ILSVRC's average precision, against the development kits' loops over one global list."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.average_precision import IlsvrcDetection, VocDetection
+from training.sources.record import Record
+
+NAMES = ("a", "b", "c")
+SIZE = (80, 120)
+
+
+def answer(boxes, labels, scores) -> dict:
+    order = np.argsort(-np.asarray(scores, float), kind="stable")
+    return {
+        "image_size": np.array(SIZE, np.int32),
+        "num_detections": np.float32(len(labels)),
+        "detection_boxes": np.asarray(boxes, np.float32).reshape(-1, 4)[order],
+        "detection_scores": np.asarray(scores, np.float32)[order],
+        "detection_classes": np.asarray(labels, np.float32)[order] + 1,
+    }
+
+
+def figures(kind, pairs) -> dict[str, float]:
+    metric = kind(NAMES)
+    for truth, found in pairs:
+        metric.process(truth, found)
+    return dict(metric.evaluate())
+
+
+def overlap(a, b) -> float:
+    height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(height, 0) * max(width, 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def by_the_kit(pairs, label: int, rule: str) -> tuple[float, float]:
+    """Give a class's average precision by eleven points and by area; detections of all images in one falling list."""
+    flat = [
+        (float(found["detection_scores"][i]), image, found["detection_boxes"][i])
+        for image, (_, found) in enumerate(pairs)
+        for i in range(int(found["num_detections"]))
+        if found["detection_classes"][i] == label + 1
+    ]
+    taken, objects = set(), 0
+    for truth, _ in pairs:
+        for own, hard in zip(truth.labels, truth.difficult, strict=True):
+            objects += own == label and not (hard and rule == "voc")
+    if not objects:
+        return float("nan"), float("nan")
+    right, wrong, points = 0, 0, []
+    for _, image, box in sorted(flat, key=lambda each: -each[0]):
+        best, best_overlap = None, -1.0
+        truth = pairs[image][0]
+        for number, (other, own) in enumerate(zip(truth.boxes, truth.labels, strict=True)):
+            if own != label or (rule == "ilsvrc" and (image, number) in taken):
+                continue
+            shared, least = overlap(box, other), 0.5
+            if rule == "ilsvrc":
+                height, width = (other[2] - other[0]) * SIZE[0], (other[3] - other[1]) * SIZE[1]
+                least = min(0.5, height * width / ((height + 10) * (width + 10)))
+            if shared > best_overlap and (rule == "voc" or shared >= least):
+                best, best_overlap = number, shared
+        if best is None or (rule == "voc" and best_overlap < 0.5):
+            wrong += 1
+        elif rule == "voc" and truth.difficult[best]:
+            continue
+        elif (image, best) in taken:
+            wrong += 1
+        else:
+            taken.add((image, best))
+            right += 1
+        points.append((right / objects, right / (right + wrong)))
+    eleven = sum(max((p for r, p in points if r > level - 1e-9), default=0.0) for level in np.arange(11) / 10) / 11
+    area, before = 0.0, 0.0
+    for number, (recall, _) in enumerate(points):
+        area += (recall - before) * max(precision for _, precision in points[number:])
+        before = recall
+    return eleven, area
+
+
+@st.composite
+def sets(draw):
+    """Three images with objects, and detections near them, twice on them, and anywhere; no two score the same."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    pairs = []
+    for _ in range(3):
+        count = draw(st.integers(0, 4))
+        first = rng.uniform(0, 0.6, (count + 3, 2))
+        places = np.concatenate([first, first + rng.uniform(0.04, 0.4, (count + 3, 2))], axis=1).astype(np.float32)
+        labels = rng.integers(0, 2, count)  # nothing is a c
+        truth = Record.of_objects(b"", "", places[:count], labels, difficult=rng.random(count) < 0.3)
+        near = [places[:count] + rng.normal(0, 0.02, (count, 4)) for _ in range(2)]
+        guessed = np.concatenate([labels, labels, rng.integers(0, 3, 3)])
+        pairs.append((truth, answer(np.concatenate([*near, places[count:]]), guessed, rng.random(len(guessed)))))
+    return pairs
+
+
+@settings(deadline=None, max_examples=60)
+@given(sets())
+def test_the_figures_are_the_kits_own(pairs):
+    voc, ilsvrc = figures(VocDetection, pairs), figures(IlsvrcDetection, pairs)
+    kit = np.array([by_the_kit(pairs, label, "voc") for label in range(3)])
+    np.testing.assert_allclose([voc[f"voc_ap/{name}"] for name in NAMES], kit[:, 1], atol=1e-9)
+    expected = np.nanmean(kit, axis=0) if np.isfinite(kit).any() else [np.nan, np.nan]
+    np.testing.assert_allclose([voc["voc07_map"], voc["voc_map"]], expected, atol=1e-9)
+    det = np.array([by_the_kit(pairs, label, "ilsvrc")[1] for label in range(3)])
+    expected_map = np.nanmean(det) if np.isfinite(det).any() else np.nan
+    np.testing.assert_allclose(ilsvrc["ilsvrc_map"], expected_map, atol=1e-9)
+
+
+BOX = [0.1, 0.1, 0.5, 0.5]
+
+
+def test_eleven_points_and_area_of_a_known_curve():
+    truth = Record.of_objects(b"", "", [BOX, [0.6, 0.6, 0.9, 0.9]], [0, 0])
+    found = answer([BOX, [0, 0.5, 0.1, 0.6], [0.6, 0.6, 0.9, 0.9]], [0, 0, 0], [0.9, 0.8, 0.7])
+    got = figures(VocDetection, [(truth, found)])
+    assert got["voc07_map"] == pytest.approx((6 * 1 + 5 * 2 / 3) / 11)  # right, wrong, right
+    assert got["voc_map"] == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_a_second_find_is_wrong_and_a_difficult_object_excuses_any_number():
+    truth = Record.of_objects(b"", "", [BOX, [0.6, 0.6, 0.9, 0.9]], [0, 0], difficult=[False, True])
+    hard = [[0.6, 0.6, 0.9, 0.9]] * 3
+    assert figures(VocDetection, [(truth, answer([*hard, BOX], [0] * 4, [0.9, 0.8, 0.7, 0.6]))])["voc_map"] == 1
+    twice = answer([BOX, BOX], [0, 0], [0.9, 0.8])
+    other = Record.of_objects(b"", "", [BOX], [0]), answer([BOX], [0], [0.1])
+    assert figures(VocDetection, [(truth, twice), other])["voc_map"] == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_ilsvrc_asks_less_of_small_objects():
+    small = [0.5, 0.5, 0.5 + 10 / SIZE[0], 0.5 + 10 / SIZE[1]]  # 10 x 10 pixels: an IoU of 0.25 is enough
+    shifted = np.add(small, np.array([0, 5.5, 0, 5.5]) / SIZE[1])  # 0.29
+    pair = Record.of_objects(b"", "", [small], [0]), answer([shifted], [0], [0.9])
+    assert figures(IlsvrcDetection, [pair])["ilsvrc_map"] == 1 and figures(VocDetection, [pair])["voc_map"] == 0

@@ -1,0 +1,134 @@
+"""Average precision by the rules of Pascal VOC (2007, and 2010 onwards) and of ILSVRC's detection task.
+
+COCO's own is pycocotools' (`training.metrics`); the programs of the other two are in Matlab alone.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from training.metrics import Answer, iou
+from training.sources.record import Record
+
+Area = Callable[[np.ndarray, np.ndarray], float]
+# Of the detections that `_match` gives: right, wrong, or left out of the count.
+RIGHT, WRONG, EXCUSED = 1, 0, -1
+
+
+def eleven_points(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Average, over the recalls 0, 0.1 ... 1, the best precision at that recall or beyond (VOC 2007)."""
+    levels = np.linspace(0.0, 1.0, 11)
+    # As the development kit compares them: 0.1 * 3 is above 0.3 in floating point.
+    reached = recall[None] >= levels[:, None] - 1e-12
+    return float(np.where(reached, precision, 0.0).max(axis=1, initial=0.0).mean())
+
+
+def area_under(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Integrate the best precision at each recall or beyond (VOC 2010 onwards, and ILSVRC)."""
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(recall, prepend=0.0) * envelope).sum())
+
+
+class VocDetection:
+    """Mean average precision as Pascal VOC's development kit has it: eleven points (2007) and area (2010 onwards).
+
+    A detection belongs to the object of its class that it overlaps most: right from an IoU of 0.5, once; a second one
+    is wrong. Those that belong to a `difficult` object count for nothing, nor does it count as an object.
+    """
+
+    def __init__(self, class_names: Sequence[str]):
+        self._counts = _Counts(class_names)
+
+    def process(self, record: Record, answer: Answer) -> None:
+        """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
+        if record.boxed.all():
+            self._counts.add(record, answer, ~record.difficult, _voc_match)
+
+    def evaluate(self) -> Iterator[tuple[str, float]]:
+        """Yield voc07_map and voc_map, then each class's voc_ap/NAME by area (nan without objects)."""
+        yield "voc07_map", self._counts.mean(eleven_points)
+        yield "voc_map", self._counts.mean(area_under)
+        yield from self._counts.each("voc_ap", area_under)
+
+
+class IlsvrcDetection:
+    """Mean average precision as ILSVRC's detection task has it.
+
+    A detection is right where it overlaps an object of its class that no better one has found, by an IoU of 0.5; by
+    less where the object is so small that ten pixels more a side would: w h / ((w + 10) (h + 10)).
+    """
+
+    def __init__(self, class_names: Sequence[str]):
+        self._counts = _Counts(class_names)
+
+    def process(self, record: Record, answer: Answer) -> None:
+        """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
+        if record.boxed.all():
+            self._counts.add(record, answer, np.ones(len(record.labels), bool), _ilsvrc_match)
+
+    def evaluate(self) -> Iterator[tuple[str, float]]:
+        """Yield ilsvrc_map."""
+        yield "ilsvrc_map", self._counts.mean(area_under)
+
+
+class _Counts:
+    """Each class's objects, and its detections as (score, whether right)."""
+
+    def __init__(self, class_names: Sequence[str]):
+        self._names = tuple(class_names)
+        self._found: list[list[tuple[float, int]]] = [[] for _ in self._names]
+        self._objects = np.zeros(len(self._names), int)
+
+    def add(self, record: Record, answer: Answer, counting: np.ndarray, match: Callable[..., Iterator[int]]) -> None:
+        np.add.at(self._objects, record.labels[counting], 1)
+        count = int(answer["num_detections"])
+        labels = answer["detection_classes"][:count].astype(int) - 1
+        for label in np.unique(labels):
+            mine, own = labels == label, record.labels == label
+            boxes, scores = answer["detection_boxes"][:count][mine], answer["detection_scores"][:count][mine]
+            verdicts = match(boxes, record.boxes[own], counting[own], answer["image_size"])
+            self._found[label] += zip(scores.tolist(), verdicts, strict=True)
+
+    def mean(self, area: Area) -> float:
+        """Average over the classes that have objects; nan where none has."""
+        values = [value for _, value in self.each("", area) if not np.isnan(value)]
+        return float(np.mean(values)) if values else float("nan")
+
+    def each(self, prefix: str, area: Area) -> Iterator[tuple[str, float]]:
+        for name, found, objects in zip(self._names, self._found, self._objects, strict=True):
+            yield f"{prefix}/{name}", _average(found, int(objects), area) if objects else float("nan")
+
+
+def _average(found: list[tuple[float, int]], objects: int, area: Area) -> float:
+    counted = [(score, right) for score, right in found if right != EXCUSED]
+    order = np.argsort([-score for score, _ in counted], kind="stable")
+    right = np.array([right for _, right in counted], int)[order]
+    true = np.cumsum(right)
+    return area(true / np.arange(1, len(right) + 1), true / objects)
+
+
+def _voc_match(boxes: np.ndarray, truths: np.ndarray, counting: np.ndarray, _: np.ndarray) -> Iterator[int]:
+    free = np.ones(len(truths), bool)
+    for box in boxes:
+        overlaps = iou(box, truths)
+        best = int(overlaps.argmax()) if len(truths) else -1
+        if best < 0 or overlaps[best] < 0.5:
+            yield WRONG
+        elif not counting[best]:
+            yield EXCUSED
+        else:
+            yield RIGHT if free[best] else WRONG
+            free[best] = False
+
+
+def _ilsvrc_match(boxes: np.ndarray, truths: np.ndarray, _: np.ndarray, size: np.ndarray) -> Iterator[int]:
+    sides = (truths[:, 2:] - truths[:, :2]) * size
+    enough = np.minimum(0.5, sides.prod(axis=1) / (sides + 10.0).prod(axis=1))
+    free = np.ones(len(truths), bool)
+    for box in boxes:
+        overlaps = np.where(free, iou(box, truths), -1.0)
+        overlaps[overlaps < enough] = -1.0
+        best = int(overlaps.argmax()) if len(truths) else -1
+        yield RIGHT if best >= 0 and overlaps[best] >= 0 else WRONG
+        if best >= 0 and overlaps[best] >= 0:
+            free[best] = False
