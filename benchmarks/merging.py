@@ -152,7 +152,7 @@ def _train_digits(folder: Path) -> tuple[str, str, str]:
     from training.train import train
 
     log.info("training the recipe `digits`, some minutes")
-    train(get_recipe("digits"), open_source("digits"), folder / "digits")
+    train(get_recipe("digits-quick"), open_source("digits"), folder / "digits")
     return str(folder / "digits"), "digits", "test"
 
 

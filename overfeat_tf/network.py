@@ -109,10 +109,11 @@ def is_wide(layer: layers.Layer) -> bool:
     )
 
 
-class FullLayer(layers.Conv2D):
+class Conv2D(layers.Conv2D):
     """A full layer as a convolution (3.5), computed as a matrix product where a map is a single window to it.
 
-    On a CPU the convolution of a map no larger than its kernel, and its gradient, come to a quarter of the rate.
+    On a CPU the convolution of a map no larger than its kernel, and its gradient, come to a quarter of the rate. It
+    has the name of Keras's own because Keras files weights under it.
     """
 
     def call(self, inputs):
@@ -222,9 +223,9 @@ def _head(
     for number, channels in enumerate(hidden, start=len(preset.convs) + 1):
         kernel = preset.head_kernel if x is maps else 1
         initializer = _initializer(preset.init_std, weights)
-        x = FullLayer(channels, kernel, kernel_initializer=initializer, name=f"{prefix}{number}")(x)
+        x = Conv2D(channels, kernel, kernel_initializer=initializer, name=f"{prefix}{number}")(x)
         x = layers.ReLU(name=f"{prefix}{number}_relu")(x)
         if name == "classifier":
             x = layers.Dropout(preset.dropout, name=f"{prefix}{number}_dropout")(x)
-    x = FullLayer(outputs, 1, kernel_initializer=_initializer(INIT_STD, weights), name=last)(x)
+    x = Conv2D(outputs, 1, kernel_initializer=_initializer(INIT_STD, weights), name=last)(x)
     return keras.Model(maps, x, name=name)

@@ -16,7 +16,7 @@ from overfeat_tf.draw import contact_sheet, draw_boxes
 from overfeat_tf.loading import load_run, read_config
 from overfeat_tf.model import TASKS
 
-NAME = "digits"
+NAME, RECIPE = "digits", "digits-quick"
 SCENES = 200  # held-out, sent over gRPC
 PICTURES = 12
 
@@ -31,7 +31,7 @@ def run(out: Path) -> None:
     from training.train import train
 
     began = time.monotonic()
-    recipe, source = get_recipe(NAME), open_source(NAME)
+    recipe, source = get_recipe(RECIPE), open_source(NAME)
     folder, exported = out / "run", out / "saved_models" / NAME / "1"
     _say(1, f"train `{recipe.preset}` on the digit scenes: {', '.join(TASKS)}  ({folder})")
     train(recipe, source, folder)

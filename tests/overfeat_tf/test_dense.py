@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from overfeat_tf import dense
 from overfeat_tf.dense import find_windows, run_heads
 from overfeat_tf.geometry import window_count
-from overfeat_tf.network import DenseHead, FullLayer, build
+from overfeat_tf.network import Conv2D, DenseHead, build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import PRESETS, Conv, Preset
 from overfeat_tf.scan import scan
@@ -159,7 +159,7 @@ def test_wide_feature_layers_are_products_of_all_maps(monkeypatch, wide):
 @pytest.mark.parametrize("kernel, shape", [(3, (3, 3)), (3, (5, 4)), (1, (1, 1)), (1, (4, 6))])
 def test_a_full_layer_is_the_convolution_and_so_are_its_gradients(kernel, shape):
     maps = tf.random.stateless_normal([2, *shape, 5], [1, 2])
-    layer, plain = FullLayer(7, kernel), keras.layers.Conv2D(7, kernel)
+    layer, plain = Conv2D(7, kernel), keras.layers.Conv2D(7, kernel)
     plain.build(maps.shape)
     layer.build(maps.shape)
     plain.set_weights([tf.random.stateless_normal(w.shape, [3, 4]) for w in layer.weights])

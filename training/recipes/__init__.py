@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from training.recipes.coco import coco_accurate, coco_fast
-from training.recipes.digits import digits
+from training.recipes.digits import digits, digits_quick
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
 from training.recipes.recipe import Recipe, Schedule, with_later_fields
 from training.recipes.settings import nearest, override
@@ -12,6 +12,7 @@ from training.recipes.voc import voc, voc_accurate, voc_fast
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
+    "digits-quick": digits_quick,
     "voc": voc,
     "tinyimagenet": tinyimagenet,
     "imagenet-fast": imagenet_fast,
