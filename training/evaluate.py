@@ -1,6 +1,6 @@
 """Score anything that answers - a run, a SavedModel, a server - on a split of a source."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Protocol
@@ -50,7 +50,7 @@ def evaluate(
 
     Raises:
         ValueError: unknown protocol or split, an empty split, one without any object, or a protocol that needs boxes
-            where there are none.
+            where there are none, or other classes than the model's.
     """
     unknown = [name for name in protocols if name not in PROTOCOLS]
     if unknown:
@@ -73,6 +73,7 @@ def evaluate(
         for metrics, call in ((detection, model.detect), (guesses, guess)):
             if metrics:
                 answers = call(images)
+                _check_names(answers, source)
                 _process(metrics, batch, answers, seen if metrics is detection else None)
                 unread |= answers["status"] != b""
         counts["images"] += len(batch)
@@ -105,6 +106,30 @@ def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, pro
     missing = [name for name in protocols if name in PROTOCOLS and name not in tasks]
     if missing:
         raise ValueError(f"expected a model trained for {missing[0]}; this one was for {', '.join(tasks) or 'nothing'}")
+
+
+def served_tasks(signatures: Iterable[str]) -> tuple[str, ...]:
+    """Tell the protocols that a served model answers, by its signatures; a server ranks classes by `localize` alone."""
+    known = set(signatures)
+    return tuple(
+        name
+        for name, call in {"classification": "localize", "localization": "localize", "detection": "detect"}.items()
+        if call in known
+    )
+
+
+def _check_names(answers: Answer, source: Source) -> None:
+    """Raise ValueError where an answer names a class otherwise than the source: a server tells its classes so alone."""
+    for classes, entities in zip(
+        answers["detection_classes"], answers.get("detection_class_entities", ()), strict=False
+    ):
+        for number, entity in zip(classes.astype(int), entities, strict=True):
+            known = source.class_names[number - 1] if 0 < number <= len(source.class_names) else "no class"
+            if number and entity.decode(errors="replace") != known:
+                raise ValueError(
+                    f"expected the classes of {source.name} ({known} is number {number}); "
+                    f"the model's number {number} is '{entity.decode(errors='replace')}'"
+                )
 
 
 def fixed_box_map50(source: Source, train_split: str, split: str) -> float:

@@ -1,6 +1,7 @@
 """The verbs around a run: look at its data, fit it, score it."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -51,16 +52,18 @@ def train(
 
 
 @click.command()
-@click.argument("model", type=FOLDER)
+@click.argument("model")
 @click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
+@click.option("--server", metavar="HOST:PORT", help="Ask a server over gRPC; MODEL is the model's name there.")
 @click.option("--split", default="val", show_default=True)
 @click.option("--protocol", metavar="NAMES", help="Of classification,localization,detection; the model's last task.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 @inference_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
 def evaluate(
-    model: Path,
+    model: str,
     data: str,
+    server: str | None,
     split: str,
     protocol: str | None,
     limit: int | None,
@@ -70,14 +73,23 @@ def evaluate(
     """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
     load_tensorflow()
     from overfeat_tf.loading import load
-    from training.evaluate import PROTOCOLS, require_fit
+    from training.evaluate import PROTOCOLS, require_fit, served_tasks
     from training.evaluate import evaluate as score
     from training.sources import open_source
 
-    loaded, source = with_changes(load(model), changes), open_source(data)
-    protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in loaded.tasks)[-1:])
-    require_fit(loaded.labels, loaded.tasks, source, protocols)
-    figures = score(loaded, source, split, protocols, limit)
+    source = open_source(data)
+    with ExitStack() as stack:
+        if server is None:
+            answering = with_changes(load(model), changes)
+            labels, tasks = answering.labels, answering.tasks
+        else:
+            from serving.client import Client
+
+            answering = with_changes(stack.enter_context(Client(server, model)), changes)
+            labels, tasks = source.class_names, served_tasks(answering.metadata())
+        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
+        require_fit(labels, tasks, source, protocols)
+        figures = score(answering, source, split, protocols, limit)
     for name, value in figures.items():
         click.echo(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
     write_json(json_file, figures)

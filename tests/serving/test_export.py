@@ -18,6 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.python.framework import op_def_registry
 
 import serving.export as exporting
+from overfeat_tf.cli.main import overfeat
 from overfeat_tf.loading import Exported, load
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
@@ -163,6 +164,36 @@ def test_served_answers_as_live(model: Model, exported: Path, images: list[bytes
         named = client.classify(images[:2])
     expected = model.classify(images[:2])
     assert [[label for label, _ in row] for row in named] == [[c.decode() for c in row] for row in expected["classes"]]
+
+
+def test_run_export_and_server_score_the_same(model: Model, exported: Path, images: list[bytes], tmp_path: Path):
+    run, data = tmp_path / "run", tmp_path / "data"
+    model.save_weights(run / "weights")
+    (run / "config.json").write_text(json.dumps({"model": model.config()}))
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (data / part).mkdir(parents=True)
+    (data / "classes.txt").write_text("\n".join(LABELS))
+    (data / "ImageSets" / "Main" / "val.txt").write_text("0\n1\n")
+    for number in range(2):
+        (data / "JPEGImages" / f"{number}.jpg").write_bytes(images[number])
+        width, height = Image.open(io.BytesIO(images[number])).size
+        box = f"<xmin>1</xmin><ymin>1</ymin><xmax>{width}</xmax><ymax>{height // 2}</ymax>"
+        thing = f"<object><name>{LABELS[number]}</name><bndbox>{box}</bndbox></object>"
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        (data / "Annotations" / f"{number}.xml").write_text(f"<annotation>{size}{thing}</annotation>")
+
+    def scored(asked: str, *options: str) -> dict:
+        out = tmp_path / "figures.json"
+        arguments = ["evaluate", asked, "--data", f"voc:{data}", "--json", str(out), *options]
+        overfeat(arguments, standalone_mode=False)
+        return json.loads(out.read_text())
+
+    protocols = ("--protocol", "classification,localization,detection")
+    with start([exported.parent], port=0) as server:
+        served = scored("pets", "--server", server.address, *protocols)
+    assert served == pytest.approx(scored(str(run), *protocols), abs=1e-6, nan_ok=True)
+    assert served == pytest.approx(scored(str(exported.parent), *protocols), abs=1e-6, nan_ok=True)
+    assert served["images"] == 2 and len(served) > 10
 
 
 def test_a_bomb_costs_no_memory(exported: Path):

@@ -77,6 +77,20 @@ def test_the_truth_scores_one_in_batches_that_cover_the_split():
     assert model.calls == [(call, size) for size in (BATCH, BATCH, 3) for call in ("detect", "localize")]
 
 
+def test_a_model_that_names_its_classes_otherwise_is_refused():
+    class Other(Echo):
+        def _answer(self, call, images):
+            answers = super()._answer(call, images)
+            names = np.array([b"", b"a", b"c", b"b"], object)
+            return {**answers, "detection_class_entities": names[answers["detection_classes"].astype(int)]}
+
+    source = small()
+    with pytest.raises(
+        ValueError, match=r"^expected the classes of small \(b is number 2\); the model's number 2 is 'c'$"
+    ):
+        evaluate(Other(source), source, "val", quiet=True)
+
+
 DETECTION = {"map", "map50", "map75", "voc07_map", "voc_map", "ilsvrc_map"}
 DETECTION |= {f"{prefix}/{name}" for prefix in ("ap50", "voc_ap") for name in "abc"}
 
