@@ -6,7 +6,16 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import FILE, FOLDER, Changes, inference_options, split_names, with_changes, write_json
+from overfeat_tf.cli.options import (
+    FILE,
+    FOLDER,
+    Changes,
+    inference_options,
+    require_run,
+    split_names,
+    with_changes,
+    write_json,
+)
 from overfeat_tf.cli.quiet import load_tensorflow
 
 
@@ -56,7 +65,11 @@ def train(
 @click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
 @click.option("--server", metavar="HOST:PORT", help="Ask a server over gRPC; MODEL is the model's name there.")
 @click.option("--split", default="val", show_default=True)
-@click.option("--protocol", metavar="NAMES", help="Of classification,localization,detection; the model's last task.")
+@click.option(
+    "--protocol",
+    metavar="NAMES",
+    help="Of classification,localization,detection; the model's last task. Or table2 or fig9: a run by each row of it.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 @inference_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
@@ -75,6 +88,7 @@ def evaluate(
     from overfeat_tf.loading import load
     from training.evaluate import PROTOCOLS, require_fit, served_tasks
     from training.evaluate import evaluate as score
+    from training.ladders import TABLES, as_markdown, climb
     from training.sources import open_source
 
     source = open_source(data)
@@ -87,6 +101,12 @@ def evaluate(
 
             answering = with_changes(stack.enter_context(Client(server, model)), changes)
             labels, tasks = source.class_names, served_tasks(answering.metadata())
+        if protocol in TABLES:
+            require_fit(labels, tasks, source, (TABLES[protocol],))
+            rows = list(climb(require_run(answering), source, split, protocol, limit))
+            click.echo(as_markdown(protocol, rows))
+            write_json(json_file, {protocol: rows})
+            return
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
         require_fit(labels, tasks, source, protocols)
         figures = score(answering, source, split, protocols, limit)

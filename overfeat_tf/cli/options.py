@@ -40,17 +40,26 @@ def with_changes(model, changes: Changes):
     Raises:
         ValueError: options for a SavedModel, whose own are part of it, or scales that the network does not have.
     """
-    from overfeat_tf.model import Model
-
     if not changes:
         return model
+    for network in require_run(model).networks:
+        InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
+    return model.with_options(**changes)
+
+
+def require_run(model):
+    """Return the model if it is a run, whose inference options can be chosen.
+
+    Raises:
+        ValueError: it is another.
+    """
+    from overfeat_tf.model import Model
+
     if not isinstance(model, Model):
         raise ValueError(
             "expected a run where scales, stride, flips or views are chosen; a SavedModel has those of its export"
         )
-    for network in model.networks:
-        InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    return model.with_options(**changes)
+    return model
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
