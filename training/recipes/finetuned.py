@@ -18,8 +18,8 @@ def finetuned(name: str, preset: str, classification: int, localization: int, de
         preset=preset,
         classification=replace(WINDOWS, steps=classification, batch=64, rate=5e-3, epochs=10),
         localization=replace(WINDOWS, steps=localization, epochs=5),
-        detection=replace(WINDOWS, steps=detection, batch=16, rate=5e-3, epochs=20),
+        detection=replace(WINDOWS, steps=detection, rate=5e-3, epochs=20),
         side=SIDES[preset],
-        views=ViewOptions(object_share=0.7, whole=True),
+        views=ViewOptions(object_share=0.7),
         validation_images=200,
     )

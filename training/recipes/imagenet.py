@@ -64,8 +64,8 @@ def _paper(preset: str) -> Recipe:
         preset=preset,  # with dropout 0.5 and initial weights from N(0, 0.01)
         classification=CLASSIFICATION,
         localization=replace(WINDOWS, steps=200_000, epochs=20),
-        detection=replace(WINDOWS, steps=400_000, batch=16, epochs=40),
+        detection=replace(WINDOWS, steps=400_000, epochs=40),
         side=SIDES[preset],
-        views=ViewOptions(per_image=5, plain=True, whole=True),
+        views=ViewOptions(per_image=5, plain=True),
         validation_images=500,
     )
