@@ -81,16 +81,15 @@ def spread(strategy: tf.distribute.Strategy, batches: tf.data.Dataset, batch: in
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return batches
-    share = batch // strategy.num_replicas_in_sync
+    return strategy.distribute_datasets_from_function(lambda context: own_rows(batches, batch, context))
 
-    def own(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        devices = strategy.num_replicas_in_sync // context.num_input_pipelines
-        first = context.input_pipeline_id * devices * share
 
-        def rows(part: tf.Tensor) -> tf.Tensor:
-            return tf.reshape(part[first : first + devices * share], [devices, share, *part.shape[1:]])
+def own_rows(batches: tf.data.Dataset, batch: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+    """Give a worker's rows of global batches of `batch` examples, an element for each of its devices in turn."""
+    devices, share = context.num_replicas_in_sync // context.num_input_pipelines, batch // context.num_replicas_in_sync
+    first = context.input_pipeline_id * devices * share
 
-        # The elements of one global batch go to this worker's devices, one each.
-        return batches.map(lambda *parts: tf.nest.map_structure(rows, parts)).unbatch().prefetch(devices)
+    def rows(part: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(part[first : first + devices * share], [devices, share, *tf.unstack(tf.shape(part))[1:]])
 
-    return strategy.distribute_datasets_from_function(own)
+    return batches.map(lambda *parts: tf.nest.map_structure(rows, parts)).unbatch().prefetch(devices)
