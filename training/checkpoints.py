@@ -27,6 +27,8 @@ class Position(tf.train.experimental.PythonState):
     def deserialize(self, string_value: str) -> None:
         """Take it over from JSON."""
         self.step, self.block, place = json.loads(string_value)
+        if len(place) != len(self.place):
+            raise ValueError("its place in the data is that of an earlier version")
         self.place = Place(*place)
 
 

@@ -16,6 +16,8 @@ from small_source import few_digits
 from overfeat_tf.network import build
 from overfeat_tf.presets import PRESETS
 from training import run_folder
+from training.checkpoints import Checkpoints, Position
+from training.stages import stage_model
 from training.train import parameters, train
 
 Usage = namedtuple("Usage", "total used free")
@@ -127,3 +129,11 @@ def test_weights_and_configuration_are_of_one_stage_wherever_a_process_dies(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "weights"]
     run_folder.commit(tmp_path, "newer", save("newer"))
     assert pair(tmp_path) == ("newer", "newer")
+
+
+def test_a_checkpoint_of_an_earlier_version_is_one_line(tmp_path, monkeypatch):
+    model = stage_model("localization", build("tiny", 2), RECIPE)
+    monkeypatch.setattr(Position, "serialize", lambda self: "[3, 0, [0, 1, 2]]")
+    Checkpoints(tmp_path, model, 4).save()
+    with pytest.raises(ValueError, match=r"^expected a checkpoint [^\n]*earlier version: use another --run$"):
+        Checkpoints(tmp_path, model, 4).resume()
