@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import FILE, write_json
+from overfeat_tf.cli.options import FILE, FOLDER, write_json
 from overfeat_tf.cli.quiet import load_tensorflow
 
 
@@ -64,3 +64,29 @@ def benchmark_train(repetitions: int, steps: int, json_file: Path | None) -> Non
     report = measure(repetitions, steps)
     click.echo(report.table())
     write_json(json_file, report.as_dict())
+
+
+@benchmark.command("ladder")
+@click.argument("name")
+@click.option("--data", metavar="SOURCE", help="What to train and score on; the recipe's own if left out.")
+@click.option("--out", type=FOLDER, help="Runs and results, taken up if there [runs/ladder/NAME].")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of everything.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, as for `train`.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--json", "json_file", type=FILE, help="Also write all figures there.")
+def benchmark_ladder(
+    name: str,
+    data: str | None,
+    out: Path | None,
+    seeds: int,
+    settings: tuple[str, ...],
+    limit: int | None,
+    json_file: Path | None,
+) -> None:
+    """Set each of the paper's choices beside its alternatives: NAME is digits, voc or tinyimagenet; hours."""
+    load_tensorflow()
+    from benchmarks.ladder import as_markdown, measure
+
+    results = measure(name, data, out or Path("runs") / "ladder" / name, range(seeds), settings, limit)
+    click.echo(as_markdown(results))
+    write_json(json_file, results)

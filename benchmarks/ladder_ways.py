@@ -1,0 +1,194 @@
+"""The paper's choices, each beside its alternatives: what `overfeat benchmark ladder` asks, and of which data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from training.losses import BOX_LOSSES
+
+# What the box loss times `box_weight` then comes to is about what it was: see `Recipe.box_loss`.
+SMALLER = 0.5
+IOUS = (0.3, 0.5)  # of non-maximum suppression
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to go about something.
+
+    Attributes:
+        name: Of the way.
+        settings: Of training, as `overfeat train --set` takes them; empty: the run that all other questions share.
+        whole: Whether the settings change the first stage too, which else all runs of a seed share.
+        changes: Options of inference.
+        suppress: Combine boxes by non-maximum suppression at this IoU rather than by merging.
+        committee: Whether the runs of all seeds answer together.
+    """
+
+    name: str
+    settings: tuple[str, ...] = ()
+    whole: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    suppress: float | None = None
+    committee: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A choice of the paper's; the others of its ways are set against the first.
+
+    Attributes:
+        name: What is asked, with the section.
+        protocol: How it is scored.
+        ways: What there is to choose from.
+    """
+
+    name: str
+    protocol: str
+    ways: tuple[Way, ...]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The questions of one kind of data.
+
+    Attributes:
+        recipe: By which it is trained.
+        settings: Changes of the recipe's, so that many runs are affordable.
+        stages: What is trained.
+        questions: What is asked.
+        split: What it is scored on.
+    """
+
+    recipe: str
+    settings: tuple[str, ...]
+    stages: tuple[str, ...]
+    questions: tuple[Question, ...]
+    split: str = "val"
+
+
+def _scales(count: int, protocol: str) -> Question:
+    """One scale, every second one, all."""
+    middle, second = ((count + 1) // 2,), tuple(range(1, count + 1, 2))
+    ways = (
+        Way(f"all {count} scales", changes={"scales": None}),
+        Way(f"scale {middle[0]}", changes={"scales": middle}),
+        Way(f"scales {', '.join(map(str, second))}", changes={"scales": second}),
+    )
+    return Question("Scales (3.3)", protocol, ways)
+
+
+def _detecting(scales: int) -> tuple[Question, ...]:
+    """What is asked of a detector once it is trained."""
+    merging = {"merge_average": "weighted", "merge_across_classes": False}
+    return (
+        Question(
+            "Stride (3.3)",
+            "detection",
+            (Way("fine", changes={"fine": True}), Way("coarse", changes={"fine": False})),
+        ),
+        _scales(scales, "detection"),
+        Question(
+            "Flips (3.3)",
+            "detection",
+            (Way("no flips", changes={"flips": False}), Way("flips", changes={"flips": True})),
+        ),
+        Question(
+            "Combining boxes (4.3)",
+            "detection",
+            (
+                Way("merging", changes=merging),
+                Way("merging, plain average", changes=merging | {"merge_average": "plain"}),
+                Way("merging across classes", changes=merging | {"merge_across_classes": True}),
+                *(Way(f"non-maximum suppression, IoU {iou}", suppress=iou) for iou in IOUS),
+            ),
+        ),
+        Question(
+            "Merging threshold t (4.3)",
+            "detection",
+            tuple(Way(f"t = {t}", changes={"merge_threshold": t}) for t in (0.5, 0.3, 0.4, 0.7)),
+        ),
+        Question(
+            "Least score of a window that votes",
+            "detection",
+            tuple(Way(f"{score}", changes={"min_score": score}) for score in (0.3, 0.1, 0.2, 0.5)),
+        ),
+    )
+
+
+_TRAINED_DETECTORS = (
+    Question("Negatives (5)", "detection", (Way("offending"), Way("random", ("negatives=random",)))),
+    Question("Context (5)", "detection", (Way("without"), Way("with", ("context=true",), whole=True))),
+    Question(
+        "Box loss (6, ii)",
+        "detection",
+        (
+            Way(BOX_LOSSES[0]),
+            *(Way(loss, (f"box_loss={loss}", f"box_weight={SMALLER}")) for loss in BOX_LOSSES[1:]),
+        ),
+    ),
+    Question("Box form (6, iii)", "detection", (Way("edges"), Way("centre and size", ("box_form=centre_size",)))),
+)
+
+_DENSE = {"views": "dense", "flips": True, "fine": True}
+_FOUR = _DENSE | {"scales": (1, 2, 3, 4)}
+
+LADDERS = {
+    "digits": Ladder(
+        "digits-quick",
+        (),
+        ("classification", "localization", "detection"),
+        (*_detecting(7), *_TRAINED_DETECTORS),
+    ),
+    "voc": Ladder(
+        "voc",
+        ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
+        ("classification", "localization", "detection"),
+        _detecting(5),
+    ),
+    "tinyimagenet": Ladder(
+        "tinyimagenet",
+        ("classification.steps=1200", "classification.epochs=4", "localization.steps=600", "localization.epochs=2"),
+        ("classification", "localization"),
+        (
+            Question(
+                "Table 2",
+                "classification",
+                (
+                    Way("4 scales, fine stride", changes=_FOUR),
+                    Way("centre crop", changes={"views": "centre", "flips": False}),
+                    Way("ten views", changes={"views": "ten"}),
+                    Way("1 scale, coarse stride", changes=_DENSE | {"scales": (2,), "fine": False}),
+                    Way("1 scale, fine stride", changes=_DENSE | {"scales": (2,)}),
+                    Way("4 scales, coarse stride", changes=_FOUR | {"fine": False}),
+                    Way("4 scales, fine stride, no flips", changes=_FOUR | {"flips": False}),
+                    Way("all scales, fine stride", changes=_DENSE | {"scales": None}),
+                    Way("committee, 4 scales, fine stride", changes=_FOUR, committee=True),
+                ),
+            ),
+            Question(
+                "Fig. 9: error against scales",
+                "localization",
+                (
+                    *(
+                        Way(f"{n} scale{'s' * (n > 1)}", changes=_DENSE | {"scales": tuple(range(1, n + 1))})
+                        for n in (3, 1, 2, 4, 5)
+                    ),
+                    Way("centre crop", changes={"views": "centre", "flips": False}),
+                ),
+            ),
+            Question(
+                "Merging threshold t (4.3)",
+                "localization",
+                tuple(Way(f"t = {t}", changes={"merge_threshold": t}) for t in (0.3, 0.2, 0.5, 0.7)),
+            ),
+            Question(
+                "One regressor or one a class (4.3)", "localization", (Way("SCR"), Way("PCR", ("per_class=true",)))
+            ),
+            Question(
+                "Localization loss through the features (6, i)",
+                "localization",
+                (Way("frozen"), Way("end to end", ("through_features=true",))),
+            ),
+        ),
+    ),
+}
