@@ -29,8 +29,7 @@ SHOWN = {
 }
 
 log = logging.getLogger(__name__)
-# question -> way -> figure -> one value a seed (of a committee: one in all)
-Found = dict[str, dict[str, dict[str, list[float]]]]
+Known = dict[tuple, dict[str, float]]  # what runs, options and protocol gave, since ways of several questions coincide
 
 
 def measure(
@@ -52,7 +51,8 @@ def measure(
         limit: Images that are scored.
 
     Returns:
-        What `ladder.json` in the folder then has, in JSON's types.
+        What `ladder.json` in the folder then has, in JSON's types; "found" is, by question, way and figure, a value for
+        each seed, or one in all for a committee.
 
     Raises:
         ValueError: no such ladder, or the folder has one of other settings.
@@ -67,11 +67,12 @@ def measure(
     source = open_source(data or str(recipe.data))
     asked = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
     results = _begun(folder / RESULTS, asked)
+    known: Known = {}
     for question in ladder.questions:
         for way in question.ways:
             if results["found"].get(question.name, {}).get(way.name):
                 continue
-            figures = _score(ladder, question, way, source, folder, seeds, limit)
+            figures = _score(ladder, question, way, source, folder, seeds, limit, known)
             results["found"].setdefault(question.name, {})[way.name] = figures
             (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
             log.info("%s: %s: %s", question.name, way.name, _said(figures))
@@ -91,16 +92,25 @@ def _begun(path: Path, asked: dict) -> dict:
 
 
 def _score(
-    ladder: Ladder, question: Question, way: Way, source: Source, folder: Path, seeds: Sequence[int], limit: int | None
+    ladder: Ladder,
+    question: Question,
+    way: Way,
+    source: Source,
+    folder: Path,
+    seeds: Sequence[int],
+    limit: int | None,
+    known: Known,
 ) -> dict[str, list[float]]:
     """Give each figure's values, one a seed."""
     runs = [_trained(ladder, way, seed, source, folder) for seed in seeds]
-    answering = [load_run(run) for run in runs]
-    if way.committee:
-        answering = [Model.committee(answering)]
     figures: dict[str, list[float]] = {}
-    for model in answering:
-        found = _figures(model, question, way, source, ladder.split, limit)
+    for members in [runs] if way.committee else [[run] for run in runs]:
+        models = [load_run(run) for run in members]
+        model = (Model.committee(models) if way.committee else models[0]).with_options(**way.changes)
+        key = (*members, question.protocol, model.options, way.suppress)
+        if key not in known:
+            known[key] = _figures(model, question.protocol, way.suppress, source, ladder.split, limit)
+        found = known[key]
         for shown in SHOWN[question.protocol]:
             figures.setdefault(shown, []).append(found[shown])
     # Traced functions and networks of past ways would add up.
@@ -109,12 +119,12 @@ def _score(
     return figures
 
 
-def _figures(model: Model, question: Question, way: Way, source: Source, split: str, limit: int | None) -> dict:
-    model = model.with_options(**way.changes)
-    if way.suppress is None:
-        return evaluate(model, source, split, (question.protocol,), limit, quiet=True)
-    classes = len(source.class_names)
-    combine = suppression(way.suppress, classes, model.options.max_detections)
+def _figures(
+    model: Model, protocol: str, suppress: float | None, source: Source, split: str, limit: int | None
+) -> dict[str, float]:
+    if suppress is None:
+        return evaluate(model, source, split, (protocol,), limit, quiet=True)
+    combine = suppression(suppress, len(source.class_names), model.options.max_detections)
     scored = Predictions(model, source, split, limit).score(combine)
     return {"map50": scored.map50, "map": scored.map}
 

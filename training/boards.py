@@ -19,6 +19,7 @@ from tensorboard.plugins.pr_curve import summary as pr_curve
 from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import draw_boxes, draw_classes, draw_filters
 from overfeat_tf.model import TASKS, Model
+from training.callbacks import ProfiledSteps
 from training.curves import THRESHOLDS, PrecisionRecall
 from training.evaluate import evaluate
 from training.metrics import Answer
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 def stage_boards(
     stage: str, model: Model, recipe: Recipe, source: Source, logs: Path, steps: int, profile: bool = False
 ) -> list[keras.callbacks.Callback]:
-    """List the callbacks that write a stage's boards into `logs`; Keras's own is the last, and shows what others add.
+    """List the callbacks that write a stage's boards into `logs`; Keras's own comes after, and shows what others add.
 
     Args:
         stage: One of `TASKS`.
@@ -47,7 +48,7 @@ def stage_boards(
         profile: Also trace a few steps of the first epoch.
     """
     writer = tf.summary.create_file_writer(str(logs / "boards"))
-    every = max(1, steps // UPDATES)
+    every, window = max(1, steps // UPDATES), tuple(min(step, steps) for step in PROFILED)
     boards: list[keras.callbacks.Callback] = [
         Settings(logs, stage, recipe),
         Graph(writer),
@@ -56,8 +57,9 @@ def stage_boards(
     ]
     if recipe.val_split in source.splits:
         boards.append(Validation(writer, stage, model, source, recipe.val_split, recipe.validation_images))
-    window = tuple(min(step, steps) for step in PROFILED) if profile else 0
-    return [*boards, keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=every, profile_batch=window)]
+    traced = window if profile else 0
+    boards.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=every, profile_batch=traced))
+    return [*boards, ProfiledSteps()] if profile else boards
 
 
 class Settings(keras.callbacks.Callback):
@@ -74,10 +76,8 @@ class Settings(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Write."""
-        writer = tf.summary.create_file_writer(self._logs)
-        with writer.as_default(step=0):
-            hparams.hparams(self._settings)
-        writer.close()
+        with tf.summary.create_file_writer(self._logs).as_default(step=0):
+            hparams.hparams(self._settings)  # leaving the block flushes it
 
 
 class Graph(keras.callbacks.Callback):
@@ -90,10 +90,10 @@ class Graph(keras.callbacks.Callback):
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Write."""
         (pixels,) = self.model.inputs
-        view = tf.TensorSpec([1, *pixels.shape[1:]], pixels.dtype)
-        forward = tf.function(lambda pixels: self.model(pixels, training=False), autograph=False)
+        view = [tf.TensorSpec([1, *pixels.shape[1:]], pixels.dtype)]
+        forward = tf.function(lambda pixels: self.model(pixels, training=False), view, autograph=False)
         with self._writer.as_default(step=0):
-            tf.summary.graph(forward.get_concrete_function(view).graph.as_graph_def())
+            tf.summary.graph(forward.get_concrete_function().graph.as_graph_def())
         self._writer.flush()
 
 

@@ -1,9 +1,11 @@
-"""Precision-recall counts by hand, and settings as the table takes them."""
+"""Precision-recall counts by hand, settings as the table takes them, and a profile's steps."""
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from training.boards import flat
+from training.callbacks import ProfiledSteps
 from training.curves import PrecisionRecall
 from training.sources.record import Record
 
@@ -53,3 +55,13 @@ def test_difficult_objects_and_images_without_boxes_count_for_nothing():
 def test_settings_are_flat_and_of_kinds_that_the_table_has():
     settings = {"a": {"rate": 0.1, "drops": (1, 2)}, "data": None, "fine": True}
     assert flat(settings) == {"a.rate": 0.1, "a.drops": "(1, 2)", "data": "None", "fine": True}
+
+
+def test_a_profile_tells_steps_apart(tmp_path):
+    mark = ProfiledSteps()
+    tf.profiler.experimental.start(str(tmp_path))
+    mark.on_train_batch_begin(7)
+    mark.on_train_batch_end(7)
+    tf.profiler.experimental.stop()
+    (trace,) = tmp_path.rglob("*.xplane.pb")
+    assert b"step_num" in trace.read_bytes()

@@ -1,0 +1,78 @@
+"""The ladder: that its ways are valid, what its tables say, and that it runs and goes on."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import ladder as benchmark
+from benchmarks.ladder_ways import LADDERS, Ladder, Question, Way
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.presets import get_preset
+from training.evaluate import PROTOCOLS
+from training.recipes import get_recipe, override
+
+QUESTIONS = [(ladder, question) for ladder in LADDERS.values() for question in ladder.questions]
+SHORT = ("classification.steps=3", "localization.steps=2", "detection.steps=7", "validation_images=2")
+
+
+@pytest.mark.parametrize(("ladder", "question"), QUESTIONS)
+def test_every_way_can_be_gone_and_differs_from_the_others(ladder: Ladder, question: Question):
+    assert question.protocol in PROTOCOLS and question.protocol in ladder.stages
+    gone = []
+    for way in question.ways:
+        recipe = override(get_recipe(ladder.recipe), [*ladder.settings, *way.settings])
+        options: InferenceOptions = replace(recipe.inference, **way.changes)
+        options.scale_sizes(get_preset(recipe.preset))
+        gone.append((recipe, options, way.suppress, way.committee))
+    assert all(gone.count(each) == 1 for each in gone)
+
+
+def test_tables_have_means_spreads_and_differences_within_a_seed():
+    found = {
+        "Stride": {
+            "fine": {"map50": [0.5, 0.7, 0.6]},
+            "coarse": {"map50": [0.4, 0.5, 0.6]},
+            "together": {"map50": [0.8]},
+        }
+    }
+    assert benchmark.as_markdown({"found": found}).splitlines() == [
+        "**Stride**",
+        "",
+        "| way | map50 | from the first |",
+        "| --- | --- | --- |",
+        "| fine | 0.600 (0.500 to 0.700) |  |",
+        "| coarse | 0.500 (0.400 to 0.600) | -0.100 (-0.200 to +0.000) |",
+        "| together | 0.800 | +0.200 |",
+        "",
+    ]
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^expected a ladder, one of digits, .*; got 'nope'$"):
+        benchmark.measure("nope", None, tmp_path, [0])
+    with pytest.raises(ValueError, match=r"^expected --data SOURCE: "):
+        benchmark.measure("voc", None, tmp_path, [0])
+
+
+@pytest.mark.long
+def test_a_ladder_is_climbed_and_taken_up(tmp_path, monkeypatch):
+    stride = Question("Stride", "detection", (Way("fine"), Way("coarse", changes={"fine": False})))
+    more = (
+        stride,
+        Question("Combining", "detection", (Way("merging"), Way("suppression", suppress=0.5))),
+        Question("Negatives", "detection", (Way("offending"), Way("random", ("negatives=random",)))),
+        Question("Together", "classification", (Way("alone"), Way("committee", committee=True))),
+    )
+    whole = replace(LADDERS["digits"], settings=SHORT, questions=more)
+    monkeypatch.setitem(LADDERS, "digits", replace(whole, questions=(stride,)))
+    begun = benchmark.measure("digits", None, tmp_path, [0, 1], limit=4)
+    monkeypatch.setitem(LADDERS, "digits", whole)
+    monkeypatch.setattr(benchmark, "describe", lambda: pytest.fail("began again"))
+    found = benchmark.measure("digits", None, tmp_path, [0, 1], limit=4)["found"]
+    assert found["Stride"] == begun["found"]["Stride"]
+    assert [len(found["Together"][way]["top1_error"]) for way in ("alone", "committee")] == [2, 1]
+    assert {run.name for run in tmp_path.glob("*-[01]")} == {
+        f"{name}-{seed}" for name in ("base", "classification", "negatives-random") for seed in (0, 1)
+    }
+    with pytest.raises(ValueError, match=r"^expected the limit that .* began with"):
+        benchmark.measure("digits", None, tmp_path, [0, 1], limit=5)
