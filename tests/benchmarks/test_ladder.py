@@ -43,7 +43,6 @@ def test_tables_have_means_spreads_and_differences_within_a_seed():
         "| fine | 0.600 (0.500 to 0.700) |  |",
         "| coarse | 0.500 (0.400 to 0.600) | -0.100 (-0.200 to +0.000) |",
         "| together | 0.800 | +0.200 |",
-        "",
     ]
 
 
