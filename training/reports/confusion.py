@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from training.metrics import Answer, guessed, iou
-from training.reports.exhibits import Exhibit, figure, save, shortened
+from training.reports.exhibits import Exhibit, figure, literal, save, shortened
 from training.reports.tables import markdown_table
 from training.sources.record import Record
 
@@ -53,8 +53,8 @@ class _Confusion:
         for row, column in zip(*np.nonzero(values), strict=True):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, _brief(int(values[row, column])), ha="center", va="center", color=colour, fontsize=8)
-        axes.set_xticks(range(len(taken)), [shortened(self._name(n)) for n in taken], rotation=90, fontsize=9)
-        axes.set_yticks(range(len(truths)), [shortened(self._name(n)) for n in truths], fontsize=9)
+        axes.set_xticks(range(len(taken)), [self._label(n) for n in taken], rotation=90, fontsize=9)
+        axes.set_yticks(range(len(truths)), [self._label(n) for n in truths], fontsize=9)
         axes.set_xlabel("taken for")
         axes.set_ylabel("what it is")
         few = f"; the {len(labels)} of {len(self._names)} classes with most mistakes" if OTHERS in taken else ""
@@ -68,6 +68,9 @@ class _Confusion:
         for pair, count in wrong.items():
             errors.update({label: count for label in pair if label >= 0})
         return sorted(label for label, _ in errors.most_common(SHOWN))
+
+    def _label(self, label: int) -> str:
+        return literal(shortened(self._name(label)))
 
     def _name(self, label: int) -> str:
         return {NOTHING: "(nothing)", OTHERS: "(others)"}.get(label) or self._names[label]

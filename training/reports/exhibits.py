@@ -48,9 +48,13 @@ def save(made: "Figure", path: Path) -> None:
 
 
 def shortened(name: str, longest: int = LONGEST_NAME) -> str:
-    """Cut a long name; what matplotlib would read as a formula, it reads as text."""
-    name = name if len(name) <= longest else name[: longest - 1].rstrip(" ,") + "…"
-    return name.replace("$", r"\$")
+    """Cut a long name."""
+    return name if len(name) <= longest else name[: longest - 1].rstrip(" ,") + "…"
+
+
+def literal(text: str) -> str:
+    """Keep matplotlib from reading dollars as formulas."""
+    return text.replace("$", r"\$")
 
 
 def listed(names: Sequence[str]) -> str:

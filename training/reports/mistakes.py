@@ -14,10 +14,11 @@ from overfeat_tf.draw import draw_boxes
 from training.average_precision import WRONG
 from training.curves import judged
 from training.metrics import Answer, guessed, iou, named, placed
-from training.reports.exhibits import Exhibit, figure, listed, save, shortened
+from training.reports.exhibits import Exhibit, figure, listed, literal, save, shortened
 from training.sources.record import Record
 
 KEPT, COLUMNS = 12, 4  # pictures of a sheet
+CAPTION = 44  # characters of a line above a picture
 SIDE = 300  # pixels of a picture, before it is drawn on: labels can then be read
 
 
@@ -62,11 +63,14 @@ class _Sheet:
         worst = sorted(self._heap, reverse=True)
         columns = min(COLUMNS, len(worst))
         rows = math.ceil(len(worst) / columns)
-        made = figure(3.3 * columns, 3.5 * rows + 0.4)
+        pictures = [self._picture(mistake) for mistake in worst]
+        tallest = max(picture.height / picture.width for picture in pictures)
+        made = figure(3.3 * columns, (3.3 * min(tallest, 1.3) + 0.5) * rows + 0.4)
         cells = made.subplots(rows, columns, squeeze=False).flatten()
-        for axes, mistake in zip(cells, worst, strict=False):
-            axes.imshow(self._picture(mistake))
-            axes.set_title(mistake.caption, fontsize=9)
+        for axes, mistake, picture in zip(cells, worst, pictures, strict=False):
+            axes.imshow(picture)
+            lines = (shortened(line, CAPTION) for line in mistake.caption.splitlines())
+            axes.set_title(literal("\n".join(lines)), fontsize=9)
         for axes in cells:
             axes.set_axis_off()
         made.suptitle(f"{self.title}, worst first", fontsize=11)

@@ -7,7 +7,7 @@ import numpy as np
 
 from training.average_precision import VocDetection, area_under
 from training.metrics import Answer
-from training.reports.exhibits import Exhibit, figure, save, shortened
+from training.reports.exhibits import Exhibit, figure, literal, save, shortened
 from training.sources.record import Record
 
 FILE = "detection_precision_recall.png"
@@ -40,7 +40,7 @@ class PrecisionRecallCurves:
             if name not in named:
                 axes.plot(RECALLS, levels[name], color="0.85", linewidth=0.6)
         for number, name in enumerate(named):
-            colour, label = f"C{number % 10}", f"{areas[name]:.2f}  {shortened(name)}"
+            colour, label = f"C{number % 10}", f"{areas[name]:.2f}  {literal(shortened(name))}"
             style = "-" if number < 10 else "--"
             axes.plot(RECALLS, levels[name], color=colour, linewidth=1.1, linestyle=style, label=label)
         if len(curves) > 1:
