@@ -34,7 +34,8 @@ def scored(tmp_path_factory):
 def test_map_is_pycocotools_and_voc_the_kits_own(scored, tmp_path):
     source, pairs, figures = scored
     found = pairs["detection"]
-    assert sum(int(answer["num_detections"]) for _, answer in found) > 20 and figures["map50"] > 0
+    assert sum(int(answer["num_detections"]) for _, answer in found) > 3
+    assert 0 < figures["map50"] < 1
     stats = by_pycocotools(found, source.class_names, tmp_path)
     assert [figures["map"], figures["map50"], figures["map75"]] == pytest.approx(stats[:3].tolist(), abs=1e-9)
     kit = np.array([by_the_kit(found, label, "voc") for label in range(3)])
@@ -50,7 +51,7 @@ def test_errors_are_those_of_a_naive_count(scored):
     with_objects = [pair for pair in pairs["localization"] if len(pair[0].labels)]
     for guesses in (1, 5):
         missed = misplaced = 0
-        for truth, answer in pairs["localization"]:
+        for truth, answer in with_objects:
             ranks = range(min(guesses, int(answer["num_detections"])))
             named = [int(answer["detection_classes"][i]) - 1 for i in ranks]
             missed += not set(named) & set(truth.labels.tolist())
