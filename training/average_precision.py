@@ -90,11 +90,12 @@ class _Counts:
         np.add.at(self._objects, record.labels[counting], 1)
         count = int(answer["num_detections"])
         labels = answer["detection_classes"][:count].astype(int) - 1
-        for label in np.unique(labels):
+        verdicts = np.full(count, WRONG)
+        for label in np.unique(record.labels):
             mine, own = labels == label, record.labels == label
-            boxes, scores = answer["detection_boxes"][:count][mine], answer["detection_scores"][:count][mine]
-            verdicts = np.array(list(match(boxes, record.boxes[own], counting[own], answer["image_size"])))
-            self._found.append(len(verdicts), label=label, score=scores, right=verdicts)
+            boxes = answer["detection_boxes"][:count][mine]
+            verdicts[mine] = list(match(boxes, record.boxes[own], counting[own], answer["image_size"]))
+        self._found.append(count, label=labels, score=answer["detection_scores"][:count], right=verdicts)
 
     def curves(self) -> list[Curve | None]:
         """Give each class's precision and recall after each detection, best first; None without objects."""
@@ -123,8 +124,8 @@ def _voc_match(boxes: np.ndarray, truths: np.ndarray, counting: np.ndarray, _: n
     free = np.ones(len(truths), bool)
     for box in boxes:
         overlaps = iou(box, truths)
-        best = int(overlaps.argmax()) if len(truths) else -1
-        if best < 0 or overlaps[best] < 0.5:
+        best = int(overlaps.argmax())
+        if overlaps[best] < 0.5:
             yield WRONG
         elif not counting[best]:
             yield EXCUSED
@@ -140,7 +141,7 @@ def _ilsvrc_match(boxes: np.ndarray, truths: np.ndarray, _: np.ndarray, size: np
     for box in boxes:
         overlaps = np.where(free, iou(box, truths), -1.0)
         overlaps[overlaps < enough] = -1.0
-        best = int(overlaps.argmax()) if len(truths) else -1
-        yield RIGHT if best >= 0 and overlaps[best] >= 0 else WRONG
-        if best >= 0 and overlaps[best] >= 0:
-            free[best] = False
+        best = int(overlaps.argmax())
+        right = overlaps[best] >= 0
+        yield RIGHT if right else WRONG
+        free[best] &= not right

@@ -59,13 +59,12 @@ def peak_growth(images: int, folder) -> int:
     return peaks[1] - peaks[0]
 
 
-@pytest.mark.long
+@pytest.mark.long  # a minute and a half
 @pytest.mark.parametrize("images", [20_000])
 def test_memory_grows_by_some_bytes_a_detection(images, tmp_path):
     # In a process of its own, whose peak is no other test's.
-    program = (
-        f"from test_memory import peak_growth; print(peak_growth({images}, __import__('pathlib').Path('{tmp_path}')))"
-    )
+    call = f"peak_growth({images}, pathlib.Path({str(tmp_path)!r}))"
+    program = f"import pathlib, test_memory; print(test_memory.{call})"
     path = ":".join(sys.path)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={"PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
