@@ -59,7 +59,7 @@ def peak_growth(images: int, folder) -> int:
     return peaks[1] - peaks[0]
 
 
-@pytest.mark.long  # a minute and a half
+@pytest.mark.long  # some minutes
 @pytest.mark.parametrize("images", [20_000])
 def test_memory_grows_by_some_bytes_a_detection(images, tmp_path):
     # In a process of its own, whose peak is no other test's.
