@@ -19,12 +19,16 @@ class Exported(Callables):
     """
 
     def __init__(self, folder: Path):
-        config = read_config(folder)["model"]
+        config = self._config = read_config(folder)["model"]
         self.labels, self.tasks = tuple(config["labels"]), tuple(config["tasks"])
         try:
             self._loaded = tf.saved_model.load(str(folder))
         except OSError as error:
             raise ValueError(f"expected a SavedModel in '{folder}'; it is damaged: {error}") from None
+
+    def config(self) -> dict:
+        """Describe the model that was exported, as `Model.config` does."""
+        return self._config
 
     def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
         if signature not in self._loaded.signatures:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from training.metrics import Answer, iou
+from training.rows import Rows, by_label
 from training.sources.record import Record
 
+Curve = tuple[np.ndarray, np.ndarray]  # precision and recall, best detection first
 Area = Callable[[np.ndarray, np.ndarray], float]
 # Of the detections that `_match` gives: right, wrong, or left out of the count.
 RIGHT, WRONG, EXCUSED = 1, 0, -1
@@ -46,9 +48,14 @@ class VocDetection:
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield voc07_map and voc_map, then each class's voc_ap/NAME by area (nan without objects)."""
-        yield "voc07_map", self._counts.mean(eleven_points)
-        yield "voc_map", self._counts.mean(area_under)
-        yield from self._counts.each("voc_ap", area_under)
+        curves = self.curves()
+        yield "voc07_map", mean_area(curves, eleven_points)
+        yield "voc_map", mean_area(curves, area_under)
+        yield from self._counts.named("voc_ap", curves, area_under)
+
+    def curves(self) -> list[Curve | None]:
+        """Give each class's precision and recall after each detection, best first; None without objects."""
+        return self._counts.curves()
 
 
 class IlsvrcDetection:
@@ -68,51 +75,57 @@ class IlsvrcDetection:
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield ilsvrc_map."""
-        yield "ilsvrc_map", self._counts.mean(area_under)
+        yield "ilsvrc_map", mean_area(self._counts.curves(), area_under)
 
 
 class _Counts:
-    """Each class's objects, and its detections as (score, whether right)."""
+    """Each class's objects, and its detections with their scores and whether they are right."""
 
     def __init__(self, class_names: Sequence[str]):
         self._names = tuple(class_names)
-        self._found: list[list[tuple[float, int]]] = [[] for _ in self._names]
+        self._found = Rows(label="i4", score="f8", right="i1")
         self._objects = np.zeros(len(self._names), int)
 
     def add(self, record: Record, answer: Answer, counting: np.ndarray, match: Callable[..., Iterator[int]]) -> None:
         np.add.at(self._objects, record.labels[counting], 1)
         count = int(answer["num_detections"])
         labels = answer["detection_classes"][:count].astype(int) - 1
-        for label in np.unique(labels):
+        verdicts = np.full(count, WRONG)
+        for label in np.unique(record.labels):
             mine, own = labels == label, record.labels == label
-            boxes, scores = answer["detection_boxes"][:count][mine], answer["detection_scores"][:count][mine]
-            verdicts = match(boxes, record.boxes[own], counting[own], answer["image_size"])
-            self._found[label] += zip(scores.tolist(), verdicts, strict=True)
+            boxes = answer["detection_boxes"][:count][mine]
+            verdicts[mine] = list(match(boxes, record.boxes[own], counting[own], answer["image_size"]))
+        self._found.append(count, label=labels, score=answer["detection_scores"][:count], right=verdicts)
 
-    def mean(self, area: Area) -> float:
-        """Average over the classes that have objects; nan where none has."""
-        values = [value for _, value in self.each("", area) if not np.isnan(value)]
-        return float(np.mean(values)) if values else float("nan")
+    def curves(self) -> list[Curve | None]:
+        """Give each class's precision and recall after each detection, best first; None without objects."""
+        parts = by_label(self._found.table(), len(self._names))
+        return [_curve(part, count) if count else None for part, count in zip(parts, self._objects, strict=True)]
 
-    def each(self, prefix: str, area: Area) -> Iterator[tuple[str, float]]:
-        for name, found, objects in zip(self._names, self._found, self._objects, strict=True):
-            yield f"{prefix}/{name}", _average(found, int(objects), area) if objects else float("nan")
+    def named(self, prefix: str, curves: Sequence[Curve | None], area: Area) -> Iterator[tuple[str, float]]:
+        for name, curve in zip(self._names, curves, strict=True):
+            yield f"{prefix}/{name}", area(*curve) if curve else float("nan")
 
 
-def _average(found: list[tuple[float, int]], objects: int, area: Area) -> float:
-    counted = [(score, right) for score, right in found if right != EXCUSED]
-    order = np.argsort([-score for score, _ in counted], kind="stable")
-    right = np.array([right for _, right in counted], int)[order]
-    true = np.cumsum(right)
-    return area(true / np.arange(1, len(right) + 1), true / objects)
+def mean_area(curves: Sequence[Curve | None], area: Area) -> float:
+    """Average over the classes that have objects; nan where none has."""
+    values = [area(*curve) for curve in curves if curve]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _curve(found: np.ndarray, objects: int) -> Curve:
+    counted = found[found["right"] != EXCUSED]
+    right = counted["right"][np.argsort(-counted["score"], kind="stable")]
+    true = np.cumsum(right, dtype=int)
+    return true / np.arange(1, len(right) + 1), true / objects
 
 
 def _voc_match(boxes: np.ndarray, truths: np.ndarray, counting: np.ndarray, _: np.ndarray) -> Iterator[int]:
     free = np.ones(len(truths), bool)
     for box in boxes:
         overlaps = iou(box, truths)
-        best = int(overlaps.argmax()) if len(truths) else -1
-        if best < 0 or overlaps[best] < 0.5:
+        best = int(overlaps.argmax())
+        if overlaps[best] < 0.5:
             yield WRONG
         elif not counting[best]:
             yield EXCUSED
@@ -128,7 +141,7 @@ def _ilsvrc_match(boxes: np.ndarray, truths: np.ndarray, _: np.ndarray, size: np
     for box in boxes:
         overlaps = np.where(free, iou(box, truths), -1.0)
         overlaps[overlaps < enough] = -1.0
-        best = int(overlaps.argmax()) if len(truths) else -1
-        yield RIGHT if best >= 0 and overlaps[best] >= 0 else WRONG
-        if best >= 0 and overlaps[best] >= 0:
-            free[best] = False
+        best = int(overlaps.argmax())
+        right = overlaps[best] >= 0
+        yield RIGHT if right else WRONG
+        free[best] &= not right

@@ -4,10 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from training.average_precision import EXCUSED, RIGHT, WRONG
 from training.metrics import Answer, iou
 from training.sources.record import Record
 
 THRESHOLDS = 101
+LEVELS = np.linspace(0.0, 1.0, THRESHOLDS)
 EACH = 20  # classes that get a curve of their own beside the one of all
 
 
@@ -20,7 +22,8 @@ class PrecisionRecall:
 
     def __init__(self, class_names: Sequence[str]):
         self.class_names = tuple(class_names)
-        self._found: list[list[tuple[float, bool]]] = [[] for _ in self.class_names]
+        # Wrong and right ones of each class by how many thresholds they reach: no more for more images.
+        self._found = np.zeros((len(self.class_names), 2, THRESHOLDS + 1), int)
         self._objects = np.zeros(len(self.class_names), int)
 
     def process(self, record: Record, answer: Answer) -> None:
@@ -28,19 +31,11 @@ class PrecisionRecall:
         if not record.boxed.all():
             return
         np.add.at(self._objects, record.labels[~record.difficult], 1)
-        free = np.ones(len(record.labels), bool)
-        for i in range(int(answer["num_detections"])):  # scores fall
+        verdicts, _ = judged(record, answer)
+        for i in np.flatnonzero(verdicts != EXCUSED):
             label = int(answer["detection_classes"][i]) - 1
-            overlaps = np.where(record.labels == label, iou(answer["detection_boxes"][i], record.boxes), 0.0)
-            # Objects that count come first, as in COCO: only then may a difficult one excuse it.
-            merits = np.where(free & (overlaps >= 0.5), overlaps + ~record.difficult, 0.0)
-            best = int(merits.argmax()) if len(merits) else -1
-            right = best >= 0 and merits[best] > 0.0
-            if right and record.difficult[best]:
-                continue
-            if right:
-                free[best] = False
-            self._found[label].append((float(answer["detection_scores"][i]), bool(right)))
+            right = int(verdicts[i] == RIGHT)
+            self._found[label, right, np.searchsorted(LEVELS, answer["detection_scores"][i], "right")] += 1
 
     def evaluate(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield "all" and the first classes that have objects, each with float64 [6, THRESHOLDS].
@@ -49,14 +44,32 @@ class PrecisionRecall:
         and recall of the detections that score at least the threshold, 0 to 1 in equal steps. Precision is 0 where
         there are none, as the plugin's own.
         """
-        yield "all", _curve([pair for pairs in self._found for pair in pairs], int(self._objects.sum()))
+        yield "all", _curve(self._found.sum(axis=0), int(self._objects.sum()))
         for label in np.flatnonzero(self._objects)[:EACH]:
             yield self.class_names[label], _curve(self._found[label], int(self._objects[label]))
 
 
-def _curve(found: list[tuple[float, bool]], objects: int) -> np.ndarray:
-    scores, right = np.array([s for s, _ in found]), np.array([r for _, r in found], bool)
-    passed = scores[None] >= np.linspace(0.0, 1.0, THRESHOLDS)[:, None] if found else np.zeros((THRESHOLDS, 0), bool)
-    true, false = (passed & right).sum(axis=1), (passed & ~right).sum(axis=1)
+def judged(record: Record, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
+    """Match detections, best first, with objects of their class at an IoU of 0.5.
+
+    Returns:
+        Of each detection RIGHT, WRONG or EXCUSED, int [n], and of each object whether it was found, bool.
+    """
+    count = int(answer["num_detections"])
+    verdicts, free = np.full(count, WRONG), np.ones(len(record.labels), bool)
+    labels = answer["detection_classes"][:count].astype(int) - 1
+    for i in np.flatnonzero(np.isin(labels, record.labels)):  # scores fall
+        overlaps = np.where(record.labels == labels[i], iou(answer["detection_boxes"][i], record.boxes), 0.0)
+        # Objects that count come first, as in COCO: only then may a difficult one excuse it.
+        merits = np.where(free & (overlaps >= 0.5), overlaps + ~record.difficult, 0.0)
+        best = int(merits.argmax())
+        if merits[best] > 0.0:
+            verdicts[i] = EXCUSED if record.difficult[best] else RIGHT
+            free[best] = record.difficult[best]
+    return verdicts, ~free
+
+
+def _curve(found: np.ndarray, objects: int) -> np.ndarray:
+    false, true = found[:, :0:-1].cumsum(axis=1)[:, ::-1]
     precision, recall = true / np.maximum(true + false, 1), true / max(objects, 1)
     return np.stack([true, false, np.zeros_like(true), objects - true, precision, recall]).astype(float)

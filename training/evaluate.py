@@ -1,30 +1,26 @@
 """Score anything that answers - a run, a SavedModel, a server - on a split of a source."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from overfeat_tf.callables import Callables
-from overfeat_tf.decode import decode_image
+from training.answering import Answering, asked_for_guesses
 from training.average_precision import IlsvrcDetection, VocDetection
 from training.metrics import Answer, CocoDetection, Guesses, Metric
+from training.progress import progress
 from training.sources.record import Record, Source, check_split
 
-PROTOCOLS = ("classification", "localization", "detection")
-GUESSES = 5  # that top-5 error counts
+See = Callable[[Record, Answer], None]
+# A line a metric, by the protocol that asks for it.
+METRICS: dict[str, tuple[Callable[[Sequence[str]], Metric], ...]] = {
+    "classification": (partial(Guesses, kinds=("top",)),),
+    "localization": (partial(Guesses, kinds=("localization",)),),
+    "detection": (CocoDetection, VocDetection, IlsvrcDetection),
+}
+PROTOCOLS = tuple(METRICS)
 BATCH = 8  # images a call: enough to hide a server's latency, few enough to bound memory
-
-
-class Answering(Protocol):
-    """Whatever has the inference calls over encoded images: a loaded model or a serving client."""
-
-    def detect(self, images: list[bytes]) -> Answer: ...
-
-    def localize(self, images: list[bytes]) -> Answer: ...
 
 
 def evaluate(
@@ -33,10 +29,11 @@ def evaluate(
     split: str,
     protocols: Sequence[str] = ("detection",),
     limit: int | None = None,
-    seen: Callable[[Record, Answer], None] | None = None,
+    seen: See | None = None,
     quiet: bool = False,
+    watching: Mapping[str, Sequence[See]] | None = None,
 ) -> dict[str, float]:
-    """Run a split through the model and score it; memory does not grow with the split.
+    """Run a split through the model and score it; memory grows by some hundred bytes a detection, no more.
 
     Args:
         model: What answers.
@@ -44,6 +41,7 @@ def evaluate(
         protocols: Of `PROTOCOLS`.
         seen: Also called with each record and its detections.
         quiet: Show no progress.
+        watching: Also called with each record and its answer, by the protocol whose answer it is.
 
     Returns:
         The figures by name, and "images", how many were scored; "unreadable" where some could not be.
@@ -59,37 +57,29 @@ def evaluate(
     placing = [name for name in protocols if name != "classification"]
     if placing and not source.boxed:
         raise ValueError(f"expected boxes to score {placing[0]} by; {source.name} has classes alone")
-    kinds: tuple[Callable[[Sequence[str]], Metric], ...] = (CocoDetection, VocDetection, IlsvrcDetection)
-    detection = [kind(source.class_names) for kind in kinds if "detection" in protocols]
-    guesses: list[Metric] = [Guesses()] if {"classification", "localization"} & set(protocols) else []
-    # A run's regressor may not have been fitted yet; a server tells its classes by `localize` alone.
-    guess: Callable[[list[bytes]], Answer] = model.localize
-    if isinstance(model, Callables) and "localization" not in protocols:
-        guess = partial(_classified, model)
+    chosen = [name for name in ("detection", *PROTOCOLS[:-1]) if name in protocols]
+    metrics = {name: [kind(source.class_names) for kind in METRICS[name]] for name in chosen}
+    sees = {name: [*(metric.process for metric in metrics[name]), *(watching or {}).get(name, ())] for name in chosen}
+    calls: list[tuple[Callable[[list[bytes]], Answer], list[See]]] = []
+    if "detection" in chosen:
+        calls.append((model.detect, [*sees["detection"], *([seen] if seen is not None else [])]))
+    if guessing := [see for name in chosen if name != "detection" for see in sees[name]]:
+        calls.append((asked_for_guesses(model, "localization" in chosen), guessing))
     counts = {"images": 0, "unreadable": 0}
-    progress = tqdm(source.records(split, limit), desc=f"evaluate {split}", unit=" images", disable=quiet or None)
-    for batch in _batches(iter(progress)):
+    for batch in _batches(progress(source.records(split, limit), f"evaluate {split}", limit, quiet)):
         images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
-        for metrics, call in ((detection, model.detect), (guesses, guess)):
-            if metrics:
-                answers = call(images)
-                _check_names(answers, source)
-                _process(metrics, batch, answers, seen if metrics is detection else None)
-                unread |= answers["status"] != b""
+        for call, watchers in calls:
+            answers = call(images)
+            _check_names(answers, source)
+            _show(batch, answers, watchers)
+            unread |= answers["status"] != b""
         counts["images"] += len(batch)
         counts["unreadable"] += int(unread.sum())
     if counts["images"] == 0:
         raise ValueError(f"expected images in split '{split}' of {source.name}; there are none")
     if counts["unreadable"] == 0:
         del counts["unreadable"]
-    figures = {name: value for metric in detection for name, value in metric.evaluate()}
-    errors = {name: value for metric in guesses for name, value in metric.evaluate()}
-    wanted = {"classification": "top", "localization": "localization"}
-    chosen = tuple(prefix for name, prefix in wanted.items() if name in protocols)
-    figures |= {name: value for name, value in errors.items() if name.startswith(chosen)}
-    if "localization" in protocols and "localization1_error" not in figures:
-        raise ValueError(f"expected boxes in split '{split}' of {source.name}; its images have classes alone")
-    return {**figures, **counts}
+    return {name: value for kinds in metrics.values() for metric in kinds for name, value in metric.evaluate()} | counts
 
 
 def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, protocols: Sequence[str]) -> None:
@@ -106,16 +96,6 @@ def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, pro
     missing = [name for name in protocols if name in PROTOCOLS and name not in tasks]
     if missing:
         raise ValueError(f"expected a model trained for {missing[0]}; this one was for {', '.join(tasks) or 'nothing'}")
-
-
-def served_tasks(signatures: Iterable[str]) -> tuple[str, ...]:
-    """Tell the protocols that a served model answers, by its signatures; a server ranks classes by `localize` alone."""
-    known = set(signatures)
-    return tuple(
-        name
-        for name, call in {"classification": "localize", "localization": "localize", "detection": "detect"}.items()
-        if call in known
-    )
 
 
 def _check_names(answers: Answer, source: Source) -> None:
@@ -162,34 +142,11 @@ def fixed_box_map50(source: Source, train_split: str, split: str) -> float:
     return dict(metric.evaluate())["map50"]
 
 
-def _classified(model: Callables, images: list[bytes]) -> Answer:
-    """Give each image's classes by falling vote as `localize` does, with boxes of no size.
-
-    From probabilities rather than names, since two classes may share one.
-    """
-    decoded = [decode_image(image) for image in images]
-    statuses = [status.numpy() for _, status in decoded]
-    readable = [row for row, status in enumerate(statuses) if not status]
-    ranks = np.zeros((len(images), GUESSES))
-    if readable:
-        probabilities = model.classify([decoded[row][0].numpy() for row in readable])["probs"]
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :GUESSES] + 1
-        ranks[readable, : best.shape[1]] = best
-    return {
-        "status": np.array(statuses, object),
-        "num_detections": (ranks > 0).sum(axis=1),
-        "detection_classes": ranks,
-        "detection_boxes": np.zeros((*ranks.shape, 4)),
-    }
-
-
-def _process(metrics: Sequence[Metric], batch: list[Record], answers: Answer, seen: Callable | None) -> None:
+def _show(batch: list[Record], answers: Answer, watchers: Sequence[See]) -> None:
     for row, record in enumerate(batch):
         answer = {key: values[row] for key, values in answers.items()}
-        for metric in metrics:
-            metric.process(record, answer)
-        if seen is not None:
-            seen(record, answer)
+        for see in watchers:
+            see(record, answer)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

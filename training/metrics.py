@@ -7,11 +7,14 @@ one image's rows of them.
 import contextlib
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Protocol
 
 import numpy as np
 
+from training.rows import Rows, by_label
 from training.sources.record import Record
 
 Answer = dict[str, np.ndarray]
@@ -29,67 +32,89 @@ class CocoDetection:
     """Mean average precision over IoU 0.5:0.95 and at 0.5, by pycocotools; VOC's `difficult` objects are ignored."""
 
     def __init__(self, class_names: Sequence[str]):
+        """Start from nothing.
+
+        Raises:
+            ImportError: pycocotools is not there.
+        """
+        if find_spec("pycocotools") is None:  # said before hours of inference
+            raise ImportError("mAP needs pycocotools: pip install 'overfeat-tf[eval]'")
         self.class_names = tuple(class_names)
-        self._images: list[dict] = []
-        self._truths: list[dict] = []
-        self._found: list[list[float]] = []
+        self._images = 0
+        places = {"image": "i4", "label": "i4", "box": "4f8"}  # pixels, x, y, width, height
+        self._truths = Rows(**places, difficult="?")
+        self._found = Rows(**places, score="f4")
 
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image and its detections; one that has a class without a box counts for nothing."""
         if not record.boxed.all():
             return
-        image = len(self._images) + 1
-        height, width = (float(side) for side in answer["image_size"])
-        self._images.append({"id": image, "height": height, "width": width})
-        for box, label, difficult in zip(record.boxes, record.labels, record.difficult, strict=True):
-            placed = _xywh(box, height, width)
-            self._truths.append(
-                {
-                    "id": len(self._truths) + 1,
-                    "image_id": image,
-                    "category_id": int(label) + 1,
-                    "bbox": placed,
-                    # Beyond all ranges of sizes: how COCOeval ignores an object (it overwrites a flag `ignore`).
-                    "area": math.inf if difficult else placed[2] * placed[3],
-                    "iscrowd": 0,
-                }
-            )
-        for i in range(int(answer["num_detections"])):
-            placed = _xywh(answer["detection_boxes"][i], height, width)
-            score, label = float(answer["detection_scores"][i]), float(answer["detection_classes"][i])
-            self._found.append([image, *placed, score, label])
+        self._images += 1
+        size, count = answer["image_size"], int(answer["num_detections"])
+        self._truths.append(
+            len(record.labels),
+            image=self._images,
+            label=record.labels,
+            box=_xywh(record.boxes, size),
+            difficult=record.difficult,
+        )
+        self._found.append(
+            count,
+            image=self._images,
+            label=answer["detection_classes"][:count].astype(int) - 1,
+            box=_xywh(answer["detection_boxes"][:count], size),
+            score=answer["detection_scores"][:count],
+        )
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield map, map50, map75, and each class's average precision at 0.5 as ap50/NAME (nan without objects).
 
         Raises:
-            ImportError: pycocotools is not there.
             ValueError: no object in the whole set, or none that counts.
         """
-        try:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-        except ImportError as error:
-            raise ImportError("mAP needs pycocotools: pip install 'overfeat-tf[eval]'") from error
-        if not any(math.isfinite(truth["area"]) for truth in self._truths):
-            raise ValueError(f"expected objects to score against; the {len(self._images)} images have none")
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.class_names, start=1)]
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-            truth = COCO()
-            truth.dataset = {"info": {}, "images": self._images, "annotations": self._truths, "categories": categories}
-            truth.createIndex()
-            found = truth.loadRes(np.array(self._found)) if self._found else COCO()
-            if not self._found:
-                found.dataset = {**truth.dataset, "annotations": []}
-                found.createIndex()
-            scoring = COCOeval(truth, found, "bbox")
-            scoring.evaluate()
-            scoring.accumulate()
-            scoring.summarize()
-        yield from zip(("map", "map50", "map75"), (max(float(value), 0.0) for value in scoring.stats[:3]), strict=True)
-        precision = scoring.eval["precision"][0, :, :, 0, 2]  # IoU 0.5, all sizes, 100 detections: [recall, class]
-        for name, values in zip(self.class_names, precision.T, strict=True):
-            yield f"ap50/{name}", float(values.mean()) if (values >= 0).all() else float("nan")
+        truths, found = self._truths.table(), self._found.table()
+        counting = np.unique(truths["label"][~truths["difficult"]])
+        if not len(counting):
+            raise ValueError(f"expected objects to score against; the {self._images} images have none")
+        truths_of, found_of = (by_label(rows, len(self.class_names)) for rows in (truths, found))
+        # Class by class, as pycocotools' own loop: what it makes of a detection takes a hundred times the memory.
+        each = np.stack([_coco_precision(truths_of[label], found_of[label]) for label in counting])
+        yield "map", float(each.mean())
+        yield "map50", float(each[:, 0].mean())
+        yield "map75", float(each[:, 5].mean())
+        values = dict(zip(counting.tolist(), each[:, 0].mean(axis=1).tolist(), strict=True))
+        for label, name in enumerate(self.class_names):
+            yield f"ap50/{name}", values.get(label, float("nan"))
+
+
+def _coco_precision(truths: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Let pycocotools find a class's precision [10 IoUs, 101 recalls], 100 detections an image."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    # Beyond all ranges of sizes: how COCOeval ignores an object (it overwrites a flag `ignore`).
+    areas = np.where(truths["difficult"], math.inf, truths["box"][:, 2:].prod(axis=1))
+    images = [{"id": int(image)} for image in np.union1d(truths["image"], found["image"])]
+    both = []
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+        for rows, more in (
+            (truths, {"area": areas.tolist()}),
+            (found, {"area": found["box"][:, 2:].prod(axis=1).tolist(), "score": found["score"].tolist()}),
+        ):
+            columns = {"id": range(1, len(rows) + 1), "image_id": rows["image"].tolist(), "bbox": rows["box"].tolist()}
+            columns |= more
+            listed = [
+                dict(zip(columns, values, strict=True), category_id=1, iscrowd=0)
+                for values in zip(*columns.values(), strict=True)
+            ]
+            both.append(COCO())
+            both[-1].dataset = {"images": images, "annotations": listed, "categories": [{"id": 1}]}
+            both[-1].createIndex()
+        scoring = COCOeval(*both, "bbox")
+        scoring.params.areaRng, scoring.params.areaRngLbl, scoring.params.maxDets = [[0, 1e10]], ["all"], [100]
+        scoring.evaluate()
+        scoring.accumulate()
+    return scoring.eval["precision"][:, :, 0, 0, 0]
 
 
 class Guesses:
@@ -99,36 +124,57 @@ class Guesses:
     least 0.5 with an object of that class. Answers are those of `localize`, best guess first.
     """
 
-    def __init__(self) -> None:
-        self._right: dict[str, list[bool]] = {name: [] for name in ("top1", "top5", "localization1", "localization5")}
+    KINDS = ("top", "localization")
+
+    def __init__(self, class_names: Sequence[str] = (), kinds: Sequence[str] = KINDS):
+        """Choose the kinds of error; the class names are of no use."""
+        self._kinds = tuple(kinds)
+        self._images: Counter[str] = Counter()
+        self._right: Counter[str] = Counter()
 
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image and its guesses; one without objects counts for nothing, without boxes not for localization."""
         if len(record.labels) == 0:
             return
-        count = int(answer["num_detections"])
-        labels = answer["detection_classes"][:count].astype(int) - 1
-        named = [label in record.labels for label in labels]
-        placed = [
-            bool((iou(box, record.boxes[record.labels == label]) >= 0.5).any())
-            for box, label in zip(answer["detection_boxes"][:count], labels, strict=True)
-        ]
-        for guesses in (1, 5):
-            self._right[f"top{guesses}"].append(any(named[:guesses]))
-            if record.boxed.all():
-                self._right[f"localization{guesses}"].append(any(placed[:guesses]))
+        self._images["objects"] += 1
+        for kind in self._kinds:
+            if kind == "localization" and not record.boxed.all():
+                continue
+            right = (named if kind == "top" else placed)(record, answer)
+            self._images[kind] += 1
+            for guesses in (1, 5):
+                self._right[f"{kind}{guesses}"] += bool(right[:guesses].any())
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
-        """Yield each error, in 0..1; without the localization errors where no image has boxes.
+        """Yield each error, in 0..1; of several kinds without localization's where no image has boxes.
 
         Raises:
-            ValueError: no image with an object.
+            ValueError: no image with an object, or only localization asked for and no image with boxes.
         """
-        if not self._right["top1"]:
+        images = self._images["objects"]
+        if not images:
             raise ValueError("expected images with objects to score against; there are none")
-        for name, right in self._right.items():
-            if right:
-                yield f"{name}_error", 1.0 - float(np.mean(right))
+        if not any(self._images[kind] for kind in self._kinds):
+            raise ValueError(f"expected boxes to score against; the {images} images with objects have classes alone")
+        for kind in (kind for kind in self._kinds if self._images[kind]):
+            for guesses in (1, 5):
+                yield f"{kind}{guesses}_error", 1.0 - self._right[f"{kind}{guesses}"] / self._images[kind]
+
+
+def guessed(answer: Answer) -> np.ndarray:
+    """Give the labels that an image was given, from 0, best first: int [n]."""
+    return answer["detection_classes"][: int(answer["num_detections"])].astype(int) - 1
+
+
+def named(record: Record, answer: Answer) -> np.ndarray:
+    """Tell of each guess whether its class is one of the image's: bool [n]."""
+    return np.isin(guessed(answer), record.labels)
+
+
+def placed(record: Record, answer: Answer) -> np.ndarray:
+    """Tell of each guess whether its box has an IoU of at least 0.5 with an object of its class: bool [n]."""
+    pairs = zip(answer["detection_boxes"], guessed(answer), strict=False)  # beyond the guesses there is padding
+    return np.array([(iou(box, record.boxes[record.labels == label]) >= 0.5).any() for box, label in pairs], bool)
 
 
 def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -139,6 +185,7 @@ def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shared / np.maximum(areas - shared, 1e-12)
 
 
-def _xywh(box: np.ndarray, height: float, width: float) -> list[float]:
-    ymin, xmin, ymax, xmax = (float(edge) for edge in box)
-    return [xmin * width, ymin * height, (xmax - xmin) * width, (ymax - ymin) * height]
+def _xywh(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Turn normalised yxyx [n, 4] into pixels, x, y, width and height, of an image of (height, width)."""
+    edges = np.asarray(boxes, float) * np.tile(np.asarray(size, float), 2)
+    return np.concatenate([edges[:, 1::-1], (edges[:, 2:] - edges[:, :2])[:, ::-1]], axis=1)

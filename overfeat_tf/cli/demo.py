@@ -1,6 +1,5 @@
 """`overfeat demo`: the whole system in one go, on digits scattered over photographs."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import click
 from PIL import Image
 
+from overfeat_tf.cli.options import write_json
 from overfeat_tf.draw import contact_sheet, draw_boxes
 from overfeat_tf.loading import load_run, read_config
 from overfeat_tf.model import TASKS
@@ -68,7 +68,7 @@ def run(out: Path) -> None:
         "seconds_training": round(trained - began, 1),
         "seconds_an_image_over_grpc": round((answered - sent) / SCENES, 4),
     }
-    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    write_json(out / "result.json", result)
     click.echo(
         f"\nmAP at IoU 0.5: {served['map50']:.3f}   0.5:0.95: {served['map']:.3f}   "
         f"({served['images']} scenes over gRPC, scored by pycocotools; {result['seconds']:.0f} s in all)\n"

@@ -1,21 +1,11 @@
-"""The verbs around a run: look at its data, fit it, score it."""
+"""The verbs before a run is scored: look at its data, fit it."""
 
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import (
-    FILE,
-    FOLDER,
-    Changes,
-    inference_options,
-    require_run,
-    split_names,
-    with_changes,
-    write_json,
-)
+from overfeat_tf.cli.options import FILE, FOLDER, split_names, write_json
 from overfeat_tf.cli.quiet import load_tensorflow
 
 
@@ -58,61 +48,6 @@ def train(
         require_faultless(spec, (chosen.train_split, chosen.val_split))
     fit(chosen, open_source(spec), folder, split_names(stage, TASKS), strategy, start, profile)
     click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
-
-
-@click.command()
-@click.argument("model")
-@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
-@click.option("--server", metavar="HOST:PORT", help="Ask a server over gRPC; MODEL is the model's name there.")
-@click.option("--split", default="val", show_default=True)
-@click.option(
-    "--protocol",
-    metavar="NAMES",
-    help="Of classification,localization,detection; the model's last task. Or table2 or fig9: a run by each row of it.",
-)
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
-@inference_options
-@click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
-def evaluate(
-    model: str,
-    data: str,
-    server: str | None,
-    split: str,
-    protocol: str | None,
-    limit: int | None,
-    json_file: Path | None,
-    changes: Changes,
-) -> None:
-    """Score MODEL, a run or a SavedModel directory, by the field's metrics."""
-    load_tensorflow()
-    from overfeat_tf.loading import load
-    from training.evaluate import PROTOCOLS, require_fit, served_tasks
-    from training.evaluate import evaluate as score
-    from training.ladders import TABLES, as_markdown, climb
-    from training.sources import open_source
-
-    source = open_source(data)
-    with ExitStack() as stack:
-        if server is None:
-            answering = with_changes(load(model), changes)
-            labels, tasks = answering.labels, answering.tasks
-        else:
-            from serving.client import Client
-
-            answering = with_changes(stack.enter_context(Client(server, model)), changes)
-            labels, tasks = source.class_names, served_tasks(answering.metadata())
-        if protocol in TABLES:
-            require_fit(labels, tasks, source, (TABLES[protocol],))
-            rows = list(climb(require_run(answering), source, split, protocol, limit))
-            click.echo(as_markdown(protocol, rows))
-            write_json(json_file, {protocol: rows})
-            return
-        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
-        require_fit(labels, tasks, source, protocols)
-        figures = score(answering, source, split, protocols, limit)
-    for name, value in figures.items():
-        click.echo(f"{name:24} {value:.4f}" if isinstance(value, float) else f"{name:24} {value}")
-    write_json(json_file, figures)
 
 
 @click.command()

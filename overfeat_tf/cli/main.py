@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from overfeat_tf.cli.benchmark import benchmark
-from overfeat_tf.cli.fitting import evaluate, inspect, train
+from overfeat_tf.cli.evaluating import evaluate
+from overfeat_tf.cli.fitting import inspect, train
 from overfeat_tf.cli.options import FILE, FOLDER, Changes, inference_options, with_changes, write_json
 from overfeat_tf.cli.quiet import load_tensorflow
 

@@ -1,6 +1,7 @@
 """What verbs share: kinds of options, the options of every inference call, and results for programs."""
 
 import json
+import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -72,10 +73,19 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Write a result where a program wants it."""
+    """Write a result where a program wants it; what is not a number is null, since JSON has no name for it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(value, indent=2) + "\n")
+        path.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: object) -> object:
+    """Put None for every float that is not finite."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from independent import by_the_kit
 
 from training.average_precision import IlsvrcDetection, VocDetection
 from training.sources.record import Record
@@ -28,57 +29,6 @@ def figures(kind, pairs) -> dict[str, float]:
     for truth, found in pairs:
         metric.process(truth, found)
     return dict(metric.evaluate())
-
-
-def overlap(a, b) -> float:
-    height, width = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(height, 0) * max(width, 0)
-    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
-
-
-def by_the_kit(pairs, label: int, rule: str) -> tuple[float, float]:
-    """Give a class's average precision by eleven points and by area; detections of all images in one falling list."""
-    flat = [
-        (float(found["detection_scores"][i]), image, found["detection_boxes"][i])
-        for image, (_, found) in enumerate(pairs)
-        for i in range(int(found["num_detections"]))
-        if found["detection_classes"][i] == label + 1
-    ]
-    taken, objects = set(), 0
-    for truth, _ in pairs:
-        for own, hard in zip(truth.labels, truth.difficult, strict=True):
-            objects += own == label and not (hard and rule == "voc")
-    if not objects:
-        return float("nan"), float("nan")
-    right, wrong, points = 0, 0, []
-    for _, image, box in sorted(flat, key=lambda each: -each[0]):
-        best, best_overlap = None, -1.0
-        truth = pairs[image][0]
-        for number, (other, own) in enumerate(zip(truth.boxes, truth.labels, strict=True)):
-            if own != label or (rule == "ilsvrc" and (image, number) in taken):
-                continue
-            shared, least = overlap(box, other), 0.5
-            if rule == "ilsvrc":
-                height, width = (other[2] - other[0]) * SIZE[0], (other[3] - other[1]) * SIZE[1]
-                least = min(0.5, height * width / ((height + 10) * (width + 10)))
-            if shared > best_overlap and (rule == "voc" or shared >= least):
-                best, best_overlap = number, shared
-        if best is None or (rule == "voc" and best_overlap < 0.5):
-            wrong += 1
-        elif rule == "voc" and truth.difficult[best]:
-            continue
-        elif (image, best) in taken:
-            wrong += 1
-        else:
-            taken.add((image, best))
-            right += 1
-        points.append((right / objects, right / (right + wrong)))
-    eleven = sum(max((p for r, p in points if r > level - 1e-9), default=0.0) for level in np.arange(11) / 10) / 11
-    area, before = 0.0, 0.0
-    for number, (recall, _) in enumerate(points):
-        area += (recall - before) * max(precision for _, precision in points[number:])
-        before = recall
-    return eleven, area
 
 
 @st.composite

@@ -1,0 +1,154 @@
+"""The verb that tells how good a model is: figures, a table, and a folder of pictures."""
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from overfeat_tf.cli.options import (
+    FILE,
+    FOLDER,
+    Changes,
+    inference_options,
+    require_run,
+    split_names,
+    with_changes,
+    write_json,
+)
+from overfeat_tf.cli.quiet import load_tensorflow
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
+@click.option("--server", metavar="HOST:PORT", help="Ask a server over gRPC; MODEL is the model's name there.")
+@click.option("--split", default="val", show_default=True)
+@click.option(
+    "--protocol",
+    metavar="NAMES",
+    help="Of classification,localization,detection; the model's last task. Or runs by the rows of the paper's tables: "
+    "table2, fig9, or a row such as table2:ten-views.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@inference_options
+@click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
+@click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, curves, worst mistakes.")
+def evaluate(
+    models: tuple[str, ...],
+    data: str,
+    server: str | None,
+    split: str,
+    protocol: str | None,
+    limit: int | None,
+    json_file: Path | None,
+    out: Path | None,
+    changes: Changes,
+) -> None:
+    """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
+    load_tensorflow()
+    from training.answering import served_tasks
+    from training.evaluate import PROTOCOLS, require_fit
+    from training.ladders import TABLES, table_of
+    from training.sources import open_source
+
+    source = open_source(data)
+    with ExitStack() as stack:
+        if server is None:
+            answering = with_changes(_loaded(models), changes)
+            labels, tasks = answering.labels, answering.tasks
+        else:
+            answering, signatures = _served(stack, server, models, changes, source.class_names)
+            labels, tasks = source.class_names, served_tasks(signatures)
+        table = table_of(protocol)
+        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
+        require_fit(labels, tasks, source, (TABLES[table],) if table else protocols)
+        described = _facts(answering, models, server)
+        figures = _measure(answering, source, split, ",".join(protocols), limit, out, described)
+    write_json(json_file, figures)
+
+
+def _loaded(models: Sequence[str]):
+    """Load a model, or several runs as a committee.
+
+    Raises:
+        ValueError: no model there, or members that are not runs or do not go together.
+    """
+    from overfeat_tf.loading import load
+    from overfeat_tf.model import Model
+
+    if len(models) == 1:
+        return load(models[0])
+    members = []
+    for name in models:
+        member = load(name)
+        if not isinstance(member, Model):
+            raise ValueError(f"expected runs as a committee's members; '{name}' is a SavedModel: name its run")
+        members.append(member)
+    return Model.committee(members)
+
+
+def _served(stack: ExitStack, server: str, models: Sequence[str], changes: Changes, class_names: Sequence[str]):
+    """Connect to a server's model; give it, and its signatures' names."""
+    from serving.client import Client
+    from training.answering import ByName
+
+    if len(models) > 1:
+        raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {', '.join(models)}")
+    client = with_changes(stack.enter_context(Client(server, models[0])), changes)
+    signatures = set(client.metadata())
+    # A committee, or a run that has only learnt to classify, has no signature `localize` to rank classes by.
+    named = "localize" not in signatures and "classify" in signatures
+    return (ByName(client, class_names) if named else client), signatures
+
+
+def _facts(answering, models: Sequence[str], server: str | None) -> dict[str, Any]:
+    """Describe what answered, in JSON's types."""
+    if server is not None:
+        return {"model": ", ".join(models), "server": server}
+    config = answering.config()
+    kept = ("num_classes", "tasks", "per_class", "box_form", "context", "options")
+    networks = [config, *config.get("others", ())]
+    presets = ", ".join(dict.fromkeys(network["preset"]["name"] for network in networks))
+    return {
+        "model": ", ".join(models),
+        "network": presets,
+        "members": len(networks),
+        **{key: config[key] for key in kept if key in config},
+    }
+
+
+def _measure(answering, source, split: str, protocol: str, limit: int | None, out: Path | None, described: dict):
+    """Score by protocols or by a table's rows, print the figures and, where there is a folder for it, report.
+
+    Returns:
+        The figures; those of a table are its rows, by its name.
+    """
+    from training.evaluate import evaluate as score
+    from training.ladders import as_markdown, climb, table_of
+    from training.reports import Report
+    from training.reports.scales import draw_scales
+    from training.reports.tables import figure_tables
+
+    table = table_of(protocol)
+    report = Report(out, () if table else protocol.split(","), source.class_names) if out is not None else None
+    began = time.monotonic()
+    figures: dict[str, Any]
+    if table:
+        rows = list(climb(require_run(answering), source, split, protocol, limit))
+        figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
+    else:
+        watching = report.watching if report else None
+        figures = score(answering, source, split, protocol.split(","), limit, watching=watching)
+        text, images = figure_tables(figures), figures["images"]
+    seconds = round(time.monotonic() - began, 1)
+    click.echo(text)
+    if report is not None and out is not None:
+        data = {"source": source.name, "classes": len(source.class_names), "split": split, "limit": limit}
+        facts = {**described, "data": data, "protocol": protocol, "images": images, "seconds": seconds}
+        pictures = report.write(facts, text, draw_scales(rows, table, out) if table and len(rows) > 1 else ())
+        write_json(out / "report.json", {**facts, "figures": figures, "pictures": pictures})
+        click.echo(f"{out / 'report.md'}: tables, curves, pictures of mistakes", err=True)
+    return figures

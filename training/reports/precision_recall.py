@@ -1,0 +1,62 @@
+"""Precision against recall of detection, at an IoU of 0.5 by the rules of Pascal VOC."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from training.average_precision import VocDetection, area_under
+from training.metrics import Answer
+from training.reports.exhibits import Exhibit, figure, literal, save, shortened
+from training.sources.record import Record
+
+FILE = "detection_precision_recall.png"
+RECALLS = np.linspace(0.0, 1.0, 101)
+EACH = 12  # classes with a colour and a name of their own; of more the best and the worst
+
+
+class PrecisionRecallCurves:
+    """Draws each class's curve, and their mean."""
+
+    def __init__(self, class_names: Sequence[str]):
+        self._names, self._metric = tuple(class_names), VocDetection(class_names)
+
+    def process(self, record: Record, answer: Answer) -> None:
+        """Add an image and its detections."""
+        self._metric.process(record, answer)
+
+    def draw(self, folder: Path) -> Iterator[Exhibit]:
+        """Draw the curves: at each recall the best precision there or beyond."""
+        curves = {name: curve for name, curve in zip(self._names, self._metric.curves(), strict=True) if curve}
+        if not curves:
+            return
+        areas = {name: area_under(*curve) for name, curve in curves.items()}
+        order = sorted(areas, key=lambda name: -areas[name])
+        named = order if len(order) <= EACH else [*order[: EACH // 2], *order[-EACH // 2 :]]
+        levels = {name: best_precision(*curve) for name, curve in curves.items()}
+        made = figure(8.5, 5.2)
+        axes = made.subplots()
+        for name in order:
+            if name not in named:
+                axes.plot(RECALLS, levels[name], color="0.85", linewidth=0.6)
+        for number, name in enumerate(named):
+            colour, label = f"C{number % 10}", f"{areas[name]:.2f}  {literal(shortened(name))}"
+            style = "-" if number < 10 else "--"
+            axes.plot(RECALLS, levels[name], color=colour, linewidth=1.1, linestyle=style, label=label)
+        if len(curves) > 1:
+            mean = np.mean(list(areas.values()))
+            middle = np.mean(list(levels.values()), axis=0)
+            axes.plot(RECALLS, middle, color="black", linewidth=2.6, label=f"{mean:.2f}  mean of {len(curves)}")
+        axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+        axes.grid(color="0.9")
+        few = f", the {EACH // 2} best and worst of {len(order)}" if len(named) < len(order) else ""
+        axes.set_title("Precision and recall at IoU 0.5", fontsize=11)
+        made.legend(loc="outside right upper", fontsize=8, title=f"average precision{few}".replace(", ", "\n"))
+        save(made, folder / FILE)
+        yield Exhibit("Precision and recall", FILE)
+
+
+def best_precision(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
+    """Give at each of `RECALLS` the best precision at that recall or beyond; 0 where it is not reached."""
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(recall, RECALLS - 1e-12)]

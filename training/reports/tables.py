@@ -1,0 +1,36 @@
+"""Figures as Markdown tables, for people: on the terminal and in reports."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Render a table whose columns are as wide as their widest cell; all but the first are set to the right."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (titles, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*escaped, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "| " + " | ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]) + " |"
+
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(escaped[0]), line(rule), *map(line, escaped[1:])])
+
+
+def figure_tables(figures: Mapping[str, float]) -> str:
+    """Render what `evaluate` gives: the figures of the whole, and those of each class, named KIND/CLASS."""
+    whole = [[name, number(value)] for name, value in figures.items() if "/" not in name]
+    tables = [markdown_table(["figure", "value"], whole)]
+    kinds = list(dict.fromkeys(name.partition("/")[0] for name in figures if "/" in name))
+    if kinds:
+        classes = dict.fromkeys(name.partition("/")[2] for name in figures if "/" in name)
+        rows = [[name, *(number(figures.get(f"{kind}/{name}", math.nan)) for kind in kinds)] for name in classes]
+        tables.append(markdown_table(["class", *kinds], rows))
+    return "\n\n".join(tables)
+
+
+def number(value: float) -> str:
+    """Write a figure with four decimals, a count without, and "-" for one that there is not."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4f}"
+    return str(value)
