@@ -60,6 +60,11 @@ class Models:
                 if version not in self._versions.get(name, {}):
                     raise ValueError(f"label {label} names version {version} of {name}, which is not loaded")
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Gives the names of the models that are served."""
+        return frozenset(self._versions)
+
     def __str__(self) -> str:
         """Says what is loaded: `digits version 1, voc versions 3 and 4`."""
         return ", ".join(

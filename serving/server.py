@@ -18,6 +18,7 @@ from typing import Any, Self
 import grpc
 from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
+from serving.door import Door
 from serving.loading import load_models
 from serving.servables import Labels, Models
 from serving.services import ModelService, PredictionService
@@ -73,9 +74,10 @@ class Server:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        prediction = PredictionService(models, max_message_bytes)
+        self.door = Door(models, max_message_bytes)
+        prediction = PredictionService(self.door)
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), self._server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(self.door), self._server)
         require_free(host, port)
         try:
             self.port: int = self._server.add_insecure_port(f"{_bracketed(host)}:{port}")
