@@ -25,6 +25,7 @@ MODELS_PATH = "/page/models"
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
+    "/draw.js": ("draw.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
 # What may be had without a token: it holds nothing that is served.
