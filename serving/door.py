@@ -6,11 +6,14 @@ translate. Requests are counted and timed here, once each.
 
 import functools
 import logging
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import grpc
+import numpy as np
+import tensorflow as tf
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
@@ -22,8 +25,13 @@ from tensorflow_serving.apis import (
 )
 
 from serving import answers
+from serving.batching import Batcher
 from serving.refusal import Refusal, invalid, refusal_of
-from serving.servables import Models
+from serving.servables import Models, Servable
+from serving.turns import Turns
+from serving.versions import Keeper
+
+Cancelled = Callable[[], bool] | None
 
 _log = logging.getLogger(__name__)
 
@@ -71,56 +79,96 @@ def _told(name: str) -> Callable[[Callable], Callable]:
 class Door:
     """Answers TF Serving's requests about the models that are served; safe to call from any thread.
 
-    Every method raises Refusal and nothing else.
+    Every method raises Refusal and nothing else. Those that compute take a `deadline`, when nobody waits for the
+    answer any more, as `time.monotonic()` counts (None: never), and `cancelled`, which says whether the client is
+    gone: a request that is still waiting then is not run.
 
     Attributes:
         models: what is served; `str(models)` says it in words.
         observer: who is told of every request; may be set at any time.
     """
 
-    def __init__(self, models: Models, max_bytes: int, observer: Observer | None = None):
-        """Takes what is served, the most that one tensor of a request may occupy, and who is told."""
+    def __init__(
+        self,
+        models: Models,
+        max_bytes: int,
+        observer: Observer | None = None,
+        *,
+        keeper: Keeper | None = None,
+        turns: Turns | None = None,
+        batcher: Batcher | None = None,
+    ):
+        """Takes what the door stands before.
+
+        Args:
+            models: what is served.
+            max_bytes: the most that one tensor of a request may occupy.
+            observer: who is told of every request.
+            keeper: who takes another configuration; None where what is served is fixed.
+            turns: how many requests run and wait; None for any number.
+            batcher: who runs Predict requests together; None for each by itself.
+        """
         self.models = models
         self.max_bytes = max_bytes
         self.observer = observer
+        self._keeper = keeper
+        self._turns = turns or Turns(sys.maxsize, 0)
+        self._batcher = batcher
+        self._waiting_outside: Callable[[], int] = lambda: 0
 
     @property
     def queued(self) -> int:
         """Counts the requests that wait for their turn."""
-        return 0
+        batched = self._batcher.waiting if self._batcher else 0
+        return self._turns.waiting + batched + self._waiting_outside()
+
+    def count_also(self, waiting: Callable[[], int]) -> None:
+        """Counts those who wait for a thread, who have not come in yet, with the rest."""
+        self._waiting_outside = waiting
 
     @_told("Predict")
     def predict(
-        self,
-        request: predict_pb2.PredictRequest,
-        deadline: float | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        self, request: predict_pb2.PredictRequest, deadline: float | None = None, cancelled: Cancelled = None
     ) -> predict_pb2.PredictResponse:
-        """Runs a signature on tensors.
+        """Runs a signature on tensors."""
+        if self._batcher is None:
+            with self._turns.turn(deadline, cancelled):
+                return answers.predict(self.models.find(request), request, self.max_bytes)
+        batcher = self._batcher
 
-        Args:
-            request: what to run, and on what.
-            deadline: when nobody waits for the answer any more, as `time.monotonic()` counts; None for never.
-            cancelled: says whether the client is gone; a request that still waits is not run then.
-        """
-        return answers.predict(self.models.find(request), request, self.max_bytes)
+        def run(servable: Servable, key: str, tensors: Mapping[str, tf.Tensor]) -> Mapping[str, np.ndarray]:
+            alike = tuple(tuple(tensors[alias].shape[1:]) for alias in sorted(tensors))
+            return batcher.run((servable, key, alike), servable.signatures[key], tensors, deadline, cancelled)
+
+        return answers.predict(self.models.find(request), request, self.max_bytes, run)
 
     @_told("Classify")
-    def classify(self, request: classification_pb2.ClassificationRequest) -> classification_pb2.ClassificationResponse:
+    def classify(
+        self,
+        request: classification_pb2.ClassificationRequest,
+        deadline: float | None = None,
+        cancelled: Cancelled = None,
+    ) -> classification_pb2.ClassificationResponse:
         """Classifies tf.Examples."""
-        return answers.classify(self.models.find(request), request)
+        with self._turns.turn(deadline, cancelled):
+            return answers.classify(self.models.find(request), request)
 
     @_told("Regress")
-    def regress(self, request: regression_pb2.RegressionRequest) -> regression_pb2.RegressionResponse:
+    def regress(
+        self, request: regression_pb2.RegressionRequest, deadline: float | None = None, cancelled: Cancelled = None
+    ) -> regression_pb2.RegressionResponse:
         """Refuses: no signature of the contract is a regression."""
         answers.refuse_regression(self.models.find(request), request.model_spec.signature_name)
 
     @_told("MultiInference")
-    def multi_inference(self, request: inference_pb2.MultiInferenceRequest) -> inference_pb2.MultiInferenceResponse:
+    def multi_inference(
+        self, request: inference_pb2.MultiInferenceRequest, deadline: float | None = None, cancelled: Cancelled = None
+    ) -> inference_pb2.MultiInferenceResponse:
         """Classifies the same tf.Examples with several signatures of one model, which the first task names."""
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
-        return answers.multi_inference(self.models.find(request.tasks[0]), request)
+        with self._turns.turn(deadline, cancelled):
+            return answers.multi_inference(self.models.find(request.tasks[0]), request)
 
     @_told("GetModelMetadata")
     def metadata(
@@ -134,21 +182,25 @@ class Door:
     def status(
         self, request: get_model_status_pb2.GetModelStatusRequest
     ) -> get_model_status_pb2.GetModelStatusResponse:
-        """Lists the versions of a model: all of them available, since the port opens only when they are."""
+        """Lists the versions of a model, newest first, with their states."""
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for servable in self.models.versions(request.model_spec):
-            status = response.model_version_status.add(version=servable.version)
-            status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-            status.status.SetInParent()  # present and empty, as TF Serving sends it: OK, no message
-        return response
+        states = self.models.states(request.model_spec)
+        return get_model_status_pb2.GetModelStatusResponse(model_version_status=states)
 
     @_told("HandleReloadConfigRequest")
     def reload(self, request: model_management_pb2.ReloadConfigRequest) -> model_management_pb2.ReloadConfigResponse:
-        """Refuses: what is served is given at the start."""
-        message = "This server cannot reload its configuration; start it again with the models to serve."
-        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, message)
+        """Replaces the configuration; answered once what is new is loaded."""
+        if self._keeper is None:
+            raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "This server's models were given to it at its start.")
+        self._keeper.reload(request)
+        response = model_management_pb2.ReloadConfigResponse()
+        response.status.SetInParent()
+        return response
+
+    def turned_away(self, method: str, refusal: Refusal) -> None:
+        """Tells the observer of a request that was refused before it was read."""
+        self._tell(method, None, None, refusal.code, 0.0)
 
     def _tell(self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float) -> None:
         if self.observer is None:

@@ -1,26 +1,38 @@
-"""TF Serving's two gRPC services: each method goes through the door, and a Refusal becomes a status."""
+"""What the server says over gRPC: each method goes through the door, and a Refusal becomes a status."""
 
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import grpc
-from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
+from tensorflow_serving.apis import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from serving.door import Door
 from serving.refusal import Refusal
+
+PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
+MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+_REFLECTING_CLIENTS = 2  # each holds a thread as long as it is connected
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Answers tensorflow.serving.PredictionService."""
 
-    def __init__(self, door: Door):
-        """Takes who answers."""
-        self.Predict = _with_deadline(door.predict)
-        self.Classify = _with_status(door.classify)
-        self.Regress = _with_status(door.regress)
-        self.MultiInference = _with_status(door.multi_inference)
-        self.GetModelMetadata = _with_status(door.metadata)
+    def __init__(self, door: Door, pool: futures.ThreadPoolExecutor):
+        """Takes who answers, and whose threads compute."""
+        self.Predict = _computing(door.predict, pool)
+        self.Classify = _computing(door.classify, pool)
+        self.Regress = _computing(door.regress, pool)
+        self.MultiInference = _computing(door.multi_inference, pool)
+        self.GetModelMetadata = _handler(door.metadata)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
@@ -28,11 +40,37 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, door: Door):
         """Takes who answers."""
-        self.GetModelStatus = _with_status(door.status)
-        self.HandleReloadConfigRequest = _with_status(door.reload)
+        self.GetModelStatus = _handler(door.status)
+        self.HandleReloadConfigRequest = _handler(door.reload)
 
 
-def _with_status(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+class Health(health.HealthServicer):
+    """Answers grpc.health.v1.Health: of the server as a whole, "", and of each service."""
+
+    def __init__(self) -> None:
+        """Says that all is well."""
+        super().__init__()
+        for name in ("", PREDICTION, MODEL):
+            self.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+
+def add_services(server: grpc.Server, door: Door, pool: futures.ThreadPoolExecutor) -> Health:
+    """Adds all services, whose methods run on the server's own threads but for those that compute; gives the health."""
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(door, pool), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(door), server)
+    checks = Health()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = (PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflecting = reflection.ReflectionServicer(names)
+    answer = reflecting.ServerReflectionInfo
+    reflecting.ServerReflectionInfo = _on(
+        futures.ThreadPoolExecutor(_REFLECTING_CLIENTS, "reflection"), lambda asked, context: answer(asked, context)
+    )
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)
+    return checks
+
+
+def _handler(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
     """Makes a gRPC handler of a method of the door."""
 
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
@@ -44,15 +82,21 @@ def _with_status(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerCo
     return handle
 
 
-def _with_deadline(method: Callable[..., Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+def _computing(method: Callable[..., Any], pool: futures.ThreadPoolExecutor) -> Callable:
     """Makes a gRPC handler of a method that may wait: it learns when, and whether, the client has given up.
 
-    A request that waited for a thread past its deadline does not come this far: gRPC drops it.
+    A request that waited for a thread past its deadline, or whose client is gone, does not come this far: gRPC
+    drops it.
     """
 
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
-        return _with_status(lambda asked: method(asked, deadline, lambda: not context.is_active()))(request, context)
+        return _handler(lambda asked: method(asked, deadline, lambda: not context.is_active()))(request, context)
 
+    return _on(pool, handle)
+
+
+def _on(pool: futures.ThreadPoolExecutor, handle: Any) -> Any:
+    handle.experimental_thread_pool = pool  # where gRPC looks for a handler's own
     return handle

@@ -62,7 +62,8 @@ def test_a_full_queue_refuses_and_then_recovers():
         waiting = _predict(channel).future(X, timeout=20)
         error = _until_refused(channel)
         gate.open.set()
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.details() == "The queue of this server is full: 1 requests wait already"
         assert running.result().outputs["y"].float_val == waiting.result().outputs["y"].float_val == [1.0]
         assert _predict(channel)(X, timeout=10).outputs
 
@@ -143,7 +144,10 @@ def test_a_label_for_a_version_that_is_not_loaded_is_refused():
 
 
 def test_sigterm_lets_the_running_request_finish(model_dir):
-    program = f"from serving.server import run; run([{str(model_dir)!r}], port=0)"
+    program = (
+        "from serving.configuration import from_directories as of; from serving.running import run; "
+        f"run(of([{str(model_dir)!r}]), port=0)"
+    )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     try:
         told = next(line for line in process.stderr if line.startswith("serving "))
