@@ -1,19 +1,24 @@
 """Prometheus metrics: what was asked and how it went, what runs and waits, what is loaded, and the process itself."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import grpc
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
+from tensorflow_serving.apis.model_pb2 import ModelSpec
+
+from serving.door import Door
+from serving.refusal import Refusal
+from serving.servables import Models
 
 # As TF Serving's monitoring configuration has it.
 METRICS_PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Seconds: from a status request to a large image on one core.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-
-Loaded = Callable[[], Iterable[tuple[str, int, str]]]
 
 
 class Metrics:
@@ -25,13 +30,8 @@ class Metrics:
         registry: what `page` writes; others may add to it.
     """
 
-    def __init__(self, loaded: Loaded = tuple, queued: Callable[[], int] | None = None):
-        """Makes the metrics.
-
-        Args:
-            loaded: gives model, version and state (`AVAILABLE`, ...) of every version that the server knows.
-            queued: counts the requests that wait to be run; None where nothing can.
-        """
+    def __init__(self, door: Door):
+        """Makes the metrics; the caller makes them the door's observer."""
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "overfeat_requests",
@@ -49,9 +49,8 @@ class Metrics:
         self._http = Counter(
             "overfeat_http_responses", "Responses of the REST port.", ["status"], registry=self.registry
         )
-        if queued is not None:
-            self.gauge("overfeat_requests_queued", "Requests that wait to be run.", queued)
-        self.registry.register(_Loaded(loaded))
+        self.gauge("overfeat_requests_queued", "Requests that wait for their turn.", lambda: door.queued)
+        self.registry.register(_Versions(door.models))
         ProcessCollector(registry=self.registry)
 
     def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
@@ -72,14 +71,17 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class _Loaded(Collector):
-    def __init__(self, loaded: Loaded):
-        self._loaded = loaded
+class _Versions(Collector):
+    """Reads the states of all versions, broken ones among them, when Prometheus asks."""
+
+    def __init__(self, models: Models):
+        self._models = models
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily(
-            "overfeat_model_version", "1 for each version that the server knows.", labels=["model", "version", "state"]
-        )
-        for model, version, state in self._loaded():
-            family.add_metric([model, str(version), state], 1)
+        text = "1 for each version that the server knows, by its state."
+        family = GaugeMetricFamily("overfeat_model_version", text, labels=["model", "version", "state"])
+        for name in sorted(self._models.names):
+            with suppress(Refusal):  # withdrawn in the meantime
+                for each in self._models.states(ModelSpec(name=name)):
+                    family.add_metric([name, str(each.version), ModelVersionStatus.State.Name(each.state)], 1)
         yield family

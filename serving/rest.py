@@ -7,9 +7,8 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,11 +20,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import Access
 from serving.door import Door
 from serving.metrics import CONTENT_TYPE, METRICS_PATH, Metrics
 from serving.page import OPEN_PATHS, page_routes
 from serving.rest_api import DEFAULT_TIMEOUT_SECONDS, RestApi, refused
 from serving.rest_intake import DEFAULT_MAX_REQUESTS, DEFAULT_WORKERS, HttpRefusal, Intake
+from serving.server import require_free
 
 DEFAULT_PORT = 8501
 # Open connections; each costs little, but not nothing.
@@ -36,17 +37,6 @@ _START_SECONDS = 30.0
 # What closing idle connections takes.
 _CLOSING_SECONDS = 0.5
 _NO_TOKEN = "expected the server's token, as the header Authorization: Bearer TOKEN"
-
-
-class Access(Protocol):
-    """Says who may come in; serving.access has it."""
-
-    cert: Path | None
-    key: Path | None
-    client_ca: Path | None
-
-    def permits(self, authorization: str | None) -> bool:
-        """Judges a request's Authorization header."""
 
 
 class RestServer:
@@ -92,8 +82,8 @@ class RestServer:
         if page:
             routes += page_routes(lambda: door.models.names)
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
+        require_free(host, port)
+        self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.port: int = self._socket.getsockname()[1]
         self._server = uvicorn.Server(_config(_Entrance(app, access, metrics), access))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="rest", daemon=True)

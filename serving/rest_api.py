@@ -4,9 +4,9 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 from urllib.parse import unquote
 
-import grpc
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -32,6 +32,9 @@ from serving.rest_answers import (
     status_json,
 )
 from serving.rest_intake import HttpRefusal, Intake
+from serving.turns import require_time
+
+Gone = Callable[[], bool]
 
 # How long a request may take, its waiting included; TF Serving's own default.
 DEFAULT_TIMEOUT_SECONDS = 30.0
@@ -66,9 +69,8 @@ class RestApi:
         path = request.scope["raw_path"].decode("ascii")
         if request.method == "POST" and (match := _PREDICTION.fullmatch(path)):
             *asked, method = match.groups()
-            deadline = time.monotonic() + self._timeout
+            spec, deadline = _model_spec(*asked), time.monotonic() + self._timeout
             answer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[method.lower()]
-            spec = _model_spec(*asked)
             async with self._intake.body(request) as body:
                 return await self._intake.run(request, lambda gone: answer(spec, body, deadline, gone))
         if request.method in ("GET", "HEAD") and (match := _DESCRIPTION.fullmatch(path)):
@@ -76,7 +78,7 @@ class RestApi:
             return await run_in_threadpool(self._metadata if metadata else self._status, _model_spec(*asked))
         raise invalid(f"Malformed request: {request.method} {path}")
 
-    def _predict(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Callable[[], bool]) -> bytes:
+    def _predict(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Gone) -> bytes:
         document = rest_json.parse(body)
         spec.signature_name = rest_json.signature_name(document)
         request = predict_pb2.PredictRequest(model_spec=spec)
@@ -89,22 +91,18 @@ class RestApi:
             tensors, by_row = rest_json.tensors(document, signature.inputs)
             for name, tensor in tensors.items():
                 request.inputs[name].CopyFrom(tensor)
-        _require_time(deadline)
+        require_time(deadline)
         return predict_json(self._door.predict(request, deadline, gone), by_row)
 
-    def _classify(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Callable[[], bool]) -> bytes:
-        document = rest_json.parse(body)
-        spec.signature_name = rest_json.signature_name(document)
-        request = classification_pb2.ClassificationRequest(model_spec=spec, input=rest_json.examples(document))
-        _require_time(deadline)
-        return classify_json(self._door.classify(request))
+    def _classify(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Gone) -> bytes:
+        request = classification_pb2.ClassificationRequest(**_examples(spec, body))
+        require_time(deadline)
+        return classify_json(self._door.classify(request, deadline, gone))
 
-    def _regress(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Callable[[], bool]) -> bytes:
-        document = rest_json.parse(body)
-        spec.signature_name = rest_json.signature_name(document)
-        request = regression_pb2.RegressionRequest(model_spec=spec, input=rest_json.examples(document))
-        _require_time(deadline)
-        return regress_json(self._door.regress(request))
+    def _regress(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Gone) -> bytes:
+        request = regression_pb2.RegressionRequest(**_examples(spec, body))
+        require_time(deadline)
+        return regress_json(self._door.regress(request, deadline, gone))
 
     def _status(self, spec: model_pb2.ModelSpec) -> bytes:
         return status_json(self._door.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
@@ -140,13 +138,14 @@ def _model_spec(name: str | None, version: str | None, label: str | None) -> mod
     return spec
 
 
+def _examples(spec: model_pb2.ModelSpec, body: bytearray) -> dict[str, Any]:
+    document = rest_json.parse(body)
+    spec.signature_name = rest_json.signature_name(document)
+    return {"model_spec": spec, "input": rest_json.examples(document)}
+
+
 def _unquoted(text: str) -> str:
     try:
         return unquote(text, errors="strict")
     except UnicodeDecodeError:
         raise invalid(f"Failed to decode model name or label: {text}") from None
-
-
-def _require_time(deadline: float) -> None:
-    if time.monotonic() > deadline:
-        raise Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "the request waited too long for its turn")

@@ -6,9 +6,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from small_model import png
 from stock_requests import call, predict_request
+from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
+from serving.door import Door
 from serving.metrics import METRICS_PATH, Metrics
 from serving.rest import RestServer
+from serving.servables import Models
 
 
 def samples(text: str) -> dict[tuple[str, frozenset], float]:
@@ -24,7 +27,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset]:
 @pytest.fixture
 def watched(server):
     """Serves the small model over HTTP with metrics, for one test."""
-    metrics = Metrics(lambda: [("m", 1, "AVAILABLE"), ("m", 2, "LOADING")], lambda: 7)
+    metrics = Metrics(server.door)
     server.door.observer = metrics
     with (
         RestServer(server.door, port=0, metrics=metrics) as rest,
@@ -51,12 +54,17 @@ def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
     assert found[key("overfeat_request_seconds_count", method="Predict", model="m")] == 1
     assert 0 < found[key("overfeat_request_seconds_sum", method="Predict", model="m")] < 10
     assert found[key("overfeat_http_responses_total", status="400")] == 1
+    assert found[key("overfeat_rest_requests")] == 0
     assert found[key("overfeat_http_responses_total", status="404")] == 1
 
 
-def test_what_is_loaded_waits_and_lives_is_read_when_asked(watched):
-    found = samples(watched.get(METRICS_PATH).text)
-    assert found[key("overfeat_model_version", model="m", version="1", state="AVAILABLE")] == 1
-    assert found[key("overfeat_model_version", model="m", version="2", state="LOADING")] == 1
-    assert found[key("overfeat_requests_queued")] == 7 and found[key("overfeat_rest_requests")] == 0
+def test_what_is_loaded_waits_and_lives_is_read_when_asked(servable):
+    door = Door(Models([servable]), 1)
+    metrics = Metrics(door)
+    door.models.mark("m", 3, ModelVersionStatus.END, "broken")
+    door.count_also(lambda: 7)
+    found = samples(metrics.page().decode())
+    states = {tuple(sorted(dict(k[1]).values())) for k in found if k[0] == "overfeat_model_version"}
+    assert states == {("1", "AVAILABLE", "m"), ("3", "END", "m")}
+    assert found[key("overfeat_requests_queued")] == 7
     assert found[key("process_resident_memory_bytes")] > 1e6

@@ -2,6 +2,9 @@
 
 import base64
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from concurrent import futures
 
@@ -18,6 +21,7 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
 from serving import rest_json
+from serving.access import Access
 from serving.client import image_example
 from serving.door import Door
 from serving.refusal import Refusal
@@ -295,6 +299,24 @@ def test_stopping_lets_a_running_request_finish():
         gate.open.set()
         assert running.result().json() == {"outputs": [1.0]}
         stopping.result(15)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_token_over_tls(server, tmp_path):
+    cert, key, token = tmp_path / "cert.pem", tmp_path / "key.pem", "0123456789abcdef"
+    made = ["-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    subprocess.run(["openssl", "req", "-x509", *curve, *made], check=True, capture_output=True)
+    with RestServer(server.door, port=0, access=Access(cert, key, token=token), page=True) as rest:
+        trusted = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(base_url=f"https://127.0.0.1:{rest.port}", verify=trusted) as client:
+            refused = client.get("/v1/models/m")
+            assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+            assert "Authorization: Bearer TOKEN" in refused.json()["error"]
+            assert client.get("/v1/models/m", headers={"Authorization": "Bearer nobody"}).status_code == 401
+            assert client.get("/page/models").status_code == 401 and client.get("/").status_code == 200
+            allowed = client.get("/v1/models/m", headers={"Authorization": f"Bearer {token}"})
+            assert allowed.status_code == 200
 
 
 def test_a_taken_port_is_an_oserror():
