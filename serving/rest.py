@@ -91,6 +91,12 @@ class RestServer:
         self._wait_until_started()
 
     @property
+    def url(self) -> str:
+        """Gives the address as a browser takes it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self._server.config.is_ssl else 'http'}://{host}:{self.port}"
+
+    @property
     def held(self) -> int:
         """Counts the requests that are read, wait or run."""
         return self._intake.held

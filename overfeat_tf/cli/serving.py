@@ -17,6 +17,8 @@ _NUMBER = click.IntRange(min=1)
 @click.option("--all-versions", is_flag=True, help="Every version of each folder, rather than the newest.")
 @click.option("--wait", is_flag=True, help="Wait for models that are not there yet, as TF Serving does.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0 for any free one.")
+@click.option("--rest-port", type=click.IntRange(0, 65535), help="REST and Prometheus metrics here; off if left out.")
+@click.option("--ui", is_flag=True, help="Show a page to try it on the REST port, by default 8501.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine's need TLS and a token.")
 @click.option("--tls-cert", type=FILE, help="The server's certificate, PEM.")
 @click.option("--tls-key", type=FILE, help="Its private key, PEM.")
@@ -39,6 +41,8 @@ def serve(
     all_versions: bool,
     wait: bool,
     port: int,
+    rest_port: int | None,
+    ui: bool,
     host: str,
     tls_cert: Path | None,
     tls_key: Path | None,
@@ -66,6 +70,7 @@ def serve(
     from serving import batching_options
     from serving.access import Access
     from serving.configuration import from_directories, from_file
+    from serving.rest import DEFAULT_PORT
     from serving.running import run
 
     access = Access.of(host, tls_cert, tls_key, tls_client_ca, token_file, insecure)
@@ -79,6 +84,8 @@ def serve(
         wanted,
         host,
         port,
+        rest_port=DEFAULT_PORT if ui and rest_port is None else rest_port,
+        page=ui,
         grace=grace,
         wait=wait,
         poll_seconds=poll,

@@ -7,15 +7,19 @@ const make = (tag, className, text) => {
   return element;
 };
 
-// The golden ratio keeps the hues of neighbouring classes apart.
-const colour = (number) => `hsl(${(number * 222.49) % 360} 85% 60%)`;
+// A class keeps its colour in all pictures and lists; the golden ratio keeps those of neighbours apart.
+const hues = new Map();
 
-// Takes [label, score] pairs, and class numbers and yxyx boxes where there are any.
-export function rows(pairs, classes, boxes) {
-  const all = pairs.map(([label, score], i) => {
-    return { label: label || "?", score: score ?? 0, colour: colour(classes?.[i] ?? i + 1), box: boxes?.[i] };
-  });
-  return all.sort((a, b) => b.score - a.score);
+function colour(label) {
+  if (!hues.has(label)) hues.set(label, (20 + hues.size * 222.49) % 360);
+  return `hsl(${hues.get(label)} 85% 68%)`;
+}
+
+// Takes [label, score] pairs, and yxyx boxes where there are any.
+export function rows(pairs, boxes) {
+  const all = pairs.map(([label, score], i) => ({ label: label || "?", score: score ?? 0, box: boxes?.[i] }));
+  all.sort((a, b) => b.score - a.score);
+  return all.map((row) => ({ ...row, colour: colour(row.label) }));
 }
 
 export function drawBoxes(frame, found) {
@@ -28,7 +32,7 @@ export function drawBoxes(frame, found) {
     element.style.height = `${100 * (bottom - top)}%`;
     element.style.width = `${100 * (right - left)}%`;
     element.classList.toggle("low", top < 0.06);
-    element.classList.toggle("right", left > 0.75);
+    element.classList.toggle("right", left + right > 1.2);
     element.append(make("span", "", `${row.label} ${row.score.toFixed(2)}`));
     row.element = element;
     return element;

@@ -59,6 +59,8 @@ async function take(file) {
   image = { file, bitmap, base64, url: URL.createObjectURL(file) };
   $("picture").src = image.url;
   $("picture").hidden = !bitmap;
+  $("frame").style.setProperty("--aspect", bitmap ? bitmap.width / bitmap.height : 1);
+  $("frame").style.setProperty("--pixels", bitmap?.width ?? 0); // a small image is enlarged, a large one never
   document.body.classList.add("has-image");
   await run();
 }
@@ -108,7 +110,7 @@ async function ask(model, signature) {
   const [one] = (await api(`${model}:predict`, { signature_name: signature, instances })).predictions;
   const many = [...Array(one.num_detections).keys()];
   const pairs = many.map((i) => [one.detection_class_entities[i], one.detection_scores[i]]);
-  const read = rows(pairs, one.detection_classes, one.detection_boxes);
+  const read = rows(pairs, one.detection_boxes);
   return { rows: read, size: one.image_size, status: one.status };
 }
 
@@ -146,7 +148,7 @@ async function showStages(model, has, known, mine) {
     ["extract_features", "Features", "heat", "Brighter where the features of a window are stronger"],
     ["classify", "Classes", "classes", "The whole image's classes, best first"],
     ["localize", "Localization", "boxes", "A box for each of the best classes"],
-    ["detect", "Detection", "boxes", "All windows' boxes, merged; none is left out"],
+    ["detect", "Detection", "boxes", "The boxes of all windows, merged, whatever their score"],
   ].filter(([signature]) => has(signature) && (signature !== "extract_features" || image.bitmap));
   const cards = stages.map(([, title, , note], i) => card(`${i + 1}  ${title}`, note));
   $("cards").replaceChildren(...cards.map((each) => each.element));
