@@ -39,6 +39,7 @@ def run(
     asked_to_stop = threading.Event()
     server = start_models(wanted, host, port, **options)
     before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
+    _say("this server is for one machine; for more run TF Serving, which takes the same folders")
     _say(f"serving {server.models} on {server.address}")
     try:
         asked_to_stop.wait()
