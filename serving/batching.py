@@ -79,9 +79,14 @@ class Batcher:
             self._changed.notify()
         if not task.done.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
             raise too_late()  # whoever takes it up sees the same
-        if task.error is not None:
-            raise task.error
-        return task.outputs
+        outputs, error = task.outputs, task.error
+        del task
+        if error is None:
+            return outputs
+        try:
+            raise error
+        finally:
+            del error  # else this frame, and what it holds, stays until the garbage is collected
 
     def close(self) -> None:
         """Ends the threads once nothing waits any more."""
@@ -153,7 +158,8 @@ class _Task:
     def finish(self, outputs: Rows | None = None, error: Exception | None = None) -> None:
         """Gives the caller its answer, the first one that there is."""
         if not self.done.is_set():
-            self.outputs, self.error = outputs or {}, error
+            # Without its frames, which hold the tasks, which hold the error.
+            self.outputs, self.error = outputs or {}, error and error.with_traceback(None)
             self.done.set()
 
 

@@ -62,12 +62,18 @@ def _told(name: str) -> Callable[[Callable], Callable]:
             try:
                 response = method(self, request, *args, **options)
                 return response
-            except Exception as error:
-                refusal = refusal_of(error)
+            except Refusal as refusal:
                 code = refusal.code
+                raise
+            except Exception as error:
+                refused = refusal_of(error)
+                code = refused.code
                 if code is grpc.StatusCode.INTERNAL:
                     _log.exception("%s failed", name)
-                raise refusal from error
+                try:
+                    raise refused from error
+                finally:
+                    del refused  # else this frame, and the request with it, stays until the garbage is collected
             finally:
                 self._tell(name, request, response, code, time.perf_counter() - begun)
 

@@ -53,6 +53,7 @@ def run(
         server.stop(None)
         raise
     before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
+    _say("this server is for one machine; for more run TF Serving, which takes the same folders")
     _say(f"serving {server.models} on {server.address}")
     if rest is not None:
         _say(f"REST and metrics on {rest.url}" + ("; open it in a browser to try it" if page else ""))

@@ -79,7 +79,6 @@ def serve(
     if chosen:
         merging = replace(merging or batching_options.BatchingOptions(), **chosen)  # type: ignore[arg-type]
     wanted = from_file(config) if config is not None else from_directories(models, all_versions)
-    click.echo("for one machine and trying things out; for more, TF Serving takes the same folders", err=True)
     run(
         wanted,
         host,
