@@ -2,6 +2,7 @@
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,8 @@ class RestApi:
         self._door = door
         self._intake = intake
         self._timeout = timeout
+        # One body at a time is taken apart: Python could not do two at once, and their memory would add up.
+        self._reading = threading.Lock()
 
     async def respond(self, request: Request) -> Response:
         """Answers a request, or says in JSON why not."""
@@ -79,28 +82,35 @@ class RestApi:
         raise invalid(f"Malformed request: {request.method} {path}")
 
     def _predict(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Gone) -> bytes:
+        with self._reading:
+            request, by_row = self._read_predict(spec, body)
+        require_time(deadline)
+        return predict_json(self._door.predict(request, deadline, gone), by_row)
+
+    def _read_predict(self, spec: model_pb2.ModelSpec, body: bytearray) -> tuple[predict_pb2.PredictRequest, bool]:
         document = rest_json.parse(body)
         spec.signature_name = rest_json.signature_name(document)
         request = predict_pb2.PredictRequest(model_spec=spec)
-        by_row = False
         try:
             signature = self._door.models.find(request).signature_def(spec.signature_name)
         except Refusal:
             signature = None
-        if signature is not None:  # else the door says, and counts, what is wrong
-            tensors, by_row = rest_json.tensors(document, signature.inputs)
-            for name, tensor in tensors.items():
-                request.inputs[name].CopyFrom(tensor)
-        require_time(deadline)
-        return predict_json(self._door.predict(request, deadline, gone), by_row)
+        if signature is None:
+            return request, False  # the door says, and counts, what is wrong
+        tensors, by_row = rest_json.tensors(document, signature.inputs)
+        for name, tensor in tensors.items():
+            request.inputs[name].CopyFrom(tensor)
+        return request, by_row
 
     def _classify(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Gone) -> bytes:
-        request = classification_pb2.ClassificationRequest(**_examples(spec, body))
+        with self._reading:
+            request = classification_pb2.ClassificationRequest(**_examples(spec, body))
         require_time(deadline)
         return classify_json(self._door.classify(request, deadline, gone))
 
     def _regress(self, spec: model_pb2.ModelSpec, body: bytearray, deadline: float, gone: Gone) -> bytes:
-        request = regression_pb2.RegressionRequest(**_examples(spec, body))
+        with self._reading:
+            request = regression_pb2.RegressionRequest(**_examples(spec, body))
         require_time(deadline)
         return regress_json(self._door.regress(request, deadline, gone))
 

@@ -54,9 +54,9 @@ def run(
         raise
     before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
     _say("this server is for one machine; for more run TF Serving, which takes the same folders")
-    _say(f"serving {server.models} on {server.address}")
     if rest is not None:
-        _say(f"REST and metrics on {rest.url}" + ("; open it in a browser to try it" if page else ""))
+        _say(f"REST and metrics on {rest.url}" + (" - open it in a browser to try it" if page else ""))
+    _say(f"serving {server.models} on {server.address}")
     try:
         asked_to_stop.wait()
     finally:
@@ -66,7 +66,7 @@ def run(
         end = time.monotonic() + grace
         if rest is not None:
             rest.stop(grace)  # first: its requests run in the server
-        server.stop(max(end - time.monotonic(), 0.0), _NOTICE_SECONDS)
+        server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
 
 
 def _start_rest(server: Server, port: int, page: bool) -> RestServer:
