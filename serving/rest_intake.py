@@ -73,17 +73,8 @@ class Intake:
         body = bytearray()
         self.held += 1
         try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                async for chunk in request.stream():
-                    self._bytes_held += len(chunk)
-                    body += chunk
-                    if len(body) > self._max_bytes:
-                        raise self._too_large()
-                    if self._bytes_held > _BODIES_HELD * self._max_bytes:
-                        raise Refusal(grpc.StatusCode.UNAVAILABLE, "too many large requests at a time; try again later")
+            await self._read(request, body)
             yield body
-        except TimeoutError:
-            raise HttpRefusal(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
         finally:
             self.held -= 1
             self._bytes_held -= len(body)
@@ -111,6 +102,19 @@ class Intake:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._bytes_held += len(chunk)
+                    if len(body) > self._max_bytes:
+                        raise self._too_large()
+                    if self._bytes_held > _BODIES_HELD * self._max_bytes:
+                        raise Refusal(grpc.StatusCode.UNAVAILABLE, "too many large requests at a time; try again later")
+        except TimeoutError:
+            raise HttpRefusal(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
 
     def _too_large(self) -> HttpRefusal:
         return HttpRefusal(413, f"the body is larger than the {self._max_bytes} bytes that this server takes")

@@ -1,7 +1,9 @@
 """The REST port's life: its limits, its queue, deadlines, clients that leave, TLS, a token, and its end."""
 
+import contextlib
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
+from serving import rest_intake
 from serving.access import Access
 from serving.door import Door
 from serving.metrics import METRICS_PATH
@@ -35,6 +38,18 @@ def test_a_body_too_large_is_refused_before_it_is_read(server, max_bytes):
             assert answer.status_code == 413 and f"larger than the {max_bytes} bytes" in answer.json()["error"]
         assert http.post(PREDICT, content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 415
         assert http.post(PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
+
+
+def test_slow_bodies_and_too_many_large_ones_are_refused(server, monkeypatch):
+    monkeypatch.setattr(rest_intake, "_BODY_SECONDS", 1.0)
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n".encode()
+    with RestServer(server.door, port=0, max_bytes=60_000) as rest, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", rest.port), 20)) for _ in range(5)]
+        for client in clients:  # four times the largest body is held, then no more
+            client.sendall(head + b" " * 59_000)
+        codes = sorted(int(client.recv(4096).split()[1]) for client in clients)
+        assert codes == [408] * 4 + [503] and rest.held == 0
+        assert httpx.post(rest.url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
 
 
 def _served(function, **options) -> RestServer:
