@@ -127,6 +127,7 @@ function tell(answer, signature, spec, milliseconds) {
 function show(all, words, signature) {
   found = all;
   $("found").dataset.words = words ?? "";
+  $("slider").hidden = Boolean(words);
   $("found").dataset.kind = signature === "detect" ? "object" : "class";
   filter();
 }
