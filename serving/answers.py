@@ -1,6 +1,6 @@
 """What a loaded model answers to a request, by TF Serving's rules: the same checks, in the same order."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn
 
 import grpc
@@ -27,8 +27,22 @@ REGRESS_METHOD = "tensorflow/serving/regress"
 _METADATA_FIELD = "signature_def"
 
 
-def predict(servable: Servable, request: predict_pb2.PredictRequest, max_bytes: int) -> predict_pb2.PredictResponse:
-    """Runs a signature on the tensors of a request, each of at most `max_bytes` in memory.
+Outputs = Mapping[str, tf.Tensor | np.ndarray]
+
+
+def predict(
+    servable: Servable,
+    request: predict_pb2.PredictRequest,
+    max_bytes: int,
+    run: Callable[[Servable, str, Mapping[str, tf.Tensor]], Outputs] | None = None,
+) -> predict_pb2.PredictResponse:
+    """Runs a signature on the tensors of a request.
+
+    Args:
+        servable: the model that answers.
+        request: what to run, and on what.
+        max_bytes: the most that one tensor of the request may occupy in memory.
+        run: runs the signature of that key, instead of a call of the model's function.
 
     Raises:
         Refusal: the request does not fit the signature.
@@ -44,7 +58,7 @@ def predict(servable: Servable, request: predict_pb2.PredictRequest, max_bytes: 
         alias: decode_input(alias, index, request.inputs[alias], signature.inputs[alias], max_bytes)
         for index, alias in enumerate(sorted(signature.inputs))
     }
-    outputs = servable.signatures[key](**tensors)
+    outputs = run(servable, key, tensors) if run else servable.signatures[key](**tensors)
     response = predict_pb2.PredictResponse(model_spec=servable.model_spec(key))
     for alias in wanted:
         response.outputs[alias].CopyFrom(to_proto(outputs[alias]))

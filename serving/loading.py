@@ -1,6 +1,7 @@
 """Loads TF Serving's model directories, `BASE/VERSION/`: finds the versions, loads them and warms them up."""
 
-from collections.abc import Sequence
+import logging
+import time
 from pathlib import Path
 
 import tensorflow as tf
@@ -17,38 +18,11 @@ WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 _MAX_WARMUP_RECORDS = 1000
 _SERVE_TAG = "serve"
 
+_log = logging.getLogger(__name__)
+
 
 class LoadError(Exception):
     """Says in one line why a version cannot be served."""
-
-
-def load_models(bases: Sequence[Path], max_bytes: int, all_versions: bool = False) -> list[Servable]:
-    """Loads the newest version (or all) of each model directory; a model's name is its directory's last component.
-
-    Args:
-        bases: directories that hold a directory for each version.
-        max_bytes: the most that one tensor of a warm-up request may occupy.
-        all_versions: whether to load every version instead of the newest.
-
-    Raises:
-        FileNotFoundError: a directory is not there or holds no version.
-        ValueError: two directories have the same name, or none was given.
-        LoadError: a version cannot be loaded or fails its warm-up.
-    """
-    if not bases:
-        raise ValueError("expected at least one model directory, got none: give the path of saved_models/NAME")
-    # Every path is looked at before the first is loaded: loading takes long, a mistyped path shows at once.
-    found: dict[str, dict[int, Path]] = {}
-    for base in (Path(base).resolve() for base in bases):
-        if base.name in found:
-            raise ValueError(f"two model directories are called {base.name}: rename one, the name is how clients ask")
-        found[base.name] = find_versions(base)
-    return [
-        load_version(name, version, versions[version], max_bytes)
-        for name, versions in found.items()
-        for version in sorted(versions)
-        if all_versions or version == max(versions)
-    ]
 
 
 def find_versions(base: Path) -> dict[int, Path]:
@@ -71,19 +45,36 @@ def find_versions(base: Path) -> dict[int, Path]:
     raise FileNotFoundError(f"expected version directories ({base}/1/{GRAPH_FILE}): {got}")
 
 
+def fingerprint(path: Path) -> tuple[tuple[str, int, int], ...]:
+    """Tells a directory's content by the names, times and sizes of its files: another one, another content."""
+    found = []
+    for file in sorted(path.rglob("*")):
+        try:
+            stat = file.stat()
+        except OSError:  # gone between the list and the look
+            continue
+        found.append((str(file), stat.st_mtime_ns, stat.st_size))
+    return tuple(found)
+
+
 def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servable:
     """Loads one version directory and replays its warm-up requests.
 
     Raises:
         LoadError: it is not a SavedModel that can be served, or a warm-up request fails.
     """
+    begun = time.perf_counter()
     signature_defs = read_signature_defs(path)
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
         raise LoadError(f"{path} cannot be loaded: {refusal_of(error).message}; export it again") from error
     servable = Servable(name, version, signature_defs, dict(loaded.signatures))
-    warm_up(servable, path / WARMUP_FILE, max_bytes)
+    loaded_at = time.perf_counter()
+    count = warm_up(servable, path / WARMUP_FILE, max_bytes)
+    warm_at = time.perf_counter()
+    times = f"loaded in {loaded_at - begun:.1f} s, warmed up in {warm_at - loaded_at:.1f} s"
+    _log.info("%s version %d: %s (%d requests)", name, version, times, count)
     return servable
 
 

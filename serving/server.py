@@ -1,14 +1,13 @@
 """The embedded server: TF Serving's gRPC services for one machine, without TF Serving.
 
 It answers tensorflow.serving.PredictionService and ModelService with the same status codes as TF Serving and, where
-that is honest, the same messages. What it does not have: batching across requests, reloading, REST.
+that is honest, the same messages. It runs on Python's threads, in one process: for more than one machine, or for all
+that a machine can give, run TF Serving on the same model directories.
 """
 
 import os
-import signal
 import socket
-import sys
-import threading
+import time
 from collections.abc import Sequence
 from concurrent import futures
 from pathlib import Path
@@ -16,26 +15,40 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
 
-from serving.loading import load_models
+from serving.access import Access
+from serving.batching import Batcher
+from serving.batching_options import BatchingOptions
+from serving.configuration import ServedModel, from_directories
+from serving.dispatch import BoundedPool, Dispatcher
+from serving.door import Door, Observer
 from serving.servables import Labels, Models
-from serving.services import ModelService, PredictionService
+from serving.services import add_services
+from serving.turns import Turns
+from serving.versions import DEFAULT_POLL_SECONDS, Keeper
 
 DEFAULT_PORT = 8500
 # A batch of sixteen photographs of 4 MB; one message, and one decoded tensor, may be no larger.
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
-# Running and waiting requests together; the next is refused with RESOURCE_EXHAUSTED, which clients try again.
-# A message is received only when a worker takes it, so that waiting requests hold next to no memory.
+# Running and waiting requests together; the next is refused with UNAVAILABLE, which clients try again. A message is
+# received only when a thread takes it, so that waiting requests hold next to no memory.
 DEFAULT_MAX_CONCURRENT_RPCS = 128
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_CONTROL_THREADS = 4  # for status, metadata, reload, health and refusals
+_CONTROL_RPCS = 256  # of which so many may be under way, watches of the health included
 
 
 class Server:
-    """Serves models over gRPC from construction until `stop`; as a context manager, until the block ends."""
+    """Serves models over gRPC from construction until `stop`; as a context manager, until the block ends.
+
+    Attributes:
+        models: what is served.
+        door: where every request goes through, whatever protocol brings it.
+        access: what clients have to bring.
+        host, port: where it listens.
+    """
 
     def __init__(
         self,
@@ -46,6 +59,10 @@ class Server:
         workers: int | None = None,
         max_concurrent_rpcs: int = DEFAULT_MAX_CONCURRENT_RPCS,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        batching: BatchingOptions | None = None,
+        access: Access | None = None,
+        keeper: Keeper | None = None,
+        observer: Observer | None = None,
     ):
         """Listens and answers.
 
@@ -54,33 +71,50 @@ class Server:
             host: the address to listen on; the loopback address keeps other machines out.
             port: the port, or 0 for a free one.
             workers: requests that run at the same time; by default one for each CPU, TensorFlow using several CPUs
-                for each of them anyway, and at least four, so that status requests pass long predictions.
+                for each of them anyway, and at least four.
             max_concurrent_rpcs: requests that run or wait; further ones are refused.
             max_message_bytes: the largest request, and the largest tensor in one.
+            batching: how Predict requests are run together; None for each by itself.
+            access: what clients have to bring; nothing by default.
+            keeper: who keeps `models` up to date, and is closed with the server; None where they are fixed.
+            observer: who is told of every request.
 
         Raises:
             OSError: the address is taken or not ours.
         """
         self.models = models
+        self.access = access or Access()
         self.host = host
-        self._workers = futures.ThreadPoolExecutor(workers or max(4, os.cpu_count() or 1), "serving")
+        self._keeper = keeper
+        workers = workers or max(4, os.cpu_count() or 1)
+        self._batcher = Batcher(batching) if batching else None
+        # A request holds a thread while it waits for its batch: enough for those that run and as many to come.
+        batches = batching.max_batch_size * (batching.num_batch_threads + 1) if batching else 0
+        threads = min(max(workers, batches), max_concurrent_rpcs)
+        self._pool = BoundedPool(threads, max_concurrent_rpcs - threads)
+        self.door = Door(
+            models,
+            max_message_bytes,
+            observer,
+            keeper=keeper,
+            turns=Turns(workers, max_concurrent_rpcs),
+            batcher=self._batcher,
+        )
+        self.door.count_also(lambda: self._pool.waiting)
+        self._control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
         self._server = grpc.server(
-            self._workers,
-            maximum_concurrent_rpcs=max_concurrent_rpcs,
+            self._control,
+            interceptors=[Dispatcher(self.door, self.access, self._pool)],
+            maximum_concurrent_rpcs=max_concurrent_rpcs + _CONTROL_RPCS,
             options=[
                 ("grpc.so_reuseport", 0),  # else two servers share a port in silence
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        prediction = PredictionService(models, max_message_bytes)
-        prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, self._server)
-        model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(models), self._server)
+        self._health = add_services(self._server, self.door, self._pool)
         require_free(host, port)
-        try:
-            self.port: int = self._server.add_insecure_port(f"{_bracketed(host)}:{port}")
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {_bracketed(host)}:{port}: {error}") from error
+        self.port: int = self._listen(port)
         self._server.start()
 
     @property
@@ -88,10 +122,27 @@ class Server:
         """Gives HOST:PORT, as a client takes it."""
         return f"{_bracketed(self.host)}:{self.port}"
 
-    def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS) -> None:
-        """Refuses new requests, lets running ones finish within `grace` seconds (None: cuts them off), and closes."""
-        self._server.stop(grace).wait()
-        self._workers.shutdown(wait=False, cancel_futures=True)
+    def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
+        """Stops in order: says so in its health, refuses new requests, lets those that it has finish, and closes.
+
+        Args:
+            grace: how many seconds running and waiting requests may take; None cuts them off.
+            notice: how many seconds it goes on answering after its health says NOT_SERVING, so that who looks at it
+                sends requests elsewhere first.
+        """
+        self._health.enter_graceful_shutdown()
+        time.sleep(notice)
+        stopped = self._server.stop(grace)
+        if grace is not None and self._pool.wait_idle(grace):
+            # Those who watch the health, or reflect, would else keep it waiting until the grace is over.
+            stopped = self._server.stop(min(grace, 0.5))
+        stopped.wait()
+        if self._keeper:
+            self._keeper.close()
+        if self._batcher:
+            self._batcher.close()
+        for pool in (self._pool, self._control):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the server has stopped; returns whether it has, within `timeout` seconds."""
@@ -107,6 +158,16 @@ class Server:
         """Stops the server; at once if the block failed."""
         self.stop(None if kind else DEFAULT_GRACE_SECONDS)
 
+    def _listen(self, port: int) -> int:
+        where = f"{_bracketed(self.host)}:{port}"
+        credentials = self.access.server_credentials()
+        try:
+            if credentials is None:
+                return self._server.add_insecure_port(where)
+            return self._server.add_secure_port(where, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {where}: {error}") from error
+
 
 def start(
     model_dirs: Sequence[Path],
@@ -115,73 +176,57 @@ def start(
     *,
     all_versions: bool = False,
     labels: Labels | None = None,
-    workers: int | None = None,
-    max_concurrent_rpcs: int = DEFAULT_MAX_CONCURRENT_RPCS,
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    **options: Any,
 ) -> Server:
-    """Loads model directories (`saved_models/NAME`) and serves them.
+    """Loads model directories (`saved_models/NAME`) and serves them; see start_models.
+
+    Args:
+        model_dirs: a directory for each model, with a directory for each version inside.
+        host: see Server.
+        port: see Server.
+        all_versions: whether to serve every version instead of the newest of each model.
+        labels: for each model, version numbers under labels such as `stable`.
+        **options: see start_models.
+    """
+    return start_models(from_directories(model_dirs, all_versions, labels), host, port, **options)
+
+
+def start_models(
+    wanted: Sequence[ServedModel],
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    *,
+    poll_seconds: float = DEFAULT_POLL_SECONDS,
+    wait: bool = False,
+    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    **options: Any,
+) -> Server:
+    """Loads models, serves them, and from then on follows what becomes of their directories.
 
     As with TF Serving the port opens only when all is loaded and warm: a port that answers is a server that is ready.
 
     Args:
-        model_dirs: a directory for each model, with a directory for each version inside.
-        host: see Server, as for `port`, `workers`, `max_concurrent_rpcs` and `max_message_bytes`.
+        wanted: what to serve.
+        host: see Server.
         port: see Server.
-        all_versions: whether to serve every version instead of the newest of each model.
-        labels: for each model, version numbers under labels such as `stable`.
-        workers: see Server.
-        max_concurrent_rpcs: see Server.
+        poll_seconds: how often to look for new versions.
+        wait: whether to wait for models that are not there yet.
         max_message_bytes: see Server.
+        **options: see Server.
 
     Raises:
-        FileNotFoundError, ValueError, LoadError: a directory cannot be served; see load_models.
+        FileNotFoundError, ValueError, LoadError: a model cannot be served; see Keeper.start.
         OSError: the address is taken or not ours.
     """
     require_free(host, port)  # before the loading, which takes long
-    models = Models(load_models(model_dirs, max_message_bytes, all_versions), labels)
-    return Server(
-        models,
-        host,
-        port,
-        workers=workers,
-        max_concurrent_rpcs=max_concurrent_rpcs,
-        max_message_bytes=max_message_bytes,
-    )
-
-
-def run(
-    model_dirs: Sequence[Path],
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
-    *,
-    grace: float = DEFAULT_GRACE_SECONDS,
-    **options: Any,
-) -> None:
-    """Serves until SIGTERM or SIGINT, then lets running requests finish; `overfeat serve` is this.
-
-    A second signal ends the process the ordinary way. Must be called from the main thread.
-
-    Args:
-        model_dirs: see start, as for `host`, `port` and `options`.
-        host: see start.
-        port: see start.
-        grace: how many seconds running requests may take to finish.
-        **options: see start.
-
-    Raises:
-        FileNotFoundError, ValueError, LoadError, OSError: see start.
-    """
-    asked_to_stop = threading.Event()
-    server = start(model_dirs, host, port, **options)
-    before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
-    print(f"serving {server.models} on {server.address}", file=sys.stderr, flush=True)
+    models = Models()
+    keeper = Keeper(models, max_message_bytes, poll_seconds)
+    keeper.start(wanted, wait)
     try:
-        asked_to_stop.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        print(f"stopping; requests have {grace:g} s to finish", file=sys.stderr, flush=True)
-        server.stop(grace)
+        return Server(models, host, port, max_message_bytes=max_message_bytes, keeper=keeper, **options)
+    except BaseException:
+        keeper.close()
+        raise
 
 
 def require_free(host: str, port: int) -> None:

@@ -1,117 +1,102 @@
-"""TF Serving's two gRPC services over loaded models: which model is meant, and a status for whatever goes wrong."""
+"""What the server says over gRPC: each method goes through the door, and a Refusal becomes a status."""
 
-import functools
-import logging
+import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from tensorflow_serving.apis import (
-    classification_pb2,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    inference_pb2,
-    model_management_pb2,
+    model_service_pb2,
     model_service_pb2_grpc,
-    predict_pb2,
+    prediction_service_pb2,
     prediction_service_pb2_grpc,
-    regression_pb2,
 )
 
-from serving import answers
-from serving.refusal import Refusal, invalid, refusal_of
-from serving.servables import Models
+from serving.door import Door
+from serving.refusal import Refusal
 
-_log = logging.getLogger(__name__)
-
-
-def _with_status(method: Callable[[Any, Any], Any]) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
-    """Wraps a service's method(request) so that whatever it raises becomes a status.
-
-    A request that waited past its deadline, or whose client is gone, does not come this far: gRPC drops it.
-    """
-
-    @functools.wraps(method)
-    def handle(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        try:
-            return method(self, request)
-        except Exception as error:
-            refusal = refusal_of(error)
-            if refusal.code is grpc.StatusCode.INTERNAL:
-                _log.exception("%s failed", method.__name__)
-        context.abort(refusal.code, refusal.message)
-
-    return handle
+PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
+MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+_REFLECTING_CLIENTS = 2  # each holds a thread as long as it is connected
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Answers tensorflow.serving.PredictionService."""
 
-    def __init__(self, models: Models, max_bytes: int):
-        """Takes what is served, and the most that one tensor of a request may occupy."""
-        self._models = models
-        self._max_bytes = max_bytes
-
-    @_with_status
-    def Predict(self, request: predict_pb2.PredictRequest) -> predict_pb2.PredictResponse:  # noqa: N802
-        """Runs a signature on tensors."""
-        return answers.predict(self._models.find(request), request, self._max_bytes)
-
-    @_with_status
-    def Classify(  # noqa: N802
-        self, request: classification_pb2.ClassificationRequest
-    ) -> classification_pb2.ClassificationResponse:
-        """Classifies tf.Examples."""
-        return answers.classify(self._models.find(request), request)
-
-    @_with_status
-    def Regress(self, request: regression_pb2.RegressionRequest) -> regression_pb2.RegressionResponse:  # noqa: N802
-        """Refuses: no signature of the contract is a regression."""
-        answers.refuse_regression(self._models.find(request), request.model_spec.signature_name)
-
-    @_with_status
-    def MultiInference(  # noqa: N802
-        self, request: inference_pb2.MultiInferenceRequest
-    ) -> inference_pb2.MultiInferenceResponse:
-        """Classifies the same tf.Examples with several signatures of one model, which the first task names."""
-        if not request.tasks:
-            raise invalid("ModelSpec has no name specified.")
-        return answers.multi_inference(self._models.find(request.tasks[0]), request)
-
-    @_with_status
-    def GetModelMetadata(  # noqa: N802
-        self, request: get_model_metadata_pb2.GetModelMetadataRequest
-    ) -> get_model_metadata_pb2.GetModelMetadataResponse:
-        """Describes the signatures."""
-        answers.require_metadata_fields(request)
-        return answers.metadata(self._models.find(request))
+    def __init__(self, door: Door, pool: futures.ThreadPoolExecutor):
+        """Takes who answers, and whose threads compute."""
+        self.Predict = _computing(door.predict, pool)
+        self.Classify = _computing(door.classify, pool)
+        self.Regress = _computing(door.regress, pool)
+        self.MultiInference = _computing(door.multi_inference, pool)
+        self.GetModelMetadata = _handler(door.metadata)
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """Answers tensorflow.serving.ModelService."""
 
-    def __init__(self, models: Models):
-        """Takes what is served."""
-        self._models = models
+    def __init__(self, door: Door):
+        """Takes who answers."""
+        self.GetModelStatus = _handler(door.status)
+        self.HandleReloadConfigRequest = _handler(door.reload)
 
-    @_with_status
-    def GetModelStatus(  # noqa: N802
-        self, request: get_model_status_pb2.GetModelStatusRequest
-    ) -> get_model_status_pb2.GetModelStatusResponse:
-        """Lists the versions of a model: all of them available, since the port opens only when they are."""
-        if not request.HasField("model_spec"):
-            raise invalid("Missing ModelSpec")
-        response = get_model_status_pb2.GetModelStatusResponse()
-        for servable in self._models.versions(request.model_spec):
-            status = response.model_version_status.add(version=servable.version)
-            status.state = get_model_status_pb2.ModelVersionStatus.AVAILABLE
-            status.status.SetInParent()  # present and empty, as TF Serving sends it: OK, no message
-        return response
 
-    @_with_status
-    def HandleReloadConfigRequest(  # noqa: N802
-        self, request: model_management_pb2.ReloadConfigRequest
-    ) -> model_management_pb2.ReloadConfigResponse:
-        """Refuses: what is served is given at the start."""
-        message = "This server cannot reload its configuration; start it again with the models to serve."
-        raise Refusal(grpc.StatusCode.UNIMPLEMENTED, message)
+class Health(health.HealthServicer):
+    """Answers grpc.health.v1.Health: of the server as a whole, "", and of each service."""
+
+    def __init__(self) -> None:
+        """Says that all is well."""
+        super().__init__()
+        for name in ("", PREDICTION, MODEL):
+            self.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+
+def add_services(server: grpc.Server, door: Door, pool: futures.ThreadPoolExecutor) -> Health:
+    """Adds all services, whose methods run on the server's own threads but for those that compute; gives the health."""
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(door, pool), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(door), server)
+    checks = Health()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = (PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflecting = reflection.ReflectionServicer(names)
+    answer = reflecting.ServerReflectionInfo
+    reflecting.ServerReflectionInfo = _on(
+        futures.ThreadPoolExecutor(_REFLECTING_CLIENTS, "reflection"), lambda asked, context: answer(asked, context)
+    )
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)
+    return checks
+
+
+def _handler(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """Makes a gRPC handler of a method of the door."""
+
+    def handle(request: Any, context: grpc.ServicerContext) -> Any:
+        try:
+            return method(request)
+        except Refusal as refusal:
+            context.abort(refusal.code, refusal.message)
+
+    return handle
+
+
+def _computing(method: Callable[..., Any], pool: futures.ThreadPoolExecutor) -> Callable:
+    """Makes a gRPC handler of a method that may wait: it learns when, and whether, the client has given up.
+
+    A request that waited for a thread past its deadline, or whose client is gone, does not come this far: gRPC
+    drops it.
+    """
+
+    def handle(request: Any, context: grpc.ServicerContext) -> Any:
+        left = context.time_remaining()
+        deadline = None if left is None else time.monotonic() + left
+        return _handler(lambda asked: method(asked, deadline, lambda: not context.is_active()))(request, context)
+
+    return _on(pool, handle)
+
+
+def _on(pool: futures.ThreadPoolExecutor, handle: Any) -> Any:
+    handle.experimental_thread_pool = pool  # where gRPC looks for a handler's own
+    return handle

@@ -13,6 +13,7 @@ from overfeat_tf.cli.evaluating import evaluate
 from overfeat_tf.cli.fitting import inspect, train
 from overfeat_tf.cli.options import FILE, FOLDER, Changes, inference_options, with_changes, write_json
 from overfeat_tf.cli.quiet import load_tensorflow
+from overfeat_tf.cli.serving import serve
 
 # Mistakes of the user's, by the exceptions that our own code raises for them.
 MISTAKES = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
@@ -37,7 +38,7 @@ def overfeat() -> None:
     """OverFeat: classify, localize and detect with one ConvNet, from boxed images to boxes over gRPC."""
 
 
-for _verb in (train, evaluate, inspect, benchmark):
+for _verb in (train, evaluate, inspect, serve, benchmark):
     overfeat.add_command(_verb)
 
 
@@ -107,18 +108,6 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, changes: Chang
     names = ", ".join(str(one.get("name")) for one in described)
     data = ", ".join(dict.fromkeys(str(one.get("data")) for one in described))
     click.echo(write(committee, to, version, {"name": f"committee of {names}", "data": data, "members": described}))
-
-
-@overfeat.command()
-@click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1, required=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0 for any free one.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
-def serve(models: tuple[Path, ...], port: int, host: str) -> None:
-    """Serve models over gRPC as TF Serving does, for one machine; in production use TF Serving."""
-    load_tensorflow()
-    from serving.server import run
-
-    run(models, host, port)
 
 
 @overfeat.command()

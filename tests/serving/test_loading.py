@@ -6,9 +6,23 @@ import pytest
 from small_model import png
 from stock_requests import classify_request, predict_request, write_warmup
 
-from serving.loading import LoadError, load_models, load_version, warm_up
+from serving.configuration import from_directories
+from serving.loading import LoadError, load_version, warm_up
+from serving.servables import Models, Servable
+from serving.versions import Keeper
 
 MAX_BYTES = 1 << 20
+
+
+def _load(*bases) -> list[Servable]:
+    """Loads the newest versions once."""
+    models, wanted = Models(), from_directories(bases)
+    keeper = Keeper(models, MAX_BYTES)
+    try:
+        keeper.start(wanted)
+    finally:
+        keeper.close()
+    return [servable for name in sorted(models.names) for servable in models.served(name).values()]
 
 
 def _copy(model_dir, tmp_path, version="1"):
@@ -20,7 +34,7 @@ def test_the_newest_version_is_loaded_by_number(model_dir, tmp_path):
     base = _copy(model_dir, tmp_path)
     shutil.copytree(model_dir / "2", base / "00010")
     (base / "11.partial").mkdir()
-    (servable,) = load_models([base], MAX_BYTES)
+    (servable,) = _load(base)
     assert (servable.name, servable.version) == ("m", 10)
     assert {"detect", "serving_default"} <= servable.signatures.keys() & servable.signature_defs.keys()
 
@@ -33,24 +47,24 @@ def test_a_path_without_versions_says_what_is_wrong(model_dir, tmp_path):
         (model_dir / "1", f"it is a SavedModel itself; give its parent, {model_dir}"),
     ]:
         with pytest.raises(FileNotFoundError) as caught:
-            load_models([path], MAX_BYTES)
+            _load(path)
         assert message in str(caught.value)
         assert len(str(caught.value).splitlines()) == 1
 
 
 def test_two_models_of_one_name_are_refused(model_dir, tmp_path):
     with pytest.raises(ValueError, match="two model directories are called m"):
-        load_models([model_dir, _copy(model_dir, tmp_path)], MAX_BYTES)
+        _load(model_dir, _copy(model_dir, tmp_path))
 
 
-def test_a_version_without_a_model_is_refused(model_dir, tmp_path):
-    base = _copy(model_dir, tmp_path)
-    (base / "2").mkdir()
+def test_a_version_without_a_model_is_refused(tmp_path):
+    base = tmp_path / "m"
+    (base / "2").mkdir(parents=True)
     with pytest.raises(LoadError, match=r"expected .*2/saved_model.pb, got: No such file"):
-        load_models([base], MAX_BYTES)
+        _load(base)
     (base / "2" / "saved_model.pb").write_bytes(b"\xffnot a protobuf")
     with pytest.raises(LoadError, match=r"saved_model.pb is not a SavedModel"):
-        load_models([base], MAX_BYTES)
+        _load(base)
 
 
 def test_warm_up_replays_both_kinds_of_request(model_dir, tmp_path):
@@ -73,7 +87,7 @@ def test_a_warm_up_request_that_fails_makes_the_load_fail(model_dir, tmp_path, r
     base = _copy(model_dir, tmp_path)
     write_warmup(base / "1", predict_request("detect", image_bytes=[png()]), request_)
     with pytest.raises(LoadError, match=message):
-        load_models([base], MAX_BYTES)
+        _load(base)
 
 
 def test_a_warm_up_file_that_is_no_tfrecord_makes_the_load_fail(model_dir, tmp_path):
@@ -81,4 +95,4 @@ def test_a_warm_up_file_that_is_no_tfrecord_makes_the_load_fail(model_dir, tmp_p
     file = next(base.glob("2/assets.extra/*"))
     file.write_bytes(file.read_bytes()[:-3])
     with pytest.raises(LoadError, match="failed at record 1"):
-        load_models([base], MAX_BYTES)
+        _load(base)

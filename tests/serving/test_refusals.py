@@ -186,11 +186,11 @@ REFUSED = {
     "metadata of nobody": ("GetModelMetadata", metadata_request("signature_def", model="x"), NOT_FOUND, "Latest(x)"),
     "status of nobody": ("GetModelStatus", status_request("x"), NOT_FOUND, "Could not find any versions of model x"),
     "status, version": ("GetModelStatus", status_request(version=9), NOT_FOUND, "Could not find version 9 of model m"),
-    "reload": (
+    "reload without a list": (
         "HandleReloadConfigRequest",
         model_management_pb2.ReloadConfigRequest(),
-        UNIMPLEMENTED,
-        "cannot reload",
+        INVALID,
+        "Only ModelConfigList is currently supported",
     ),
 }
 

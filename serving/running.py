@@ -1,0 +1,78 @@
+"""`overfeat serve`: a server in the foreground, until it is asked to stop."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from serving.configuration import ServedModel
+from serving.metrics import Metrics
+from serving.rest import RestServer
+from serving.server import DEFAULT_GRACE_SECONDS, DEFAULT_PORT, Server, require_free, start_models
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# How long the server goes on answering once its health says that it stops.
+_NOTICE_SECONDS = 0.5
+
+
+def run(
+    wanted: Sequence[ServedModel],
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    *,
+    rest_port: int | None = None,
+    page: bool = False,
+    grace: float = DEFAULT_GRACE_SECONDS,
+    **options: Any,
+) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running and waiting requests finish.
+
+    A second signal ends the process the ordinary way. Must be called from the main thread.
+
+    Args:
+        wanted: what to serve.
+        host: see Server.
+        port: see Server.
+        rest_port: where to answer REST and Prometheus, 0 for any free port; None for nowhere.
+        page: whether to show a page to try it there.
+        grace: how many seconds requests may take to finish.
+        **options: see start_models.
+
+    Raises:
+        FileNotFoundError, ValueError, LoadError, OSError: see start_models.
+    """
+    asked_to_stop = threading.Event()
+    if rest_port is not None:
+        require_free(host, rest_port)  # before the loading, which takes long
+    server = start_models(wanted, host, port, **options)
+    try:
+        rest = None if rest_port is None else _start_rest(server, rest_port, page)
+    except BaseException:
+        server.stop(None)
+        raise
+    before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
+    _say("this server is for one machine; for more run TF Serving, which takes the same folders")
+    if rest is not None:
+        _say(f"REST and metrics on {rest.url}" + (" - open it in a browser to try it" if page else ""))
+    _say(f"serving {server.models} on {server.address}")
+    try:
+        asked_to_stop.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _say(f"stopping; requests have {grace:g} s to finish")
+        end = time.monotonic() + grace
+        if rest is not None:
+            rest.stop(grace)  # first: its requests run in the server
+        server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
+
+
+def _start_rest(server: Server, port: int, page: bool) -> RestServer:
+    server.door.observer = metrics = Metrics(server.door)
+    return RestServer(server.door, server.host, port, access=server.access, metrics=metrics, page=page)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

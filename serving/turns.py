@@ -1,0 +1,94 @@
+"""Requests take turns: so many at a time, so many in the queue, the next is refused."""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import grpc
+
+from serving.refusal import Refusal
+
+
+class Turns:
+    """Lets so many requests run at a time and so many wait, first come, first served."""
+
+    def __init__(self, running: int, waiting: int):
+        """Takes how many run at the same time, and how many may wait for it."""
+        self._free = running
+        self._most_waiting = waiting
+        self._lock = threading.Lock()
+        self._line: deque[threading.Event] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Counts the requests that wait."""
+        return len(self._line)
+
+    @contextlib.contextmanager
+    def turn(self, deadline: float | None = None, cancelled: Callable[[], bool] | None = None) -> Iterator[None]:
+        """Waits for a turn, which lasts as long as the block.
+
+        Args:
+            deadline: when nobody waits for the answer any more, as `time.monotonic()` counts; None for never.
+            cancelled: says whether the client is gone; asked once it is its turn.
+
+        Raises:
+            Refusal: UNAVAILABLE where too many wait already, DEADLINE_EXCEEDED, or CANCELLED.
+        """
+        self._take(deadline)
+        try:
+            if cancelled is not None and cancelled():
+                raise gone()
+            require_time(deadline)
+            yield
+        finally:
+            self._pass_on()
+
+    def _take(self, deadline: float | None) -> None:
+        with self._lock:
+            if self._free > 0:
+                self._free -= 1
+                return
+            if len(self._line) >= self._most_waiting:
+                raise full(self._most_waiting)
+            mine = threading.Event()
+            self._line.append(mine)
+        if mine.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
+            return
+        with self._lock:
+            if not mine.is_set():
+                self._line.remove(mine)
+                raise too_late()
+        # The turn came in the last moment: it is ours to pass on, which the caller's block does.
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if self._line:
+                self._line.popleft().set()
+            else:
+                self._free += 1
+
+
+def require_time(deadline: float | None) -> None:
+    """Refuses what nobody waits for any more."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise too_late()
+
+
+def too_late() -> Refusal:
+    """Makes the refusal of a request past its deadline."""
+    return Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+
+def gone() -> Refusal:
+    """Makes the refusal of a request that its client has cancelled, which nobody reads."""
+    return Refusal(grpc.StatusCode.CANCELLED, "the client cancelled the request")
+
+
+def full(most_waiting: int) -> Refusal:
+    """Makes the refusal of a request for which the queue has no place; clients try again."""
+    return Refusal(
+        grpc.StatusCode.UNAVAILABLE, f"The queue of this server is full: {most_waiting} requests wait already"
+    )

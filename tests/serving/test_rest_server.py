@@ -1,0 +1,200 @@
+"""The REST port's life: its limits, its queue, deadlines, clients that leave, TLS, a token, and its end."""
+
+import contextlib
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from concurrent import futures
+from pathlib import Path
+
+import httpx
+import pytest
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+
+from serving import rest_intake
+from serving.access import Access
+from serving.door import Door
+from serving.metrics import METRICS_PATH
+from serving.rest import RestServer
+from serving.servables import Models, Servable
+
+PREDICT = "/v1/models/m:predict"
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _chunks(size: int):
+    yield from (b" " * 65536 for _ in range(size // 65536))
+
+
+def test_a_body_too_large_is_refused_before_it_is_read(server, max_bytes):
+    with RestServer(server.door, port=0) as rest, httpx.Client(base_url=rest.url) as http:
+        for content in (b" " * (max_bytes + 1), _chunks(2 * max_bytes)):  # with its length, and chunked
+            answer = http.post(PREDICT, content=content)
+            assert answer.status_code == 413 and f"larger than the {max_bytes} bytes" in answer.json()["error"]
+        assert http.post(PREDICT, content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 415
+        assert http.post(PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
+
+
+def test_slow_bodies_and_too_many_large_ones_are_refused(server, monkeypatch):
+    monkeypatch.setattr(rest_intake, "_BODY_SECONDS", 1.0)
+    head = f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n".encode()
+    with RestServer(server.door, port=0, max_bytes=60_000) as rest, contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", rest.port), 20)) for _ in range(5)]
+        for client in clients:  # four times the largest body is held, then no more
+            client.sendall(head + b" " * 59_000)
+        codes = sorted(int(client.recv(4096).split()[1]) for client in clients)
+        assert codes == [408] * 4 + [503] and rest.held == 0
+        assert httpx.post(rest.url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
+
+
+def _served(function, **options) -> RestServer:
+    """Serves a model whose only signature is a Python function: `x` -> `y`, both float [?]."""
+    vector = meta_graph_pb2.TensorInfo(dtype=tf.float32.as_datatype_enum)
+    vector.tensor_shape.dim.add(size=-1)
+    definition = meta_graph_pb2.SignatureDef(inputs={"x": vector}, outputs={"y": vector})
+    servable = Servable("m", 1, {"serving_default": definition}, {"serving_default": function})
+    return RestServer(Door(Models([servable]), 1 << 20), port=0, **options)
+
+
+class _Gate:
+    """A signature's function that counts its calls and answers once the gate is open."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.entered = threading.Semaphore(0)
+        self.calls = 0
+
+    def __call__(self, x):
+        self.calls += 1
+        self.entered.release()
+        assert self.open.wait(20)
+        return {"y": x}
+
+
+def _post(rest: RestServer, timeout: float = 20) -> httpx.Response:
+    return httpx.post(rest.url + PREDICT, json={"inputs": [1]}, timeout=timeout)
+
+
+def test_a_full_queue_gives_503_and_the_event_loop_stays_free():
+    gate = _Gate()
+    with _served(gate, workers=1, max_requests=2) as rest, futures.ThreadPoolExecutor(2) as pool:
+        running = pool.submit(_post, rest)
+        assert gate.entered.acquire(timeout=10)
+        waiting = pool.submit(_post, rest)
+        _until(lambda: rest.held == 2)
+        refused = _post(rest)
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1" and "error" in refused.json()
+        assert httpx.get(f"{rest.url}/v1/models/m").status_code == 200
+        gate.open.set()
+        assert running.result().json() == waiting.result().json() == {"outputs": [1.0]}
+        assert _post(rest).status_code == 200 and rest.held == 0
+
+
+def test_a_request_whose_client_is_gone_is_not_run():
+    gate = _Gate()
+    with _served(gate, workers=1) as rest, futures.ThreadPoolExecutor(1) as pool:
+        running = pool.submit(_post, rest)
+        assert gate.entered.acquire(timeout=10)
+        with pytest.raises(httpx.ReadTimeout):
+            _post(rest, timeout=0.3)
+        _until(lambda: rest.held == 1)
+        gate.open.set()
+        assert running.result().status_code == 200
+    assert gate.calls == 1
+
+
+def test_a_request_that_waited_too_long_gets_504():
+    gate = _Gate()
+    with _served(gate, workers=1, timeout=0.2) as rest, futures.ThreadPoolExecutor(2) as pool:
+        running = pool.submit(_post, rest)
+        assert gate.entered.acquire(timeout=10)
+        late = pool.submit(_post, rest)
+        threading.Event().wait(0.4)
+        gate.open.set()
+        assert (running.result().status_code, late.result().status_code) == (200, 504)
+    assert gate.calls == 1
+
+
+def test_stopping_lets_a_running_request_finish():
+    gate = _Gate()
+    rest = _served(gate)
+    with futures.ThreadPoolExecutor(2) as pool:
+        running = pool.submit(_post, rest)
+        assert gate.entered.acquire(timeout=10)
+        stopping = pool.submit(rest.stop, 10)
+        _until(lambda: _refuses(rest))
+        gate.open.set()
+        assert running.result().json() == {"outputs": [1.0]}
+        stopping.result(15)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_a_token_over_tls(server, tmp_path):
+    cert, key, token = tmp_path / "cert.pem", tmp_path / "key.pem", "0123456789abcdef"
+    made = ["-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    subprocess.run(["openssl", "req", "-x509", *curve, *made], check=True, capture_output=True)
+    with RestServer(server.door, port=0, access=Access(cert, key, token=token), page=True) as rest:
+        trusted = ssl.create_default_context(cafile=str(cert))
+        with httpx.Client(base_url=f"https://127.0.0.1:{rest.port}", verify=trusted) as client:
+            refused = client.get("/v1/models/m")
+            assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+            assert "Authorization: Bearer TOKEN" in refused.json()["error"]
+            assert client.get("/v1/models/m", headers={"Authorization": "Bearer nobody"}).status_code == 401
+            assert client.get("/page/models").status_code == 401 and client.get("/").status_code == 200
+            allowed = client.get("/v1/models/m", headers={"Authorization": f"Bearer {token}"})
+            assert allowed.status_code == 200
+
+
+def test_a_taken_port_is_an_oserror():
+    with _served(lambda x: {"y": x}) as rest, pytest.raises(OSError, match="in use"):
+        RestServer(Door(Models([]), 1), port=rest.port)
+
+
+def test_not_a_number_and_infinity_as_tf_serving_writes_them():
+    function = lambda x: {"y": tf.concat([x, [0.2, 1e-40]], 0)}  # noqa: E731
+    with _served(function) as rest:
+        answer = httpx.post(rest.url + PREDICT, content=b'{"inputs": [NaN, Infinity, -Infinity, 3]}')
+    assert answer.text == '{"outputs":[NaN,Infinity,-Infinity,3.0,0.2,1e-40]}'
+
+
+@pytest.mark.long
+def test_the_verb_serves_rest_and_the_page_until_sigterm(model_dir):
+    command = [sys.executable, "-m", "overfeat_tf.cli", "serve", model_dir, "--port", "0", "--rest-port", "0", "--ui"]
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            url = next(line.split()[4] for line in process.stderr if line.startswith("REST and metrics on "))
+            assert httpx.get(url).headers["content-type"].startswith("text/html")
+            assert httpx.post(url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
+            assert 'code="OK",method="Predict",model="m",version="2"} 1.0' in httpx.get(url + METRICS_PATH).text
+            with futures.ThreadPoolExecutor(1) as pool:
+                body = {"signature_name": "spin", "inputs": [1.5]}
+                running = pool.submit(httpx.post, url + PREDICT, json=body, timeout=20)
+                _until(lambda: "overfeat_rest_requests 1.0" in httpx.get(url + METRICS_PATH).text)
+                process.send_signal(signal.SIGTERM)
+                assert running.result().json()["outputs"][0] > 0
+            process.stderr.read()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+
+
+def _until(condition, seconds: float = 10) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if condition():
+            return
+        threading.Event().wait(0.02)
+    raise AssertionError("it never came to pass")
+
+
+def _refuses(rest: RestServer) -> bool:
+    try:
+        httpx.get(f"{rest.url}/v1/models/m", timeout=1)
+    except httpx.ConnectError:
+        return True
+    return False
