@@ -1,6 +1,5 @@
 """MODEL_CARD.md: what a version is, what it learnt from, how good it is, what it takes and where it ends."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def model_card(
         version: Its number.
         folder: Its files, all but the card.
         training: The run's configuration.
-        metrics: Figures by name, as `overfeat evaluate --json` writes them.
+        metrics: Figures by name.
         footprint: What it takes to run.
     """
     sections = {
@@ -45,27 +44,6 @@ def model_card(
         "An OverFeat network (Sermanet et al., arXiv 1312.6229), exported by overfeat_tf.\n\n"
         f"{body}\nAll settings are in `config.json`, the class names in `assets/labels.txt`.\n"
     )
-
-
-def read_metrics(file: Path | None) -> dict | None:
-    """Read what `overfeat evaluate --json` wrote; None where there is no file.
-
-    Raises:
-        ValueError: it holds something else.
-    """
-    if file is None:
-        return None
-    try:
-        figures = json.loads(file.read_text())
-    except OSError as error:
-        raise ValueError(f"expected figures in '{file}'; it cannot be read: {error.strerror}") from None
-    except ValueError:
-        figures = None
-    if not isinstance(figures, dict) or not any(isinstance(value, int | float) for value in figures.values()):
-        raise ValueError(
-            f"expected figures by name in '{file}', as `overfeat evaluate --json` writes; got something else"
-        )
-    return figures
 
 
 def _identity(model: Model, training: Mapping) -> str:

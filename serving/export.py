@@ -1,6 +1,7 @@
 """Write a SavedModel version: beside, verified against the live model, then renamed into place."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from overfeat_tf.loading import Exported
 from overfeat_tf.model import CONFIG, Model
 from serving.card import model_card
 from serving.footprint import measure as measure_footprint
+from serving.publishing import beside, check_version, publish
 from serving.signatures import Servable, signature_names
-from serving.versions import beside, check_version, publish
 from serving.warmup import BATCHING, write_warmup
 
 TOLERANCE = 1e-4  # between the live model's answers and the reloaded one's, on values of about 1
@@ -40,7 +41,7 @@ def export(
         to: The model's folder; its name is the served model's.
         version: The version; the one after the highest if None.
         training: The run's configuration, for config.json and the card.
-        metrics: Figures for the card, as `overfeat evaluate --json` writes them.
+        metrics: Figures for the card by name; see `serving.figures`.
         measure: Also measure memory and time for the card, in a process of its own (some ten seconds).
 
     Returns:
@@ -51,13 +52,14 @@ def export(
         RuntimeError: the reloaded model answers otherwise, or does not in a fresh process.
     """
     check_version(to, version)
+    learnt = _without_places(dict(training or {}))
     servable = Servable(model)
     signatures = servable.signatures_to_save()
     with beside(to) as folder:
         tf.saved_model.save(servable, str(folder), signatures=signatures)
         (folder / "assets").mkdir(exist_ok=True)
         (folder / "assets" / LABELS).write_text("".join(f"{label}\n" for label in model.labels))
-        config = {"model": model.config(), "training": dict(training or {}), "metrics": dict(metrics or {})}
+        config = {"model": model.config(), "training": learnt, "metrics": dict(metrics or {})}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (folder / "batching_params.pbtxt").write_text(BATCHING)
         write_warmup(folder, to.name, signature_names(model), servable.default)
@@ -65,7 +67,7 @@ def export(
         footprint = measure_footprint(folder) if measure else None
 
         def describe(number: int) -> None:
-            card = model_card(model, to.name, number, folder, training or {}, metrics, footprint)
+            card = model_card(model, to.name, number, folder, learnt, metrics, footprint)
             (folder / CARD).write_text(card)
 
         return publish(folder, to, version, describe)
@@ -85,6 +87,18 @@ def verify(model: Model, folder: Path) -> None:
         for name in (name for task, name in tasks.items() if task in model.tasks):
             for images in (encoded, pixels):
                 _compare(name, getattr(reloaded, name)(images), getattr(model, name)(images))
+
+
+def _without_places(value):
+    """Leave out where on this machine the data lay: of `voc:/home/me/cats` an export says `voc:cats`."""
+    if isinstance(value, Mapping):
+        return {key: _without_places(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_places(each) for each in value]
+    if isinstance(value, str):
+        parts = re.split(r"([:,] ?)", value)
+        return "".join(Path(part).name if part.startswith(("/", "~")) else part for part in parts)
+    return value
 
 
 def _compare(name: str, answer: Answers, live: Answers) -> None:

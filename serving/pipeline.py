@@ -53,7 +53,7 @@ def in_order(call: Call, images: Iterable[Unsent], in_flight: int = IN_FLIGHT) -
     """Send images in batches, `in_flight` at a time, and yield them with their answers, in their order.
 
     At most `in_flight` batches are held, of `BATCH_BYTES` each or a single larger image. A request that is refused for
-    what is in it is sent again by halves, so that only the image at fault goes without an answer.
+    what is in it is sent again in parts, so that only the image at fault goes without an answer.
 
     Args:
         call: Such as `Client.detect`: called from several threads, never with an empty batch.
@@ -108,8 +108,9 @@ def _rows(call: Call, images: Sequence[bytes]) -> list[tuple[Outputs, str]]:
             raise
         if len(images) == 1:
             return [({}, error.details)]
-        middle = len(images) // 2
-        return _rows(call, images[:middle]) + _rows(call, images[middle:])
+        # What is too large is tried again by gRPC, for seconds, before it is refused: then each by itself at once.
+        size = 1 if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED else len(images) // 2
+        return [row for first in range(0, len(images), size) for row in _rows(call, images[first : first + size])]
     return [({key: values[row] for key, values in outputs.items()}, "") for row in range(len(images))]
 
 

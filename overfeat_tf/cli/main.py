@@ -98,17 +98,19 @@ def info(preset: str) -> None:
 @click.argument("runs", metavar="RUN...", type=FOLDER, nargs=-1, required=True)
 @click.option("--to", type=FOLDER, required=True, help="saved_models/NAME; NAME is the served model's.")
 @click.option("--version", type=click.IntRange(min=1), help="The one after the highest if left out.")
-@click.option("--metrics", type=FILE, help="Figures for MODEL_CARD.md, from `overfeat evaluate --json`.")
+@click.option(
+    "--metrics", type=FILE, help="Figures for the card, from `overfeat evaluate --json`; the run's own if left out."
+)
 @inference_options
 def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path | None, changes: Changes) -> None:
     """Write a SavedModel version that TF Serving loads; several RUNs become a committee that classifies."""
     load_tensorflow()
     from overfeat_tf.loading import load_run, read_config
     from overfeat_tf.model import Model
-    from serving.card import read_metrics
     from serving.export import export as write
+    from serving.figures import read_metrics, run_figures
 
-    figures = read_metrics(metrics)
+    figures = read_metrics(metrics) if metrics else run_figures(runs[0]) if len(runs) == 1 else None
     loaded = [load_run(run) for run in runs]
     described = [read_config(run).get("training") or {} for run in runs]
     if len(runs) == 1:

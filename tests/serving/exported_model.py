@@ -15,6 +15,7 @@ from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
 from serving.export import export
 
+TRAINING = {"name": "none", "data": "voc:/home/someone/my cats, coco:/x/images:/x/a.json", "stages": [{"rate": 0.1}]}
 METRICS = {"map50": 0.25, "images": 12}
 LABELS = ("cat", "dog", "owl")
 
@@ -33,7 +34,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="session")
 def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(model, tmp_path_factory.mktemp("models") / "pets", None, {"name": "none"}, METRICS)
+    return export(model, tmp_path_factory.mktemp("models") / "pets", None, TRAINING, METRICS)
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG", mode: str | None = None, **options) -> bytes:

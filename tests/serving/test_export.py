@@ -2,7 +2,11 @@
 
 import io
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +104,44 @@ def test_nothing_appears_unless_it_answers_as_the_live_model(model: Model, tmp_p
     with pytest.raises(RuntimeError, match="differs"):
         exporting.export(model, tmp_path / "pets")
     assert not [path for path in (tmp_path / "pets").iterdir() if path.name.isdigit()]
+
+
+# A classifier, which exports soonest; says when it begins.
+EXPORTER = """
+import sys
+from pathlib import Path
+from overfeat_tf.model import Model
+from overfeat_tf.network import build
+from serving.export import export
+
+model = Model(build("tiny", 2), ("a", "b"), tasks=("classification",))
+print("begins", flush=True)
+export(model, Path(sys.argv[1]))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.long
+def test_an_export_killed_at_any_moment_leaves_no_part_of_a_version(tmp_path: Path):
+    base = tmp_path / "m"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", EXPORTER, str(base)]
+    killed = 0
+    for seconds in (0.2, 1.5, 3.0, 4.5, 6.0, 9.0, None):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout.readline() == "begins\n"
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+        for path in base.iterdir():
+            if not path.name.startswith("."):
+                loaded = load(path)
+                assert loaded.classify(np.zeros((1, 40, 40, 3), np.uint8))["probs"].shape == (1, 2)
+                assert (path / "MODEL_CARD.md").is_file()
+    assert killed >= 3
+    assert all(path.name.isdecimal() for path in base.iterdir())  # the last one cleared away what the killed had left
 
 
 def test_verification_notices_other_weights(exported: Path, model: Model):

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from exported_model import LABELS, METRICS, assert_equal_answers
+from exported_model import LABELS, METRICS, TRAINING, assert_equal_answers
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from overfeat_tf.model import Model
-from serving.card import read_metrics
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
+from serving.figures import read_metrics, run_figures
+from serving.footprint import measure
 from serving.loading import read_signature_defs
 from serving.warmup import ALLOWED_BATCH_SIZES, FILE
 
@@ -86,7 +87,12 @@ def test_stock_operations_only(stranger: dict):
 
 def test_nothing_tells_where_it_was_exported(exported: Path):
     here = {str(ROOT), str(Path.cwd()), str(Path.home()), sys.prefix, tempfile.gettempdir(), str(exported.parent)}
-    words = [place.encode() for place in here if len(place) > 3] + [b"site-packages", b"dist-packages", b".py:"]
+    words = [place.encode() for place in here if len(place) > 3] + [
+        b"/home/",
+        b"site-packages",
+        b"dist-packages",
+        b".py:",
+    ]
     for file in exported.rglob("*"):
         if file.is_file() and "variables" not in file.parts:
             data = file.read_bytes()
@@ -138,6 +144,7 @@ def test_a_version_has_all_its_files(exported: Path):
     assert (exported / "assets" / "labels.txt").read_text().split() == list(LABELS)
     config = json.loads((exported / "config.json").read_text())
     assert config["model"]["labels"] == list(LABELS) and config["metrics"] == METRICS
+    assert config["training"] == TRAINING | {"data": "voc:my cats, coco:images:a.json"}  # not where they lay
     assert [path.name for path in exported.parent.iterdir()] == ["1"]  # nothing left over
 
 
@@ -156,7 +163,14 @@ def test_every_signature_and_batch_size_is_warmed_up(exported: Path):
 def test_the_card_says_what_it_is_how_good_and_what_it_takes(exported: Path, model: Model):
     card = (exported / "MODEL_CARD.md").read_text()
     parameters = sum(part.count_params() for part in model.network.parts.values())
-    for words in ("# pets, version 1", "cat, dog, owl", "recipe `none`", "| map50 | 0.2500 |", f"{parameters:,}"):
+    for words in (
+        "# pets, version 1",
+        "cat, dog, owl",
+        "Data: voc:my cats",
+        "recipe `none`",
+        "| map50 | 0.2500 |",
+        f"{parameters:,}",
+    ):
         assert words in card
     assert "Memory: not measured" in card and "50 megapixels" in card
 
@@ -168,6 +182,24 @@ def test_figures_for_the_card_are_what_evaluate_writes(tmp_path: Path):
         (tmp_path / "figures.json").write_text(text)
         with pytest.raises(ValueError, match="as `overfeat evaluate --json` writes"):
             read_metrics(tmp_path / "figures.json")
+
+
+def test_a_run_has_figures_of_its_own(tmp_path: Path):
+    assert run_figures(tmp_path) == {}
+    with tf.summary.create_file_writer(str(tmp_path / "logs" / "detection" / "validation")).as_default():
+        for epoch, value in enumerate((0.25, 0.5)):
+            tf.summary.scalar("epoch_map50", value, epoch)
+            tf.summary.scalar("evaluation_loss_vs_iterations", 1.0, epoch)
+    assert run_figures(tmp_path) == {"detection val_map50": 0.5}
+
+
+def test_what_it_takes_is_measured_in_a_fresh_process(exported: Path, tmp_path: Path):
+    found = measure(exported)
+    assert 100e6 < found.tensorflow_bytes < found.loaded_bytes < found.peak_bytes < 4e9
+    assert 0 < found.next_seconds < found.first_seconds and found.load_seconds > 0
+    (tmp_path / "saved_model.pb").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match=r"does not answer in a fresh process: .+; not exported"):
+        measure(tmp_path)
 
 
 def test_the_features_are_fine_tuned_in_another_keras_model(exported: Path, tmp_path: Path):

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from serving.versions import beside, check_version, publish, taken_versions
+from serving.publishing import beside, check_version, publish, taken_versions
 
 ROOT = Path(__file__).parents[2]
 # Exports as `serving.export` does, of files in place of a SavedModel; says where it is and waits to be told on.
 WRITER = """
 import sys
 from pathlib import Path
-from serving.versions import beside, publish
+from serving.publishing import beside, publish
 
 def reached(step):
     print(step, flush=True)
