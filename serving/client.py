@@ -58,6 +58,7 @@ class Client:
         version: int | None = None,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
         *,
+        label: str | None = None,
         ca_cert: Path | None = None,
         token: str | None = None,
     ):
@@ -68,6 +69,7 @@ class Client:
             model: the model's name on the server.
             version: its version; the newest when None.
             timeout: the seconds that a call may take, attempts and pauses together.
+            label: its version by a label such as `stable`, instead of `version`.
             ca_cert: the PEM file that the server's certificate is checked with; None for a connection without TLS.
             token: what the server asks for, sent as `authorization: Bearer TOKEN`.
 
@@ -77,6 +79,7 @@ class Client:
         self.address = address
         self.model = model
         self.version = version
+        self.label = label
         self.timeout = timeout
         self._authorization = authorization(address, token, encrypted=ca_cert is not None)
         self._channel = open_channel(address, ca_cert)
@@ -194,6 +197,8 @@ class Client:
         spec = model_pb2.ModelSpec(name=self.model, signature_name=signature)
         if self.version is not None:
             spec.version.value = self.version
+        elif self.label is not None:
+            spec.version_label = self.label
         return spec
 
     def _status(self, timeout: float, wait_for_ready: bool = False) -> dict[int, str]:
