@@ -1,8 +1,8 @@
 """A client for a detector behind gRPC: the embedded server or TF Serving, without telling them apart."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,30 +20,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from serving.channel import authorization, open_channel
 from serving.contract import ENCODED_IMAGE_FEATURE
 from serving.tensors import to_tensor
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
-# Both mean "not now": a server that is starting or whose queue is full. Any other code would fail again.
-_RETRY_POLICY = {
-    "maxAttempts": 5,  # the most that gRPC allows
-    "initialBackoff": "0.2s",
-    "maxBackoff": "3s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-}
-# A request larger than gRPC's buffer (256 KiB unless told) is sent once and never tried again; photographs are larger.
-_RETRY_BUFFER_BYTES = 256 << 20
-_CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", -1),  # clients default to 4 MiB
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_retries", 1),
-    ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
-    # How soon a server that was away is looked for again; gRPC's default grows to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-]
 _POLL_SECONDS = 0.2
 
 
@@ -70,7 +51,17 @@ class Client:
     As a context manager it closes its connection. It may be shared by threads.
     """
 
-    def __init__(self, address: str, model: str, version: int | None = None, timeout: float = DEFAULT_TIMEOUT_SECONDS):
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        version: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        label: str | None = None,
+        ca_cert: Path | None = None,
+        token: str | None = None,
+    ):
         """Opens the connection, which is made when first needed.
 
         Args:
@@ -78,12 +69,20 @@ class Client:
             model: the model's name on the server.
             version: its version; the newest when None.
             timeout: the seconds that a call may take, attempts and pauses together.
+            label: its version by a label such as `stable`, instead of `version`.
+            ca_cert: the PEM file that the server's certificate is checked with; None for a connection without TLS.
+            token: what the server asks for, sent as `authorization: Bearer TOKEN`.
+
+        Raises:
+            ValueError: the certificate cannot be read, or the token would cross a network without TLS.
         """
         self.address = address
         self.model = model
         self.version = version
+        self.label = label
         self.timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._authorization = authorization(address, token, encrypted=ca_cert is not None)
+        self._channel = open_channel(address, ca_cert)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
@@ -198,6 +197,8 @@ class Client:
         spec = model_pb2.ModelSpec(name=self.model, signature_name=signature)
         if self.version is not None:
             spec.version.value = self.version
+        elif self.label is not None:
+            spec.version_label = self.label
         return spec
 
     def _status(self, timeout: float, wait_for_ready: bool = False) -> dict[int, str]:
@@ -215,7 +216,12 @@ class Client:
         wait_for_ready: bool | None = None,
     ) -> Any:
         try:
-            return method(request, timeout=timeout or self.timeout, wait_for_ready=wait_for_ready)
+            return method(
+                request,
+                timeout=timeout or self.timeout,
+                metadata=self._authorization,
+                wait_for_ready=wait_for_ready,
+            )
         except grpc.RpcError as error:
             raise ServingError(self.address, error.code(), error.details()) from error
 

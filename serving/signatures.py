@@ -26,12 +26,34 @@ def signature_names(model: Model) -> list[str]:
     return [name for name in names if not model.others or name not in OF_ONE_NETWORK]
 
 
-class Servable(tf.__internal__.tracking.AutoTrackable):
-    """A model as TF Serving and `tf.saved_model.load` want it.
+class Features(tf.__internal__.tracking.AutoTrackable):
+    """The feature extractor for reuse in other programs: `tf.saved_model.load(...).features`, callable and trainable.
+
+    It is what `keras.layers.TFSMLayer(folder, call_endpoint="features")` wants.
 
     Attributes:
-        features: tf.function, pixels float32 [B, H, W, 3] in 0..255 to the last feature map before its pooling;
-            differentiable, for reuse in other programs.
+        variables, trainable_variables: The features' own.
+    """
+
+    def __init__(self, model: Model):
+        super().__init__()
+        features = model.network.features
+        # A plain function: Keras's own objects, tracked, would be saved with all that they know.
+        self._features = lambda pixels: features(pixels, training=False)
+        self.variables = [variable.value for variable in features.variables]
+        self.trainable_variables = [variable.value for variable in features.variables if _fitted(variable)]
+
+    @tf.function(input_signature=PIXELS, autograph=False)
+    def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
+        """Compute the last feature map before its pooling of pixels float32 [B, H, W, 3] in 0..255."""
+        return self._features(pixels)
+
+
+class Servable(tf.__internal__.tracking.AutoTrackable):
+    """A model as TF Serving and `tf.saved_model.load` want it; each signature is an attribute too, callable by place.
+
+    Attributes:
+        features: `Features`.
         variables, trainable_variables: Those of the features, the classifier and the regressor.
         signatures: The contract's, by name.
     """
@@ -39,20 +61,20 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
     def __init__(self, model: Model):
         super().__init__()
         self._inference = model.inference
-        network = model.network
         parts = [part for member in model.networks for part in model.parts_of(member).values()]
         self.variables = [variable.value for part in parts for variable in part.variables]
         self.trainable_variables = [
             variable.value for part in parts for variable in part.variables if _fitted(variable)
         ]
-        self.features = tf.function(lambda pixels: network.features(pixels, training=False), PIXELS, autograph=False)
+        self.features = Features(model)
         names = signature_names(model)
         self._functions = {name: self._function(name) for name in names}
         for name, function in self._functions.items():
             setattr(self, name, function)
 
-    def signatures_to_save(self) -> dict:
-        """Return the signatures by name, the default among them.
+    @property
+    def default(self) -> str:
+        """Name the signature that a request without a name means.
 
         Raises:
             ValueError: the model was not trained for anything yet.
@@ -60,7 +82,15 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
         default = next((name for name in DEFAULTS if name in self._functions), None)
         if default is None:
             raise ValueError("expected a trained model; this one has finished no stage: run `overfeat train` first")
-        return {**self._functions, DEFAULT_KEY: self._functions[default]}
+        return default
+
+    def signatures_to_save(self) -> dict:
+        """Return the signatures by name, the default among them.
+
+        Raises:
+            ValueError: the model was not trained for anything yet.
+        """
+        return {**self._functions, DEFAULT_KEY: self._functions[self.default]}
 
     def _function(self, name: str) -> Callable:
         spec = SIGNATURES[name].input

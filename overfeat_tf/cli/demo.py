@@ -43,7 +43,7 @@ def run(out: Path) -> None:
 
     _say(3, f"export a SavedModel  ({exported})")
     if not exported.exists():
-        export(load_run(folder), exported.parent, 1, read_config(folder)["training"])
+        export(load_run(folder), exported.parent, 1, read_config(folder)["training"], in_process, measure=True)
 
     _say(4, "serve it over gRPC in a process of its own")
     pictures: list[Image.Image] = []

@@ -1,8 +1,6 @@
 """`overfeat features`: files in, a layer's output for each out, read and decoded while the network computes."""
 
 import os
-import stat
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,18 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from overfeat_tf.callables import Callables
 from overfeat_tf.cli.feature_files import check_suffix, name_apart, writing
+from overfeat_tf.cli.image_files import read_image
+from overfeat_tf.cli.progress import Progress
 from overfeat_tf.decode import MAX_PIXELS, decode_image
 from overfeat_tf.loading import load
 from overfeat_tf.model import SHARED_PRODUCT
 
-MAX_BYTES = 9 * MAX_PIXELS  # a PNG of 4 x 16 bits a pixel that does not compress, and some to spare
 # Images that are being decoded at a time, and that wait for the network: 1.8 GB together if all were the largest.
 DECODERS, AHEAD = min(os.cpu_count() or 1, 8), 4
-LINE_EVERY = 10.0  # seconds between plain lines of progress
 
 
 class Extraction(NamedTuple):
@@ -88,11 +85,11 @@ def extract_files(
     return Extraction(images, len(files) - images, time.monotonic() - start)
 
 
-def _decode(files: Sequence[Path], progress: "Progress") -> Iterator[Decoded]:
+def _decode(files: Sequence[Path], progress: Progress) -> Iterator[Decoded]:
     """Yield the files that can be read, in order, decoded ahead; report the others."""
 
     def one(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        data, problem = tf.numpy_function(_read, [path], [tf.string, tf.string])
+        data, problem = tf.numpy_function(read_image, [path], [tf.string, tf.string])
         pixels, status = decode_image(data)
         return pixels, tf.where(problem == "", status, problem)
 
@@ -107,20 +104,6 @@ def _decode(files: Sequence[Path], progress: "Progress") -> Iterator[Decoded]:
             progress.advance(1)
         else:
             yield Decoded(file, name, pixels)
-
-
-def _read(path: bytes) -> tuple[bytes, str]:
-    """Read a file; or give no bytes and say why not. What is no picture by its size is not read."""
-    try:
-        state = os.stat(path)
-        if not stat.S_ISREG(state.st_mode):
-            return b"", "expected a file, got something else"
-        if state.st_size > MAX_BYTES:
-            return b"", f"expected an image of at most {MAX_BYTES} bytes, got {state.st_size}: not read"
-        with open(path, "rb") as file:
-            return file.read(state.st_size), ""
-    except OSError as error:
-        return b"", error.strerror or str(error)
 
 
 def _groups(images: Iterator[Decoded]) -> Iterator[list[Decoded]]:
@@ -144,7 +127,7 @@ def _extract(
     layer: str | None,
     fine: bool,
     scales: Sequence[int | None],
-    progress: "Progress",
+    progress: Progress,
 ) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
     """Yield each image's name with its features at all scales; where memory runs out, one image at a time."""
     try:
@@ -158,32 +141,3 @@ def _extract(
         progress.report(group[0].file, f"not enough memory for {size} pixels at this size; --scales 1 takes less")
         return
     yield from zip([image.name for image in group], zip(*arrays, strict=True), strict=True)
-
-
-class Progress:
-    """A bar on a terminal, a plain line now and then elsewhere; a context, for what stays on the terminal."""
-
-    def __init__(self, total: int):
-        self._bar = tqdm(total=total, unit=" images", disable=None)
-        self._total, self._done = total, 0
-        self._start = self._said = time.monotonic()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._bar.close()
-
-    def report(self, file: Path, problem: str) -> None:
-        """Say what is wrong with a file, on stderr."""
-        tqdm.write(f"overfeat: {file}: {problem}", file=sys.stderr)
-
-    def advance(self, count: int) -> None:
-        """Count files as done."""
-        self._bar.update(count)
-        self._done += count
-        now = time.monotonic()
-        if self._bar.disable and now - self._said >= LINE_EVERY:
-            self._said = now
-            rate = self._done / (now - self._start)
-            print(f"{self._done} of {self._total} images, {rate:.1f} a second", file=sys.stderr)

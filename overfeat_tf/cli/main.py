@@ -11,7 +11,16 @@ import click
 from overfeat_tf.cli.benchmark import benchmark
 from overfeat_tf.cli.evaluating import evaluate
 from overfeat_tf.cli.fitting import inspect, train
-from overfeat_tf.cli.options import FILE, FOLDER, Changes, inference_options, with_changes, write_json
+from overfeat_tf.cli.options import (
+    FILE,
+    FOLDER,
+    Changes,
+    Credentials,
+    credentials_options,
+    inference_options,
+    with_changes,
+    write_json,
+)
 from overfeat_tf.cli.quiet import load_tensorflow
 from overfeat_tf.cli.serving import serve
 
@@ -90,24 +99,30 @@ def info(preset: str) -> None:
 @overfeat.command()
 @click.argument("runs", metavar="RUN...", type=FOLDER, nargs=-1, required=True)
 @click.option("--to", type=FOLDER, required=True, help="saved_models/NAME; NAME is the served model's.")
-@click.option("--version", type=click.IntRange(min=1), help="The next free one if left out.")
+@click.option("--version", type=click.IntRange(min=1), help="The one after the highest if left out.")
+@click.option(
+    "--metrics", type=FILE, help="Figures for the card, from `overfeat evaluate --json`; the run's own if left out."
+)
 @inference_options
-def export(runs: tuple[Path, ...], to: Path, version: int | None, changes: Changes) -> None:
+def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path | None, changes: Changes) -> None:
     """Write a SavedModel version that TF Serving loads; several RUNs become a committee that classifies."""
     load_tensorflow()
     from overfeat_tf.loading import load_run, read_config
     from overfeat_tf.model import Model
     from serving.export import export as write
+    from serving.figures import read_metrics, run_figures
 
+    figures = read_metrics(metrics) if metrics else run_figures(runs[0]) if len(runs) == 1 else None
     loaded = [load_run(run) for run in runs]
     described = [read_config(run).get("training") or {} for run in runs]
     if len(runs) == 1:
-        click.echo(write(with_changes(loaded[0], changes), to, version, described[0]))
+        click.echo(write(with_changes(loaded[0], changes), to, version, described[0], figures, measure=True))
         return
     committee = with_changes(Model.committee(loaded), changes)
     names = ", ".join(str(one.get("name")) for one in described)
     data = ", ".join(dict.fromkeys(str(one.get("data")) for one in described))
-    click.echo(write(committee, to, version, {"name": f"committee of {names}", "data": data, "members": described}))
+    training = {"name": f"committee of {names}", "data": data, "members": described}
+    click.echo(write(committee, to, version, training, figures, measure=True))
 
 
 @overfeat.command()
@@ -115,12 +130,13 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, changes: Chang
 @click.option("--model", required=True, help="The model's name on the server.")
 @click.option("--requests", type=click.IntRange(min=1), default=20, show_default=True, help="How many to time.")
 @click.option("--json", "json_file", type=FILE, help="Also write the report there.")
-def check(address: str, model: str, requests: int, json_file: Path | None) -> None:
+@credentials_options
+def check(address: str, model: str, requests: int, json_file: Path | None, credentials: Credentials) -> None:
     """Check a server: ready, signatures as expected, one request each, p50 and p95."""
     load_tensorflow()
     from serving.check import check as inspect
 
-    report = inspect(address, model, requests=requests)
+    report = inspect(address, model, requests=requests, **credentials)
     click.echo("\n".join(report.lines()))
     write_json(json_file, report.as_dict())
     sys.exit(0 if report.ok else 1)
@@ -136,6 +152,7 @@ def check(address: str, model: str, requests: int, json_file: Path | None) -> No
 @click.option(
     "--stages", is_flag=True, help="Also draw what each answer came from, as the paper's Fig. 6; needs a run."
 )
+@credentials_options
 @inference_options
 def predict(
     model: str,
@@ -146,16 +163,20 @@ def predict(
     least_score: float,
     stages: bool,
     changes: Changes,
+    credentials: Credentials,
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
     if server is not None and changes:
         raise ValueError("expected no scales, stride, flips or views with --server; the served model has its own")
     if server is not None and stages:
         raise ValueError("expected no --stages with --server, which gives answers alone; use the model's run")
+    if server is None and credentials:
+        raise ValueError("expected --server with --ca-cert or --token-file; got none")
     load_tensorflow()
-    from overfeat_tf.cli.predict import find_files, run
+    from overfeat_tf.cli.image_files import find_files
+    from overfeat_tf.cli.predict import run
 
-    answers = run(model, find_files(images), server, out, least_score, changes, stages)
+    answers = run(model, find_files(images), server, out, least_score, changes, stages, credentials)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 
@@ -183,7 +204,7 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
     """
     load_tensorflow()
     from overfeat_tf.cli.features import parse_scales, run
-    from overfeat_tf.cli.predict import find_files
+    from overfeat_tf.cli.image_files import find_files
 
     done = run(model, find_files(images), out, layer, stride == "fine", parse_scales(scales))
     rate = done.images / done.seconds

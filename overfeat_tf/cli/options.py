@@ -12,6 +12,7 @@ import click
 from overfeat_tf.options import VIEWS, InferenceOptions
 
 Changes = dict[str, Any]
+Credentials = dict[str, Any]  # what serving.client.Client takes to trust a server and to be trusted by it
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -30,6 +31,25 @@ def inference_options(verb: Callable) -> Callable:
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
         click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
         click.option("--scales", callback=_numbers, metavar="1,2,...", help="Scales by number, as in `info`."),
+    ):
+        gathered = option(gathered)
+    return gathered
+
+
+def credentials_options(verb: Callable) -> Callable:
+    """Give a verb --ca-cert and --token-file; what was chosen comes as its argument `credentials`."""
+
+    @wraps(verb)
+    def gathered(*args, ca_cert: Path | None, token_file: Path | None, **kwargs):
+        from serving.channel import read_token
+
+        given = {"ca_cert": ca_cert, "token": token_file and read_token(token_file)}
+        credentials = {key: value for key, value in given.items() if value is not None}
+        return verb(*args, credentials=credentials, **kwargs)
+
+    for option in (
+        click.option("--token-file", type=FILE, help="A file that holds the token that the server asks for."),
+        click.option("--ca-cert", type=FILE, help="Speak TLS, and trust what this PEM file's certificate has signed."),
     ):
         gathered = option(gathered)
     return gathered

@@ -1,15 +1,16 @@
 """`overfeat predict`: files in, pictures with boxes and JSON out, through a model here or on a server."""
 
-import glob
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
-from overfeat_tf.cli.options import Changes, with_changes
+from overfeat_tf.cli.image_files import read_image
+from overfeat_tf.cli.options import Changes, Credentials, with_changes
+from overfeat_tf.cli.progress import Progress
 from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import draw_boxes, draw_classes
 from overfeat_tf.draw_stages import draw_stages
@@ -17,30 +18,18 @@ from overfeat_tf.loading import Exported, load
 from overfeat_tf.model import Model
 from overfeat_tf.stages import StagedModel
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
 BATCH = 8
 
+Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
-def find_files(patterns: Sequence[str]) -> list[Path]:
-    """List the images that files, folders (with those below) and globs name, each once, in order.
 
-    Raises:
-        ValueError: one of them names nothing.
-    """
-    found: dict[str, Path] = {}
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            paths = [path]
-        else:
-            paths = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if Path(file).is_file()]
-        if not paths:
-            raise ValueError(f"expected image files; '{pattern}' names none")
-        for path in paths:
-            found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
+class Answered(NamedTuple):
+    """A file, its bytes, and the outputs for it, or in their place why there are none."""
+
+    file: Path
+    data: bytes
+    outputs: dict[str, np.ndarray]
+    problem: str = ""
 
 
 def run(
@@ -51,15 +40,16 @@ def run(
     least_score: float,
     changes: Changes,
     stages: bool = False,
+    credentials: Credentials | None = None,
 ) -> list[dict]:
     """Run files through the model, write a picture for each into `out`, and return an answer for each.
 
-    An unreadable file is reported on stderr and has its status in the answer. With `stages`, which needs a run, each
-    gets a second picture, of what its answer came from.
+    A file that cannot be read, or that the server refuses, is reported on stderr and has its status in the answer.
+    With `stages`, which needs a run, each gets a second picture, of what its answer came from.
     """
     names = picture_names(files)
     if server is not None:
-        answered = _served(model, files, server)
+        answered = _served(model, files, server, credentials or {})
     elif stages:
         sheets = {file: out / stages_name(name) for file, name in names.items()}
         answered = _in_stages(with_changes(load(model), changes), sheets, least_score)
@@ -67,23 +57,34 @@ def run(
         answered = _answered(with_changes(load(model), changes), files)
     out.mkdir(parents=True, exist_ok=True)
     answers = []
-    for file, data, answer in tqdm(answered, total=len(files), unit=" images", disable=None):
-        status = answer["status"].decode()
-        found = {"objects": objects(answer)} if "detection_boxes" in answer else {"classes": classes(answer)}
-        if status:
-            tqdm.write(f"overfeat: {file}: {status}", file=sys.stderr)
-            answers.append({"file": str(file), "status": status, **found})
-            continue
-        if "objects" in found:
-            picture = draw_boxes(data, answer, least_score=least_score)
-        else:
-            picture = draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
-        picture.save(out / names[file])
-        pictures = {"picture": str(out / names[file])}
-        if stages:
-            pictures["stages"] = str(out / stages_name(names[file]))
-        answers.append({"file": str(file), "status": "", **pictures, **found})
-    return answers
+    with Progress(len(files)) as progress:
+        for file, data, outputs, problem in answered:
+            status = problem or bytes(outputs["status"]).decode()
+            if status:
+                progress.report(file, status)
+            pictures = {} if status else {"picture": str(out / names[file])}
+            found = _found(outputs)
+            if not status:
+                _draw(data, outputs, found, least_score).save(out / names[file])
+            if stages and not status:
+                pictures["stages"] = str(out / stages_name(names[file]))
+            answers.append({"file": str(file), "status": status, **pictures, **found})
+            progress.advance(1)
+    kind = "classes" if any("classes" in answer for answer in answers) else "objects"
+    return [{**answer, kind: answer.get(kind, [])} for answer in answers]
+
+
+def _found(outputs: dict[str, np.ndarray]) -> dict[str, list[dict]]:
+    """List what an image's outputs say in JSON's types, under what they are; nothing where there are none."""
+    if not outputs:
+        return {}
+    return {"objects": objects(outputs)} if "detection_boxes" in outputs else {"classes": classes(outputs)}
+
+
+def _draw(data: bytes, outputs: dict[str, np.ndarray], found: dict[str, list[dict]], least_score: float):
+    if "objects" in found:
+        return draw_boxes(data, outputs, least_score=least_score)
+    return draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
@@ -93,12 +94,14 @@ def picture_names(files: Sequence[Path]) -> dict[Path, str]:
     """
     names: dict[Path, str] = {}
     taken: set[str] = set()
-    stems = [file.stem for file in files]
+    stems = Counter(file.stem for file in files)
+    tried: Counter[str] = Counter()  # of each name, so that files of one name do not try all those before them again
     for file in files:
-        parts = file.parts[-2:-1] if stems.count(file.stem) > 1 else ()
-        name = "_".join((*parts, file.stem))
+        parts = file.parts[-2:-1] if stems[file.stem] > 1 else ()
+        plain = name = "_".join((*parts, file.stem))
         while {f"{name}.png", stages_name(f"{name}.png")} & taken:
-            name += "_"
+            tried[plain] += 1
+            name = f"{plain}_{tried[plain] + 1}"
         names[file] = f"{name}.png"
         taken |= {names[file], stages_name(names[file])}
     return names
@@ -131,16 +134,14 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
     return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
 
 
-def _answered(model: Model | Exported, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, dict]]:
+def _answered(model: Model | Exported, files: Sequence[Path]) -> Iterator[Answered]:
     for task, call in (("detection", model.detect), ("localization", model.localize)):
         if task in model.tasks:
             return _batched(call, files)
     return _batched(lambda images: _with_status(images, model.classify(images)), files)
 
 
-def _in_stages(
-    model: Model | Exported, sheets: dict[Path, Path], least_score: float
-) -> Iterator[tuple[Path, bytes, dict]]:
+def _in_stages(model: Model | Exported, sheets: dict[Path, Path], least_score: float) -> Iterator[Answered]:
     """Answer images one at a time, drawing the stages of each answer into its sheet."""
     staged = StagedModel(model)
     if staged.task == "classification":
@@ -148,24 +149,29 @@ def _in_stages(
     return (_in_stages_one(staged, file, sheet, least_score) for file, sheet in sheets.items())
 
 
-def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: float) -> tuple[Path, bytes, dict]:
-    data = file.read_bytes()
+def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: float) -> Answered:
+    data, problem = read_image(file)
+    if problem:
+        return Answered(file, data, {}, problem)
     answer, stages = staged(data)
     if stages is not None:
         draw_stages(data, stages, staged.model, least_score).save(sheet)
-    return file, data, answer
+    return Answered(file, data, answer)
 
 
-def _served(name: str, files: Sequence[Path], server: str) -> Iterator[tuple[Path, bytes, dict]]:
+def _served(name: str, files: Sequence[Path], server: str, credentials: Credentials) -> Iterator[Answered]:
     from serving.client import Client
+    from serving.pipeline import Unsent, in_order
 
-    with Client(server, name) as client:
+    with Client(server, name, **credentials) as client:
         signatures = client.metadata()
-        for call in (client.detect, client.localize):
-            if call.__name__ in signatures:
-                yield from _batched(call, files)
-                return
-        yield from _batched(lambda images: _with_status(images, _named(client.classify(images))), files)
+        call: Call = next(
+            (call for call in (client.detect, client.localize) if call.__name__ in signatures),
+            lambda images: _with_status(images, _named(client.classify(images))),
+        )
+        images = ((file, *read_image(file)) for file in files)
+        for sent in in_order(call, (Unsent(*image) for image in images)):
+            yield Answered(sent.item, sent.image, sent.outputs, sent.problem)
 
 
 def _named(rows: Sequence[Sequence[tuple[str, float]]]) -> dict[str, np.ndarray]:
@@ -181,10 +187,13 @@ def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict
     return {**answer, "status": np.array(statuses, object)}
 
 
-def _batched(call, files: Sequence[Path]) -> Iterator[tuple[Path, bytes, dict]]:
+def _batched(call: Call, files: Sequence[Path]) -> Iterator[Answered]:
     for first in range(0, len(files), BATCH):
-        batch = files[first : first + BATCH]
-        images = [file.read_bytes() for file in batch]
-        answer = call(images)
-        for row, file in enumerate(batch):
-            yield file, images[row], {key: values[row] for key, values in answer.items()}
+        read = [(file, *read_image(file)) for file in files[first : first + BATCH]]
+        images = [data for _, data, problem in read if not problem]
+        outputs = call(images) if images else {}
+        rows = iter(range(len(images)))
+        for file, data, problem in read:
+            row = None if problem else next(rows)
+            found = {} if row is None else {key: values[row] for key, values in outputs.items()}
+            yield Answered(file, data, found, problem)

@@ -10,7 +10,8 @@ import tensorflow as tf
 from PIL import Image
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.predict import find_files, picture_names
+from overfeat_tf.cli.image_files import find_files
+from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions

@@ -15,7 +15,7 @@ from PIL import Image
 
 import overfeat_tf as of
 from overfeat_tf.callables import Callables
-from overfeat_tf.cli import features, main
+from overfeat_tf.cli import features, main, progress
 from overfeat_tf.cli.feature_files import name_apart, writing
 from overfeat_tf.cli.info import table
 from overfeat_tf.decode import decode_image
@@ -359,7 +359,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(features, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
     monkeypatch.setattr(features, "SHARED_PRODUCT", 3)
     extract(Plain(), [pictures / name for name in SIZES], tmp_path / "x.npz")
     lines = capsys.readouterr().err.splitlines()

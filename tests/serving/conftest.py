@@ -6,6 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 import tensorflow as tf
+from exported_model import exported, images, model  # noqa: F401 - fixtures
 from small_model import SmallModel, png
 from stock_requests import classify_request, predict_request, write_warmup
 
@@ -29,7 +30,7 @@ def model_dir(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("models") / "m"
     (base / "3.partial").mkdir(parents=True)
     for version in (1, 2):
-        model = SmallModel(version)
+        model = SmallModel(version)  # noqa: F811 - not the fixture
         signatures = {key: getattr(model, key) for key in ("detect", "detect_images", "classify", "spin")}
         signatures |= {"serving_default": model.detect, "classify_twin": model.classify}
         tf.saved_model.save(model, str(base / str(version)), signatures)

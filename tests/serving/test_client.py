@@ -83,6 +83,14 @@ def test_any_signature_is_called_by_its_name(client, server):
         np.testing.assert_array_equal(first.predict("detect_images", images=images)["detection_classes"], [[1]] * 2)
 
 
+def test_a_version_is_asked_for_by_its_label(server):
+    images = np.full((1, 4, 6, 3), 51, np.uint8)
+    for label, version in (("stable", 1), ("canary", 2)):
+        with Client(server.address, "m", label=label) as client:
+            assert client.predict("detect_images", images=images)["detection_classes"] == [[version]]
+            client.metadata()
+
+
 def test_metadata_and_status(client):
     assert client.metadata()["classify"].inputs["inputs"].dtype == tf.string.as_datatype_enum
     assert list(client.status().items()) == [(2, "AVAILABLE"), (1, "AVAILABLE")]

@@ -1,21 +1,19 @@
-"""The SavedModel: what is in it, and that a process without this project gets the same answers from it."""
+"""An export answers as the live model: in process, reloaded, served and scored; and nothing else appears."""
 
 import io
 import json
-import pickle
+import os
 import resource
-import struct
+import signal
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from exported_model import GOOD, LABELS, assert_equal_answers, bomb, encode
 from PIL import Image
-from tensorflow.core.protobuf import saved_model_pb2
-from tensorflow.python.framework import op_def_registry
 
 import serving.export as exporting
 from overfeat_tf.cli.main import overfeat
@@ -24,102 +22,8 @@ from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
 from serving.client import Client
-from serving.contract import SIGNATURES, differences
 from serving.loading import read_signature_defs
 from serving.server import start
-
-LABELS = ("cat", "dog", "owl")
-# Run where nothing of this project can be imported: both ways in which others load a SavedModel.
-STRANGER = """
-import pickle, sys
-for name in ("overfeat_tf", "training", "serving"):
-    sys.modules[name] = None
-import tensorflow as tf
-folder, requests, out = sys.argv[1:]
-images = pickle.load(open(requests, "rb"))
-loaded = tf.saved_model.load(folder)
-answers = {"v2": {k: v.numpy() for k, v in loaded.signatures["detect"](image_bytes=tf.constant(images)).items()}}
-with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-    meta = tf.compat.v1.saved_model.load(session, ["serve"], folder)
-    for key in ("serving_default", "detect"):
-        signature = meta.signature_def[key]
-        names = {k: v.name for k, v in signature.outputs.items()}
-        answers[key] = session.run(names, {signature.inputs["image_bytes"].name: images})
-with tf.GradientTape() as tape:
-    maps = loaded.features(tf.zeros([1, 40, 48, 3]))
-    total = tf.reduce_sum(maps**2)
-gradients = tape.gradient(total, loaded.trainable_variables)
-answers["features"] = (maps.shape.as_list(), len(loaded.variables), sum(g is not None for g in gradients))
-pickle.dump(answers, open(out, "wb"))
-"""
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    """A network of random weights, sharpened so that its windows disagree and some are confident."""
-    tf.keras.utils.set_random_seed(7)
-    network = build("tiny", len(LABELS), background=True)
-    last = network.classifier.get_layer("scores")
-    kernel, bias = last.get_weights()
-    last.set_weights([kernel * 150, bias])
-    options = InferenceOptions(scales=(1, 2, 4), top_k=2, min_score=0.5, max_windows=60, max_detections=20)
-    return Model(network, LABELS, options)
-
-
-@pytest.fixture(scope="module")
-def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return exporting.export(model, tmp_path_factory.mktemp("models") / "pets", training={"name": "none"})
-
-
-def encode(pixels: np.ndarray, kind: str = "PNG", mode: str | None = None, **options) -> bytes:
-    out = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    (picture.convert(mode) if mode else picture).save(out, kind, **options)
-    return out.getvalue()
-
-
-def bomb() -> bytes:
-    """A PNG whose header claims 60000 x 60000 pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    body = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    data = b"IDAT" + zlib.compress(b"\0" * 1000)
-    return b"\x89PNG\r\n\x1a\n" + body + struct.pack(">I", 1000) + data + struct.pack(">I", zlib.crc32(data))
-
-
-@pytest.fixture(scope="module")
-def images() -> list[bytes]:
-    """Mixed sizes, modes and formats, good ones and bad ones."""
-    draw = np.random.default_rng(3)
-
-    def noise(height: int, width: int) -> np.ndarray:
-        coarse = draw.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        return np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width]
-
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    good = [
-        encode(noise(90, 130)),
-        encode(noise(200, 75), "JPEG", quality=90),
-        encode(noise(64, 64), mode="L"),
-        encode(noise(120, 100), mode="RGBA"),
-        encode(noise(70, 90)[..., 0].astype(np.uint16) * 257),
-        encode(noise(80, 140), "JPEG", exif=turned),
-        encode(noise(1, 1)),
-        encode(noise(8, 400)),
-    ]
-    return [*good, b"", b"no image at all", good[1][: len(good[1]) // 2], good[0][:60], bomb()]
-
-
-GOOD = 8  # the first so many of `images` can be read
-
-
-def assert_equal_answers(left: dict, right: dict) -> None:
-    assert left.keys() == right.keys()
-    for key, value in left.items():
-        if value.dtype.kind == "f":
-            np.testing.assert_allclose(value, right[key], rtol=1e-4, atol=1e-5, err_msg=key)
-        else:
-            np.testing.assert_array_equal(value, right[key], err_msg=key)
 
 
 def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):
@@ -129,19 +33,6 @@ def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):
     assert together["image_size"][5].tolist() == [140, 80]  # as displayed
     for row, image in enumerate(images):
         assert_equal_answers(model.detect([image]), {k: v[row : row + 1] for k, v in together.items()})
-
-
-def test_a_stranger_gets_the_same_answers(model: Model, exported: Path, images: list[bytes], tmp_path: Path):
-    (tmp_path / "requests").write_bytes(pickle.dumps(images))
-    files = [str(exported), str(tmp_path / "requests"), str(tmp_path / "answers")]
-    subprocess.run([sys.executable, "-c", STRANGER, *files], check=True, capture_output=True, cwd=tmp_path)
-    answers = pickle.loads((tmp_path / "answers").read_bytes())
-    live = model.detect(images)
-    for loader in ("v2", "serving_default", "detect"):
-        assert_equal_answers(live, answers[loader])
-    shape, variables, learning = answers["features"]
-    assert shape == [1, *model.network.features.compute_output_shape((1, 40, 48, 3))[1:]]
-    assert (variables, learning) == (22, 8)  # of ten layers' weights and two dropouts' seeds, the four of the features
 
 
 def test_reloaded_answers_as_live_for_every_signature(model: Model, exported: Path, images: list[bytes]):
@@ -205,47 +96,6 @@ def test_a_bomb_costs_no_memory(exported: Path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # kB; one would need 10 GB
 
 
-@pytest.mark.parametrize("name", SIGNATURES)
-def test_signatures_keep_the_contract(exported: Path, name: str):
-    assert differences(SIGNATURES[name], read_signature_defs(exported)[name]) == []
-
-
-@pytest.mark.parametrize("name", [name for name in SIGNATURES if name != "classify"])
-def test_an_empty_batch_is_answered(exported: Path, name: str):
-    spec = SIGNATURES[name].input
-    shape = [0, *([] if spec.dtype == tf.string else [40, 50, 3])]
-    answer = tf.saved_model.load(str(exported)).signatures[name](**{spec.name: tf.zeros(shape, spec.dtype)})
-    assert all(value.shape[0] == 0 for value in answer.values())
-
-
-def test_stock_operations_only(exported: Path):
-    saved = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
-    (graph,) = (meta.graph_def for meta in saved.meta_graphs)
-    functions = {function.signature.name for function in graph.library.function}
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    used = {node.op for node in nodes} - functions
-    assert len(used) > 50
-    assert not {op for op in used if op_def_registry.get(op) is None}
-    assert not {op for op in used if "PyFunc" in op or op.startswith("Xla")}
-    assert not [f for f in graph.library.function if f.attr["_XlaMustCompile"].b]
-    assert str(Path.cwd()).encode() not in (exported / "saved_model.pb").read_bytes()
-
-
-def test_a_version_has_all_its_files(exported: Path):
-    files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
-    assert {
-        "saved_model.pb",
-        "config.json",
-        "MODEL_CARD.md",
-        "batching_params.pbtxt",
-        "assets/labels.txt",
-        "assets.extra/tf_serving_warmup_requests",
-    } <= files
-    assert (exported / "assets" / "labels.txt").read_text().split() == list(LABELS)
-    assert json.loads((exported / "config.json").read_text())["model"]["labels"] == list(LABELS)
-    assert [path.name for path in exported.parent.iterdir()] == ["1"]  # nothing left over
-
-
 def test_nothing_appears_unless_it_answers_as_the_live_model(model: Model, tmp_path: Path, monkeypatch):
     def refuse(*_):
         raise RuntimeError("differs")
@@ -254,6 +104,44 @@ def test_nothing_appears_unless_it_answers_as_the_live_model(model: Model, tmp_p
     with pytest.raises(RuntimeError, match="differs"):
         exporting.export(model, tmp_path / "pets")
     assert not [path for path in (tmp_path / "pets").iterdir() if path.name.isdigit()]
+
+
+# A classifier, which exports soonest; says when it begins.
+EXPORTER = """
+import sys
+from pathlib import Path
+from overfeat_tf.model import Model
+from overfeat_tf.network import build
+from serving.export import export
+
+model = Model(build("tiny", 2), ("a", "b"), tasks=("classification",))
+print("begins", flush=True)
+export(model, Path(sys.argv[1]))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.long
+def test_an_export_killed_at_any_moment_leaves_no_part_of_a_version(tmp_path: Path):
+    base = tmp_path / "m"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", EXPORTER, str(base)]
+    killed = 0
+    for seconds in (0.2, 1.5, 3.0, 4.5, 6.0, 9.0, None):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout.readline() == "begins\n"
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+        for path in base.iterdir():
+            if not path.name.startswith("."):
+                loaded = load(path)
+                assert loaded.classify(np.zeros((1, 40, 40, 3), np.uint8))["probs"].shape == (1, 2)
+                assert (path / "MODEL_CARD.md").is_file()
+    assert killed >= 3
+    assert all(path.name.isdecimal() for path in base.iterdir())  # the last one cleared away what the killed had left
 
 
 def test_verification_notices_other_weights(exported: Path, model: Model):

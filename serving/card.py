@@ -1,0 +1,109 @@
+"""MODEL_CARD.md: what a version is, what it learnt from, how good it is, what it takes and where it ends."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from overfeat_tf.decode import MAX_PIXELS
+from overfeat_tf.model import Model
+from serving.footprint import SIZE, Footprint
+from serving.signatures import signature_names
+from serving.warmup import ALLOWED_BATCH_SIZES
+
+SHOWN_CLASSES = 20
+
+
+def model_card(
+    model: Model,
+    name: str,
+    version: int,
+    folder: Path,
+    training: Mapping,
+    metrics: Mapping | None = None,
+    footprint: Footprint | None = None,
+) -> str:
+    """Write the card of a version.
+
+    Args:
+        model: What was exported.
+        name: The served model's name.
+        version: Its number.
+        folder: Its files, all but the card.
+        training: The run's configuration.
+        metrics: Figures by name.
+        footprint: What it takes to run.
+    """
+    sections = {
+        "What it is": _identity(model, training),
+        "How good it is": _metrics(metrics),
+        "What it takes": _needs(model, folder, footprint),
+        "Limits": _limits(model),
+    }
+    body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
+    return (
+        f"# {name}, version {version}\n\n"
+        "An OverFeat network (Sermanet et al., arXiv 1312.6229), exported by overfeat_tf.\n\n"
+        f"{body}\nAll settings are in `config.json`, the class names in `assets/labels.txt`.\n"
+    )
+
+
+def _identity(model: Model, training: Mapping) -> str:
+    preset, options = model.network.preset, model.options
+    shown = ", ".join(model.labels[:SHOWN_CLASSES]) + (" ..." if len(model.labels) > SHOWN_CLASSES else "")
+    scales = ", ".join(f"{h}x{w}" for h, w in options.scale_sizes(preset))
+    grid = f"{'fine' if options.fine else 'coarse'} stride, {'with' if options.flips else 'without'} flips"
+    members = f", a committee of {len(model.networks)}" if model.others else ""
+    lines = [
+        f"- Network: `{preset.name}`, window {preset.window} pixels{members}",
+        f"- Trained for: {', '.join(model.tasks)}",
+        f"- Data: {training.get('data') or 'unknown'}; recipe `{training.get('name') or 'unknown'}`",
+        f"- Classes ({len(model.labels)}): {shown}",
+        f"- Scales: {scales} pixels (about; each image's own aspect), {grid}",
+        f"- Signatures: {', '.join(f'`{key}`' for key in signature_names(model))}",
+    ]
+    if "detection" in model.tasks:
+        lines.append(
+            "- Scores of `detect` are the accumulated score s of the windows behind a box, as s / (1 + s): 0.5 is the\n"
+            "  evidence of one fully certain window"
+        )
+    return "\n".join(lines)
+
+
+def _metrics(metrics: Mapping | None) -> str:
+    if not metrics:
+        return "Not measured at export: `overfeat evaluate` with `--json FILE`, then `overfeat export --metrics FILE`."
+    rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
+            for name, value in metrics.items() if isinstance(value, str | int | float)]  # fmt: skip
+    return "\n".join(["| figure | |", "| --- | --- |", *rows])
+
+
+def _needs(model: Model, folder: Path, footprint: Footprint | None) -> str:
+    parameters = sum(part.count_params() for member in model.networks for part in model.parts_of(member).values())
+    files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    lines = [f"- Parameters: {parameters:,}, {parameters * 4 / 1e6:.1f} MB", f"- Files: {files / 1e6:.1f} MB"]
+    if footprint is None:
+        return "\n".join([*lines, "- Memory: not measured at export"])
+    asked = f"one image of {SIZE[0]}x{SIZE[1]}, to the default signature"
+    return "\n".join(
+        [
+            *lines,
+            f"- Memory at the peak of a request ({asked}): {footprint.peak_bytes / 1e6:.0f} MB in a process that took\n"
+            f"  {footprint.tensorflow_bytes / 1e6:.0f} MB for TensorFlow alone and"
+            f" {footprint.loaded_bytes / 1e6:.0f} MB with the model loaded",
+            f"- Time on the exporting machine's CPU: {footprint.load_seconds:.1f} s to load,"
+            f" {footprint.first_seconds:.1f} s for the first request, {footprint.next_seconds * 1000:.0f} ms for the"
+            " second",
+        ]
+    )
+
+
+def _limits(model: Model) -> str:
+    lines = [
+        f"- Images of more than {MAX_PIXELS / 1e6:.0f} megapixels, and files that are no images, get a `status` and"
+        " no answer; they cost\n  no other image of the batch its own",
+        "- It knows its classes alone: what is none of them is not found, or is taken for the nearest",
+        f"- `batching_params.pbtxt` admits requests of up to {ALLOWED_BATCH_SIZES[-1]} images with batching on; without"
+        " it, of any number",
+    ]
+    if not {"localization", "detection"} & set(model.tasks):
+        lines.append("- It was trained to classify: it has no boxes")
+    return "\n".join(lines)

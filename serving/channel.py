@@ -1,0 +1,88 @@
+"""The connection to a server: message limits, retries of what is "not now", TLS and a token."""
+
+import ipaddress
+import json
+from pathlib import Path
+
+import grpc
+
+# Both mean "not now": a server that is starting or whose queue is full. Any other code would fail again.
+_RETRY_POLICY = {
+    "maxAttempts": 5,  # the most that gRPC allows
+    "initialBackoff": "0.2s",
+    "maxBackoff": "3s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+# A request larger than gRPC's buffer (256 KiB unless told) is sent once and never tried again; photographs are larger.
+_RETRY_BUFFER_BYTES = 256 << 20
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),  # clients default to 4 MiB
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 1),
+    ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
+    # How soon a server that was away is looked for again; gRPC's default grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def open_channel(address: str, ca_cert: Path | None = None) -> grpc.Channel:
+    """Open a connection to HOST:PORT, made when first needed; with TLS where there is a certificate to trust.
+
+    Args:
+        address: HOST:PORT; with TLS, HOST is what the server's certificate is for.
+        ca_cert: The PEM file of the authority that signed it, or of the certificate itself.
+
+    Raises:
+        ValueError: the file cannot be read or holds no certificate.
+    """
+    if ca_cert is None:
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    try:
+        certificate = ca_cert.read_bytes()
+    except OSError as error:
+        raise ValueError(f"expected a certificate in '{ca_cert}'; it cannot be read: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in certificate:
+        raise ValueError(f"expected a certificate in PEM's text form in '{ca_cert}'; it has none")
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options=_OPTIONS)
+
+
+def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:
+    """Give the metadata that shows a token with every call.
+
+    Raises:
+        ValueError: it would cross a network as clear text, or is no token.
+    """
+    if token is None:
+        return ()
+    if not token or not (token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError("expected a token of visible ASCII characters, on one line; got other ones")
+    if not encrypted and not _is_loopback(address):
+        raise ValueError(f"expected --ca-cert with a token: without TLS all on the way to {address} could read it")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def read_token(file: Path | None) -> str | None:
+    """Read a token from its file, white space around it left out; None where there is no file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return None if file is None else file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a token in '{file}'; it cannot be read: {error}") from None
+
+
+def _is_loopback(address: str) -> bool:
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

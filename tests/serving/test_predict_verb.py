@@ -1,0 +1,76 @@
+"""`overfeat predict --server` against the embedded server: files in, answers in order, a bad file its own row only."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from small_model import png
+
+from overfeat_tf.cli import main, progress
+from overfeat_tf.cli.predict import picture_names
+
+
+def _predict(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["overfeat", "predict", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code or 0
+
+
+def test_a_file_that_cannot_be_answered_costs_its_own_row_only(server, max_bytes, tmp_path, monkeypatch, capsys):
+    # The small model fails a whole request for one bad image, as models without a status do.
+    images, out = tmp_path / "images", tmp_path / "answers.json"
+    images.mkdir()
+    for number in range(20):
+        (images / f"{number:02}.png").write_bytes(png(number, (4 + number, 6)))
+    (images / "05.png").write_bytes(b"no image")
+    (images / "09.png").write_bytes(bytes(max_bytes + 1))
+    (images / "17.png").write_bytes(b"")
+    asked = ["--server", server.address, "--out", tmp_path / "out", "--json", out]
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    files = sorted(images.iterdir())
+    assert _predict(monkeypatch, "m", *files, *asked) == 1
+    rows = json.loads(out.read_text())
+    assert [Path(row["file"]).name for row in rows] == [file.name for file in files]
+    bad = {Path(row["file"]).stem: row["status"] for row in rows if row["status"]}
+    assert bad.keys() == {"05", "09", "17"}
+    assert "larger than max" in bad["09"]
+    for row in rows:
+        number = int(Path(row["file"]).stem)
+        if row["status"]:
+            assert row["objects"] == [] and "picture" not in row
+        else:
+            (thing,) = row["objects"]
+            assert thing["score"] == pytest.approx(number / 255, abs=1e-6) and Path(row["picture"]).is_file()
+    error = capsys.readouterr().err
+    assert "05.png: Unknown image file format" in error and "20 of 20 images" in error
+
+
+def test_files_that_vanish_are_rows_too_and_none_is_sent(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.png").write_bytes(png())
+    files = [tmp_path / "a.png"]
+    monkeypatch.setattr("overfeat_tf.cli.image_files.find_files", lambda _: [*files, tmp_path / "gone.png"])
+    out = tmp_path / "answers.json"
+    asked = ["--server", server.address, "--out", tmp_path / "out", "--json", out]
+    assert _predict(monkeypatch, "m", "x", *asked) == 1
+    good, gone = json.loads(out.read_text())
+    assert good["objects"] and gone["objects"] == [] and "No such file" in gone["status"]
+    files.clear()
+    assert _predict(monkeypatch, "m", "x", *asked) == 1
+    assert "gone.png: No such file" in capsys.readouterr().err
+
+
+def test_credentials_are_for_servers(tmp_path, monkeypatch, capsys):
+    (tmp_path / "token").write_text("secret")
+    assert _predict(monkeypatch, "m", "x.png", "--token-file", tmp_path / "token") == 2
+    assert "expected --server with --ca-cert or --token-file" in capsys.readouterr().err
+    assert _predict(monkeypatch, "m", __file__, "--server", "h.example:1", "--token-file", tmp_path / "token") == 2
+    error = capsys.readouterr().err
+    assert "expected --ca-cert with a token" in error and "secret" not in error
+
+
+def test_pictures_of_a_hundred_thousand_files_of_one_name_are_named_apart():
+    files = [Path(f"{number}/same/x.jpg") for number in range(100_000)]
+    names = picture_names(files)  # a look at all others for each would take minutes
+    assert len(set(names.values())) == len(files) and names[files[0]] == "same_x.png"

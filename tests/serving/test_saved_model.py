@@ -1,0 +1,221 @@
+"""What is in an export, and what programs that know nothing of this project do with it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from exported_model import LABELS, METRICS, TRAINING, assert_equal_answers
+from PIL import Image
+from tensorflow_serving.apis import prediction_log_pb2
+
+from overfeat_tf.model import Model
+from serving.contract import DEFAULT_KEY, SIGNATURES, differences
+from serving.figures import read_metrics, run_figures
+from serving.footprint import measure
+from serving.loading import read_signature_defs
+from serving.warmup import ALLOWED_BATCH_SIZES, FILE
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "finetune_features.py"
+# Runs a script where nothing of this project can be imported.
+ALONE = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("overfeat_tf", "training", "serving", "benchmarks")))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def _alone(*arguments: str | Path, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def stranger(exported: Path, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """What a process without this project made of the export."""
+    folder = tmp_path_factory.mktemp("stranger")
+    (folder / "requests").write_bytes(pickle.dumps(images))
+    script = Path(__file__).with_name("stranger.py")
+    _alone(script, exported, folder / "requests", folder / "answers", cwd=folder)
+    return pickle.loads((folder / "answers").read_bytes())
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path):
+    return tf.saved_model.load(str(exported))
+
+
+def test_a_stranger_gets_the_same_answers(model: Model, stranger: dict, images: list[bytes]):
+    assert stranger["ours"] == []
+    live = model.detect(images)
+    for key in ("serving_default", "detect"):
+        assert_equal_answers(live, stranger["session"][key])
+    answers = stranger["callables"]
+    assert_equal_answers(live, answers["detect"])
+    assert_equal_answers(model.localize(images), answers["localize"])
+    pixels = tf.io.decode_png(images[0])[None].numpy()
+    assert_equal_answers(model.classify(pixels), answers["classify_images"])
+    features = answers["extract_features"]["features"]
+    np.testing.assert_allclose(features, model.extract_features(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_a_stranger_has_the_variables(model: Model, stranger: dict):
+    found = stranger["gradients"]
+    assert found["shape"] == [1, *model.network.features.compute_output_shape((1, 40, 48, 3))[1:]]
+    # Of ten layers' kernels and biases and two dropouts' seeds, four layers are the features'.
+    assert (found["variables"], found["trainable"], found["learning"]) == (22, 20, 8)
+    assert found["features"] == (8, 8)
+
+
+def test_stock_operations_only(stranger: dict):
+    found = stranger["operations"]
+    assert len(found["used"]) > 50
+    assert found["unknown"] == set() and found["compiled"] == [] and found["traces"] == []
+    assert not {name for name in found["used"] if "PyFunc" in name or name.startswith("Xla")}
+
+
+def test_nothing_tells_where_it_was_exported(exported: Path):
+    here = {str(ROOT), str(Path.cwd()), str(Path.home()), sys.prefix, tempfile.gettempdir(), str(exported.parent)}
+    words = [place.encode() for place in here if len(place) > 3] + [
+        b"/home/",
+        b"site-packages",
+        b"dist-packages",
+        b".py:",
+    ]
+    for file in exported.rglob("*"):
+        if file.is_file() and "variables" not in file.parts:
+            data = file.read_bytes()
+            assert not [word for word in words if word in data], file
+    assert not (exported / "debug").exists()
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signatures_keep_the_contract(exported: Path, name: str):
+    assert differences(SIGNATURES[name], read_signature_defs(exported)[name]) == []
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNATURES if name != "classify"])
+def test_an_empty_batch_is_answered(loaded, name: str):
+    spec = SIGNATURES[name].input
+    shape = [0, *([] if spec.dtype == tf.string else [40, 50, 3])]
+    answer = loaded.signatures[name](**{spec.name: tf.zeros(shape, spec.dtype)})
+    assert all(value.shape[0] == 0 for value in answer.values())
+
+
+def test_a_client_of_the_object_detection_api_reads_it(loaded, images: list[bytes]):
+    """The conventions of its tutorials and of `visualize_boxes_and_labels_on_image_array`, step by step."""
+    image = tf.io.decode_png(images[0]).numpy()
+    outputs = loaded.signatures["detect_images"](images=tf.constant(image[None]))
+    keys = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
+    answer = {key: outputs[key].numpy() for key in keys}
+    count = int(answer.pop("num_detections")[0])
+    answer = {key: value[0, :count] for key, value in answer.items()}
+    answer["detection_classes"] = answer["detection_classes"].astype(np.int64)
+    category_index = {number: {"id": number, "name": name} for number, name in enumerate(LABELS, start=1)}
+    assert 0 < count <= outputs["detection_scores"].shape[1]
+    height, width = image.shape[:2]
+    drawn = []
+    for i in range(min(200, answer["detection_boxes"].shape[0])):
+        if answer["detection_scores"][i] > 0.3:
+            ymin, xmin, ymax, xmax = tuple(answer["detection_boxes"][i].tolist())
+            left, right, top, bottom = xmin * width, xmax * width, ymin * height, ymax * height
+            assert 0 <= left < right <= width and 0 <= top < bottom <= height
+            drawn.append(category_index[answer["detection_classes"][i]]["name"])
+    entities = outputs["detection_class_entities"].numpy()[0]
+    assert drawn and drawn == [name.decode() for name in entities[: len(drawn)]]
+    assert list(answer["detection_scores"]) == sorted(answer["detection_scores"], reverse=True)
+    assert not outputs["detection_scores"].numpy()[0, count:].any()  # for clients that go by the score alone
+
+
+def test_a_version_has_all_its_files(exported: Path):
+    files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
+    assert {"saved_model.pb", "config.json", "MODEL_CARD.md", "batching_params.pbtxt", str(FILE)} <= files
+    assert (exported / "assets" / "labels.txt").read_text().split() == list(LABELS)
+    config = json.loads((exported / "config.json").read_text())
+    assert config["model"]["labels"] == list(LABELS) and config["metrics"] == METRICS
+    assert config["training"] == TRAINING | {"data": "voc:my cats, coco:images:a.json"}  # not where they lay
+    assert [path.name for path in exported.parent.iterdir()] == ["1"]  # nothing left over
+
+
+def test_every_signature_and_batch_size_is_warmed_up(exported: Path):
+    seen = []
+    for record in tf.data.TFRecordDataset(str(exported / FILE)).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        ((name, value),) = request.inputs.items()
+        key = request.model_spec.signature_name
+        assert request.model_spec.name == "pets"
+        assert name == SIGNATURES["detect" if key == DEFAULT_KEY else key].input.name
+        seen.append((key, value.tensor_shape.dim[0].size))
+    assert sorted(seen) == sorted((key, size) for key in (*SIGNATURES, DEFAULT_KEY) for size in ALLOWED_BATCH_SIZES)
+
+
+def test_the_card_says_what_it_is_how_good_and_what_it_takes(exported: Path, model: Model):
+    card = (exported / "MODEL_CARD.md").read_text()
+    parameters = sum(part.count_params() for part in model.network.parts.values())
+    for words in (
+        "# pets, version 1",
+        "cat, dog, owl",
+        "Data: voc:my cats",
+        "recipe `none`",
+        "| map50 | 0.2500 |",
+        f"{parameters:,}",
+    ):
+        assert words in card
+    assert "Memory: not measured" in card and "50 megapixels" in card
+
+
+def test_figures_for_the_card_are_what_evaluate_writes(tmp_path: Path):
+    (tmp_path / "figures.json").write_text(json.dumps(METRICS))
+    assert read_metrics(tmp_path / "figures.json") == METRICS
+    for text in ("{}", "[1]", "{"):
+        (tmp_path / "figures.json").write_text(text)
+        with pytest.raises(ValueError, match="as `overfeat evaluate --json` writes"):
+            read_metrics(tmp_path / "figures.json")
+
+
+def test_a_run_has_figures_of_its_own(tmp_path: Path):
+    assert run_figures(tmp_path) == {}
+    with tf.summary.create_file_writer(str(tmp_path / "logs" / "detection" / "validation")).as_default():
+        for epoch, value in enumerate((0.25, 0.5)):
+            tf.summary.scalar("epoch_map50", value, epoch)
+            tf.summary.scalar("evaluation_loss_vs_iterations", 1.0, epoch)
+    assert run_figures(tmp_path) == {"detection val_map50": 0.5}
+
+
+def test_what_it_takes_is_measured_in_a_fresh_process(exported: Path, tmp_path: Path):
+    found = measure(exported)
+    assert 100e6 < found.tensorflow_bytes < found.loaded_bytes < found.peak_bytes < 4e9
+    assert 0 < found.next_seconds < found.first_seconds and found.load_seconds > 0
+    (tmp_path / "saved_model.pb").write_bytes(b"no model")
+    with pytest.raises(RuntimeError, match=r"does not answer in a fresh process: .+; not exported"):
+        measure(tmp_path)
+
+
+def test_the_features_are_fine_tuned_in_another_keras_model(exported: Path, tmp_path: Path):
+    draw = np.random.default_rng(0)
+    for name in ("across", "down"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(8):
+            stripes = np.tile(((np.arange(40) + draw.integers(8)) // 4 % 2 * 160).astype(np.uint8)[:, None], (1, 40))
+            noisy = (stripes if name == "across" else stripes.T)[..., None] + draw.integers(0, 60, (40, 40, 3))
+            Image.fromarray(noisy.astype(np.uint8)).save(tmp_path / "images" / name / f"{number}.png")
+    asked = ("--out", tmp_path / "tuned", "--side", 40, "--epochs", 5)
+    said = _alone("-c", ALONE, EXAMPLE, exported, tmp_path / "images", *asked, cwd=tmp_path)
+    accuracies = [float(line.rpartition(" ")[2]) for line in said.splitlines() if "accuracy" in line]
+    assert len(accuracies) == 2 and accuracies[1] >= accuracies[0] and accuracies[1] > 0.6
+    before = tf.saved_model.load(str(exported)).features.trainable_variables
+    tuned = tf.saved_model.load(str(tmp_path / "tuned"))
+    assert tuned.serve(tf.zeros([3, 40, 40, 3])).shape == (3, 2)
+    changed = [not np.allclose(old, new, atol=1e-6) for old, new in zip(before, tuned.variables, strict=False)]
+    assert sum(changed) >= len(before) - 1  # a bias may have nothing to learn
