@@ -12,6 +12,8 @@ from overfeat_tf.cli.options import (
     FILE,
     FOLDER,
     Changes,
+    Credentials,
+    credentials_options,
     inference_options,
     require_run,
     split_names,
@@ -34,6 +36,7 @@ from overfeat_tf.cli.quiet import load_tensorflow
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 @inference_options
+@credentials_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
 @click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, curves, worst mistakes.")
 def evaluate(
@@ -46,8 +49,11 @@ def evaluate(
     json_file: Path | None,
     out: Path | None,
     changes: Changes,
+    credentials: Credentials,
 ) -> None:
     """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
+    if server is None and credentials:
+        raise ValueError("expected --server with --ca-cert or --token-file; got none")
     load_tensorflow()
     from training.answering import served_tasks
     from training.evaluate import PROTOCOLS, require_fit
@@ -60,7 +66,8 @@ def evaluate(
             answering = with_changes(_loaded(models), changes)
             labels, tasks = answering.labels, answering.tasks
         else:
-            answering, signatures = _served(stack, server, models, changes, source.class_names)
+            client = _connected(server, models, credentials)
+            answering, signatures = _served(stack.enter_context(client), changes, source.class_names)
             labels, tasks = source.class_names, served_tasks(signatures)
         table = table_of(protocol)
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
@@ -90,14 +97,19 @@ def _loaded(models: Sequence[str]):
     return Model.committee(members)
 
 
-def _served(stack: ExitStack, server: str, models: Sequence[str], changes: Changes, class_names: Sequence[str]):
-    """Connect to a server's model; give it, and its signatures' names."""
+def _connected(server: str, models: Sequence[str], credentials: Credentials):
     from serving.client import Client
-    from training.answering import ByName
 
     if len(models) > 1:
         raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {', '.join(models)}")
-    client = with_changes(stack.enter_context(Client(server, models[0])), changes)
+    return Client(server, models[0], **credentials)
+
+
+def _served(client, changes: Changes, class_names: Sequence[str]):
+    """Give what a server's model answers by, and its signatures' names."""
+    from training.answering import ByName
+
+    client = with_changes(client, changes)
     signatures = set(client.metadata())
     # A committee, or a run that has only learnt to classify, has no signature `localize` to rank classes by.
     named = "localize" not in signatures and "classify" in signatures
