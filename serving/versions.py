@@ -174,9 +174,10 @@ class Keeper:
             self._models.publish(load_version(name, number, path, self._max_bytes))
         except LoadError as error:
             self._broken[path] = before
+            why = " ".join(str(error).split())
             if not replaced:
-                self._models.mark(name, number, State.END, str(error))
-            _log.error("%s version %d is broken and left out: %s", name, number, error)
+                self._models.mark(name, number, State.END, why)
+            _log.error("%s version %d is broken and left out: %s", name, number, why)
             return error
         finally:
             self._seen.pop(path, None)

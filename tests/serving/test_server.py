@@ -45,6 +45,17 @@ def _until_refused(channel: grpc.Channel) -> grpc.RpcError:
     raise AssertionError("the queue was never full")
 
 
+@pytest.mark.parametrize("batching", [None, BatchingOptions(max_batch_size=4, num_batch_threads=1)])
+def test_a_request_without_a_deadline_waits(batching):
+    gate = Gate()
+    server = serve_function(gate, workers=1, batching=batching)
+    with server, grpc.insecure_channel(server.address) as channel:
+        waiting = [predict(channel).future(X) for _ in range(2)]
+        assert gate.entered.acquire(timeout=10)
+        gate.open.set()
+        assert all(each.result(20).outputs for each in waiting)
+
+
 def test_a_request_past_its_deadline_is_not_run():
     gate = Gate()
     with serve_function(gate, workers=1) as server, grpc.insecure_channel(server.address) as channel:
