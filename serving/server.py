@@ -82,6 +82,7 @@ class Server:
         Raises:
             OSError: the address is taken or not ours.
         """
+        require_free(host, port)
         self.models = models
         self.access = access or Access()
         self.host = host
@@ -113,7 +114,6 @@ class Server:
             ],
         )
         self._health = add_services(self._server, self.door, self._pool)
-        require_free(host, port)
         self.port: int = self._listen(port)
         self._server.start()
 

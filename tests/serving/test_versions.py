@@ -13,6 +13,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from version_life import Load, State, put, served, states
 from waiting import until
 
+from serving.batching_options import BatchingOptions
 from serving.configuration import ServedModel, from_directories
 from serving.loading import LoadError
 from serving.refusal import Refusal
@@ -29,11 +30,19 @@ def base(model_dir, tmp_path) -> Path:
     return tmp_path / "m"
 
 
-def test_under_load_a_new_version_is_switched_to_and_a_broken_one_is_not(model_dir, base):
-    with served(base) as (server, channel), Load(server.address) as load:
+@pytest.mark.parametrize(
+    ("file", "content", "message", "batching"),
+    [
+        ("saved_model.pb", b"\xff not a model", "2/saved_model.pb is not a SavedModel", None),
+        ("variables/variables.index", b"", "2 cannot be loaded", BatchingOptions(max_batch_size=4)),
+    ],
+)
+def test_under_load_a_new_version_is_switched_to_and_a_broken_one_is_not(
+    model_dir, base, file, content, message, batching
+):
+    with served(base, batching=batching) as (server, channel), Load(server.address) as load:
         until(lambda: len(load.versions) > 20)
-        broken = put(model_dir, base, 2)
-        (broken / "saved_model.pb").write_bytes(b"\xff not a model")
+        put(model_dir, base, 2, changed={file: content})
         until(lambda: states(channel).get(2) == State.END)
         told = call(channel, "GetModelStatus", status_request(version=2)).model_version_status[0].status
         put(model_dir, base, 3, source=2)
@@ -41,7 +50,7 @@ def test_under_load_a_new_version_is_switched_to_and_a_broken_one_is_not(model_d
         until(lambda: states(channel)[1] == State.END)
         assert states(channel) == {3: State.AVAILABLE, 2: State.END, 1: State.END}
     assert load.failures == []
-    assert (told.error_code, "2/saved_model.pb is not a SavedModel" in told.error_message) == (2, True)
+    assert (told.error_code, message in told.error_message) == (2, True)
     assert set(load.versions) == {1, 3}
     assert load.versions[-1] == 3
 

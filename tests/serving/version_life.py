@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import grpc
@@ -16,14 +16,17 @@ State = get_model_status_pb2.ModelVersionStatus
 POLL = 0.05
 
 
-def put(model_dir: Path, base: Path, version: int, source: int = 1) -> Path:
-    """Puts a version in place as an export does: beside first, then by its name."""
+def put(model_dir: Path, base: Path, version: int, source: int = 1, changed: Mapping[str, bytes] | None = None) -> Path:
+    """Puts a version in place as an export does, beside first and then by its name; some files otherwise if told."""
     beside = base / f"{version}.partial"
     shutil.copytree(model_dir / str(source), beside)
+    for file, content in (changed or {}).items():
+        (beside / file).write_bytes(content)
     return beside.rename(base / str(version))
 
 
 def states(channel: grpc.Channel, model: str = "m") -> dict[int, int]:
+    """Asks for the state of each version."""
     found = call(channel, "GetModelStatus", status_request(model)).model_version_status
     return {each.version: each.state for each in found}
 
@@ -58,6 +61,7 @@ class Load:
 
 @contextlib.contextmanager
 def served(base: Path, **options) -> Iterator[tuple[Server, grpc.Channel]]:
+    """Serves one model, looking for versions all the time, and connects to it."""
     with (
         start([base], port=0, poll_seconds=POLL, **options) as server,
         grpc.insecure_channel(server.address) as channel,
