@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from serving.batching_options import BatchingOptions
 from serving.refusal import Refusal, invalid
-from serving.turns import gone, require_time, too_late
+from serving.turns import gone, require_time, seconds_left, too_late
 
 Tensors = Mapping[str, tf.Tensor]
 Rows = Mapping[str, np.ndarray]
@@ -77,7 +77,7 @@ class Batcher:
             self._queues.setdefault(key, deque()).append(task)
             self._waiting_rows += rows
             self._changed.notify()
-        if not task.done.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
+        if not task.done.wait(seconds_left(deadline)):
             raise too_late()  # whoever takes it up sees the same
         outputs, error = task.outputs, task.error
         del task

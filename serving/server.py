@@ -6,7 +6,6 @@ that a machine can give, run TF Serving on the same model directories.
 """
 
 import os
-import socket
 import time
 from collections.abc import Sequence
 from concurrent import futures
@@ -17,6 +16,7 @@ from typing import Any, Self
 import grpc
 
 from serving.access import Access
+from serving.address import bracketed, require_free
 from serving.batching import Batcher
 from serving.batching_options import BatchingOptions
 from serving.configuration import ServedModel, from_directories
@@ -82,6 +82,7 @@ class Server:
         Raises:
             OSError: the address is taken or not ours.
         """
+        require_free(host, port)
         self.models = models
         self.access = access or Access()
         self.host = host
@@ -113,14 +114,19 @@ class Server:
             ],
         )
         self._health = add_services(self._server, self.door, self._pool)
-        require_free(host, port)
         self.port: int = self._listen(port)
         self._server.start()
 
     @property
     def address(self) -> str:
         """Gives HOST:PORT, as a client takes it."""
-        return f"{_bracketed(self.host)}:{self.port}"
+        return f"{bracketed(self.host)}:{self.port}"
+
+    def retire(self) -> None:
+        """Says in its health that it is about to stop, and loads no new version; goes on answering."""
+        self._health.enter_graceful_shutdown()
+        if self._keeper:
+            self._keeper.close(0)
 
     def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
         """Stops in order: says so in its health, refuses new requests, lets those that it has finish, and closes.
@@ -130,7 +136,7 @@ class Server:
             notice: how many seconds it goes on answering after its health says NOT_SERVING, so that who looks at it
                 sends requests elsewhere first.
         """
-        self._health.enter_graceful_shutdown()
+        self.retire()
         time.sleep(notice)
         stopped = self._server.stop(grace)
         if grace is not None and self._pool.wait_idle(grace):
@@ -159,7 +165,7 @@ class Server:
         self.stop(None if kind else DEFAULT_GRACE_SECONDS)
 
     def _listen(self, port: int) -> int:
-        where = f"{_bracketed(self.host)}:{port}"
+        where = f"{bracketed(self.host)}:{port}"
         credentials = self.access.server_credentials()
         try:
             if credentials is None:
@@ -227,23 +233,3 @@ def start_models(
     except BaseException:
         keeper.close()
         raise
-
-
-def require_free(host: str, port: int) -> None:
-    """Checks that a server may listen there; gRPC itself only says that it failed, and says it at length.
-
-    Raises:
-        OSError: the address is taken, not ours or not allowed, in one line.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        why = (error.strerror or str(error)).partition(" (while")[0]  # create_server repeats the address behind it
-        raise OSError(
-            f"cannot listen on {_bracketed(host)}:{port}: {why}; choose another port, or 0 for any free one"
-        ) from None
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -55,7 +55,7 @@ class Turns:
                 raise full(self._most_waiting)
             mine = threading.Event()
             self._line.append(mine)
-        if mine.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
+        if mine.wait(seconds_left(deadline)):
             return
         with self._lock:
             if not mine.is_set():
@@ -69,6 +69,11 @@ class Turns:
                 self._line.popleft().set()
             else:
                 self._free += 1
+
+
+def seconds_left(deadline: float | None) -> float | None:
+    """Gives how long to wait; None for as long as it takes, which gRPC calls infinite and locks do not know."""
+    return None if deadline is None else min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
 
 
 def require_time(deadline: float | None) -> None:

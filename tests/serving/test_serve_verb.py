@@ -54,7 +54,7 @@ def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(m
             process.send_signal(signal.SIGTERM)
             assert running.result().outputs["turns"].int64_val[0] > 0
             process.stderr.read()
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
     finally:
         process.kill()
         process.wait()

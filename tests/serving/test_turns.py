@@ -5,16 +5,10 @@ import time
 from concurrent import futures
 
 import pytest
+from waiting import until
 
 from serving.refusal import Refusal
-from serving.turns import Turns
-
-
-def _until(condition) -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+from serving.turns import Turns, seconds_left
 
 
 @pytest.fixture
@@ -34,7 +28,7 @@ def test_those_who_wait_come_in_their_order_and_too_many_are_refused(clients):
     waiting = []
     for number in range(4):
         waiting.append(clients.submit(take, number))
-        _until(lambda number=number: (turns.waiting, len(order)) == (number, 1))
+        until(lambda number=number: (turns.waiting, len(order)) == (number, 1))
     with pytest.raises(Refusal, match="UNAVAILABLE: The queue of this server is full: 3 requests wait already"):
         take(9)
     leave.set()
@@ -56,13 +50,13 @@ def test_a_turn_is_passed_on_by_who_has_given_up(clients):
             return "ran"
 
     holding = clients.submit(hold)
-    _until(lambda: turns._free == 0)
+    until(lambda: turns._free == 0)
     gone = clients.submit(run, cancelled=lambda: True)
-    _until(lambda: turns.waiting == 1)
+    until(lambda: turns.waiting == 1)
     with pytest.raises(Refusal, match="DEADLINE_EXCEEDED"):
         run(deadline=time.monotonic() + 0.05)
     last = clients.submit(run, deadline=time.monotonic() + 10)
-    _until(lambda: turns.waiting == 2)
+    until(lambda: turns.waiting == 2)
     leave.set()
     holding.result(10)
     with pytest.raises(Refusal, match="CANCELLED"):
@@ -71,3 +65,11 @@ def test_a_turn_is_passed_on_by_who_has_given_up(clients):
     with pytest.raises(Refusal, match="DEADLINE_EXCEEDED"):
         run(deadline=time.monotonic() - 1)
     assert run() == "ran"
+
+
+def test_any_deadline_is_one_that_a_lock_can_wait_for():
+    event = threading.Event()
+    event.set()
+    for deadline in (None, float("inf"), time.monotonic() + 3e11, time.monotonic(), 0.0):
+        assert event.wait(seconds_left(deadline))
+    assert seconds_left(time.monotonic() - 5) == 0
