@@ -64,6 +64,7 @@ def run(
             signal.signal(number, handler)
         _say(f"stopping; requests have {grace:g} s to finish")
         end = time.monotonic() + grace
+        server.retire()
         if rest is not None:
             rest.stop(grace)  # first: its requests run in the server
         server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
