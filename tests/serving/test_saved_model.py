@@ -193,6 +193,7 @@ def test_a_run_has_figures_of_its_own(tmp_path: Path):
     assert run_figures(tmp_path) == {"detection val_map50": 0.5}
 
 
+@pytest.mark.long
 def test_what_it_takes_is_measured_in_a_fresh_process(exported: Path, tmp_path: Path):
     found = measure(exported)
     assert 100e6 < found.tensorflow_bytes < found.loaded_bytes < found.peak_bytes < 4e9
