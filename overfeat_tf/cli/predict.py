@@ -161,7 +161,7 @@ def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: fl
 
 def _served(name: str, files: Sequence[Path], server: str, credentials: Credentials) -> Iterator[Answered]:
     from serving.client import Client
-    from serving.pipeline import Unsent, in_order
+    from serving.pipelining import Unsent, in_order
 
     with Client(server, name, **credentials) as client:
         signatures = client.metadata()

@@ -67,11 +67,11 @@ def serve(
     if config is not None and all_versions:
         raise ValueError("expected no --all-versions with --config, which says for each model: model_version_policy")
     load_tensorflow()
-    from serving import batching_options
-    from serving.access import Access
-    from serving.configuration import from_directories, from_file
-    from serving.rest import DEFAULT_PORT
-    from serving.running import run
+    from serving.embedded import batching_options
+    from serving.embedded.access import Access
+    from serving.embedded.configuration import from_directories, from_file
+    from serving.embedded.running import run
+    from serving.rest.server import DEFAULT_PORT
 
     access = Access.of(host, tls_cert, tls_key, tls_client_ca, token_file, insecure)
     chosen = {name: number for name, number in batch.items() if number is not None}

@@ -11,7 +11,7 @@ from PIL import Image
 
 import overfeat_tf as of
 from overfeat_tf.cli import main
-from serving.server import start
+from serving.embedded.server import start
 
 LABELS = ("cat", "dog", "eel")
 IMAGES = 6

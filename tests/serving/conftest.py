@@ -10,9 +10,9 @@ from exported_model import exported, images, model  # noqa: F401 - fixtures
 from small_model import SmallModel, png
 from stock_requests import classify_request, predict_request, write_warmup
 
-from serving.loading import load_version
-from serving.servables import Servable
-from serving.server import Server, start
+from serving.embedded.loading import load_version
+from serving.embedded.servables import Servable
+from serving.embedded.server import Server, start
 
 LABELS = {"m": {"stable": 1, "canary": 2}}
 MAX_BYTES = 4 << 20

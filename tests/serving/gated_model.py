@@ -10,8 +10,8 @@ from stock_requests import predict_request
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-from serving.servables import Models, Servable
-from serving.server import Server
+from serving.embedded.servables import Models, Servable
+from serving.embedded.server import Server
 
 X = predict_request(x=np.ones(1, np.float32))
 

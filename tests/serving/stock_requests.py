@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.client import image_example
-from serving.loading import WARMUP_FILE
+from serving.embedded.loading import WARMUP_FILE
 
 
 def call(channel: grpc.Channel, method: str, request, timeout: float = 20.0):

@@ -8,8 +8,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request, status_request
 
-from serving.access import Access
-from serving.server import Server
+from serving.embedded.access import Access
+from serving.embedded.server import Server
 
 TOKEN = "0123456789abcdef"
 OPENSSL = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"

@@ -13,11 +13,11 @@ import tensorflow as tf
 from small_model import png
 from stock_requests import asking, call, predict_request, tensor_proto
 
-from serving import batching_options
-from serving.batching import Batcher
-from serving.batching_options import BatchingOptions
+from serving.embedded import batching_options
+from serving.embedded.batching import Batcher
+from serving.embedded.batching_options import BatchingOptions
+from serving.embedded.server import start
 from serving.refusal import Refusal
-from serving.server import start
 
 
 class _Doubling:

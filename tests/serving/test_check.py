@@ -9,8 +9,8 @@ from small_model import png
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from serving.check import Report, check
-from serving.servables import Models, Servable
-from serving.server import Server
+from serving.embedded.servables import Models, Servable
+from serving.embedded.server import Server
 
 
 @contextlib.contextmanager

@@ -22,8 +22,8 @@ from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
 from serving.client import Client
-from serving.loading import read_signature_defs
-from serving.server import start
+from serving.embedded.loading import read_signature_defs
+from serving.embedded.server import start
 
 
 def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):

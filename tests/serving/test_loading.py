@@ -6,10 +6,10 @@ import pytest
 from small_model import png
 from stock_requests import classify_request, predict_request, write_warmup
 
-from serving.configuration import from_directories
-from serving.loading import LoadError, load_version, warm_up
-from serving.servables import Models, Servable
-from serving.versions import Keeper
+from serving.embedded.configuration import from_directories
+from serving.embedded.loading import LoadError, load_version, warm_up
+from serving.embedded.servables import Models, Servable
+from serving.embedded.versions import Keeper
 
 MAX_BYTES = 1 << 20
 

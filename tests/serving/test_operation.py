@@ -12,8 +12,8 @@ from small_model import png
 from stock_requests import call, classify_request, good_request, multi_request, predict_request, status_request
 from waiting import until
 
-from serving.servables import Models
-from serving.server import Server
+from serving.embedded.servables import Models
+from serving.embedded.server import Server
 
 
 def test_an_observer_is_told_of_each_request_once(servable):

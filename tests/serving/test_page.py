@@ -10,14 +10,16 @@ import tensorflow as tf
 from chromium import BROWSER, Chromium
 from small_model import SmallModel, png
 
-import serving.page
-from serving.access import Access
-from serving.rest import RestServer
-from serving.server import start
+import serving.rest.page
+from serving.embedded.access import Access
+from serving.embedded.server import start
+from serving.rest.server import RestServer
 
 ROOT = Path(__file__).parents[2]
 FILES = {
-    path.name: path for path in Path(serving.page.__file__).parent.iterdir() if path.suffix in (".html", ".css", ".js")
+    path.name: path
+    for path in Path(serving.rest.page.__file__).parent.iterdir()
+    if path.suffix in (".html", ".css", ".js")
 }
 BLANK = png()
 # Where the box is in the picture, as shares of it; and how bright the heat map is from left to right.
@@ -53,7 +55,7 @@ def test_its_files_come_from_the_same_origin_and_ask_no_other(server):
 def test_every_file_of_it_is_packaged():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    packaged = setup["options.package_data"]["serving.page"].split()
+    packaged = setup["options.package_data"]["serving.rest.page"].split()
     assert {f"*{path.suffix}" for path in FILES.values()} == set(packaged) and len(FILES) == 4
 
 

@@ -16,12 +16,12 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving import rest_intake
-from serving.access import Access
-from serving.door import Door
-from serving.metrics import METRICS_PATH
-from serving.rest import RestServer
-from serving.servables import Models, Servable
+from serving.embedded.access import Access
+from serving.embedded.door import Door
+from serving.embedded.servables import Models, Servable
+from serving.rest import intake as rest_intake
+from serving.rest.monitoring import METRICS_PATH
+from serving.rest.server import RestServer
 
 PREDICT = "/v1/models/m:predict"
 REPOSITORY = Path(__file__).parents[2]

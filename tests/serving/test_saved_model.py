@@ -17,9 +17,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from overfeat_tf.model import Model
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
+from serving.embedded.loading import read_signature_defs
 from serving.figures import read_metrics, run_figures
 from serving.footprint import measure
-from serving.loading import read_signature_defs
 from serving.warmup import ALLOWED_BATCH_SIZES, FILE
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from stock_requests import call, good_request, predict_request
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from overfeat_tf.cli.main import main
-from serving.configuration import ServedModel, VersionPolicy, from_file
+from serving.embedded.configuration import ServedModel, VersionPolicy, from_file
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = """

@@ -12,9 +12,9 @@ from gated_model import Gate, Seen, X, predict, serve_function
 from stock_requests import call, predict_request, status_request
 from waiting import until
 
-from serving.batching_options import BatchingOptions
-from serving.servables import Models
-from serving.server import start
+from serving.embedded.batching_options import BatchingOptions
+from serving.embedded.servables import Models
+from serving.embedded.server import start
 
 
 def test_a_full_queue_refuses_and_then_recovers():

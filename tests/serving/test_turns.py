@@ -7,8 +7,8 @@ from concurrent import futures
 import pytest
 from waiting import until
 
+from serving.embedded.turns import Turns, seconds_left
 from serving.refusal import Refusal
-from serving.turns import Turns, seconds_left
 
 
 @pytest.fixture

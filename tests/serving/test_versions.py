@@ -13,13 +13,13 @@ from tensorflow_serving.config import model_server_config_pb2
 from version_life import Load, State, put, served, states
 from waiting import until
 
-from serving.batching_options import BatchingOptions
-from serving.configuration import ServedModel, from_directories
-from serving.loading import LoadError
+from serving.embedded.batching_options import BatchingOptions
+from serving.embedded.configuration import ServedModel, from_directories
+from serving.embedded.loading import LoadError
+from serving.embedded.servables import Models
+from serving.embedded.server import start
+from serving.embedded.versions import Keeper
 from serving.refusal import Refusal
-from serving.servables import Models
-from serving.server import start
-from serving.versions import Keeper
 
 
 @pytest.fixture

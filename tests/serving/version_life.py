@@ -10,7 +10,7 @@ import grpc
 from stock_requests import call, good_request, status_request
 from tensorflow_serving.apis import get_model_status_pb2
 
-from serving.server import Server, start
+from serving.embedded.server import Server, start
 
 State = get_model_status_pb2.ModelVersionStatus
 POLL = 0.05

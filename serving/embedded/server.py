@@ -15,17 +15,17 @@ from typing import Any, Self
 
 import grpc
 
-from serving.access import Access
-from serving.address import bracketed, require_free
-from serving.batching import Batcher
-from serving.batching_options import BatchingOptions
-from serving.configuration import ServedModel, from_directories
-from serving.dispatch import BoundedPool, Dispatcher
-from serving.door import Door, Observer
-from serving.servables import Labels, Models
-from serving.services import add_services
-from serving.turns import Turns
-from serving.versions import DEFAULT_POLL_SECONDS, Keeper
+from serving.embedded.access import Access
+from serving.embedded.address import bracketed, require_free
+from serving.embedded.batching import Batcher
+from serving.embedded.batching_options import BatchingOptions
+from serving.embedded.configuration import ServedModel, from_directories
+from serving.embedded.dispatch import BoundedPool, Dispatcher
+from serving.embedded.door import Door, Observer
+from serving.embedded.servables import Labels, Models
+from serving.embedded.services import add_services
+from serving.embedded.turns import Turns
+from serving.embedded.versions import DEFAULT_POLL_SECONDS, Keeper
 
 DEFAULT_PORT = 8500
 # A batch of sixteen photographs of 4 MB; one message, and one decoded tensor, may be no larger.

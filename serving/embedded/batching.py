@@ -11,9 +11,9 @@ import grpc
 import numpy as np
 import tensorflow as tf
 
-from serving.batching_options import BatchingOptions
+from serving.embedded.batching_options import BatchingOptions
+from serving.embedded.turns import gone, require_time, seconds_left, too_late
 from serving.refusal import Refusal, invalid
-from serving.turns import gone, require_time, seconds_left, too_late
 
 Tensors = Mapping[str, tf.Tensor]
 Rows = Mapping[str, np.ndarray]

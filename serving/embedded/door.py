@@ -24,13 +24,13 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving import answers
-from serving.batching import Batcher
-from serving.metadata import describe, require_metadata_fields
+from serving.embedded import answers
+from serving.embedded.batching import Batcher
+from serving.embedded.metadata import describe, require_metadata_fields
+from serving.embedded.servables import Models, Servable
+from serving.embedded.turns import Turns
+from serving.embedded.versions import Keeper
 from serving.refusal import Refusal, invalid, refusal_of
-from serving.servables import Models, Servable
-from serving.turns import Turns
-from serving.versions import Keeper
 
 Cancelled = Callable[[], bool] | None
 

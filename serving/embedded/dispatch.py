@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health
 
-from serving.access import Access
-from serving.door import Door
+from serving.embedded.access import Access
+from serving.embedded.door import Door
+from serving.embedded.turns import full
 from serving.refusal import Refusal
-from serving.turns import full
 
 # The methods that compute: they wait in the queue of a pool of their own; all others pass them.
 COMPUTING = frozenset({"Predict", "Classify", "Regress", "MultiInference"})

@@ -8,9 +8,9 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2, saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-from serving import answers
+from serving.embedded import answers
+from serving.embedded.servables import Servable
 from serving.refusal import refusal_of
-from serving.servables import Servable
 
 # The places and names are TF Serving's.
 GRAPH_FILE = "saved_model.pb"

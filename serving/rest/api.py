@@ -20,10 +20,11 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving import rest_json
-from serving.door import Door
+from serving.embedded.door import Door
+from serving.embedded.turns import require_time
 from serving.refusal import Refusal, invalid, refusal_of
-from serving.rest_answers import (
+from serving.rest import documents
+from serving.rest.answers import (
     HTTP_CODES,
     classify_json,
     dumps,
@@ -32,8 +33,7 @@ from serving.rest_answers import (
     regress_json,
     status_json,
 )
-from serving.rest_intake import HttpRefusal, Intake
-from serving.turns import require_time
+from serving.rest.intake import HttpRefusal, Intake
 
 Gone = Callable[[], bool]
 
@@ -88,8 +88,8 @@ class RestApi:
         return predict_json(self._door.predict(request, deadline, gone), by_row)
 
     def _read_predict(self, spec: model_pb2.ModelSpec, body: bytearray) -> tuple[predict_pb2.PredictRequest, bool]:
-        document = rest_json.parse(body)
-        spec.signature_name = rest_json.signature_name(document)
+        document = documents.parse(body)
+        spec.signature_name = documents.signature_name(document)
         request = predict_pb2.PredictRequest(model_spec=spec)
         try:
             signature = self._door.models.find(request).signature_def(spec.signature_name)
@@ -97,7 +97,7 @@ class RestApi:
             signature = None
         if signature is None:
             return request, False  # the door says, and counts, what is wrong
-        tensors, by_row = rest_json.tensors(document, signature.inputs)
+        tensors, by_row = documents.tensors(document, signature.inputs)
         for name, tensor in tensors.items():
             request.inputs[name].CopyFrom(tensor)
         return request, by_row
@@ -149,9 +149,9 @@ def _model_spec(name: str | None, version: str | None, label: str | None) -> mod
 
 
 def _examples(spec: model_pb2.ModelSpec, body: bytearray) -> dict[str, Any]:
-    document = rest_json.parse(body)
-    spec.signature_name = rest_json.signature_name(document)
-    return {"model_spec": spec, "input": rest_json.examples(document)}
+    document = documents.parse(body)
+    spec.signature_name = documents.signature_name(document)
+    return {"model_spec": spec, "input": documents.examples(document)}
 
 
 def _unquoted(text: str) -> str:

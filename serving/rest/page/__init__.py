@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.rest_answers import dumps
+from serving.rest.answers import dumps
 
 # Nothing but our own files runs or is asked; pictures come from the page itself.
 _HEADERS = {

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import text_format
 from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
 
+from serving.embedded.servables import Labels
 from serving.refusal import invalid
-from serving.servables import Labels
 
 if TYPE_CHECKING:
     VersionPolicy = Any  # a message inside a message, which a type checker does not know

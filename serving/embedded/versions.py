@@ -9,10 +9,10 @@ from pathlib import Path
 import grpc
 from tensorflow_serving.apis import model_management_pb2
 
-from serving.configuration import ServedModel, from_config
-from serving.loading import LoadError, find_versions, fingerprint, load_version
+from serving.embedded.configuration import ServedModel, from_config
+from serving.embedded.loading import LoadError, find_versions, fingerprint, load_version
+from serving.embedded.servables import Models, State
 from serving.refusal import Refusal
-from serving.servables import Models, State
 
 DEFAULT_POLL_SECONDS = 1.0  # TF Serving's
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from serving.configuration import ServedModel
-from serving.metrics import Metrics
-from serving.rest import RestServer
-from serving.server import DEFAULT_GRACE_SECONDS, DEFAULT_PORT, Server, require_free, start_models
+from serving.embedded.configuration import ServedModel
+from serving.embedded.server import DEFAULT_GRACE_SECONDS, DEFAULT_PORT, Server, require_free, start_models
+from serving.rest.monitoring import Metrics
+from serving.rest.server import RestServer
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long the server goes on answering once its health says that it stops.

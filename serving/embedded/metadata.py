@@ -2,8 +2,8 @@
 
 from tensorflow_serving.apis import get_model_metadata_pb2
 
+from serving.embedded.servables import Servable
 from serving.refusal import invalid
-from serving.servables import Servable
 
 _METADATA_FIELD = "signature_def"
 

@@ -9,8 +9,8 @@ from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import input_pb2
 
-from serving.json_values import dense, is_base64, numbers, shown, string, type_name, utf8
 from serving.refusal import invalid
+from serving.rest.values import dense, is_base64, numbers, shown, string, type_name, utf8
 
 # A JSON value takes up to 100 bytes in memory where it takes 2 in the body; this many values are an image of 1.3
 # megapixels written as numbers, and hold at most some 400 MB.

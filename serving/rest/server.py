@@ -20,13 +20,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access import Access
-from serving.door import Door
-from serving.metrics import CONTENT_TYPE, METRICS_PATH, Metrics
-from serving.page import OPEN_PATHS, page_routes
-from serving.rest_api import DEFAULT_TIMEOUT_SECONDS, RestApi, refused
-from serving.rest_intake import DEFAULT_MAX_REQUESTS, DEFAULT_WORKERS, HttpRefusal, Intake
-from serving.server import require_free
+from serving.embedded.access import Access
+from serving.embedded.door import Door
+from serving.embedded.server import require_free
+from serving.rest.api import DEFAULT_TIMEOUT_SECONDS, RestApi, refused
+from serving.rest.intake import DEFAULT_MAX_REQUESTS, DEFAULT_WORKERS, HttpRefusal, Intake
+from serving.rest.monitoring import CONTENT_TYPE, METRICS_PATH, Metrics
+from serving.rest.page import OPEN_PATHS, page_routes
 
 DEFAULT_PORT = 8501
 # Open connections; each costs little, but not nothing.

@@ -8,10 +8,10 @@ from small_model import png
 from stock_requests import call, predict_request
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
-from serving.door import Door
-from serving.metrics import METRICS_PATH, Metrics
-from serving.rest import RestServer
-from serving.servables import Models
+from serving.embedded.door import Door
+from serving.embedded.servables import Models
+from serving.rest.monitoring import METRICS_PATH, Metrics
+from serving.rest.server import RestServer
 
 
 def samples(text: str) -> dict[tuple[str, frozenset], float]:

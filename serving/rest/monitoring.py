@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
-from serving.door import Door
+from serving.embedded.door import Door
+from serving.embedded.servables import Models
 from serving.refusal import Refusal
-from serving.servables import Models
 
 # As TF Serving's monitoring configuration has it.
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -54,7 +54,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
-        """Counts one request; see serving.door.Observer."""
+        """Counts one request; see serving.embedded.door.Observer."""
         self._requests.labels(method, model, "" if version is None else str(version), code.name).inc()
         self._seconds.labels(method, model).observe(seconds)
 

@@ -16,8 +16,8 @@ from tensorflow_serving.apis import (
 )
 
 from serving.contract import DEFAULT_KEY
+from serving.embedded.servables import Servable
 from serving.refusal import Refusal, invalid
-from serving.servables import Servable
 from serving.tensors import decode_input, dtype_name, shape_text, to_proto
 
 # The methods that a MultiInference task may name.

@@ -1,0 +1,1 @@
+"""The embedded server: TF Serving's gRPC services for one machine."""
