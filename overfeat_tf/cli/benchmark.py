@@ -69,7 +69,7 @@ def benchmark_train(repetitions: int, steps: int, json_file: Path | None) -> Non
 @benchmark.command("ladder")
 @click.argument("name")
 @click.option("--data", metavar="SOURCE", help="What to train and score on; the recipe's own if left out.")
-@click.option("--out", type=FOLDER, help="Runs and results, taken up if there [runs/ladder/NAME].")
+@click.option("--out", type=FOLDER, help="Runs, results, a picture; taken up if there [runs/ladder/NAME].")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of everything.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, as for `train`.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
@@ -86,7 +86,10 @@ def benchmark_ladder(
     """Set each of the paper's choices beside its alternatives: NAME is digits, voc or tinyimagenet; hours."""
     load_tensorflow()
     from benchmarks.ladder import as_markdown, measure
+    from benchmarks.ladder_plot import draw
 
-    results = measure(name, data, out or Path("runs") / "ladder" / name, range(seeds), settings, limit)
+    folder = out or Path("runs") / "ladder" / name
+    results = measure(name, data, folder, range(seeds), settings, limit)
     click.echo(as_markdown(results))
+    draw(results, folder / "ladder.png")
     write_json(json_file, results)

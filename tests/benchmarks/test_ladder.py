@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from benchmarks import ladder as benchmark
+from benchmarks.ladder_plot import ROW, draw
 from benchmarks.ladder_ways import LADDERS, Ladder, Question, Way
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import get_preset
@@ -44,6 +46,20 @@ def test_tables_have_means_spreads_and_differences_within_a_seed():
         "| coarse | 0.500 (0.400 to 0.600) | -0.100 (-0.200 to +0.000) |",
         "| together | 0.800 | +0.200 |",
     ]
+
+
+def test_the_picture_has_a_row_a_way(tmp_path):
+    two = {"map50": [0.5, 0.7], "map": [0.3, 0.4]}
+    heights = []
+    for ways in (2, 12):
+        found = {
+            "Stride": {f"way {number}": two for number in range(ways)},
+            "Together": {"a": two, "b": {"map50": [1.0], "map": [1.0]}},
+        }
+        draw({"ladder": "digits", "seeds": [0, 1], "found": found}, tmp_path / "ladder.png")
+        with Image.open(tmp_path / "ladder.png") as picture:
+            heights.append(picture.height)
+    assert heights[1] - heights[0] == pytest.approx(10 * ROW * 110, abs=2)
 
 
 def test_mistakes_are_one_line(tmp_path):

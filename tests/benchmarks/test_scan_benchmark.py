@@ -35,6 +35,7 @@ def test_a_report_has_medians_spread_and_machine():
     assert "| over_crops | 25.000 | 20.000 to 30.000 | 3 | >= 25.0 | crops |" in report.table()
 
 
+@pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
     preset = PRESETS["tiny"]

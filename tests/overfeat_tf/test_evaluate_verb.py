@@ -107,6 +107,7 @@ def images(data: Path) -> list[np.ndarray]:
     return [np.asarray(Image.open(data / f"JPEGImages/{number}.png")) for number in range(IMAGES)]
 
 
+@pytest.mark.long
 def test_several_runs_their_savedmodel_and_its_server_score_the_same(classifiers, data, tmp_path, monkeypatch, capsys):
     committee = of.Model.committee([of.load(folder) for folder in classifiers])
     wanted = naive_errors(np.concatenate([committee.classify([image])["probs"] for image in images(data)]))
