@@ -10,7 +10,6 @@ from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
-    get_model_metadata_pb2,
     inference_pb2,
     input_pb2,
     predict_pb2,
@@ -24,7 +23,6 @@ from serving.tensors import decode_input, dtype_name, shape_text, to_proto
 # The methods that a MultiInference task may name.
 CLASSIFY_METHOD = "tensorflow/serving/classify"
 REGRESS_METHOD = "tensorflow/serving/regress"
-_METADATA_FIELD = "signature_def"
 
 
 Outputs = Mapping[str, tf.Tensor | np.ndarray]
@@ -138,27 +136,6 @@ def refuse_regression(servable: Servable, key: str) -> NoReturn:
     if len(signature.outputs) != 1:
         raise invalid("Expected one output Tensor.")
     raise Refusal(grpc.StatusCode.UNIMPLEMENTED, "This server answers no regressions; call Predict instead.")
-
-
-def require_metadata_fields(request: get_model_metadata_pb2.GetModelMetadataRequest) -> None:
-    """Checks that a metadata request asks for `signature_def` and nothing else.
-
-    Raises:
-        Refusal: INVALID_ARGUMENT, where it does not.
-    """
-    if not request.metadata_field:
-        raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
-    for field in request.metadata_field:
-        if field != _METADATA_FIELD:
-            raise invalid(f"Metadata field {field} is not supported")
-
-
-def metadata(servable: Servable) -> get_model_metadata_pb2.GetModelMetadataResponse:
-    """Describes all signatures of a model, as its SavedModel has them."""
-    response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=servable.model_spec())
-    signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(servable.signature_defs))
-    response.metadata[_METADATA_FIELD].Pack(signatures)
-    return response
 
 
 def _require_inputs(signature: meta_graph_pb2.SignatureDef, request: predict_pb2.PredictRequest) -> None:

@@ -26,6 +26,7 @@ from tensorflow_serving.apis import (
 
 from serving import answers
 from serving.batching import Batcher
+from serving.metadata import describe, require_metadata_fields
 from serving.refusal import Refusal, invalid, refusal_of
 from serving.servables import Models, Servable
 from serving.turns import Turns
@@ -181,8 +182,8 @@ class Door:
         self, request: get_model_metadata_pb2.GetModelMetadataRequest
     ) -> get_model_metadata_pb2.GetModelMetadataResponse:
         """Describes the signatures."""
-        answers.require_metadata_fields(request)
-        return answers.metadata(self.models.find(request))
+        require_metadata_fields(request)
+        return describe(self.models.find(request))
 
     @_told("GetModelStatus")
     def status(

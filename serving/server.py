@@ -131,6 +131,8 @@ class Server:
                 sends requests elsewhere first.
         """
         self._health.enter_graceful_shutdown()
+        if self._keeper:
+            self._keeper.close(0)  # loads nothing more
         time.sleep(notice)
         stopped = self._server.stop(grace)
         if grace is not None and self._pool.wait_idle(grace):

@@ -102,11 +102,11 @@ class Keeper:
         if self._models.unloading:  # Python frees what refers to itself only when it looks for it
             gc.collect()
 
-    def close(self) -> None:
-        """Ends the watch; a version that is being loaded is not waited for long."""
+    def close(self, seconds: float = 2.0) -> None:
+        """Ends the watch; a version that is being loaded is waited for so long at most."""
         self._closed.set()
         if self._thread.is_alive():
-            self._thread.join(5)
+            self._thread.join(seconds)
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_seconds):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from small_model import png
 from stock_requests import (
+    asking,
     call,
     classify_request,
     good_request,
@@ -184,6 +185,12 @@ REFUSED = {
         "GetModelMetadataRequest must specify at least one metadata_field",
     ),
     "metadata of nobody": ("GetModelMetadata", metadata_request("signature_def", model="x"), NOT_FOUND, "Latest(x)"),
+    "metadata of a version that is not": (
+        "GetModelMetadata",
+        asking(metadata_request("signature_def"), version=9),
+        NOT_FOUND,
+        "Servable not found for request: Specific(m, 9)",
+    ),
     "status of nobody": ("GetModelStatus", status_request("x"), NOT_FOUND, "Could not find any versions of model x"),
     "status, version": ("GetModelStatus", status_request(version=9), NOT_FOUND, "Could not find version 9 of model m"),
     "reload without a list": (

@@ -94,6 +94,8 @@ def test_status_lists_versions_newest_first(channel):
     ]
     one = call(channel, "GetModelStatus", status_request(version=1)).model_version_status
     assert [each.version for each in one] == [1]
+    labelled = call(channel, "GetModelStatus", asking(status_request(), label="nope")).model_version_status
+    assert list(labelled) == list(both)  # a label is ignored
 
 
 def test_bytes_that_are_no_request_leave_the_server_answering(channel, max_bytes):

@@ -1,0 +1,88 @@
+"""How a server is watched and stopped: its observer, health, reflection, and the requests it still has."""
+
+import threading
+import time
+
+import grpc
+import pytest
+from gated_model import Gate, Seen, X, predict, serve_function
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from small_model import png
+from stock_requests import call, classify_request, good_request, multi_request, predict_request, status_request
+from waiting import until
+
+from serving.servables import Models
+from serving.server import Server
+
+
+def test_an_observer_is_told_of_each_request_once(servable):
+    seen = Seen()
+    with Server(Models([servable]), port=0, observer=seen) as server, grpc.insecure_channel(server.address) as channel:
+        call(channel, "Predict", good_request())
+        call(channel, "Classify", classify_request(png()))
+        call(channel, "MultiInference", multi_request("classify"))
+        for refused in (predict_request("nope", image_bytes=[png()]), predict_request(model="made up")):
+            with pytest.raises(grpc.RpcError):
+                call(channel, "Predict", refused)
+    ok = grpc.StatusCode.OK
+    assert [each[:4] for each in seen.told] == [
+        ("Predict", "m", 1, ok),
+        ("Classify", "m", 1, ok),
+        ("MultiInference", "m", 1, ok),
+        ("Predict", "m", None, grpc.StatusCode.FAILED_PRECONDITION),
+        ("Predict", "", None, grpc.StatusCode.NOT_FOUND),  # a name from outside is no label for a metric
+    ]
+    assert all(0 <= each[4] < 20 for each in seen.told)
+
+
+def test_health_is_told_for_the_server_and_each_service(channel):
+    check = health_pb2_grpc.HealthStub(channel).Check
+    for service in ("", "tensorflow.serving.PredictionService", "tensorflow.serving.ModelService"):
+        asked = health_pb2.HealthCheckRequest(service=service)
+        assert check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.RpcError) as unknown:
+        check(health_pb2.HealthCheckRequest(service="nope"), timeout=10)
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_lists_and_describes_the_services(channel):
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="tensorflow.serving.PredictionService"),
+    ]
+    listed, described = stub.ServerReflectionInfo(iter(requests), timeout=10)
+    names = {each.name for each in listed.list_services_response.service}
+    assert names >= {"tensorflow.serving.PredictionService", "tensorflow.serving.ModelService", "grpc.health.v1.Health"}
+    assert described.file_descriptor_response.file_descriptor_proto
+
+
+def test_stopping_is_told_first_and_drains_what_runs_and_waits():
+    gate = Gate()
+    with grpc.insecure_channel((server := serve_function(gate, workers=1)).address) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        running, waiting = (predict(channel).future(X, timeout=20) for _ in range(2))
+        assert gate.entered.acquire(timeout=10)
+        until(lambda: server.door.queued == 1)
+        stopping = threading.Thread(target=server.stop, args=(10,), kwargs={"notice": 0.2})
+        stopping.start()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        until(lambda: _is_refused(server.address))
+        assert not running.done()
+        gate.open.set()
+        assert [each.result(20).outputs["y"].float_val[0] for each in (running, waiting)] == [1.0, 1.0]
+        begun = time.monotonic()
+        stopping.join(10)
+        assert time.monotonic() - begun < 5  # the watch, which is still open, does not hold it
+    assert gate.calls == 2
+
+
+def _is_refused(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            call(channel, "GetModelStatus", status_request(), timeout=5)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE
+    return False

@@ -1,0 +1,95 @@
+"""HandleReloadConfigRequest: another configuration, whole, while requests go on."""
+
+from pathlib import Path
+
+import grpc
+import pytest
+from stock_requests import call, good_request
+from tensorflow_serving.apis import model_management_pb2
+from version_life import Load, State, put, served, states
+from waiting import until
+
+
+@pytest.fixture
+def base(model_dir, tmp_path) -> Path:
+    """Makes a model's directory with version 1."""
+    (tmp_path / "m").mkdir()
+    put(model_dir, tmp_path / "m", 1)
+    return tmp_path / "m"
+
+
+def _reload(channel: grpc.Channel, *models: dict):
+    config = {"model_config_list": {"config": models}}
+    return call(channel, "HandleReloadConfigRequest", model_management_pb2.ReloadConfigRequest(config=config))
+
+
+def test_reload_replaces_the_whole_configuration(model_dir, base, tmp_path):
+    put(model_dir, base, 2, source=2)
+    everything = {"name": "m", "base_path": str(base), "model_version_policy": {"all": {}}}
+    with served(base) as (server, channel):
+        # Another model, another policy and labels, in one request.
+        response = _reload(
+            channel,
+            {**everything, "version_labels": {"stable": 1, "canary": 2}},
+            {"name": "n", "base_path": str(model_dir), "model_version_policy": {"specific": {"versions": [1]}}},
+        )
+        assert response.status.error_code == 0
+        assert server.models.loaded == [("m", 1), ("m", 2), ("n", 1)]
+        assert call(channel, "Predict", good_request(label="stable")).model_spec.version.value == 1
+        # A label to a version that is not there changes nothing.
+        with pytest.raises(grpc.RpcError) as refused:
+            _reload(channel, {**everything, "version_labels": {"stable": 7}})
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert refused.value.details() == (
+            "Request to assign label to version 7 of model m, which is not currently available for inference"
+        )
+        assert server.models.loaded == [("m", 1), ("m", 2), ("n", 1)]
+        assert call(channel, "Predict", good_request(label="canary")).model_spec.version.value == 2
+        # A path that is not there is answered OK and leaves what is loaded; what is not named goes.
+        _reload(channel, {**everything, "base_path": str(tmp_path / "nowhere")})
+        assert server.models.loaded == [("m", 1), ("m", 2)]
+        with pytest.raises(grpc.RpcError) as unlabelled:
+            call(channel, "Predict", good_request(label="stable"))
+        assert unlabelled.value.details() == "Unrecognized servable version label: stable"
+        # An empty list unloads.
+        request = model_management_pb2.ReloadConfigRequest()
+        request.config.model_config_list.SetInParent()
+        call(channel, "HandleReloadConfigRequest", request)
+        with pytest.raises(grpc.RpcError) as nothing:
+            call(channel, "Predict", good_request())
+        assert nothing.value.code() is grpc.StatusCode.NOT_FOUND
+        assert set(states(channel).values()) <= {State.UNLOADING, State.END}
+
+
+def test_reload_says_what_could_not_be_loaded(base, tmp_path):
+    (tmp_path / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"\xff")
+    keep = {"name": "m", "base_path": str(base)}
+    with served(base) as (server, channel):
+        with pytest.raises(grpc.RpcError) as failed:
+            _reload(channel, keep, {"name": "broken", "base_path": str(tmp_path / "broken")})
+        assert failed.value.code() is grpc.StatusCode.UNKNOWN
+        assert failed.value.details().startswith("1 servable(s) did not become available: {")
+        assert server.models.loaded == [("m", 1)]
+        for config, message in [
+            ([keep, keep], "Illegal to list model m multiple times in config list"),
+            (
+                [{"name": "m", "base_path": "models/m"}],
+                "Expected model m to have an absolute path or URI; got base_path()=models/m",
+            ),
+        ]:
+            with pytest.raises(grpc.RpcError) as refused:
+                _reload(channel, *config)
+            assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def test_reload_of_the_same_models_from_elsewhere_switches_without_a_gap(model_dir, base, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    put(model_dir, other, 1, source=2)
+    with served(base) as (server, channel), Load(server.address, clients=2) as load:
+        before = server.models.find(good_request())
+        until(lambda: len(load.versions) > 5)
+        _reload(channel, {"name": "m", "base_path": str(other)})
+        assert server.models.find(good_request()) is not before
+    assert load.failures == []
