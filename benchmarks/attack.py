@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 import grpc
+from tensorflow_serving.apis import predict_pb2
 
 from benchmarks.hostile import Call
 
@@ -80,13 +81,15 @@ def _ask_grpc(channel: grpc.Channel, call: Call) -> tuple[str, bool]:
     # The stock stubs would not send what is no message; below them it is bytes.
     method = channel.unary_unary(_PREDICTION + call.target)
     try:
-        method(call.body, timeout=TIMEOUT_SECONDS)
+        response = method(call.body, timeout=TIMEOUT_SECONDS)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.INTERNAL and error.details() == _NO_MESSAGE:
             return "INTERNAL of gRPC: no message", True
         status = error.code().name
         return (status, True) if status in PROPER else (f"{status} {error.details()}", False)
-    return "OK", True
+    outputs = predict_pb2.PredictResponse.FromString(response).outputs if call.target == "Predict" else {}
+    read = "status" not in outputs or not any(outputs["status"].string_val)
+    return "OK" if read else "OK with the status of an image not read", not (read and call.kind == "bomb")
 
 
 def _ask_rest(address: str, call: Call) -> tuple[str, bool]:
