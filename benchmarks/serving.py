@@ -195,9 +195,9 @@ def _add_load(report: Report, place: Path, load_seconds: float, clients: int) ->
     what = f"`{place.name}`, {clients} clients, {load_seconds:g} s"
     report.add("batching_gain", compared.gains, f"{what}: answers a second with batching over without", (">=", 1.5))
     report.add("p99_of_p50", [p99 / p50], f"{what}: latency with batching", ("<=", 10.0))
-    failed = [sum(seen.failures.values()) for seen in (whole, alone, switch, corrupt)]
+    failed = sum(sum(seen.failures.values()) for seen in (whole, alone, switch, corrupt))
     told = "with batching, without, while a version is switched, while a corrupt one comes"
-    report.add("failed_requests", failed, f"{what}: {told}", ("<=", 0))
+    report.add("failed_requests", [failed], f"{what}: {told}", ("<=", 0))
     if "2" not in switch.versions or set(corrupt.versions) != {"2"}:
         raise RuntimeError(f"expected version 2 to answer; got {switch.versions}, then {corrupt.versions}")
     names = ("with batching", "without", "version 1, then 2", "a corrupt version 3")
