@@ -38,6 +38,10 @@ def refusal_of(error: Exception) -> Refusal:
     A Refusal stays what it is, an error of the graph keeps its code and gives the reason out of its message, and
     anything else is INTERNAL.
     """
+    if isinstance(error, UnicodeDecodeError):
+        # A graph's error whose message quotes bytes of the request: TensorFlow fails to make a Python string of it,
+        # and its code is lost with it. Only what a request holds is quoted.
+        return invalid(reason(error.object.decode(errors="backslashreplace")))
     if isinstance(error, Refusal):
         return error
     if isinstance(error, tf.errors.OpError):

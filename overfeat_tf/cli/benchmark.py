@@ -93,3 +93,32 @@ def benchmark_ladder(
     click.echo(as_markdown(results))
     draw(results, folder / "ladder.png")
     write_json(json_file, results)
+
+
+@benchmark.command("serve")
+@click.option("--preset", "presets", multiple=True, default=("tiny", "fast"), show_default=True, help="Exported.")
+@click.option("--model", type=FOLDER, help="Measure saved_models/NAME instead of presets.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="Of load, on each server.")
+@click.option("--clients", type=click.IntRange(min=1), default=32, show_default=True, help="At the same time.")
+@click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Of one client.")
+@click.option("--hostile", type=click.IntRange(min=1), default=10_000, show_default=True, help="Requests.")
+@click.option("--json", "json_file", type=FILE, help="Also write ratios, spread and machine there.")
+def benchmark_serve(
+    presets: tuple[str, ...],
+    model: Path | None,
+    seconds: float,
+    clients: int,
+    repetitions: int,
+    hostile: int,
+    json_file: Path | None,
+) -> None:
+    """Compare a server with the call in process, and batches with none; change and attack it; some twenty minutes.
+
+    The first preset, or the model, is put under load, given versions and attacked.
+    """
+    load_tensorflow()
+    from benchmarks.serving import measure
+
+    report = measure(presets, model, seconds, clients, repetitions, hostile)
+    click.echo(report.table())
+    write_json(json_file, report.as_dict())

@@ -90,10 +90,10 @@ def test_imports_run_one_way():
         ("overfeat_tf/model.py", "from overfeat_tf import detect", "overfeat_tf.model imports overfeat_tf"),
         ("overfeat_tf/network.py", "def f():\n    import training.train", "overfeat_tf.network imports training.train"),
         ("overfeat_tf/api.py", "from overfeat_tf.cli import main", "overfeat_tf.api imports overfeat_tf.cli"),
-        ("serving/server.py", "from training import train", "serving.embedded.server imports training.train"),
+        ("serving/embedded/server.py", "from training import train", "serving.embedded.server imports training.train"),
         (
             "training/train.py",
-            "if True:\n    from serving import server",
+            "if True:\n    from serving.embedded import server",
             "training.train imports serving.embedded.server",
         ),
         ("training/train.py", "from overfeat_tf.cli import main", "training.train imports overfeat_tf.cli"),

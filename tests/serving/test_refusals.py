@@ -221,3 +221,9 @@ def test_a_missing_feature_is_refused_with_its_name(channel):
     error = _refusal(channel, "Classify", request)
     assert error.code() is INVALID
     assert "image/encoded" in error.details()
+
+
+def test_an_example_whose_bytes_the_reason_quotes_is_refused(channel):
+    error = _refusal(channel, "Predict", predict_request("classify", inputs=[b"\x0a\xcf\xa2 no example"]))
+    assert error.code() is INVALID
+    assert error.details().startswith("Could not parse example input, value: '")

@@ -1,0 +1,137 @@
+"""The serving benchmark: its figures, its hostile requests, and that it drives a real server and judges it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow_serving.apis import predict_pb2
+
+from benchmarks import attack, damage, served, serving
+from benchmarks.hostile import Call, Hostile
+from benchmarks.load import Load, Seen, percentile
+from benchmarks.report import Report
+from benchmarks.serving import Alone, Compared
+from overfeat_tf.decode import decode_image
+from serving.embedded.server import start
+from serving.export import BATCHING
+
+
+class Bright(tf.Module):
+    """Answers `detect` with an image's mean, and a status where it cannot be read."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "image_bytes")])
+    def detect(self, image_bytes):
+        def one(data):
+            image, status = decode_image(data)
+            return tf.reduce_sum(tf.cast(image, tf.float32)), status
+
+        scores, status = tf.map_fn(one, image_bytes, fn_output_signature=(tf.float32, tf.string))
+        return {"detection_scores": scores, "status": status}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Export the model as version 1, with what an export brings."""
+    place = tmp_path_factory.mktemp("models") / "bright"
+    model = Bright()
+    tf.saved_model.save(model, str(place / "1"), {"detect": model.detect})
+    (place / "1" / "batching_params.pbtxt").write_text(BATCHING)
+    return place
+
+
+@pytest.fixture(scope="module")
+def request_of_one(place) -> predict_pb2.PredictRequest:
+    return served.detection_request(place, image())
+
+
+def image() -> bytes:
+    return tf.io.encode_jpeg(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).numpy()
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 50), (99, 99), (99.1, 100), (100, 100)])
+def test_a_percentile_is_one_of_the_values(percent, expected):
+    assert percentile(list(range(100, 0, -1)), percent) == expected
+
+
+def test_no_value_has_no_percentile():
+    with pytest.raises(ValueError, match="no request was answered"):
+        percentile([], 50)
+
+
+def test_what_was_seen_adds_up():
+    both = Seen(2.0, [0.1, 0.2], {"UNAVAILABLE": 1}, {"1": 2}) + Seen(1.0, [0.3], {"UNAVAILABLE": 2}, {"2": 1})
+    assert both == Seen(3.0, [0.1, 0.2, 0.3], {"UNAVAILABLE": 3}, {"1": 2, "2": 1})
+    assert both.rate == 1.0
+    assert Compared([both, both], [both, Seen(2.0, [0.1] * 4)]).gains == [1.0, 0.5]
+
+
+def test_the_ratios_of_one_client_are_the_worst_presets():
+    report = Report("serve", {})
+    found = {"a": [Alone(9.0, 0.03, 0.02, 0.01)], "b": [Alone(9.0, 0.206, 0.103, 0.1)]}
+    serving._add_alone(report, found)
+    ratios = report.as_dict()["serve"]["ratios"]
+    assert ratios["p50_of_in_process"] == pytest.approx(2.0)
+    assert ratios["p50_of_bound"] == pytest.approx(0.02 / 0.0135)
+    assert ratios["first_of_steady"] == pytest.approx(2.0)
+    assert "| b | 9.0 | 206.0 | 103.0 | 100.0 | 108.0 |" in report.table()
+
+
+def test_hostile_requests_are_seeded_and_of_every_kind(request_of_one):
+    hostile, again = Hostile(request_of_one, image()), Hostile(request_of_one, image())
+    calls = [hostile.call(number) for number in range(100)]
+    assert calls == [again.call(number) for number in range(100)]
+    assert len({call.kind for call in calls}) == 14
+    (oversized,) = (call for call in calls if call.kind == "oversized")
+    assert len(oversized.body) > 4 << 20
+    bombs = [predict_pb2.PredictRequest.FromString(call.body) for call in calls if call.kind == "bomb"]
+    assert all(len(each.inputs["image_bytes"].string_val[0]) < 5000 for each in bombs)
+    with pytest.raises(DecodeError):
+        for call in calls:
+            if call.kind == "noise as message" and call.target == "Predict":
+                predict_pb2.PredictRequest.FromString(call.body)
+
+
+@pytest.mark.parametrize("bomb", [damage.png, damage.gif, damage.bmp])
+def test_a_bomb_declares_more_pixels_than_are_decoded(bomb):
+    _, status = decode_image(tf.constant(bomb(20_000)))
+    assert status.numpy().startswith(b"expected at most 50000000 pixels"), status
+
+
+def test_what_is_not_answered_properly_is_found(place, request_of_one):
+    good = Call("good", "Predict", request_of_one.SerializeToString())
+    with start([place], port=0) as server:
+        outcome = attack.attack(server.address, "127.0.0.1:1", [good, good._replace(kind="rest", target="/v1")])
+    assert outcome.count == 2 and outcome.answers["good"] == {"OK": 1}
+    (line,) = outcome.improper  # nobody listens on that port
+    assert line.startswith("rest: ConnectionRefusedError")
+
+
+def test_clients_of_their_own_process_see_every_answer(place, request_of_one):
+    with start([place], port=0) as server, Load(request_of_one, 4) as load:
+        seen = load.run(server.address, 0.5)
+        assert len(seen.latencies) == seen.versions["1"] >= 4 and not seen.failures
+        assert 0.5 <= seen.seconds < 10 and all(0 < each < seen.seconds for each in seen.latencies)
+        load.begin(server.address)
+        assert load.end().failures == {}
+
+
+@pytest.mark.long
+def test_an_image_that_was_not_read_is_a_failure(place, request_of_one):
+    bad = predict_pb2.PredictRequest.FromString(request_of_one.SerializeToString())
+    bad.inputs["image_bytes"].string_val[0] = b"no image"
+    with start([place], port=0) as server, Load(bad, 2) as load:
+        seen = load.run(server.address, 0.5)
+    assert seen.latencies == [] and seen.failures["status"] >= 2
+
+
+@pytest.mark.long
+def test_a_small_model_is_measured_whole(place, monkeypatch):
+    monkeypatch.setattr(serving, "WARM_ATTACKS", 200)
+    report = serving.measure((), place, load_seconds=2, clients=4, repetitions=1, attacks=200)
+    found = json.loads(json.dumps(report.as_dict()))["serve"]["ratios"]
+    assert set(found) >= {"p50_of_in_process", "batching_gain", "p99_of_p50", "first_of_steady"}
+    assert found["failed_requests"] == 0 and found["hostile_improper"] == 0, report.table()
+    assert found["batching_gain"] > 0.2 and found["p99_of_p50"] >= 1 and 0.5 < found["hostile_memory"] < 1.5
