@@ -90,12 +90,8 @@ def test_imports_run_one_way():
         ("overfeat_tf/model.py", "from overfeat_tf import detect", "overfeat_tf.model imports overfeat_tf"),
         ("overfeat_tf/network.py", "def f():\n    import training.train", "overfeat_tf.network imports training.train"),
         ("overfeat_tf/api.py", "from overfeat_tf.cli import main", "overfeat_tf.api imports overfeat_tf.cli"),
-        ("serving/embedded/server.py", "from training import train", "serving.embedded.server imports training.train"),
-        (
-            "training/train.py",
-            "if True:\n    from serving.embedded import server",
-            "training.train imports serving.embedded.server",
-        ),
+        ("serving/server.py", "from training import train", "serving.server imports training.train"),
+        ("training/train.py", "if True:\n    from serving import server", "training.train imports serving.server"),
         ("training/train.py", "from overfeat_tf.cli import main", "training.train imports overfeat_tf.cli"),
         ("overfeat_tf/shed.py", "", "overfeat_tf.shed has no floor: give it one in FLOORS"),
         # What may be: downward, on one floor, and from the command line anything.
