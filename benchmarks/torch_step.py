@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def torch_step(
             kernel.normal_(0.0, preset.init_std or 0.01)
         for bias in biases:
             bias.zero_()
-    groups = [{"params": kernels, "weight_decay": decay}, {"params": biases}]
+    groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": decay}, {"params": biases}]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum)
     loss_of = nn.CrossEntropyLoss()
     # As ours: bytes, channels last, normalised within the step.

@@ -6,63 +6,98 @@ product, whose rate on a CPU is nearly twice that of the dilated convolution tha
 out interleaved (3.3 e) as they are. The windows of every map share it, since one of few rows waits for its weights: 9
 rows against `accurate`'s first layer reach a quarter of the rate of 300. The variables stay the convolutions that are
 trained; only their shape is read otherwise. The last feature layers go the same way where their weights outgrow a
-CPU's caches.
+CPU's caches. With transformed arithmetic such layers, and further ones, are tiles of windows rather than rows
+(`overfeat_tf.tiles`), wherever there are enough windows for it to pay (`overfeat_tf.arithmetic`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
+from overfeat_tf.arithmetic import ARITHMETICS, Shape, direct_cost, tiles_along, transformed_cost
 from overfeat_tf.context import add_context, halve
-from overfeat_tf.network import Network, is_wide
+from overfeat_tf.execution import Execution, execution_of, is_wide
+from overfeat_tf.network import Network
 from overfeat_tf.presets import Preset
+from overfeat_tf.tiles import TransformedKernel, lay_tiles, run_tiles
 
 # Rows gathered at a time: 2600 of `accurate`'s 25600 numbers, its six scales at once; bounds memory on huge maps.
 ROW_BYTES = 1 << 28
+DIRECT = ARITHMETICS[0]
 
 
 class Windows(NamedTuple):
-    """The windows of some maps, in order.
+    """The windows of some maps, in order: `taps` x `taps` cells, `apart` from one to the next, at every place.
 
     Attributes:
         cells: float32 [n, C], the cells of all maps, row by row.
-        places: int32 [windows, m * m], which cells each window sees.
-        shapes: For each map, int32 [3]: its images, and its windows down and across.
+        maps: For each map, int32 [3]: its images, and its cells down and across.
+        taps: Cells along a window's side.
+        apart: Cells from one of these to the next.
     """
 
     cells: tf.Tensor
-    places: tf.Tensor
-    shapes: list[tf.Tensor]
+    maps: list[tf.Tensor]
+    taps: int
+    apart: int
+
+    @property
+    def shapes(self) -> list[tf.Tensor]:
+        """Give for each map, int32 [3], its images, and its windows down and across."""
+        reach = tf.constant([0, 1, 1]) * self.apart * (self.taps - 1)
+        return [tf.maximum(each - reach, 0) for each in self.maps]
+
+    @property
+    def count(self) -> tf.Tensor:
+        """Count the windows of all maps: int32 scalar."""
+        return tf.add_n([tf.reduce_prod(shape) for shape in self.shapes])
+
+    def places(self) -> tf.Tensor:
+        """List which cells each window sees: int32 [windows, taps * taps]."""
+        places, start = [], tf.constant(0)
+        for cells, windows in zip(self.maps, self.shapes, strict=True):
+            (images, height, width), (_, down, across) = tf.unstack(cells), tf.unstack(windows)
+            origins = (tf.range(images)[:, None, None] * height + tf.range(down)[:, None]) * width + tf.range(across)
+            steps = self.apart * (tf.range(self.taps)[:, None] * width + tf.range(self.taps))
+            places.append(start + tf.reshape(origins, [-1, 1]) + tf.reshape(steps, [-1]))
+            start += images * height * width
+        return tf.concat(places, axis=0)
+
+    def tiles(self, side: int) -> tf.Tensor:
+        """Count the tiles of `side` x `side` windows that hold them all: int32 scalar."""
+        counts = []
+        for shape in self.shapes:
+            images, down, across = tf.unstack(shape)
+            counts.append(images * tiles_along(down, self.apart, side) * tiles_along(across, self.apart, side))
+        return tf.add_n(counts)
 
     def split(self, values: tf.Tensor) -> list[tf.Tensor]:
         """Deal values of all windows [windows, ...] out to the maps: [B, h, w, ...] each."""
-        parts = tf.split(values, [tf.reduce_prod(shape) for shape in self.shapes], num=len(self.shapes))
+        shapes = self.shapes
+        parts = tf.split(values, [tf.reduce_prod(shape) for shape in shapes], num=len(shapes))
         rest = values.shape[1:]
         return [
             tf.ensure_shape(tf.reshape(part, tf.concat([shape, rest], axis=0)), [None, None, None, *rest])
-            for part, shape in zip(parts, self.shapes, strict=True)
+            for part, shape in zip(parts, shapes, strict=True)
         ]
 
 
-def feature_maps(network: Network, pixels: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def feature_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = DIRECT) -> list[tf.Tensor]:
     """Compute the last feature maps before their pooling, [B, n, m, C] each, for pixels float32 [B, H, W, 3] each."""
-    maps = [network.trunk(each) for each in pixels]
-    for layer in network.tail:
-        if is_wide(layer):
-            windows = _gather_windows(maps, layer.kernel_size[0], 1)
-            maps = windows.split(_run_pieces([[layer]], windows)[0])
-        else:
-            maps = [layer(each) for each in maps]
+    execution = execution_of(network, arithmetic)
+    maps = [execution.trunk(each) for each in pixels]
+    for layer in execution.tail:
+        maps = _convolve(execution, layer, maps) if execution.joins(layer) else [layer(each) for each in maps]
     return maps
 
 
-def head_maps(network: Network, pixels: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+def head_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = DIRECT) -> list[tf.Tensor]:
     """Compute what the heads see, before its pooling: `feature_maps`, with their context where the network has it."""
     if not network.context:
-        return feature_maps(network, pixels)
-    maps = feature_maps(network, [*pixels, *(halve(each) for each in pixels)])
+        return feature_maps(network, pixels, arithmetic)
+    maps = feature_maps(network, [*pixels, *(halve(each) for each in pixels)], arithmetic)
     pairs = zip(maps[: len(pixels)], maps[len(pixels) :], strict=True)
     return [add_context(network.preset, each, lower) for each, lower in pairs]
 
@@ -76,21 +111,30 @@ def find_windows(preset: Preset, maps: Sequence[tf.Tensor], fine: bool = True) -
     pool = preset.last_pool
     stride, apart = (1, pool) if fine else (pool, 1)
     pooled = [tf.nn.max_pool2d(m, pool, stride, "VALID") if pool > 1 else m for m in maps]
-    return _gather_windows(pooled, preset.head_kernel, apart)
+    return _windows_of(pooled, preset.head_kernel, apart)
 
 
-def run_heads(heads: Sequence[keras.Model], windows: Windows, until: str | None = None) -> list[tf.Tensor]:
+def run_heads(
+    heads: Sequence[keras.Model], windows: Windows, until: str | None = None, execution: Execution | None = None
+) -> list[tf.Tensor]:
     """Run heads over windows.
 
     Args:
-        heads: Models of `Network.classifier`'s kind, that share the gathered rows.
+        heads: Models of `Network.classifier`'s kind, that share the gathered rows or tiles.
         windows: What `find_windows` gives.
         until: Name of the layer whose output to give; the last one if None.
+        execution: How the network that they are of is run; directly if None.
 
     Returns:
         For each head float32 [windows, D].
     """
-    return _run_pieces([_until(head, until) for head in heads], windows)
+    stacks = [_until(head, until) for head in heads]
+
+    def directly() -> list[tf.Tensor]:
+        return _run_pieces(stacks, windows)
+
+    kernels = [execution.kernel(_first(stack)) if execution else None for stack in stacks]
+    return _by_tiles_or(directly, stacks, kernels, windows)
 
 
 def _until(head: keras.Model, name: str | None) -> list[keras.layers.Layer]:
@@ -98,33 +142,73 @@ def _until(head: keras.Model, name: str | None) -> list[keras.layers.Layer]:
     return head.layers[: names.index(name) + 1 if name else None]
 
 
-def _gather_windows(maps: Sequence[tf.Tensor], kernel: int, apart: int) -> Windows:
-    """List the windows of kernel x kernel cells, `apart` from one to the next, at every place of maps [B, n, m, C]."""
-    places, shapes, start = [], [], tf.constant(0)
-    for cells in maps:
-        images, height, width = tf.unstack(tf.shape(cells)[:3])
-        down, across = (tf.maximum(side - apart * (kernel - 1), 0) for side in (height, width))
-        origins = (tf.range(images)[:, None, None] * height + tf.range(down)[:, None]) * width + tf.range(across)
-        steps = apart * (tf.range(kernel)[:, None] * width + tf.range(kernel))
-        places.append(start + tf.reshape(origins, [-1, 1]) + tf.reshape(steps, [-1]))
-        shapes.append(tf.stack([images, down, across]))
-        start += images * height * width
+def _first(stack: Sequence[keras.layers.Layer]) -> keras.layers.Conv2D:
+    return next(layer for layer in stack if isinstance(layer, keras.layers.Conv2D))
+
+
+def _convolve(execution: Execution, layer: keras.layers.Conv2D, maps: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Run a convolution of stride 1 over padded maps [B, n, m, C], over all of them at once where that is faster."""
+    windows = _windows_of(maps, layer.kernel_size[0], 1)
+
+    def directly() -> list[tf.Tensor]:
+        if is_wide(layer):
+            return windows.split(_run_pieces([[layer]], windows)[0])
+        return [layer(each) for each in maps]
+
+    return _by_tiles_or(directly, [[layer]], [execution.kernel(layer)], windows, windows.split)
+
+
+def _by_tiles_or(
+    directly: Callable[[], list[tf.Tensor]],
+    stacks: Sequence[Sequence[keras.layers.Layer]],
+    kernels: Sequence[TransformedKernel | None],
+    windows: Windows,
+    shaped: Callable[[tf.Tensor], list[tf.Tensor]] = lambda values: [values],
+) -> list[tf.Tensor]:
+    """Run stacks of layers by tiles, where their first ones have transformed weights and the sizes make it pay.
+
+    Otherwise `directly`. What comes of each stack, [windows, D], is `shaped` into what `directly` has of it.
+    """
+    known = [kernel for kernel in kernels if kernel is not None]
+    side = known[0].side if known else 0
+    if len(known) < len(stacks) or any(kernel.side != side for kernel in known):
+        return directly()
+
+    def by_tiles() -> list[tf.Tensor]:
+        tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
+        found = []
+        for stack, rows in zip(stacks, run_tiles(known, windows.cells, tiles), strict=True):
+            first = _first(stack)
+            biased = tf.nn.bias_add(rows, first.bias.value)
+            found += shaped(_run_layers(stack[stack.index(first) + 1 :], biased))
+        return found
+
+    channels = windows.cells.shape[1]
+    shapes = [Shape(windows.taps, windows.apart, channels, kernel.shape[2]) for kernel in known]
+    tiles, count = (tf.cast(number, tf.float32) for number in (windows.tiles(side), windows.count))
+    transformed = sum(transformed_cost(shape, side, tiles) for shape in shapes)
+    return tf.cond(transformed < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)
+
+
+def _windows_of(maps: Sequence[tf.Tensor], taps: int, apart: int) -> Windows:
+    """List the windows of taps x taps cells, `apart` from one to the next, at every place of maps [B, n, m, C]."""
     flat = [tf.reshape(cells, [-1, cells.shape[-1]]) for cells in maps]
-    return Windows(tf.concat(flat, axis=0), tf.concat(places, axis=0), shapes)
+    return Windows(tf.concat(flat, axis=0), [tf.shape(cells)[:3] for cells in maps], taps, apart)
 
 
 def _run_pieces(stacks: Sequence[Sequence[keras.layers.Layer]], windows: Windows) -> list[tf.Tensor]:
     """Run stacks of layers, the first ones as large as a window, over the windows' rows, a bounded piece at a time."""
-    kernel, channels = windows.places.shape[1], windows.cells.shape[1]
+    kernel, channels = windows.taps**2, windows.cells.shape[1]
     limit = max(1, ROW_BYTES // (4 * kernel * channels))
-    count = tf.shape(windows.places)[0]
+    places = windows.places()
+    count = tf.shape(places)[0]
     # Pieces of equal length, filled up with windows that are cut off again.
     pieces = tf.maximum((count + limit - 1) // limit, 1)
     length = (count + pieces - 1) // pieces
-    filled = tf.pad(windows.places, [[0, pieces * length - count], [0, 0]])
+    filled = tf.pad(places, [[0, pieces * length - count], [0, 0]])
 
-    def run(places: tf.Tensor) -> list[tf.Tensor]:
-        rows = tf.reshape(tf.gather(windows.cells, places), [-1, kernel * channels])
+    def run(seen: tf.Tensor) -> list[tf.Tensor]:
+        rows = tf.reshape(tf.gather(windows.cells, seen), [-1, kernel * channels])
         return [_run_layers(layers, rows) for layers in stacks]
 
     widths = [layers[-1].output.shape[-1] for layers in stacks]

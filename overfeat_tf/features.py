@@ -7,6 +7,7 @@ import keras
 import tensorflow as tf
 
 from overfeat_tf.dense import feature_maps, find_windows, head_maps, run_heads
+from overfeat_tf.execution import execution_of
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import Preset
@@ -47,6 +48,7 @@ def extract(
     layer: str | None = None,
     scale: int | None = None,
     fine: bool = False,
+    arithmetic: str = "direct",
 ) -> list[tf.Tensor]:
     """Compute a layer's output for images of any sizes; the heads' product is shared by all of them.
 
@@ -58,6 +60,7 @@ def extract(
             shorter than the window is padded below and right with the mean pixel.
         fine: Take the last pooling at every offset, interleaved; at the first alone if not. Layers before it have
             but one stride.
+        arithmetic: As of `InferenceOptions`.
 
     Returns:
         For each batch of images float32 [B, h, w, C].
@@ -73,7 +76,7 @@ def extract(
     last_pool = preset.last_pool
     below = layer in [own.name for own in network.features.layers]
     maps_of = feature_maps if layer == _last_pool(preset) else head_maps
-    run = _until(network, layer) if below else lambda pixels: maps_of(network, [pixels])[0]
+    run = _until(network, layer) if below else lambda pixels: maps_of(network, [pixels], arithmetic)[0]
 
     def one(image: tf.Tensor) -> tf.Tensor:
         pixels = pad(preset, tf.cast(image, tf.float32), preset.window)
@@ -87,7 +90,7 @@ def extract(
         return [tf.nn.max_pool2d(m, last_pool, 1 if fine else last_pool, "VALID") for m in maps]
     head = next(part for part in network.parts.values() if layer in [own.name for own in part.layers])
     windows = find_windows(preset, maps, fine)
-    (outputs,) = run_heads([head], windows, until=layer)
+    (outputs,) = run_heads([head], windows, layer, execution_of(network, arithmetic))
     return windows.split(outputs)
 
 

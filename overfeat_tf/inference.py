@@ -94,7 +94,7 @@ class Inference:
         # An empty batch has no element to take the maps' size from: run one image of its size, and give none back.
         batch, shape = tf.shape(images)[0], tf.shape(images)[1:]
         some = tf.cond(batch > 0, lambda: images, lambda: tf.zeros(tf.concat([[1], shape], axis=0), tf.uint8))
-        return {"features": features.extract(self.network, [some])[0][:batch]}
+        return {"features": features.extract(self.network, [some], arithmetic=self.options.arithmetic)[0][:batch]}
 
     def box_outputs(self, found: Detections, image_size: tf.Tensor, status: tf.Tensor) -> Outputs:
         """Name a batch of boxes as the contract and the TF Object Detection API do.

@@ -10,11 +10,13 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.callables import Answers, Callables
+from overfeat_tf.execution import execution_of
 from overfeat_tf.features import extract
 from overfeat_tf.inference import Inference
 from overfeat_tf.network import Network, build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import Conv, Preset
+from overfeat_tf.tiles import TransformedKernel
 
 TASKS = ("classification", "localization", "detection")
 CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
@@ -69,6 +71,14 @@ class Model(Callables):
         """Give a member's models by name; the regressor is among them, built if need be, where the tasks need boxes."""
         return {**network.parts, "regressor": network.regressor} if self._has_boxes else network.parts
 
+    def transformed_kernels(self) -> list[TransformedKernel]:
+        """List the transformed weights that the options' arithmetic derives from those learnt; none for direct."""
+        return [
+            kernel
+            for network in self.networks
+            for kernel in execution_of(network, self.options.arithmetic).kernels([*self.parts_of(network).values()])
+        ]
+
     @cached_property
     def inference(self) -> Inference:
         """The network's tf.functions."""
@@ -94,7 +104,7 @@ class Model(Callables):
             if key not in self._traced:
 
                 def run(pixels, layer=layer, scale=scale, fine=fine):
-                    return extract(self.network, pixels, layer, scale, fine)
+                    return extract(self.network, pixels, layer, scale, fine, self.options.arithmetic)
 
                 specs = [tf.TensorSpec([1, None, None, 3], tf.uint8)] * len(some)
                 self._traced[key] = tf.function(run, [specs], autograph=False)

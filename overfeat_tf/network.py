@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -12,10 +13,10 @@ from overfeat_tf.context import Context
 from overfeat_tf.offset_pooling import interleave, offset_max_pool
 from overfeat_tf.presets import INIT_STD, Preset, get_preset
 
+if TYPE_CHECKING:
+    from overfeat_tf.execution import Execution
+
 PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
-# Numbers in the weights of a feature layer from which it is a product of all maps: `accurate`'s last has 9.4 M. A
-# convolution reads such weights again and again for each map, and comes to two thirds of the product's rate.
-WIDE = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,9 @@ class Network:
         return {**built, "regressor": self.regressor} if "regressor" in self.__dict__ else built
 
     @cached_property
-    def tail(self) -> list[layers.Layer]:
-        """The last feature layers, from the first one with `WIDE` weights and its padding; none for small networks."""
-        rows = self.features.layers
-        first = next((i for i, layer in enumerate(rows) if is_wide(layer)), None)
-        return [] if first is None else rows[first - isinstance(rows[first - 1], layers.ZeroPadding2D) :]
-
-    @cached_property
-    def trunk(self) -> tf.types.experimental.PolymorphicFunction:
-        """The features below `tail`, as one tf.function for pixels of every size: a pyramid is traced once."""
-        last = self.features.layers[len(self.features.layers) - len(self.tail) - 1]
-        trunk = keras.Model(self.features.input, last.output, name="trunk")
-        return tf.function(lambda pixels: trunk(pixels, training=False), PIXELS, autograph=False)
+    def executions(self) -> dict[str, "Execution"]:
+        """The ways in which it has been run densely, by their arithmetic: `overfeat_tf.execution`."""
+        return {}
 
     def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
         """Build pixels [B, side, side, 3] -> {"scores", "boxes"}: both heads over windows at fine or coarse stride.
@@ -100,13 +92,6 @@ class Network:
         outputs = 4 * self.num_classes if self.per_class else 4
         with tf.init_scope():  # a trace may be the first to ask
             return _head(self.preset, "regressor", self.preset.regressor, outputs, "box", weights, self.context)
-
-
-def is_wide(layer: layers.Layer) -> bool:
-    """Tell whether a layer is a convolution of stride 1 with at least `WIDE` weights."""
-    return (
-        isinstance(layer, layers.Conv2D) and layer.strides == (1, 1) and layer.kernel.value.shape.num_elements() >= WIDE
-    )
 
 
 class Conv2D(layers.Conv2D):

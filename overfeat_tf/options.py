@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from overfeat_tf.arithmetic import ARITHMETICS
 from overfeat_tf.presets import Preset
 
 VIEWS = ("dense", "centre", "ten")
@@ -25,6 +26,8 @@ class InferenceOptions:
         max_detections: Boxes in an answer.
         views: "dense" scans the scales; "centre" and "ten" show crops of the window's size: the centre one, or the
             four corners, the centre and their mirror images (Table 2).
+        arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, with weights that
+            are derived once from those of the network (`overfeat_tf.arithmetic`); equal but for rounding.
     """
 
     scales: tuple[int, ...] | None = None
@@ -38,12 +41,15 @@ class InferenceOptions:
     merge_across_classes: bool = False
     max_detections: int = 100
     views: str = "dense"
+    arithmetic: str = ARITHMETICS[0]
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS:
             raise ValueError(f"expected views to be one of {', '.join(VIEWS)}; got '{self.views}'")
         if self.merge_average not in AVERAGES:
             raise ValueError(f"expected merge_average to be one of {', '.join(AVERAGES)}; got '{self.merge_average}'")
+        if self.arithmetic not in ARITHMETICS:
+            raise ValueError(f"expected arithmetic to be one of {', '.join(ARITHMETICS)}; got '{self.arithmetic}'")
         if not self.merge_threshold >= 0:
             raise ValueError(f"expected merge_threshold to be at least 0; got {self.merge_threshold}")
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from overfeat_tf import boxes as box_ops
 from overfeat_tf import geometry
 from overfeat_tf.dense import find_windows, head_maps, run_heads
+from overfeat_tf.execution import execution_of
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.views import Views, draw_views
@@ -41,10 +42,11 @@ def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_box
         crop.
     """
     groups = draw_views(network.preset, image, options)
-    maps = head_maps(network, [views.pixels for views in groups])
+    maps = head_maps(network, [views.pixels for views in groups], options.arithmetic)
     windows = find_windows(network.preset, maps, options.fine)
     heads = [network.classifier, network.regressor] if with_boxes else [network.classifier]
-    logits, *values = (windows.split(answers) for answers in run_heads(heads, windows))
+    execution = execution_of(network, options.arithmetic)
+    logits, *values = (windows.split(answers) for answers in run_heads(heads, windows, execution=execution))
     scans = []
     for number, views in enumerate(groups):
         count = len(views.mirrored)

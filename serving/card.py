@@ -5,7 +5,8 @@ from pathlib import Path
 
 from overfeat_tf.decode import MAX_PIXELS
 from overfeat_tf.model import Model
-from serving.footprint import SIZE, Footprint
+from serving.comparison import Comparison
+from serving.footprint import SIZE
 from serving.signatures import signature_names
 from serving.warmup import ALLOWED_BATCH_SIZES
 
@@ -19,7 +20,7 @@ def model_card(
     folder: Path,
     training: Mapping,
     metrics: Mapping | None = None,
-    footprint: Footprint | None = None,
+    comparison: Comparison | None = None,
 ) -> str:
     """Write the card of a version.
 
@@ -30,12 +31,12 @@ def model_card(
         folder: Its files, all but the card.
         training: The run's configuration.
         metrics: Figures by name.
-        footprint: What it takes to run.
+        comparison: What it takes to run.
     """
     sections = {
         "What it is": _identity(model, training),
         "How good it is": _metrics(metrics),
-        "What it takes": _needs(model, folder, footprint),
+        "What it takes": _needs(model, folder, comparison),
         "Limits": _limits(model),
     }
     body = "\n".join(f"## {title}\n\n{text}\n" for title, text in sections.items())
@@ -76,24 +77,30 @@ def _metrics(metrics: Mapping | None) -> str:
     return "\n".join(["| figure | |", "| --- | --- |", *rows])
 
 
-def _needs(model: Model, folder: Path, footprint: Footprint | None) -> str:
+def _needs(model: Model, folder: Path, comparison: Comparison | None) -> str:
     parameters = sum(part.count_params() for member in model.networks for part in model.parts_of(member).values())
     files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     lines = [f"- Parameters: {parameters:,}, {parameters * 4 / 1e6:.1f} MB", f"- Files: {files / 1e6:.1f} MB"]
-    if footprint is None:
+    if comparison is None:
         return "\n".join([*lines, "- Memory: not measured at export"])
-    asked = f"one image of {SIZE[0]}x{SIZE[1]}, to the default signature"
-    return "\n".join(
-        [
-            *lines,
-            f"- Memory at the peak of a request ({asked}): {footprint.peak_bytes / 1e6:.0f} MB in a process that took\n"
-            f"  {footprint.tensorflow_bytes / 1e6:.0f} MB for TensorFlow alone and"
-            f" {footprint.loaded_bytes / 1e6:.0f} MB with the model loaded",
-            f"- Time on the exporting machine's CPU: {footprint.load_seconds:.1f} s to load,"
-            f" {footprint.first_seconds:.1f} s for the first request, {footprint.next_seconds * 1000:.0f} ms for the"
-            " second",
-        ]
-    )
+    own = model.options.arithmetic
+    bare = comparison.footprints[own].tensorflow_bytes / 1e6
+    lines += [
+        f"- Memory and time on the exporting machine's CPU, for one image of {SIZE[0]}x{SIZE[1]} to the default"
+        f" signature, in a\n  process that took {bare:.0f} MB for TensorFlow alone:",
+        "",
+        "| arithmetic | loaded MB | peak MB | load s | first request s | second ms |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, taken in comparison.footprints.items():
+        name = f"**{name}**, this version" if name == own else name
+        sizes = f"{taken.loaded_bytes / 1e6:.0f} | {taken.peak_bytes / 1e6:.0f}"
+        times = f"{taken.load_seconds:.1f} | {taken.first_seconds:.1f} | {taken.next_seconds * 1e3:.0f}"
+        lines.append(f"| {name} | {sizes} | {times} |")
+    if comparison.error is None:
+        return "\n".join([*lines, "", "No layer of this network is faster transformed: both arithmetics are one."])
+    apart = f"{comparison.error:.0e} of the largest class score"
+    return "\n".join([*lines, "", f"The two differ by {apart} at most, on an image of noise."])
 
 
 def _limits(model: Model) -> str:

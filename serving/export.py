@@ -13,7 +13,7 @@ from overfeat_tf.callables import Answers
 from overfeat_tf.loading import Exported
 from overfeat_tf.model import CONFIG, Model
 from serving.card import model_card
-from serving.footprint import measure as measure_footprint
+from serving.comparison import compare
 from serving.publishing import beside, check_version, publish
 from serving.signatures import Servable, signature_names
 from serving.warmup import BATCHING, write_warmup
@@ -42,7 +42,8 @@ def export(
         version: The version; the one after the highest if None.
         training: The run's configuration, for config.json and the card.
         metrics: Figures for the card by name; see `serving.figures`.
-        measure: Also measure memory and time for the card, in a process of its own (some ten seconds).
+        measure: Also measure memory and time for the card, in a process of its own (some ten seconds), by both
+            arithmetics where they differ (a minute for the paper's networks).
 
     Returns:
         The version's folder.
@@ -64,10 +65,10 @@ def export(
         (folder / "batching_params.pbtxt").write_text(BATCHING)
         write_warmup(folder, to.name, signature_names(model), servable.default)
         verify(model, folder)
-        footprint = measure_footprint(folder) if measure else None
+        comparison = compare(model, folder) if measure else None
 
         def describe(number: int) -> None:
-            card = model_card(model, to.name, number, folder, learnt, metrics, footprint)
+            card = model_card(model, to.name, number, folder, learnt, metrics, comparison)
             (folder / CARD).write_text(card)
 
         return publish(folder, to, version, describe)

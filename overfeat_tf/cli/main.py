@@ -1,6 +1,7 @@
 """The command line: verbs, options and exit statuses; what they do is elsewhere."""
 
 import difflib
+import gc
 import logging
 import os
 import sys
@@ -56,24 +57,36 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     for library in ("absl", "tensorflow"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    status = _run()
+    # What the error's frames held is gone by now. A tf.data iterator that reads from Python and is left to the
+    # interpreter's own end waits there for a thread that can run no more, now and then for ever.
+    gc.collect()
+    sys.exit(status)
+
+
+def _run() -> int | str | None:
+    """Run the command and give its exit status."""
     try:
         overfeat()
+    except SystemExit as end:
+        return end.code
     except MISTAKES as error:
-        _fail(error, 2)
+        return _fail(error, 2)
     except (OSError, RuntimeError, FloatingPointError) as error:
-        _fail(error, 1)
+        return _fail(error, 1)
     except Exception as error:
         if type(error).__module__.startswith(("serving.", "training.", "overfeat_tf.")):
-            _fail(error, 1)
+            return _fail(error, 1)
         raise
+    return 0
 
 
-def _fail(error: BaseException, status: int) -> None:
+def _fail(error: BaseException, status: int) -> int:
     if os.environ.get("OVERFEAT_TRACEBACK"):
         raise error
     line = " ".join(str(error).split()) or type(error).__name__
     click.echo(f"overfeat: {line[:500]}", err=True)
-    sys.exit(status)
+    return status
 
 
 @overfeat.command()
@@ -105,13 +118,19 @@ def info(preset: str) -> None:
 )
 @inference_options
 def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path | None, changes: Changes) -> None:
-    """Write a SavedModel version that TF Serving loads; several RUNs become a committee that classifies."""
+    """Write a SavedModel version that TF Serving loads; several RUNs become a committee that classifies.
+
+    Without --arithmetic it is transformed where this machine computes on an x86 CPU alone, else direct: choose it for
+    other machines. The card has time and memory of both.
+    """
     load_tensorflow()
+    from overfeat_tf.arithmetic import suits_this_machine
     from overfeat_tf.loading import load_run, read_config
     from overfeat_tf.model import Model
     from serving.export import export as write
     from serving.figures import read_metrics, run_figures
 
+    changes = {"arithmetic": suits_this_machine()} | changes
     figures = read_metrics(metrics) if metrics else run_figures(runs[0]) if len(runs) == 1 else None
     loaded = [load_run(run) for run in runs]
     described = [read_config(run).get("training") or {} for run in runs]
@@ -167,7 +186,9 @@ def predict(
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
     if server is not None and changes:
-        raise ValueError("expected no scales, stride, flips or views with --server; the served model has its own")
+        raise ValueError(
+            "expected no scales, stride, flips, views or arithmetic with --server; the served model has its own"
+        )
     if server is not None and stages:
         raise ValueError("expected no --stages with --server, which gives answers alone; use the model's run")
     if server is None and credentials:

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from overfeat_tf.arithmetic import ARITHMETICS
 from overfeat_tf.options import VIEWS, InferenceOptions
 
 Changes = dict[str, Any]
@@ -19,14 +20,16 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def inference_options(verb: Callable) -> Callable:
-    """Give a verb --scales, --stride, --flips and --views; what was chosen comes as its argument `changes`."""
+    """Give a verb --scales, --stride, --flips, --views and --arithmetic; its argument `changes` has what was chosen."""
 
     @wraps(verb)
-    def gathered(*args, scales, stride, flips, views, **kwargs):
-        given = {"scales": scales, "fine": stride and stride == "fine", "flips": flips, "views": views}
+    def gathered(*args, scales, stride, flips, views, arithmetic, **kwargs):
+        fine = stride and stride == "fine"
+        given = {"scales": scales, "fine": fine, "flips": flips, "views": views, "arithmetic": arithmetic}
         return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
 
     for option in (
+        click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Transformed is faster, and takes memory."),
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
         click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
@@ -78,7 +81,8 @@ def require_run(model):
 
     if not isinstance(model, Model):
         raise ValueError(
-            "expected a run where scales, stride, flips or views are chosen; a SavedModel has those of its export"
+            "expected a run where scales, stride, flips, views or arithmetic are chosen;"
+            " a SavedModel has those of its export"
         )
     return model
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import scan
+from benchmarks.layers import layer_table
 from benchmarks.report import Report
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds
 from overfeat_tf.loading import load, load_run
@@ -38,10 +39,19 @@ def test_a_report_has_medians_spread_and_machine():
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
+    monkeypatch.setattr("overfeat_tf.arithmetic.SAVED", -1e12)  # have every layer transformed
     preset = PRESETS["tiny"]
-    run, exported, with_flips = scan._write(preset, tmp_path)
-    assert load(with_flips).tasks == ("classification",)
-    (ratios,) = scan._speed(load_run(run), load(exported), 1)
-    assert set(ratios) >= {"python_of_matmul_rate", "exported_of_matmul_rate", "over_crops", "area_growth"}
-    assert all(value > 0 for value in ratios.values())
-    assert 0.3 < scan._peak_memory(run, preset.scales[-1]) < 3
+    run, *versions = scan._write(preset, tmp_path)
+    models = [load(version) for version in versions]
+    assert [(m.config()["options"]["flips"], m.config()["options"]["arithmetic"]) for m in models] == [
+        (False, "direct"),
+        (True, "direct"),
+        (True, "transformed"),
+    ]
+    (ratios,) = scan._speed(load_run(run), models, 1)
+    assert set(ratios) >= {"of_matmul_rate", "python_of_matmul_rate", "exported_of_matmul_rate", "over_crops"}
+    assert all(value > 0 for value in ratios.values()) and ratios["transformed_error"] < 1e-4
+    memory, loading = scan._load_apart(run, preset.scales[-1])
+    assert 0.3 < memory < 3 and loading > 0
+    table = layer_table(load_run(run).network)
+    assert all(f"| {name} |" in table for name in ("conv2", "conv4", "full5"))

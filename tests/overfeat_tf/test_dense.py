@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from overfeat_tf import dense
 from overfeat_tf.dense import find_windows, run_heads
+from overfeat_tf.execution import execution_of
 from overfeat_tf.geometry import window_count
 from overfeat_tf.network import Conv2D, DenseHead, build
 from overfeat_tf.options import InferenceOptions
@@ -146,10 +147,10 @@ def test_wide_feature_layers_are_products_of_all_maps(monkeypatch, wide):
     convs = (Conv(6, 5, stride=2, pool=2), Conv(12, 3, padding=1), Conv(24, 3), Conv(24, 3, padding=1, pool=2))
     keras.utils.set_random_seed(2)
     network = build(Preset("wide", 41, convs, (6, 4), (5, 3), (), init_std=None), 3)
-    monkeypatch.setattr("overfeat_tf.network.WIDE", wide)
+    monkeypatch.setattr("overfeat_tf.execution.WIDE", wide)
     pixels = [tf.random.stateless_uniform([n, *size, 3], [n, 1], 0, 255) for n, size in ((2, (60, 47)), (1, (41, 90)))]
     maps = tf.function(lambda: dense.feature_maps(network, pixels), autograph=False)()
-    assert len(network.tail) == {1: 8, 2_000: 5, 5_000: 3}[wide]
+    assert len(execution_of(network, "direct").tail) == {1: 8, 2_000: 5, 5_000: 3}[wide]
     for found, shown in zip(maps, pixels, strict=True):
         expected = network.features(shown)
         assert found.shape == expected.shape and np.ptp(expected) > 0.1

@@ -9,8 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
-    ("presets", "geometry", "boxes", "matching", "options"),
-    ("network", "context", "offset_pooling", "dense", "views", "decode", "image_header", "greedy", "greedy_round"),
+    ("presets", "geometry", "boxes", "matching", "options", "cook_toom", "arithmetic", "tiles"),
+    (
+        "network",
+        "execution",
+        "context",
+        "offset_pooling",
+        "dense",
+        "views",
+        "decode",
+        "image_header",
+        "greedy",
+        "greedy_round",
+    ),
     ("scan", "features", "voting", "merging", "draw"),
     ("tasks",),
     ("inference", "callables"),

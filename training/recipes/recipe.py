@@ -125,6 +125,8 @@ class Recipe:
         check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
+        if self.inference.arithmetic != "direct":  # transformed weights would be those of the first validation
+            raise ValueError("expected inference.arithmetic to be direct in training; choose it with `overfeat export`")
 
 
 def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
@@ -134,6 +136,7 @@ def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
         values = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
         return values | known
 
-    parts = {"classification": Schedule, "localization": Schedule, "detection": Schedule, "views": ViewOptions}
+    stages = dict.fromkeys(("classification", "localization", "detection"), Schedule)
+    parts = {**stages, "views": ViewOptions, "inference": InferenceOptions}
     nested = {key: complete(kind, began[key]) for key, kind in parts.items() if key in began}
     return complete(Recipe, began) | nested

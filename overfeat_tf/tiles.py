@@ -1,0 +1,153 @@
+"""Tiles: a layer over all windows of all maps by minimal filtering, in one set of products (`overfeat_tf.cook_toom`).
+
+A tile is m x m windows of one offset of a map: t x t cells, t = m + r - 1, each `apart` from the next. The tiles of
+all maps (scales, flips, offsets, images) are gathered cell by cell, so that what lies at one place of all of them is
+one matrix; the transforms are then products with small matrices, and between them each of the t x t places has a
+product of its own, of all tiles, with the layer's weights as transformed for that place.
+"""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from overfeat_tf.cook_toom import transforms
+
+# Numbers gathered, multiplied and stacked at a time: 390 of `accurate`'s largest tiles, its six scales with flips.
+TILE_BYTES = 1 << 29
+
+_numbers = count()
+
+
+class TransformedKernel(tf.saved_model.experimental.TrackableResource):
+    """A layer's weights, transformed for tiles of `side` x `side` windows: derived from the layer's own when loaded.
+
+    They are up to 64 / 9 times as large; what is saved is the layer's own weights alone. A later change of those does
+    not reach these.
+
+    Attributes:
+        side: Windows along a tile.
+        shape: (t * t, channels in, channels out).
+    """
+
+    def __init__(self, kernel: tf.Variable, side: int):
+        """Transform `kernel`, float32 [r, r, C, K]."""
+        super().__init__()
+        taps, _, channels, outputs = kernel.shape
+        self.side, self._taps, self._kernel = side, taps, kernel
+        self.shape = ((side + taps - 1) ** 2, channels, outputs)
+        self._name = f"transformed_kernel_{next(_numbers)}"
+        self._initialize()
+
+    def _create_resource(self) -> tf.Tensor:
+        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=self.shape, shared_name=self._name)
+
+    def _initialize(self) -> None:
+        matrix = tf.constant(transforms(self.side, self._taps).square().taps, tf.float32)
+        points = tf.matmul(matrix, tf.reshape(self._kernel, [self._taps**2, -1]))
+        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=tf.reshape(points, self.shape))
+
+    def _destroy_resource(self) -> None:
+        tf.raw_ops.DestroyResourceOp(resource=self.resource_handle)
+
+    def places(self) -> list[tf.Tensor]:
+        """List the weights of each place of a tile, float32 [C, K]."""
+        value = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
+        return tf.unstack(tf.ensure_shape(value, self.shape))
+
+
+class Tiles(NamedTuple):
+    """The tiles of some maps, in order.
+
+    Attributes:
+        cells: int32 [t * t, tiles], which cells each tile sees.
+        tile: int32 [windows], which tile each window is of.
+        place: int32 [windows], and where in it, 0 .. m * m - 1.
+    """
+
+    cells: tf.Tensor
+    tile: tf.Tensor
+    place: tf.Tensor
+
+
+def lay_tiles(maps: Sequence[tf.Tensor], taps: int, apart: int, side: int) -> Tiles:
+    """Lay tiles of `side` x `side` windows over maps.
+
+    Args:
+        maps: int32 [3] each: images, and cells down and across.
+        taps: Cells that a window sees along either side.
+        apart: From one of these to the next.
+        side: Windows along a tile.
+    """
+    cells, tile, place = [], [], []
+    first_cell, first_tile = tf.constant(0), tf.constant(0)
+    for shape in maps:
+        images, height, width = tf.unstack(shape)
+        (down, tops, rows), (across, lefts, columns) = (_along(n, taps, apart, side) for n in (height, width))
+        numbers = tf.range(images)
+        seen = (numbers[:, None, None] * height + tops[:, None, None, :, None]) * width + lefts[:, None, None, :]
+        cells.append(first_cell + tf.reshape(seen, [(side + taps - 1) ** 2, -1]))
+        (row_tiles, row_places), (column_tiles, column_places) = rows, columns
+        owners = (numbers[:, None, None] * down + row_tiles[:, None]) * across + column_tiles
+        tile.append(first_tile + tf.reshape(owners, [-1]))
+        inside = row_places[:, None] * side + column_places
+        place.append(tf.reshape(tf.broadcast_to(inside, tf.shape(owners)), [-1]))
+        first_cell += images * height * width
+        first_tile += images * down * across
+    return Tiles(tf.concat(cells, axis=1), tf.concat(tile, axis=0), tf.concat(place, axis=0))
+
+
+def run_tiles(kernels: Sequence[TransformedKernel], cells: tf.Tensor, tiles: Tiles) -> list[tf.Tensor]:
+    """Run layers that see the same cells, without their biases.
+
+    Args:
+        kernels: Their weights, transformed for the same tiles.
+        cells: float32 [n, C], the cells of all maps.
+        tiles: What `lay_tiles` gives.
+
+    Returns:
+        For each layer float32 [windows, K].
+    """
+    side, (points, channels, _) = kernels[0].side, kernels[0].shape
+    taps = round(points**0.5) - side + 1
+    data, _, outputs = (tf.constant(matrix, tf.float32) for matrix in transforms(side, taps).square())
+    widths = [kernel.shape[2] for kernel in kernels]
+    limit = max(1, TILE_BYTES // (4 * points * (channels + sum(widths))))
+    total = tf.shape(tiles.cells)[1]
+    # Pieces of equal length, filled up with tiles that nobody asks for.
+    pieces = tf.maximum((total + limit - 1) // limit, 1)
+    length = (total + pieces - 1) // pieces
+    filled = tf.pad(tiles.cells, [[0, 0], [0, pieces * length - total]])
+    filled = tf.transpose(tf.reshape(filled, [points, pieces, length]), [1, 0, 2])
+    weights = [kernel.places() for kernel in kernels]
+
+    def run(seen: tf.Tensor) -> list[tf.Tensor]:
+        gathered = tf.reshape(tf.gather(cells, seen), [points, -1])
+        places = tf.unstack(tf.reshape(tf.matmul(data, gathered), [points, -1, channels]))
+        found = []
+        for each, width in zip(weights, widths, strict=True):
+            products = [tf.matmul(rows, kernel) for rows, kernel in zip(places, each, strict=True)]
+            back = tf.matmul(outputs, tf.reshape(tf.stack(products), [points, -1]))
+            found.append(tf.reshape(back, [side**2, -1, width]))
+        return found
+
+    specs = [tf.TensorSpec([side**2, None, width], tf.float32) for width in widths]
+    answers = tf.map_fn(run, filled, fn_output_signature=specs, parallel_iterations=1)
+    index = (tiles.tile // tf.maximum(length, 1) * side**2 + tiles.place) * length + tiles.tile % tf.maximum(length, 1)
+    return [tf.gather(tf.reshape(each, [-1, width]), index) for each, width in zip(answers, widths, strict=True)]
+
+
+def _along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tuple:
+    """Lay tiles along one side of a map.
+
+    Returns:
+        How many tiles there are; int32 [t, tiles], the cells of each; and for each window its tile and place in it.
+    """
+    windows = tf.maximum(cells - apart * (taps - 1), 0)
+    each = ((windows + apart - 1) // apart + side - 1) // side  # tiles of one offset
+    starts = tf.reshape(tf.range(apart)[:, None] + apart * side * tf.range(each), [-1])
+    reached = tf.range(side + taps - 1)[:, None] * apart + starts
+    seen = tf.clip_by_value(reached, 0, tf.maximum(cells - 1, 0))  # what lies beyond is in no window
+    offset, number = tf.range(windows) % apart, tf.range(windows) // apart
+    return apart * each, seen, (offset * each + number // side, number % side)
