@@ -6,6 +6,7 @@ from typing import Any
 
 # What the box loss times `box_weight` then comes to is about what it was: see `Recipe.box_loss`.
 SMALLER = 0.5
+SLOWER = "localization.rate=0.003"  # likewise where the box loss stands alone
 IOUS = (0.3, 0.5)  # of non-maximum suppression
 
 
@@ -113,6 +114,16 @@ def _detecting(scales: int) -> tuple[Question, ...]:
     )
 
 
+def _regressors(protocol: str) -> Question:
+    return Question("One regressor or one a class (4.3)", protocol, (Way("SCR"), Way("PCR", ("per_class=true",))))
+
+
+def _through_features(protocol: str) -> Question:
+    ways = (Way("frozen"), Way("end to end", ("through_features=true",)))
+    return Question("Localization loss through the features (6, i)", protocol, ways)
+
+
+_COMMITTEE = Question("Committee (Table 2)", "classification", (Way("one network"), Way("committee", committee=True)))
 _TRAINED_DETECTORS = (
     Question("Negatives (5)", "detection", (Way("offending"), Way("random", ("negatives=random",)))),
     Question("Context (5)", "detection", (Way("without"), Way("with", ("context=true",), whole=True))),
@@ -125,6 +136,14 @@ _TRAINED_DETECTORS = (
         ),
     ),
     Question("Box form (6, iii)", "detection", (Way("edges"), Way("centre and size", ("box_form=centre_size",)))),
+    _COMMITTEE,
+    Question(
+        "Box loss, IoU itself (6, ii)",
+        "detection",
+        (Way("L2"), Way("IoU", ("box_loss=iou", f"box_weight={SMALLER}"))),
+    ),
+    _regressors("detection"),
+    _through_features("detection"),
 )
 
 _DENSE = {"views": "dense", "flips": True, "fine": True}
@@ -141,7 +160,7 @@ LADDERS = {
         "voc",
         ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
         ("classification", "localization", "detection"),
-        _detecting(5),
+        (*_detecting(5), _COMMITTEE),
     ),
     "tinyimagenet": Ladder(
         "tinyimagenet",
@@ -179,13 +198,16 @@ LADDERS = {
                 "localization",
                 tuple(Way(f"t = {t}", changes={"merge_threshold": t}) for t in (0.3, 0.2, 0.5, 0.7)),
             ),
+            _regressors("localization"),
+            _through_features("localization"),
             Question(
-                "One regressor or one a class (4.3)", "localization", (Way("SCR"), Way("PCR", ("per_class=true",)))
-            ),
-            Question(
-                "Localization loss through the features (6, i)",
+                "Box loss (6, ii)",
                 "localization",
-                (Way("frozen"), Way("end to end", ("through_features=true",))),
+                (
+                    Way("L2"),
+                    Way("IoU", ("box_loss=iou", SLOWER)),
+                    Way("GIoU", ("box_loss=giou", SLOWER)),
+                ),
             ),
         ),
     ),

@@ -32,6 +32,7 @@ def evaluate(
     seen: See | None = None,
     quiet: bool = False,
     watching: Mapping[str, Sequence[See]] | None = None,
+    title: str = "evaluate",
 ) -> dict[str, float]:
     """Run a split through the model and score it; memory grows by some hundred bytes a detection, no more.
 
@@ -42,6 +43,7 @@ def evaluate(
         seen: Also called with each record and its detections.
         quiet: Show no progress.
         watching: Also called with each record and its answer, by the protocol whose answer it is.
+        title: What the progress says is being done.
 
     Returns:
         The figures by name, and "images", how many were scored; "unreadable" where some could not be.
@@ -50,7 +52,7 @@ def evaluate(
         ValueError: unknown protocol or split, an empty split, one without any object, or a protocol that needs boxes
             where there are none, or other classes than the model's.
     """
-    unknown = [name for name in protocols if name not in PROTOCOLS]
+    unknown = [name for name in protocols or [""] if name not in PROTOCOLS]
     if unknown:
         raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'")
     check_split(source, split)
@@ -66,7 +68,7 @@ def evaluate(
     if guessing := [see for name in chosen if name != "detection" for see in sees[name]]:
         calls.append((asked_for_guesses(model, "localization" in chosen), guessing))
     counts = {"images": 0, "unreadable": 0}
-    for batch in _batches(progress(source.records(split, limit), f"evaluate {split}", limit, quiet)):
+    for batch in _batches(progress(source.records(split, limit), f"{title} {split}", limit, quiet)):
         images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
         for call, watchers in calls:
             answers = call(images)

@@ -105,7 +105,8 @@ def climb(model: Model, source: Source, split: str, table: str, limit: int | Non
         yield {"row": "a fixed box, right class", "paper": "", "scales": 0, **errors}
     for row in listed:
         if key in ("", row.key):
-            figures = evaluate(model.with_options(**row.changes), source, split, (protocol,), limit)
+            changed, title = model.with_options(**row.changes), f"{name}:{row.key}"
+            figures = evaluate(changed, source, split, (protocol,), limit, title=title)
             errors = {name: value for name, value in figures.items() if name.endswith("_error")}
             dense = row.changes["views"] == "dense"
             count = len(row.changes["scales"] or range(scales)) if dense else 0

@@ -29,7 +29,11 @@ class Metric(Protocol):
 
 
 class CocoDetection:
-    """Mean average precision over IoU 0.5:0.95 and at 0.5, by pycocotools; VOC's `difficult` objects are ignored."""
+    """Mean average precision over IoU 0.5:0.95 and at 0.5, by pycocotools.
+
+    A `crowd` is what it is in COCO's own files: it excuses any number of detections that lie in it. VOC's `difficult`
+    objects are ignored likewise, but each excuses one detection, by IoU.
+    """
 
     def __init__(self, class_names: Sequence[str]):
         """Start from nothing.
@@ -42,7 +46,7 @@ class CocoDetection:
         self.class_names = tuple(class_names)
         self._images = 0
         places = {"image": "i4", "label": "i4", "box": "4f8"}  # pixels, x, y, width, height
-        self._truths = Rows(**places, difficult="?")
+        self._truths = Rows(**places, difficult="?", crowd="?")
         self._found = Rows(**places, score="f4")
 
     def process(self, record: Record, answer: Answer) -> None:
@@ -57,6 +61,7 @@ class CocoDetection:
             label=record.labels,
             box=_xywh(record.boxes, size),
             difficult=record.difficult,
+            crowd=record.crowd,
         )
         self._found.append(
             count,
@@ -98,14 +103,13 @@ def _coco_precision(truths: np.ndarray, found: np.ndarray) -> np.ndarray:
     both = []
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         for rows, more in (
-            (truths, {"area": areas.tolist()}),
+            (truths, {"area": areas.tolist(), "iscrowd": truths["crowd"].astype(int).tolist()}),
             (found, {"area": found["box"][:, 2:].prod(axis=1).tolist(), "score": found["score"].tolist()}),
         ):
             columns = {"id": range(1, len(rows) + 1), "image_id": rows["image"].tolist(), "bbox": rows["box"].tolist()}
             columns |= more
             listed = [
-                dict(zip(columns, values, strict=True), category_id=1, iscrowd=0)
-                for values in zip(*columns.values(), strict=True)
+                dict(zip(columns, values, strict=True), category_id=1) for values in zip(*columns.values(), strict=True)
             ]
             both.append(COCO())
             both[-1].dataset = {"images": images, "annotations": listed, "categories": [{"id": 1}]}

@@ -60,6 +60,9 @@ def evaluate(
     from training.ladders import TABLES, table_of
     from training.sources import open_source
 
+    table = table_of(protocol)
+    if table and changes:
+        raise ValueError(f"expected {table} without --scales, --stride, --flips, --views: its rows are made of them")
     source = open_source(data)
     with ExitStack() as stack:
         if server is None:
@@ -69,7 +72,6 @@ def evaluate(
             client = _connected(server, models, credentials)
             answering, signatures = _served(stack.enter_context(client), changes, source.class_names)
             labels, tasks = source.class_names, served_tasks(signatures)
-        table = table_of(protocol)
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
         require_fit(labels, tasks, source, (TABLES[table],) if table else protocols)
         described = _facts(answering, models, server)
@@ -110,10 +112,21 @@ def _served(client, changes: Changes, class_names: Sequence[str]):
     from training.answering import ByName
 
     client = with_changes(client, changes)
-    signatures = set(client.metadata())
+    signatures = client.metadata()
+    count = _class_count(signatures)
+    if count not in (None, len(class_names)):
+        raise ValueError(f"expected a model of the data's {len(class_names)} classes; the server's has {count}")
     # A committee, or a run that has only learnt to classify, has no signature `localize` to rank classes by.
     named = "localize" not in signatures and "classify" in signatures
     return (ByName(client, class_names) if named else client), signatures
+
+
+def _class_count(signatures) -> int | None:
+    """Read off a served model's signatures how many classes it knows; None where none tells."""
+    if "classify_images" not in signatures:
+        return None
+    sides = signatures["classify_images"].outputs["probs"].tensor_shape.dim
+    return sides[-1].size if sides and sides[-1].size > 0 else None
 
 
 def _facts(answering, models: Sequence[str], server: str | None) -> dict[str, Any]:

@@ -77,6 +77,12 @@ def test_each_row_that_the_paper_has_is_on_the_page_with_its_figure(table, membe
             assert any(f"runs/{named}" in line and (f"{named}{MEMBERS} " in line) == (members > 1) for line in ends)
 
 
+@pytest.mark.parametrize("run, figure", [("scr", "29.9"), ("pcr", "44.1"), ("det", "19.4"), ("det-context", "24.3")])
+def test_what_is_in_no_table_is_on_the_page_with_its_figure(run, figure):
+    asked = [line for line in COMMANDS if line.startswith(f"overfeat evaluate runs/{run} ")]
+    assert any(figure in line.partition("#")[2] for line in asked)
+
+
 def test_the_runs_that_are_scored_are_trained_on_the_page():
     trained = {str(given["run"]) for verb, given in map(parsed, COMMANDS) if verb == "train"}
     scored = {name for verb, given in map(parsed, COMMANDS) if verb == "evaluate" for name in given["models"]}

@@ -118,8 +118,15 @@ def test_several_runs_their_savedmodel_and_its_server_score_the_same(classifiers
     assert scored(monkeypatch, tmp_path, saved, *source) == pytest.approx(wanted)
     assert run(monkeypatch, "evaluate", saved, classifiers[0], *source) == 2
     assert "expected runs as a committee's members" in capsys.readouterr().err
+    assert run(monkeypatch, "evaluate", saved, *source, "--protocol", "table2:ten-views") == 2
+    assert "a SavedModel has those of its export" in capsys.readouterr().err
     with start([saved], port=0) as server:
-        assert scored(monkeypatch, tmp_path, "both", "--server", server.address, *source) == pytest.approx(wanted)
+        asked = ("both", "--server", server.address)
+        assert scored(monkeypatch, tmp_path, *asked, *source) == pytest.approx(wanted)
+        assert run(monkeypatch, "evaluate", *asked, *source, "--protocol", "table2") == 2
+        assert "expected a run where scales" in capsys.readouterr().err
+        assert run(monkeypatch, "evaluate", *asked, "--data", "digits") == 2
+        assert "expected a model of the data's 10 classes; the server's has 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -165,6 +172,8 @@ def test_a_report_has_figures_tables_and_pictures(detector, data, tmp_path, monk
         ("detector", ["--data", "folder:{unboxed}"], "expected boxes to score detection by"),
         ("classifiers", ["--data", "voc:{data}", "--protocol", "fig9"], "expected a model trained for localization"),
         ("classifiers", ["--data", "voc:{data}", "--protocol", "table2:9-views"], "ten-views, 1-scale-coarse-stride"),
+        ("classifiers", ["--data", "voc:{data}", "--protocol", "table2", "--flips"], "table2 without --scales"),
+        ("detector", ["--data", "voc:{data}", "--protocol", ","], "localization, detection; got ''"),
         ("classifiers", ["--data", "voc:{data}", "--server", "localhost:1"], "expected one MODEL with --server"),
     ],
 )

@@ -21,9 +21,9 @@ def by_pycocotools(pairs, names, folder: Path) -> np.ndarray:
             top, left, bottom, right = np.asarray(edges, float) * [height, width, height, width]
             return [left, top, right - left, bottom - top]
 
-        for edges, label in zip(truth.boxes, truth.labels.tolist(), strict=True):
+        for edges, label, crowd in zip(truth.boxes, truth.labels.tolist(), truth.crowd.tolist(), strict=True):
             x, y, w, h = box(edges)
-            common = {"id": len(truths) + 1, "image_id": number, "iscrowd": 0}
+            common = {"id": len(truths) + 1, "image_id": number, "iscrowd": int(crowd)}
             truths.append({**common, "category_id": label + 1, "bbox": [x, y, w, h], "area": w * h})
         for i in range(int(found["num_detections"])):
             score, category = float(found["detection_scores"][i]), int(found["detection_classes"][i])

@@ -21,13 +21,26 @@ def test_rows_are_options_of_scales_that_there_are(table):
     assert "4 scales, fine stride" not in [row.name for row in rows("table2", 5)]
 
 
-def test_a_run_is_scored_by_each_row():
+def test_a_run_is_scored_by_each_row_of_table_2():
     model = Model(build("tiny", 10), tuple("0123456789"), tasks=("classification",))
     found = list(climb(model, few_digits(2, 3), "val", "table2"))
     assert [row["row"] for row in found] == [row.name for row in rows("table2", 7)]
     assert all(0 <= row["top1_error"] <= 1 and "localization1_error" not in row for row in found)
     table = as_markdown("table2", found)
     assert "| ten views " in table and "35.60 / 14.71" in table and len(table.splitlines()) == 9
+
+
+def test_a_run_is_scored_by_each_row_of_fig_9_beside_a_fixed_box():
+    model = Model(build("tiny", 10, per_class=True), tuple("0123456789"), tasks=("localization",))
+    found = list(climb(model, few_digits(2, 2), "val", "fig9"))
+    named = [f"{row.name}, PCR" for row in rows("fig9", 7)]
+    assert [row["row"] for row in found] == ["a fixed box, right class", *named]
+    assert [row["scales"] for row in found] == [0, 0, 1, 2, 3, 4, 5, 6, 7]
+    assert all(0 <= row["localization1_error"] <= 1 and "top1_error" not in row for row in found)
+    table = as_markdown("fig9", found)
+    assert "| 3 scales, PCR " in table and "30.0" in table and "44.1" in table.splitlines()[-1]
+    (only,) = climb(model, few_digits(2, 2), "val", "fig9:2-scales")
+    assert only == found[3]
 
 
 def test_a_fixed_box_is_right_where_boxes_are_alike():

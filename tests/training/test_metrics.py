@@ -47,15 +47,18 @@ def random_boxes(rng, count: int) -> np.ndarray:
 
 
 def random_pairs(seed: int, images: int = 12):
-    """Truths, and detections near them or anywhere, of all three classes."""
+    """Truths, some of them crowds, and detections near them, in them or anywhere, of all three classes."""
     rng = np.random.default_rng(seed)
     for number in range(images):
         boxes, labels = random_boxes(rng, count := rng.integers(0, 5)), rng.integers(0, 3, count)
-        near = boxes + rng.normal(0, 0.03, boxes.shape)
+        crowd = rng.random(count) < 0.25
+        centre = np.tile((boxes[:, :2] + boxes[:, 2:]) / 2, 2)
+        shrunk = np.where(crowd[:, None], (boxes + centre) / 2, boxes)  # a quarter of a crowd is right by its own rule
+        near = shrunk + rng.normal(0, 0.03, boxes.shape)
         places = np.concatenate([near, random_boxes(rng, 3)])
         named = np.concatenate([np.where(rng.random(count) < 0.8, labels, 0), rng.integers(0, 3, 3)])
         scores = np.sort(rng.random(len(named)))[::-1]
-        yield record(boxes, labels), answer(places, named, scores, SIZES[number % 3])
+        yield record(boxes, labels, difficult=crowd, crowd=crowd), answer(places, named, scores, SIZES[number % 3])
 
 
 # --- CocoDetection ---------------------------------------------------------------------------------------------------
@@ -106,6 +109,12 @@ def test_difficult_objects_do_not_count(found, expected):
     assert figures([(truth, answer(found, [0] * len(found)))])["map50"] == pytest.approx(expected)
 
 
+def test_a_crowd_excuses_all_that_lie_in_it():
+    truth = record([HARD, EASY], [0, 0], difficult=[True, False], crowd=[True, False])
+    inside = [[0.5, 0.5, 0.7, 0.7], [0.7, 0.7, 0.9, 0.9], HARD]
+    assert figures([(truth, answer([*inside, EASY], [0] * 4))])["map50"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize("truth", [record([], []), record([HARD], [0], difficult=[True])])
 def test_a_set_without_objects_is_one_clear_error(truth):
     with pytest.raises(ValueError, match=r"^expected objects to score against; the 2 images have none$"):
@@ -140,16 +149,33 @@ def test_iou_is_what_it_says():
     assert iou(boxes[0], np.zeros((2, 4))).tolist() == [0, 0]
 
 
-def test_guesses_are_counted():
-    pairs = list(random_pairs(3, 60))
-    for truth, found in pairs[:20]:  # wrong ones ahead, so that five guesses do better than one
-        found["detection_classes"][0] = 4 if len(truth.labels) else 1
+def guess_errors(pairs) -> dict[str, float]:
     metric = Guesses()
     for pair in pairs:
         metric.process(*pair)
-    got = dict(metric.evaluate())
-    assert got == pytest.approx(counted(pairs))
-    assert 0 < got["top5_error"] < got["top1_error"] < got["localization1_error"] < 1
+    return dict(metric.evaluate())
+
+
+def guessing(seed: int, images: int):
+    """Truths, and guesses in any order, some right, some wrong, few in the right place."""
+    rng = np.random.default_rng(seed)
+    for truth, found in random_pairs(seed, images):
+        order = rng.permutation(count := int(found["num_detections"]))
+        rows = {key: found[key][order] for key in ("detection_boxes", "detection_classes")}
+        yield truth, answer(rows["detection_boxes"], rows["detection_classes"].astype(int) - 1, padding=9 - count)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 12))
+def test_guesses_are_counted(seed, images):
+    pairs = [*guessing(seed, images), (record([EASY], [0]), answer([EASY], [1]))]  # one object at least
+    assert guess_errors(pairs) == pytest.approx(counted(pairs))
+
+
+def test_five_guesses_do_better_than_one_and_places_worse_than_classes():
+    errors = guess_errors(guessing(3, 200))
+    assert 0 < errors["top5_error"] < errors["top1_error"] < errors["localization1_error"] < 1
+    assert errors["top5_error"] < errors["localization5_error"] < errors["localization1_error"]
 
 
 def test_only_the_first_five_guesses_count():

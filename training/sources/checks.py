@@ -20,6 +20,7 @@ from training.sources.record import Record
 
 ORIENTATION = 0x0112  # the EXIF tag
 QUARTER_TURNS = range(5, 9)  # its values that swap height and width
+FLAGS = ("difficult", "crowd", "truncated", "occluded")  # of an object
 ROUNDING = 1.0  # pixels that a box may lie beyond the edge before it is worth a word
 
 log = logging.getLogger(__name__)
@@ -89,12 +90,13 @@ class Thing:
     Attributes:
         label: Its class's name in the annotation.
         corners: ymin, xmin, ymax, xmax in pixels; nan where the annotation has no number.
-        difficult, truncated, occluded: As in `Record`.
+        difficult, crowd, truncated, occluded: As in `Record`.
     """
 
     label: str
     corners: tuple[float, float, float, float]
     difficult: bool = False
+    crowd: bool = False
     truncated: bool = False
     occluded: bool = False
 
@@ -182,7 +184,7 @@ def make_record(
             return Record.of_class(data, name, classes[whole])
         report(Finding(Kind.UNKNOWN_CLASS, name, f"'{whole}'"))
         return None
-    flags = {flag: [getattr(thing, flag) for thing in kept] for flag in ("difficult", "truncated", "occluded")}
+    flags = {flag: [getattr(thing, flag) for thing in kept] for flag in FLAGS}
     return Record.of_objects(data, name, boxes, [classes[thing.label] for thing in kept], **flags)
 
 

@@ -71,7 +71,7 @@ class CocoFiles:
             if data is not None:
                 these = slice(*loaded.bounds[number : number + 2])
                 things = [
-                    Thing(loaded.names[label] if label >= 0 else "", tuple(corners), difficult=crowd)
+                    Thing(loaded.names[label] if label >= 0 else "", tuple(corners), difficult=crowd, crowd=crowd)
                     for label, corners, crowd in zip(
                         loaded.labels[these], loaded.corners[these].tolist(), loaded.crowds[these], strict=True
                     )

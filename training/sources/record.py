@@ -14,6 +14,7 @@ SCHEMA = {
     "labels": tf.TensorSpec([None], tf.int32),  # index into the source's class_names
     "boxed": tf.TensorSpec([None], tf.bool),  # False: a class without a box, whose box is then the whole image
     "difficult": tf.TensorSpec([None], tf.bool),  # VOC, COCO's crowds: not counted when missed, nor when found
+    "crowd": tf.TensorSpec([None], tf.bool),  # COCO: many objects in one box, so `difficult` too
     "truncated": tf.TensorSpec([None], tf.bool),
     "occluded": tf.TensorSpec([None], tf.bool),
 }
@@ -31,6 +32,7 @@ class Record:
     labels: np.ndarray
     boxed: np.ndarray
     difficult: np.ndarray
+    crowd: np.ndarray
     truncated: np.ndarray
     occluded: np.ndarray
 
@@ -49,6 +51,7 @@ class Record:
             np.asarray(labels, np.int32).reshape(n),
             flag("boxed", True),
             flag("difficult"),
+            flag("crowd"),
             flag("truncated"),
             flag("occluded"),
         )

@@ -12,7 +12,12 @@ OPTION = "+boxes="
 SPLITS = {"validation": "val"}  # as everywhere else
 FILE_NAMES = ("file_name", "image/filename")  # features that make an id; else the place in tfds's own files
 # Flags of objects, under the names that data sets have for them.
-FLAGS = {"difficult": ("is_difficult", "is_crowd"), "truncated": ("is_truncated",), "occluded": ("is_occluded",)}
+FLAGS = {
+    "difficult": ("is_difficult", "is_crowd"),
+    "crowd": ("is_crowd",),
+    "truncated": ("is_truncated",),
+    "occluded": ("is_occluded",),
+}
 
 
 class TfdsSet:

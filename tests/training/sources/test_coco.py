@@ -53,7 +53,8 @@ def test_boxes_become_normalised_yxyx_and_ids_labels(tmp_path):
 def test_a_crowd_is_difficult_and_an_image_without_objects_a_record(tmp_path):
     file = write(tmp_path, "x", [thing(100, 3, [0, 0, 9, 9], iscrowd=1), thing(100, 3, [0, 0, 9, 9], iscrowd=0)])
     found = records(opened(file))
-    assert found["a.jpg"].difficult.tolist() == [True, False] and len(found["b.jpg"].labels) == 0
+    assert found["a.jpg"].difficult.tolist() == found["a.jpg"].crowd.tolist() == [True, False]
+    assert len(found["b.jpg"].labels) == 0
 
 
 def test_what_is_wrong_is_reported_and_left_out(tmp_path):

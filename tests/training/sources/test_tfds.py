@@ -55,6 +55,7 @@ def test_vocs_objects_have_boxes_and_flags(mocked):
     assert record.image_id == "7.jpg" and record.labels.tolist() == [6, 14]
     np.testing.assert_allclose(record.boxes, OBJECTS["bbox"], rtol=1e-6)
     assert record.truncated.tolist() == [True, False] and record.difficult.tolist() == [False, True]
+    assert not record.crowd.any()
 
 
 def test_cocos_crowds_are_difficult_and_bad_boxes_left_out(mocked):
@@ -64,7 +65,7 @@ def test_cocos_crowds_are_difficult_and_bad_boxes_left_out(mocked):
     mocked("coco/2017", [good, {**good, "image": b"no image", "image/filename": b"2.jpg"}])
     found = []
     (record,) = open_source("tfds:coco/2017", found.append).records("train")
-    assert record.labels.tolist() == [3] and record.difficult.tolist() == [True]
+    assert record.labels.tolist() == [3] and record.difficult.tolist() == record.crowd.tolist() == [True]
     assert [(finding.kind, finding.name) for finding in found] == [
         (Kind.NO_AREA, "1.jpg"),
         (Kind.UNREADABLE, "2.jpg"),
