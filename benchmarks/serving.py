@@ -34,12 +34,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Alone:
-    """What one client saw in a repetition, and the same in process; in seconds."""
+    """What one client saw in a repetition, and the same in process, in seconds; what the server said of its loading."""
 
     start: float
     first: float
     grpc: float
     in_process: float
+    loading: str
 
     @property
     def bound(self) -> float:
@@ -108,7 +109,7 @@ def one_client(place: Path, repetitions: int) -> list[Alone]:
             first = seconds(over_wire)
             pairs = [(seconds(over_wire), seconds(in_process)) for _ in range(ASKED)]
             over_grpc, alone = (percentile(times, 50) for times in zip(*pairs, strict=True))
-            found.append(Alone(server.start_seconds, first, over_grpc, alone))
+            found.append(Alone(server.start_seconds, first, over_grpc, alone, server.loading))
             text = "%s %d of %d: served after %.1f s (%s), first answer %.1f ms, p50 %.1f ms, %.1f ms in process"
             times = first * 1e3, over_grpc * 1e3, alone * 1e3
             log.info(text, place.name, number, repetitions, server.start_seconds, server.loading, *times)
@@ -171,13 +172,13 @@ def _add_alone(report: Report, found: dict[str, list[Alone]]) -> None:
     first = [max(each.first / each.grpc for each in one) for one in rounds]
     report.add("first_of_steady", first, "a fresh server's first answer over its p50 afterwards", ("<=", 2.0))
     lines = [
-        "| one client | served after s | first answer ms | p50 ms | in process ms | bound ms |",
-        "| --- " * 6 + "|",
+        "| one client | served after s | of which | first answer ms | p50 ms | in process ms | bound ms |",
+        "| --- " * 7 + "|",
     ]
     for name, repetitions in found.items():
         for each in repetitions:
             ms = (f"{value * 1e3:.1f}" for value in (each.first, each.grpc, each.in_process, each.bound))
-            lines.append(f"| {name} | {each.start:.1f} | {' | '.join(ms)} |")
+            lines.append(f"| {name} | {each.start:.1f} | {each.loading} | {' | '.join(ms)} |")
     report.tables.append("\n".join(lines))
 
 

@@ -70,13 +70,13 @@ def test_what_was_seen_adds_up():
 
 def test_the_ratios_of_one_client_are_the_worst_presets():
     report = Report("serve", {})
-    found = {"a": [Alone(9.0, 0.03, 0.02, 0.01)], "b": [Alone(9.0, 0.206, 0.103, 0.1)]}
+    found = {"a": [Alone(9.0, 0.03, 0.02, 0.01, "")], "b": [Alone(9.0, 0.206, 0.103, 0.1, "loaded in 4.0 s")]}
     serving._add_alone(report, found)
     ratios = report.as_dict()["serve"]["ratios"]
     assert ratios["p50_of_in_process"] == pytest.approx(2.0)
     assert ratios["p50_of_bound"] == pytest.approx(0.02 / 0.0135)
     assert ratios["first_of_steady"] == pytest.approx(2.0)
-    assert "| b | 9.0 | 206.0 | 103.0 | 100.0 | 108.0 |" in report.table()
+    assert "| b | 9.0 | loaded in 4.0 s | 206.0 | 103.0 | 100.0 | 108.0 |" in report.table()
 
 
 def test_hostile_requests_are_seeded_and_of_every_kind(request_of_one):
@@ -107,6 +107,8 @@ def test_what_is_not_answered_properly_is_found(place, request_of_one):
     assert outcome.count == 2 and outcome.answers["good"] == {"OK": 1}
     (line,) = outcome.improper  # nobody listens on that port
     assert line.startswith("rest: ConnectionRefusedError")
+    gone = attack.attack("127.0.0.1:1", "127.0.0.1:1", [good])
+    assert gone.improper[0].startswith("good: UNAVAILABLE")  # a server that crashed says nothing else
 
 
 def test_clients_of_their_own_process_see_every_answer(place, request_of_one):

@@ -98,10 +98,12 @@ def test_a_function_whose_rows_are_not_its_inputs_runs_each_alone(clients):
     batcher.close()
 
 
-def test_too_large_a_request_and_a_full_queue_are_refused(clients):
+def test_too_large_a_request_one_without_rows_and_a_full_queue_are_refused(clients):
     batcher, function = _batcher(max_batch_size=2, max_enqueued_batches=1), _Doubling()
     with pytest.raises(Refusal, match="INVALID_ARGUMENT: Task size 3 is larger than maximum input batch size 2"):
         batcher.run("key", function, {"x": tf.zeros([3])})
+    with pytest.raises(Refusal, match=r"INVALID_ARGUMENT: Batching Run\(\) input tensors must have at least one dim"):
+        batcher.run("key", function, {"x": tf.constant(1.0)})
     waiting = _queue(batcher, function, clients, [[1.0], [2.0]])
     with pytest.raises(Refusal) as full:
         batcher.run("another", function, {"x": tf.zeros([1])})

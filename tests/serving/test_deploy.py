@@ -182,8 +182,11 @@ def test_the_service_reaches_the_pods():
     assert 0 < pause < pod["terminationGracePeriodSeconds"]
 
 
-@pytest.mark.parametrize(("state", "ready"), [("AVAILABLE", True), ("LOADING", False), (None, False)])
-def test_the_probe_is_right_about_the_models_state(state, ready):
+@pytest.mark.parametrize(
+    ("states", "ready"),
+    [(["AVAILABLE"], True), (["LOADING", "AVAILABLE"], True), (["LOADING"], False), (["END"], False), ([], False)],
+)
+def test_the_probe_is_right_about_the_models_state(states, ready):
     probe = _container()["readinessProbe"]["exec"]["command"]
     assert _serving()["healthcheck"]["test"] == ["CMD", *probe]
     asked = []
@@ -191,9 +194,11 @@ def test_the_probe_is_right_about_the_models_state(state, ready):
     class Status(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            status = {"model_version_status": [{"version": "1", "state": state, "status": {"error_code": "OK"}}]}
-            body = json.dumps(status if state else {"error": "Could not find any versions"}).encode()
-            self.send_response(200 if state else 404)
+            ok = {"error_code": "OK", "error_message": ""}
+            versions = [{"version": str(9 - i), "state": state, "status": ok} for i, state in enumerate(states)]
+            error = {"error": f"Could not find any versions of model {MODEL}"}
+            body = json.dumps({"model_version_status": versions} if versions else error, indent=1).encode()
+            self.send_response(200 if versions else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -206,7 +211,7 @@ def test_the_probe_is_right_about_the_models_state(state, ready):
         script = probe[-1].replace("8501", str(server.server_port))
         done = subprocess.run([*probe[:-1], script], timeout=20)
         server.shutdown()
-    assert asked == [f"/v1/models/{MODEL}/labels/stable"]
+    assert asked == [f"/v1/models/{MODEL}"]  # a label would be ignored
     assert (done.returncode == 0) is ready
 
 
@@ -216,5 +221,7 @@ def test_the_runbook_is_a_page_and_names_the_traps():
     traps = ("4 MiB", "Cold start", "Batching wraps every signature", "XLA is off", "--grpc_max_threads")
     for trap in (*traps, "Empty batches", "Version skew"):
         assert trap in text
+    for part in ("Start", "Roll out, roll back", "Watch", "Threads and memory"):
+        assert f"\n## {part}\n" in text
     for name in re.findall(r"`(\w+\.(?:config|yml|yaml))`", text):
         assert (DEPLOY / name).is_file()

@@ -68,7 +68,13 @@ REFUSED = {
         INVALID,
         "2!=1 len({image_bytes,more}) != len({image_bytes}). Sent extra: {more}. Missing but required: {}.",
     ),
-    "misnamed input": ("Predict", predict_request(imgs=[png()]), INVALID, "alias: image_bytes(feed name: "),
+    "misnamed input": (
+        "Predict",
+        predict_request(imgs=[png()]),
+        INVALID,
+        "Signature input alias: image_bytes(feed name: serving_default_image_bytes:0) not found in request and no "
+        "default value provided. Inputs sent: {imgs}.",
+    ),
     "wrong dtype": (
         "Predict",
         predict_request(image_bytes=np.zeros(1, np.float32)),
