@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from benchmarks.machine import MatrixProduct, seconds
 from overfeat_tf.arithmetic import Shape, feature_sizes, transformed_cost
-from overfeat_tf.dense import Windows, find_windows, run_heads
+from overfeat_tf.dense import Windows, find_windows, run_heads, windows_of
 from overfeat_tf.execution import Execution, is_wide
 from overfeat_tf.network import Network
 from overfeat_tf.tiles import lay_tiles, run_tiles
@@ -39,8 +39,7 @@ def _rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
             continue
         reach = row.kernel - 1
         maps = [_noise(size[number][0] + reach, size[number][1] + reach, layer.kernel.shape[2]) for size in sizes]
-        cells = tf.concat([tf.reshape(each, [-1, each.shape[-1]]) for each in maps], axis=0)
-        windows = Windows(cells, [tf.shape(each)[:3] for each in maps], row.kernel, 1)
+        windows = windows_of(maps, row.kernel, 1)
         plain = _as_product(layer, windows) if is_wide(layer) else _as_convolutions(layer, maps)
         yield _row(layer, execution, windows, plain, limit)
     last = [_noise(*size[-1], preset.convs[-1].channels * (1 + network.context)) for size in sizes]
@@ -60,7 +59,7 @@ def _row(layer, execution: Execution, windows: Windows, plain: Callable, limit: 
         tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
         return tf.reduce_max(run_tiles([kernel], windows.cells, tiles)[0])
 
-    count, shape = int(windows.count), Shape(windows.taps, windows.apart, channels, outputs)
+    count, shape = int(tf.reduce_sum(windows.counts)), Shape(windows.taps, windows.apart, channels, outputs)
     work = count * windows.taps**2 * channels * outputs
     rates = []
     for way in (plain, by_tiles):

@@ -22,7 +22,9 @@ MOVED = 45  # writing a number somewhere else, as gathering and stacking do
 READ = 24  # reading a weight once: what a product of few rows waits for
 STARTED = 2_000_000  # starting an operation
 CONVOLVED = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
-SAVED = 1_000_000_000  # what a transform has to save on a preset's own scales, to be worth its memory and its graph
+SAVED = (
+    10_000_000_000  # what a transform has to save on a preset's own scales, to be worth its memory, its graph, its load
+)
 
 
 class Shape(NamedTuple):

@@ -11,6 +11,7 @@ CPU's caches. With transformed arithmetic such layers, and further ones, are til
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import keras
@@ -19,7 +20,7 @@ import tensorflow as tf
 from overfeat_tf.arithmetic import ARITHMETICS, Shape, direct_cost, tiles_along, transformed_cost
 from overfeat_tf.context import add_context, halve
 from overfeat_tf.execution import Execution, execution_of, is_wide
-from overfeat_tf.network import Network
+from overfeat_tf.network import PIXELS, Network
 from overfeat_tf.presets import Preset
 from overfeat_tf.tiles import TransformedKernel, lay_tiles, run_tiles
 
@@ -33,64 +34,77 @@ class Windows(NamedTuple):
 
     Attributes:
         cells: float32 [n, C], the cells of all maps, row by row.
-        maps: For each map, int32 [3]: its images, and its cells down and across.
+        maps: int32 [maps, 3], the images, and the cells down and across, of each map.
+        shapes: int32 [maps, 3], the images, and the windows down and across, of each.
         taps: Cells along a window's side.
         apart: Cells from one of these to the next.
     """
 
     cells: tf.Tensor
-    maps: list[tf.Tensor]
+    maps: tf.Tensor
+    shapes: tf.Tensor
     taps: int
     apart: int
 
     @property
-    def shapes(self) -> list[tf.Tensor]:
-        """Give for each map, int32 [3], its images, and its windows down and across."""
-        reach = tf.constant([0, 1, 1]) * self.apart * (self.taps - 1)
-        return [tf.maximum(each - reach, 0) for each in self.maps]
-
-    @property
-    def count(self) -> tf.Tensor:
-        """Count the windows of all maps: int32 scalar."""
-        return tf.add_n([tf.reduce_prod(shape) for shape in self.shapes])
+    def counts(self) -> tf.Tensor:
+        """Count the windows of each map: int32 [maps]."""
+        return tf.reduce_prod(self.shapes, axis=1)
 
     def places(self) -> tf.Tensor:
         """List which cells each window sees: int32 [windows, taps * taps]."""
-        places, start = [], tf.constant(0)
-        for cells, windows in zip(self.maps, self.shapes, strict=True):
-            (images, height, width), (_, down, across) = tf.unstack(cells), tf.unstack(windows)
-            origins = (tf.range(images)[:, None, None] * height + tf.range(down)[:, None]) * width + tf.range(across)
-            steps = self.apart * (tf.range(self.taps)[:, None] * width + tf.range(self.taps))
-            places.append(start + tf.reshape(origins, [-1, 1]) + tf.reshape(steps, [-1]))
-            start += images * height * width
-        return tf.concat(places, axis=0)
+        firsts = tf.cumsum(tf.reduce_prod(self.maps, axis=1), exclusive=True)
+        each = _places_of(self.taps, self.apart)
+        number = self.maps.shape[0]
+        return tf.concat(
+            [each(*one) for one in zip(*(tf.unstack(t, number) for t in (self.maps, firsts)), strict=True)], axis=0
+        )
 
     def tiles(self, side: int) -> tf.Tensor:
         """Count the tiles of `side` x `side` windows that hold them all: int32 scalar."""
-        counts = []
-        for shape in self.shapes:
-            images, down, across = tf.unstack(shape)
-            counts.append(images * tiles_along(down, self.apart, side) * tiles_along(across, self.apart, side))
-        return tf.add_n(counts)
+        images, down, across = tf.unstack(self.shapes, axis=1)
+        return tf.reduce_sum(images * tiles_along(down, self.apart, side) * tiles_along(across, self.apart, side))
 
     def split(self, values: tf.Tensor) -> list[tf.Tensor]:
         """Deal values of all windows [windows, ...] out to the maps: [B, h, w, ...] each."""
-        shapes = self.shapes
-        parts = tf.split(values, [tf.reduce_prod(shape) for shape in shapes], num=len(shapes))
-        rest = values.shape[1:]
+        number, rest = self.shapes.shape[0], values.shape[1:]
+        parts = zip(tf.split(values, self.counts, num=number), tf.unstack(self.shapes, number), strict=True)
         return [
             tf.ensure_shape(tf.reshape(part, tf.concat([shape, rest], axis=0)), [None, None, None, *rest])
-            for part, shape in zip(parts, shapes, strict=True)
+            for part, shape in parts
         ]
+
+
+@cache
+def _places_of(taps: int, apart: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    """Make the function that lists `Windows.places` of one map, int32 [3], whose first cell has the given number.
+
+    One tf.function for all maps of all layers and signatures: the indices of each by itself would be most of a graph.
+    """
+
+    def places(shape: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
+        images, height, width = tf.unstack(shape)
+        down, across = (tf.maximum(side - apart * (taps - 1), 0) for side in (height, width))
+        origins = (tf.range(images)[:, None, None] * height + tf.range(down)[:, None]) * width + tf.range(across)
+        steps = apart * (tf.range(taps)[:, None] * width + tf.range(taps))
+        return first + tf.reshape(origins, [-1, 1]) + tf.reshape(steps, [-1])
+
+    return tf.function(places, [tf.TensorSpec([3], tf.int32), tf.TensorSpec([], tf.int32)], autograph=False)
 
 
 def feature_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = DIRECT) -> list[tf.Tensor]:
     """Compute the last feature maps before their pooling, [B, n, m, C] each, for pixels float32 [B, H, W, 3] each."""
     execution = execution_of(network, arithmetic)
-    maps = [execution.trunk(each) for each in pixels]
-    for layer in execution.tail:
-        maps = _convolve(execution, layer, maps) if execution.joins(layer) else [layer(each) for each in maps]
-    return maps
+    if len(pixels) not in execution.traced:  # once for every task and signature that scans as many views
+
+        def run(*pixels: tf.Tensor) -> list[tf.Tensor]:
+            maps = [execution.trunk(each) for each in pixels]
+            for layer in execution.tail:
+                maps = _convolve(execution, layer, maps) if execution.joins(layer) else [layer(each) for each in maps]
+            return maps
+
+        execution.traced[len(pixels)] = tf.function(run, PIXELS * len(pixels), autograph=False)
+    return execution.traced[len(pixels)](*pixels)
 
 
 def head_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = DIRECT) -> list[tf.Tensor]:
@@ -111,7 +125,7 @@ def find_windows(preset: Preset, maps: Sequence[tf.Tensor], fine: bool = True) -
     pool = preset.last_pool
     stride, apart = (1, pool) if fine else (pool, 1)
     pooled = [tf.nn.max_pool2d(m, pool, stride, "VALID") if pool > 1 else m for m in maps]
-    return _windows_of(pooled, preset.head_kernel, apart)
+    return windows_of(pooled, preset.head_kernel, apart)
 
 
 def run_heads(
@@ -148,7 +162,7 @@ def _first(stack: Sequence[keras.layers.Layer]) -> keras.layers.Conv2D:
 
 def _convolve(execution: Execution, layer: keras.layers.Conv2D, maps: list[tf.Tensor]) -> list[tf.Tensor]:
     """Run a convolution of stride 1 over padded maps [B, n, m, C], over all of them at once where that is faster."""
-    windows = _windows_of(maps, layer.kernel_size[0], 1)
+    windows = windows_of(maps, layer.kernel_size[0], 1)
 
     def directly() -> list[tf.Tensor]:
         if is_wide(layer):
@@ -185,15 +199,17 @@ def _by_tiles_or(
 
     channels = windows.cells.shape[1]
     shapes = [Shape(windows.taps, windows.apart, channels, kernel.shape[2]) for kernel in known]
-    tiles, count = (tf.cast(number, tf.float32) for number in (windows.tiles(side), windows.count))
+    tiles, count = (tf.cast(n, tf.float32) for n in (windows.tiles(side), tf.reduce_sum(windows.counts)))
     transformed = sum(transformed_cost(shape, side, tiles) for shape in shapes)
     return tf.cond(transformed < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)
 
 
-def _windows_of(maps: Sequence[tf.Tensor], taps: int, apart: int) -> Windows:
+def windows_of(maps: Sequence[tf.Tensor], taps: int, apart: int) -> Windows:
     """List the windows of taps x taps cells, `apart` from one to the next, at every place of maps [B, n, m, C]."""
-    flat = [tf.reshape(cells, [-1, cells.shape[-1]]) for cells in maps]
-    return Windows(tf.concat(flat, axis=0), [tf.shape(cells)[:3] for cells in maps], taps, apart)
+    cells = tf.concat([tf.reshape(each, [-1, each.shape[-1]]) for each in maps], axis=0)
+    sizes = tf.stack([tf.shape(each)[:3] for each in maps])
+    reach = tf.constant([0, 1, 1]) * apart * (taps - 1)
+    return Windows(cells, sizes, tf.maximum(sizes - reach, 0), taps, apart)
 
 
 def _run_pieces(stacks: Sequence[Sequence[keras.layers.Layer]], windows: Windows) -> list[tf.Tensor]:

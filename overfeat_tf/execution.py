@@ -1,5 +1,6 @@
 """How a network's layers are computed when it is run densely: as convolutions, as products of all maps, or by tiles."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import keras
@@ -21,12 +22,14 @@ class Execution:
     Attributes:
         network: The network, whose variables and definition are what they are.
         sides: The windows along a tile of each layer that is transformed, by its name.
+        traced: The features of so many views as one tf.function: `overfeat_tf.dense`.
     """
 
     def __init__(self, network: Network, arithmetic: str):
         self.network = network
         transformed = arithmetic == "transformed"
         self.sides = choose_tiles(network.preset, network.context) if transformed else {}
+        self.traced: dict[int, Callable] = {}
         self._kernels: dict[str, TransformedKernel] = {}
 
     def kernel(self, layer: layers.Layer) -> TransformedKernel | None:

@@ -6,12 +6,14 @@ one matrix; the transforms are then products with small matrices, and between th
 product of its own, of all tiles, with the layer's weights as transformed for that place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from overfeat_tf.arithmetic import tiles_along
 from overfeat_tf.cook_toom import transforms
 
 # Numbers gathered, multiplied and stacked at a time: 390 of `accurate`'s largest tiles, its six scales with flips.
@@ -71,31 +73,44 @@ class Tiles(NamedTuple):
     place: tf.Tensor
 
 
-def lay_tiles(maps: Sequence[tf.Tensor], taps: int, apart: int, side: int) -> Tiles:
+def lay_tiles(maps: tf.Tensor, taps: int, apart: int, side: int) -> Tiles:
     """Lay tiles of `side` x `side` windows over maps.
 
     Args:
-        maps: int32 [3] each: images, and cells down and across.
+        maps: int32 [maps, 3]: the images, and the cells down and across, of each.
         taps: Cells that a window sees along either side.
         apart: From one of these to the next.
         side: Windows along a tile.
     """
-    cells, tile, place = [], [], []
-    first_cell, first_tile = tf.constant(0), tf.constant(0)
-    for shape in maps:
+    images, down, across = tf.unstack(maps, axis=1)
+    each = images * _tiles_along(down, taps, apart, side) * _tiles_along(across, taps, apart, side)
+    firsts = (tf.cumsum(count, exclusive=True) for count in (tf.reduce_prod(maps, axis=1), each))
+    number, lay = maps.shape[0], _layer_of_tiles(taps, apart, side)
+    found = [lay(*one) for one in zip(*(tf.unstack(t, number) for t in (maps, *firsts)), strict=True)]
+    cells, tile, place = zip(*found, strict=True)
+    return Tiles(tf.concat(cells, axis=1), tf.concat(tile, axis=0), tf.concat(place, axis=0))
+
+
+@cache
+def _layer_of_tiles(taps: int, apart: int, side: int) -> Callable[..., tuple]:
+    """Make the function that lays tiles over one map, int32 [3], whose first cell and tile have the given numbers.
+
+    One tf.function for all maps: the indices of each by itself would be most of a graph.
+    """
+
+    def lay(shape: tf.Tensor, first_cell: tf.Tensor, first_tile: tf.Tensor) -> tuple:
         images, height, width = tf.unstack(shape)
         (down, tops, rows), (across, lefts, columns) = (_along(n, taps, apart, side) for n in (height, width))
         numbers = tf.range(images)
         seen = (numbers[:, None, None] * height + tops[:, None, None, :, None]) * width + lefts[:, None, None, :]
-        cells.append(first_cell + tf.reshape(seen, [(side + taps - 1) ** 2, -1]))
         (row_tiles, row_places), (column_tiles, column_places) = rows, columns
         owners = (numbers[:, None, None] * down + row_tiles[:, None]) * across + column_tiles
-        tile.append(first_tile + tf.reshape(owners, [-1]))
-        inside = row_places[:, None] * side + column_places
-        place.append(tf.reshape(tf.broadcast_to(inside, tf.shape(owners)), [-1]))
-        first_cell += images * height * width
-        first_tile += images * down * across
-    return Tiles(tf.concat(cells, axis=1), tf.concat(tile, axis=0), tf.concat(place, axis=0))
+        inside = tf.broadcast_to(row_places[:, None] * side + column_places, tf.shape(owners))
+        cells = first_cell + tf.reshape(seen, [(side + taps - 1) ** 2, -1])
+        return cells, first_tile + tf.reshape(owners, [-1]), tf.reshape(inside, [-1])
+
+    number = tf.TensorSpec([], tf.int32)
+    return tf.function(lay, [tf.TensorSpec([3], tf.int32), number, number], autograph=False)
 
 
 def run_tiles(kernels: Sequence[TransformedKernel], cells: tf.Tensor, tiles: Tiles) -> list[tf.Tensor]:
@@ -145,9 +160,13 @@ def _along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tuple:
         How many tiles there are; int32 [t, tiles], the cells of each; and for each window its tile and place in it.
     """
     windows = tf.maximum(cells - apart * (taps - 1), 0)
-    each = ((windows + apart - 1) // apart + side - 1) // side  # tiles of one offset
+    each = _tiles_along(cells, taps, apart, side) // apart  # tiles of one offset
     starts = tf.reshape(tf.range(apart)[:, None] + apart * side * tf.range(each), [-1])
     reached = tf.range(side + taps - 1)[:, None] * apart + starts
     seen = tf.clip_by_value(reached, 0, tf.maximum(cells - 1, 0))  # what lies beyond is in no window
     offset, number = tf.range(windows) % apart, tf.range(windows) // apart
     return apart * each, seen, (offset * each + number // side, number % side)
+
+
+def _tiles_along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tf.Tensor:
+    return tiles_along(tf.maximum(cells - apart * (taps - 1), 0), apart, side)

@@ -26,7 +26,7 @@ def directly(cells, kernel, apart):
 
 def by_tiles(maps, kernels, apart, side):
     flat = tf.concat([tf.reshape(each, [-1, CHANNELS]) for each in maps], axis=0)
-    laid = tiles.lay_tiles([tf.shape(each)[:3] for each in maps], len(kernels[0]), apart, side)
+    laid = tiles.lay_tiles(tf.stack([tf.shape(each)[:3] for each in maps]), len(kernels[0]), apart, side)
     transformed = [tiles.TransformedKernel(tf.Variable(kernel), side) for kernel in kernels]
     return tiles.run_tiles(transformed, flat, laid)
 
@@ -85,7 +85,7 @@ class Layer(tf.Module):
 
     @tf.function(input_signature=[tf.TensorSpec([None, None, None, CHANNELS])], autograph=False)
     def run(self, cells):
-        laid = tiles.lay_tiles([tf.shape(cells)[:3]], 3, 1, 4)
+        laid = tiles.lay_tiles(tf.shape(cells)[None, :3], 3, 1, 4)
         return tiles.run_tiles([self.transformed], tf.reshape(cells, [-1, CHANNELS]), laid)[0]
 
 
