@@ -116,6 +116,9 @@ def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
         if not any(record.boxed.any() if placing else len(record.labels) for record in source.records(split)):
             kind = "objects with boxes" if placing else "objects"
             raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
+    if recipe.val_split not in source.splits:
+        missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
+        log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
 
 
 def _finished(run: Path) -> tuple[str, ...]:

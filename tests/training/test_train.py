@@ -274,6 +274,13 @@ def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_a_set_without_the_split_to_validate_on_is_fitted_and_said(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    caplog.set_level("INFO", module.__name__)
+    train(replace(RECIPE, val_split="valid"), source, tmp_path)
+    assert "small has no split 'valid' but train, val: nothing is validated; --set val_split=" in caplog.text
+
+
 def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, tmp_path):
     bare = {
         split: [Record.of_class(r.image_bytes, r.image_id, int(r.labels[0])) for r in records]
