@@ -52,13 +52,13 @@ def stage_boards(
     boards: list[keras.callbacks.Callback] = [
         Settings(logs, stage, recipe),
         Graph(writer),
-        Throughput(writer, getattr(recipe, stage).batch, every),
+        Steps(writer, getattr(recipe, stage).batch, every),
         Weights(writer, model),
     ]
     if recipe.val_split in source.splits:
         boards.append(Validation(writer, stage, model, source, recipe.val_split, recipe.validation_images))
     traced = window if profile else 0
-    boards.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, update_freq=every, profile_batch=traced))
+    boards.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, profile_batch=traced))
     return [*boards, ProfiledSteps()] if profile else boards
 
 
@@ -97,26 +97,31 @@ class Graph(keras.callbacks.Callback):
         self._writer.flush()
 
 
-class Throughput(keras.callbacks.Callback):
-    """Write images (views) a second, without validation and what else happens between epochs."""
+class Steps(keras.callbacks.Callback):
+    """Write losses and metrics within an epoch, and images (views) a second without what happens between epochs.
+
+    By the optimizer's count of steps: Keras's own begin again from 0 where a run is taken up.
+    """
 
     def __init__(self, writer: tf.summary.SummaryWriter, batch: int, every: int):
         super().__init__()
         self._writer, self._batch, self._every = writer, batch, every
-        self._steps, self._began, self._epoch_began = 0, 0.0, 0.0
+        self._steps, self._began = 0, 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Start the clock."""
         self._steps, self._began = 0, time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Write after every so many steps."""
+        """Write after every so many steps; losses and metrics are means over the epoch so far."""
         self._steps += 1
         if self._steps % self._every == 0:
             now = time.perf_counter()
             rate = self._every * self._batch / max(now - self._began, 1e-9)
             with self._writer.as_default(step=int(self.model.optimizer.iterations.numpy())):
                 tf.summary.scalar("images_per_second", rate)
+                for name, value in (logs or {}).items():
+                    tf.summary.scalar(f"batch_{name}", value)
             self._began = now
 
 

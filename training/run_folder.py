@@ -13,7 +13,6 @@ from overfeat_tf.model import CONFIG
 
 LOCK = ".lock"
 NEW_CONFIG, NEW_WEIGHTS, OLD_WEIGHTS = f"{CONFIG}.new", "weights.new", "weights.old"
-SPARE = 64 * 2**20  # bytes, for logs and pictures
 
 
 @contextmanager
@@ -52,13 +51,13 @@ def require_room(run: Path, needed: int) -> None:
 
     Args:
         run: The run's folder.
-        needed: Bytes of all its weights and checkpoints.
+        needed: Bytes that it will hold.
     """
     there = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
-    free, missing = shutil.disk_usage(run).free, needed - there + SPARE
+    free, missing = shutil.disk_usage(run).free, needed - there
     if free < missing:
         raise OSError(
-            f"expected {_gigabytes(missing)} free on the disk of '{run}', for weights and checkpoints; "
+            f"expected {_gigabytes(missing)} free on the disk of '{run}', for weights, checkpoints and logs; "
             f"got {_gigabytes(free)}: make room, or use another --run"
         )
 

@@ -14,13 +14,14 @@ import tensorflow as tf
 from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.presets import get_preset
 from training import crops, pipeline, run_folder, whole
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
-from training.checkpoints import KEPT, Checkpoints
+from training.checkpoints import Checkpoints
 from training.order import Bookmarks
 from training.recipes import Recipe, with_later_fields
+from training.room import room
 from training.sources import Source
 from training.sources.record import check_split
 from training.stages import stage_model, with_background
@@ -77,11 +78,11 @@ def train(
     with run_folder.held(run) if writes(strategy) else nullcontext(), strategy.scope():
         if writes(strategy):
             run_folder.mend(run)
+            if not set(stages) <= set(_finished(run)):
+                run_folder.require_room(run, room(recipe, len(source.class_names)))
         meet(strategy)
         model = _open_run(recipe, source, run, strategy, start)
         left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
-        if left and writes(strategy):
-            run_folder.require_room(run, _room(recipe, source))
         meet(strategy)
         for stage in left:
             if stage == "classification" and model.network.background:
@@ -115,6 +116,14 @@ def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
         if not any(record.boxed.any() if placing else len(record.labels) for record in source.records(split)):
             kind = "objects with boxes" if placing else "objects"
             raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
+    if recipe.val_split not in source.splits:
+        missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
+        log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
+
+
+def _finished(run: Path) -> tuple[str, ...]:
+    """Tell which stages of the folder's run are done, if there is one."""
+    return tuple(read_config(run)["model"]["tasks"]) if (run / CONFIG).is_file() else ()
 
 
 def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute.Strategy, start: Path | None) -> Model:
@@ -212,22 +221,6 @@ def _batches(
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
     return batches.prefetch(max(PREFETCHED, marks.views))
-
-
-def _room(recipe: Recipe, source: Source) -> int:
-    """Tell how many bytes a run takes: its weights, old and new; and checkpoints, of weights and momenta."""
-    weights = 4 * parameters(get_preset(recipe.preset), len(source.class_names), recipe.per_class, recipe.context)
-    return 2 * weights + (len(TASKS) * KEPT + 1) * 2 * weights
-
-
-def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> int:
-    """Count the parameters of a network with all its parts and a background class, without building it."""
-    sides = (3, *(row.channels for row in preset.convs))
-    count = sum(row.channels * (row.kernel**2 * below + 1) for row, below in zip(preset.convs, sides, strict=False))
-    seen = sides[-1] * (1 + context) * preset.head_kernel**2
-    for (first, second), outputs in ((preset.full, classes + 1), (preset.regressor, 4 * classes if per_class else 4)):
-        count += first * (seen + 1) + second * (first + 1) + outputs * (second + 1)
-    return count
 
 
 def _config(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:

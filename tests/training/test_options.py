@@ -26,7 +26,14 @@ SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detecti
 LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou", "through_features": True, "context": True}
 
 
-ALL = ("per_class=True", "box_form=centre_size", "box_loss=giou", "through_features=True", "context=True")
+ALL = (
+    "per_class=True",
+    "box_form=centre_size",
+    "box_loss=giou",
+    "through_features=True",
+    "context=True",
+    "negatives=random",
+)
 
 
 @pytest.fixture(scope="module")

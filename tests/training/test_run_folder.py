@@ -17,8 +17,9 @@ from overfeat_tf.network import build
 from overfeat_tf.presets import PRESETS
 from training import run_folder
 from training.checkpoints import Checkpoints, Position
+from training.room import parameters
 from training.stages import stage_model
-from training.train import parameters, train
+from training.train import train
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -55,15 +56,15 @@ def test_a_folder_that_cannot_be_written_in_is_refused_in_one_line(source, tmp_p
 
 def test_a_full_disk_is_refused_before_training(source, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 5 * 10**6, 5 * 10**6))
-    message = r"^expected 0\.\d\d GB free on the disk of '.*', for weights and checkpoints; got 0\.01 GB: make room, or"
+    message = r"^expected 0\.\d\d GB free on the disk of '.*', for weights, checkpoints and logs; got 0\.01 GB: make"
     with pytest.raises(OSError, match=message):
         train(RECIPE, source, tmp_path)
-    assert not (tmp_path / "checkpoints").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.LOCK]
 
 
 def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
     (tmp_path / "weights").write_bytes(bytes(1000))
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: Usage(0, 0, run_folder.SPARE + 500))
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: Usage(0, 0, 500))
     run_folder.require_room(tmp_path, 1500)
     with pytest.raises(OSError, match=re.escape("make room")):
         run_folder.require_room(tmp_path, 1501)

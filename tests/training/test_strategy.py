@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import small_run
 import tensorflow as tf
+import yaml
 from small_run import EPOCHS
 
 from overfeat_tf.loading import read_config
@@ -116,9 +117,21 @@ def test_one_device_writes_and_needs_no_strategy():
     assert writes(choose_strategy())
 
 
+def manifests() -> list[dict]:
+    return list(yaml.safe_load_all((DEPLOY / "workers.yaml").read_text()))
+
+
+def test_the_example_keeps_to_kubernetes_schemas():
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    for manifest in manifests():
+        kubernetes_validate.validate(manifest, "1.30", strict=True)
+    job = manifests()[-1]
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate({**job, "spec": {**job["spec"], "completion": 2}}, "1.30", strict=True)
+
+
 def test_the_example_for_kubernetes_starts_the_workers_that_it_names():
-    yaml = pytest.importorskip("yaml")
-    service, job = yaml.safe_load_all((DEPLOY / "workers.yaml").read_text())
+    service, job = manifests()
     assert job["spec"]["completionMode"] == "Indexed"
     container = job["spec"]["template"]["spec"]["containers"][0]
     script = container["command"][-1]

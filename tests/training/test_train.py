@@ -106,10 +106,15 @@ def test_a_run_leaves_checkpoints(whole, stage):
     assert step == SCHEDULE.steps
 
 
-def logged(folder: Path) -> dict[str, list]:
-    """Read the tensors of a folder of events by tag."""
+def read_events(folder: Path) -> EventAccumulator:
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
     events.Reload()
+    return events
+
+
+def logged(folder: Path) -> dict[str, list]:
+    """Read the tensors of a folder of events by tag."""
+    events = read_events(folder)
     return {tag: [tf.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)] for tag in events.Tags()["tensors"]}
 
 
@@ -133,6 +138,17 @@ def test_localization_is_validated_by_its_errors(whole):
         assert len(logs[f"epoch_{name}"]) == EPOCHS and 0 <= logs[f"epoch_{name}"][-1] <= 1
 
 
+SHOWN = {"classification": ("top1", "top5"), "localization": (), "detection": ("scores_loss", "boxes_loss")}
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_losses_by_part_and_metrics_go_on_where_a_broken_run_was(whole, stage):
+    events = read_events(whole.run / "logs" / stage / "boards")
+    for name in ("images_per_second", "batch_loss", *(f"batch_{name}" for name in SHOWN[stage])):
+        assert [event.step for event in events.Tensors(name)] == list(range(1, SCHEDULE.steps + 1)), name
+    assert {f"epoch_{name}" for name in SHOWN[stage]} <= set(logged(whole.run / "logs" / stage / "train"))
+
+
 @pytest.mark.parametrize("stage", TASKS)
 def test_boards_show_pictures_filters_histograms_speed_and_settings(whole, stage):
     logs = logged(whole.run / "logs" / stage / "boards")
@@ -145,9 +161,8 @@ def test_boards_show_pictures_filters_histograms_speed_and_settings(whole, stage
     assert len(features) == (0 if stage == "localization" else 2)  # what does not learn is not shown
     counts = logs[next(tag for tag in logs if tag.startswith("weights/"))][-1][:, 2]
     assert counts.sum() > 0
-    graph = EventAccumulator(str(whole.run / "logs" / stage / "boards"))
-    graph.Reload()
-    assert any("conv1" in node.name for node in graph.Graph().node)
+    graph = read_events(whole.run / "logs" / stage / "boards").Graph()
+    assert any("conv1" in node.name for node in graph.node)
 
 
 def test_boards_show_precision_and_recall(whole):
@@ -257,6 +272,13 @@ def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_
     with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'training'$"):
         train(replace(RECIPE, train_split="training"), source, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_set_without_the_split_to_validate_on_is_fitted_and_said(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    caplog.set_level("INFO", module.__name__)
+    train(replace(RECIPE, val_split="valid"), source, tmp_path)
+    assert "small has no split 'valid' but train, val: nothing is validated; --set val_split=" in caplog.text
 
 
 def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, tmp_path):

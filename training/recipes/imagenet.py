@@ -6,6 +6,8 @@ of all images it would be ten times as much work, 90 epochs of which the GPUs of
 
 It gives no schedules for localization and detection: theirs here are 3.1's rates for fewer, larger views, and clipped
 gradients, since a batch of windows from few images is less even than one of crops.
+
+Expected times, here and for VOC and COCO, are arithmetic: 10 T multiply-adds a second are a GPU's 20 TFLOP/s.
 """
 
 from dataclasses import replace
@@ -39,8 +41,8 @@ def imagenet_fast() -> Recipe:
     overfeat train imagenet-fast --data tfds:imagenet2012+boxes=DIR --run runs/fast
 
     Not run here. A step takes 1.08 T multiply-adds (forward and backward) in classification, and there are 900,810
-    of them; 0.71 T in localization and 1.50 T in detection. The paper's classifier has a top-5 error of 16.27 % with
-    six scales at fine stride (Table 2).
+    of them; 0.71 T in localization and 1.50 T in detection: 47 hours in all at 10 T a second. The paper's classifier
+    has a top-5 error of 16.27 % with six scales at fine stride (Table 2).
     """
     return _paper("fast")
 
@@ -51,8 +53,9 @@ def imagenet_accurate() -> Recipe:
     overfeat train imagenet-accurate --data ilsvrc:DIR --run runs/accurate
 
     Not run here. A step takes 2.06 T multiply-adds (forward and backward) in classification, and there are 900,810
-    of them; 1.24 T in localization and 3.00 T in detection. The paper's classifier has a top-5 error of 14.18 % with
-    four scales at fine stride (Table 2); its localization error is 30.0 % with four scales (Fig. 9).
+    of them; 1.24 T in localization and 3.00 T in detection: 92 hours in all at 10 T a second. The paper's classifier
+    has a top-5 error of 14.18 % with four scales at fine stride (Table 2); its localization error is 30.0 % with four
+    scales (Fig. 9).
     """
     return _paper("accurate")
 
