@@ -77,7 +77,8 @@ def torch_step(
     for outputs in preset.full:
         rows += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(preset.dropout)]
         inputs = outputs
-    network = nn.Sequential(*rows, nn.Linear(inputs, classes)).to(memory_format=torch.channels_last)
+    network = nn.Sequential(*rows, nn.Linear(inputs, classes))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kernels = [p for p in network.parameters() if p.ndim > 1]
     biases = [p for p in network.parameters() if p.ndim == 1]
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,26 @@ def test_mistakes_get_one_clear_line_and_status_2(arguments, message, tmp_path, 
 def test_a_failure_is_status_1(monkeypatch, capsys):
     assert run(monkeypatch, "check", "127.0.0.1:1", "--model", "none") == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_what_a_failure_held_is_gone_before_the_interpreters_own_end(monkeypatch, capsys):
+    # A tf.data iterator among it would now and then never end there: a run stopped by a nan hung in one of eight.
+    class Held:
+        pass
+
+    alive = []
+
+    def fail():
+        held = Held()
+        held.itself = held  # a cycle, as Keras's models and callbacks are
+        alive.append(weakref.ref(held))
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(sys.modules[main.__module__], "overfeat", fail)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1 and "the loss is nan" in capsys.readouterr().err
+    assert ended.value.__context__ is None and alive[0]() is None
 
 
 @pytest.mark.parametrize(
