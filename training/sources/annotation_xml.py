@@ -61,8 +61,8 @@ def _parse(path: Path) -> ElementTree.Element:
 
 def _thing(item: ElementTree.Element) -> Thing:
     ymin, xmin, ymax, xmax = (_number(item, f"bndbox/{edge}") for edge in ("ymin", "xmin", "ymax", "xmax"))
-    flags = ((item.findtext(flag) or "0").strip() == "1" for flag in ("difficult", "truncated", "occluded"))
-    return Thing((item.findtext("name") or "").strip(), (ymin, xmin, ymax, xmax), *flags)
+    flags = {flag: (item.findtext(flag) or "0").strip() == "1" for flag in ("difficult", "truncated", "occluded")}
+    return Thing((item.findtext("name") or "").strip(), (ymin, xmin, ymax, xmax), **flags)
 
 
 def _number(element: ElementTree.Element, path: str) -> float:
