@@ -18,6 +18,9 @@ BY_TASK = {
 OF_ONE_NETWORK = ("extract_features",)
 # The default is the most that the model can do.
 DEFAULTS = ("detect", "localize", "classify")
+# What programs for the Object Detection API take a loaded model's answer to be: they cut every other output to the
+# image's `num_detections` detections, for which `status`, of one dimension, is no output of theirs.
+OBJECT_DETECTION = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
 
 
 def signature_names(model: Model) -> list[str]:
@@ -52,6 +55,9 @@ class Features(tf.__internal__.tracking.AutoTrackable):
 class Servable(tf.__internal__.tracking.AutoTrackable):
     """A model as TF Serving and `tf.saved_model.load` want it; each signature is an attribute too, callable by place.
 
+    One that has boxes is itself callable, on pixels uint8 [B, H, W, 3], with the outputs of `OBJECT_DETECTION`: as what
+    the Object Detection API exports is.
+
     Attributes:
         features: `Features`.
         variables, trainable_variables: Those of the features, the classifier and the regressor.
@@ -72,6 +78,9 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
         self._functions = {name: self._function(name) for name in names}
         for name, function in self._functions.items():
             setattr(self, name, function)
+        boxes = next((self._functions[name] for name in ("detect_images", "localize_images") if name in names), None)
+        if boxes is not None:
+            self.__call__ = _for_object_detection(boxes)
 
     @property
     def default(self) -> str:
@@ -101,6 +110,16 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
             return body(self._inference, value)
 
         return tf.function(run, input_signature=[spec], autograph=False)
+
+
+def _for_object_detection(boxes: Callable) -> Callable:
+    """Narrow the answer of a signature on pixels to what the Object Detection API's programs expect."""
+
+    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        answer = boxes(images)
+        return {key: answer[key] for key in OBJECT_DETECTION}
+
+    return tf.function(run, input_signature=[SIGNATURES["detect_images"].input], autograph=False)
 
 
 def _classify_examples(inference, examples: tf.Tensor) -> dict[str, tf.Tensor]:

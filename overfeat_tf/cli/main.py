@@ -55,7 +55,7 @@ for _verb in (train, evaluate, inspect, serve, benchmark):
 def main() -> None:
     """Run the command; exit 2 on a mistake of the user's, 1 on a failure, each with one line on stderr."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    for library in ("absl", "tensorflow"):
+    for library in ("absl", "tensorboard", "tensorflow"):
         logging.getLogger(library).setLevel(logging.ERROR)
     status = _run()
     # What the error's frames held is gone by now. A tf.data iterator that reads from Python and is left to the

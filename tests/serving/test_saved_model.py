@@ -94,9 +94,10 @@ def test_nothing_tells_where_it_was_exported(exported: Path):
         b".py:",
     ]
     for file in exported.rglob("*"):
-        if file.is_file() and "variables" not in file.parts:
+        if file.is_file():
             data = file.read_bytes()
-            assert not [word for word in words if word in data], file
+            least = 5 if file.name.startswith("variables.data") else 0  # of so many numbers some may read ".py:"
+            assert not [word for word in words if len(word) >= least and word in data], file
     assert not (exported / "debug").exists()
 
 
@@ -105,7 +106,7 @@ def test_signatures_keep_the_contract(exported: Path, name: str):
     assert differences(SIGNATURES[name], read_signature_defs(exported)[name]) == []
 
 
-@pytest.mark.parametrize("name", [name for name in SIGNATURES if name != "classify"])
+@pytest.mark.parametrize("name", SIGNATURES)
 def test_an_empty_batch_is_answered(loaded, name: str):
     spec = SIGNATURES[name].input
     shape = [0, *([] if spec.dtype == tf.string else [40, 50, 3])]
@@ -113,16 +114,19 @@ def test_an_empty_batch_is_answered(loaded, name: str):
     assert all(value.shape[0] == 0 for value in answer.values())
 
 
-def test_a_client_of_the_object_detection_api_reads_it(loaded, images: list[bytes]):
-    """The conventions of its tutorials and of `visualize_boxes_and_labels_on_image_array`, step by step."""
+def test_a_program_for_the_object_detection_api_runs_unchanged(loaded, images: list[bytes]):
+    """As its tutorial for TensorFlow 2 has it, then as `visualize_boxes_and_labels_on_image_array`, step by step."""
     image = tf.io.decode_png(images[0]).numpy()
-    outputs = loaded.signatures["detect_images"](images=tf.constant(image[None]))
-    keys = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
-    answer = {key: outputs[key].numpy() for key in keys}
-    count = int(answer.pop("num_detections")[0])
-    answer = {key: value[0, :count] for key, value in answer.items()}
+    detect_fn = loaded
+    input_tensor = tf.convert_to_tensor(image)
+    input_tensor = input_tensor[tf.newaxis, ...]
+    answer = detect_fn(input_tensor)
+    count = int(answer.pop("num_detections")[0])  # the tutorial's own int() of one element is not numpy's any more
+    answer = {key: value[0, :count].numpy() for key, value in answer.items()}
+    answer["num_detections"] = count
     answer["detection_classes"] = answer["detection_classes"].astype(np.int64)
     category_index = {number: {"id": number, "name": name} for number, name in enumerate(LABELS, start=1)}
+    outputs = loaded.signatures["detect_images"](images=input_tensor)
     assert 0 < count <= outputs["detection_scores"].shape[1]
     height, width = image.shape[:2]
     drawn = []
