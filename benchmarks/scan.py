@@ -51,7 +51,7 @@ def measure(name: str, repetitions: int) -> Report:
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
         run, *versions = _write(preset, Path(folder))
         log.info("time and memory of processes that load and scan, with flips")
-        taken = [[_load_apart(place, preset.scales[-1]) for _ in range(LOADS)] for place in (run, *versions[1:])]
+        rounds = [[_load_apart(each, preset.scales[-1]) for each in (run, *versions[1:])] for _ in range(LOADS)]
         model = load_run(run)
         tables = [layer_table(model.network)]
         samples: dict[str, list[float]] = {}
@@ -74,7 +74,7 @@ def measure(name: str, repetitions: int) -> Report:
     report.add("over_crops", samples["over_crops"], f"the same windows as crops in batches of {CROPS}", (">=", 25.0))
     report.add("area_growth", samples["area_growth"], "time per megapixel at 4 times the area", ("<=", 1.1))
     report.add("area_growth_of_work", samples["area_growth_of_work"], "multiply-adds per megapixel, the same")
-    of_run, direct, transformed = taken
+    of_run, direct, transformed = zip(*rounds, strict=True)
     peaks = [peak for each in (of_run, direct) for peak, _ in each]
     report.add("peak_memory_gb", peaks, "of a process: run, SavedModel, direct; with flips", ("<=", 3.0))
     report.add("transformed_peak_memory_gb", [peak for peak, _ in transformed], "SavedModel, transformed", ("<=", 4.5))

@@ -3,9 +3,10 @@
 A layer of r x r taps over C channels, K outputs, is direct: a row of r^2 C numbers for each window, one product with
 its weights. Or it is transformed: F(m x m, r x r) of `cook_toom`, for each tile of m x m windows t^2 products of C
 numbers, t = m + r - 1, between two small products that transform what goes in and what comes out. Both are priced in
-multiply-adds at the rate of a large matrix product, by three constants. They were measured on two cores of an x86 CPU
-(`overfeat benchmark scan` prints what the rule expects of each layer and what it takes); the rule decides for each
-layer by its shape which tiles to have, and for each call by the sizes of its maps whether to use them.
+multiply-adds at the rate of a large matrix product. MOVED, READ and CONVOLVED are from measurements on two cores of x86
+CPUs, STARTED is an estimate, and SAVED a choice: with less, memory and loading grew more than the scan gained.
+`overfeat benchmark scan` prints what the rule expects of each layer and what it takes. The rule decides for each layer
+by its shape which tiles to have, and for each call by the sizes of its maps whether to use them.
 
 It is a rule for CPUs: a GPU's library has such transforms of its own, and picks them by itself.
 """
@@ -22,9 +23,7 @@ MOVED = 45  # writing a number somewhere else, as gathering and stacking do
 READ = 24  # reading a weight once: what a product of few rows waits for
 STARTED = 2_000_000  # starting an operation
 CONVOLVED = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
-SAVED = (
-    10_000_000_000  # what a transform has to save on a preset's own scales, to be worth its memory, its graph, its load
-)
+SAVED = 10_000_000_000  # what a transform has to save on a preset's own scales, to be worth its memory and its load
 
 
 class Shape(NamedTuple):
@@ -79,6 +78,11 @@ def choose_tiles(preset: Preset, context: bool = False) -> dict[str, int]:
     return chosen
 
 
+def feature_sizes(preset: Preset, height: int, width: int) -> list[tuple[int, int]]:
+    """List the sizes of what each convolution gives, before its pooling."""
+    return [(down, across) for (down, _), (across, _) in zip(preset.sides(height), preset.sides(width), strict=True)]
+
+
 def suits_this_machine() -> str:
     """Name the arithmetic for whoever does not choose: transformed on an x86 CPU alone, direct elsewhere."""
     import tensorflow as tf
@@ -99,8 +103,3 @@ def _best(shape: Shape, windows: list, convolved: float | None = None) -> int | 
         costs[side] = transformed_cost(shape, side, sum(down * across for down, across in along))
     best = min(costs, key=lambda side: costs[side], default=None) if shape.taps > 1 else None
     return best if best is not None and costs[best] < direct - SAVED else None
-
-
-def feature_sizes(preset: Preset, height: int, width: int) -> list[tuple[int, int]]:
-    """List the sizes of what each convolution gives, before its pooling."""
-    return [(down, across) for (down, _), (across, _) in zip(preset.sides(height), preset.sides(width), strict=True)]

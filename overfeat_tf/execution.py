@@ -74,7 +74,9 @@ def execution_of(network: Network, arithmetic: str) -> Execution:
     """
     if arithmetic not in ARITHMETICS:
         raise ValueError(f"expected an arithmetic of {', '.join(ARITHMETICS)}; got '{arithmetic}'")
-    return network.executions.setdefault(arithmetic, Execution(network, arithmetic))
+    if arithmetic not in network.executions:
+        network.executions[arithmetic] = Execution(network, arithmetic)
+    return network.executions[arithmetic]
 
 
 def is_wide(layer: layers.Layer) -> bool:

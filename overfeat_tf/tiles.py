@@ -16,7 +16,7 @@ import tensorflow as tf
 from overfeat_tf.arithmetic import tiles_along
 from overfeat_tf.cook_toom import transforms
 
-# Numbers gathered, multiplied and stacked at a time: 390 of `accurate`'s largest tiles, its six scales with flips.
+# Of numbers gathered, multiplied and stacked at a time: 390 of `accurate`'s largest tiles, its six scales with flips.
 TILE_BYTES = 1 << 29
 
 _numbers = count()
