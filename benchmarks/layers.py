@@ -35,7 +35,7 @@ def _rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
     sizes = [feature_sizes(preset, *scale) for scale in preset.scales]
     for number, row in enumerate(preset.convs):
         layer = network.features.get_layer(f"conv{number + 1}")
-        if execution.kernel(layer) is None:
+        if layer.name not in execution.sides:
             continue
         reach = row.kernel - 1
         maps = [_noise(size[number][0] + reach, size[number][1] + reach, layer.kernel.shape[2]) for size in sizes]
@@ -46,18 +46,16 @@ def _rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
     windows = find_windows(preset, last)
     head = network.classifier
     first = next(layer for layer in head.layers if isinstance(layer, keras.layers.Conv2D))
-    if execution.kernel(first) is not None:
+    if first.name in execution.sides:
         yield _row(first, execution, windows, _as_product(first, windows), limit)
 
 
 def _row(layer, execution: Execution, windows: Windows, plain: Callable, limit: MatrixProduct) -> tuple:
-    kernel = execution.kernel(layer)
-    assert kernel is not None
-    side, (_, channels, outputs) = kernel.side, kernel.shape
+    side, (*_, channels, outputs) = execution.sides[layer.name], layer.kernel.shape
 
     def by_tiles() -> tf.Tensor:
         tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
-        return tf.reduce_max(run_tiles([kernel], windows.cells, tiles)[0])
+        return tf.reduce_max(run_tiles([tf.convert_to_tensor(layer.kernel.value)], windows.cells, tiles, side)[0])
 
     count, shape = int(tf.reduce_sum(windows.counts)), Shape(windows.taps, windows.apart, channels, outputs)
     work = count * windows.taps**2 * channels * outputs

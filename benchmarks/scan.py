@@ -21,6 +21,7 @@ import tensorflow as tf
 from benchmarks.layers import layer_table
 from benchmarks.machine import MatrixProduct, describe, seconds
 from benchmarks.report import Report
+from overfeat_tf.arithmetic import ARITHMETICS
 from overfeat_tf.dense import feature_maps, find_windows, run_heads
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
 from overfeat_tf.loading import load, load_run
@@ -30,6 +31,7 @@ from overfeat_tf.presets import Preset, get_preset
 from overfeat_tf.views import draw_scale, fit_scale
 
 CLASSES = 1000
+OBJECTS = 20  # classes of the detector
 LOADS = 3  # of each version in a process of its own
 CROPS = 128  # a batch of the crop-by-crop way: large enough for its own products to run well
 NATIVE = (1500, 2000)  # pixels: large enough for windows to lie nearly everywhere; and twice that a side
@@ -50,8 +52,10 @@ def measure(name: str, repetitions: int) -> Report:
     report = Report("scan", describe())
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
         run, *versions = _write(preset, Path(folder))
+        boxes = _write_boxes(preset, Path(folder))
         log.info("time and memory of processes that load and scan, with flips")
-        rounds = [[_load_apart(each, preset.scales[-1]) for each in (run, *versions[1:])] for _ in range(LOADS)]
+        apart = (run, *versions[1:], *boxes)
+        rounds = [[_load_apart(each, preset.scales[-1]) for each in apart] for _ in range(LOADS)]
         model = load_run(run)
         tables = [layer_table(model.network)]
         samples: dict[str, list[float]] = {}
@@ -74,12 +78,19 @@ def measure(name: str, repetitions: int) -> Report:
     report.add("over_crops", samples["over_crops"], f"the same windows as crops in batches of {CROPS}", (">=", 25.0))
     report.add("area_growth", samples["area_growth"], "time per megapixel at 4 times the area", ("<=", 1.1))
     report.add("area_growth_of_work", samples["area_growth_of_work"], "multiply-adds per megapixel, the same")
-    of_run, direct, transformed = zip(*rounds, strict=True)
+    of_run, direct, transformed, *of_boxes = zip(*rounds, strict=True)
     peaks = [peak for each in (of_run, direct) for peak, _ in each]
     report.add("peak_memory_gb", peaks, "of a process: run, SavedModel, direct; with flips", ("<=", 3.0))
-    report.add("transformed_peak_memory_gb", [peak for peak, _ in transformed], "SavedModel, transformed", ("<=", 4.5))
-    loads = [one / other for (_, one), (_, other) in zip(transformed, direct, strict=True)]
-    report.add("load_of_direct", loads, "loading the SavedModel, transformed over direct", ("<=", 2.0))
+    for prefix, what, (plain, fewer) in (
+        ("", "SavedModel", (direct, transformed)),
+        ("boxes_", "that detects", of_boxes),
+    ):
+        peaks, loads = (
+            [peak for peak, _ in fewer],
+            [one / other for (_, one), (_, other) in zip(fewer, plain, strict=True)],
+        )
+        report.add(f"{prefix}transformed_peak_memory_gb", peaks, f"{what}, transformed", ("<=", 4.5))
+        report.add(f"{prefix}load_of_direct", loads, f"{what}: loading it, transformed over direct", ("<=", 2.0))
     pairs, remark = extraction_of_network(repetitions)
     report.add("extraction_of_network", pairs, remark, (">=", 0.9))
     report.tables += tables
@@ -99,6 +110,15 @@ def _write(preset: Preset, folder: Path) -> tuple[Path, ...]:
     to, flipped = folder / preset.name, model.with_options(flips=True)
     versions = (model, flipped, flipped.with_options(arithmetic="transformed"))
     return folder / "run", *(export(version, to) for version in versions)
+
+
+def _write_boxes(preset: Preset, folder: Path) -> tuple[Path, ...]:
+    """Write the SavedModel of a detector with random weights and flips: direct, and transformed."""
+    from serving.export import export
+
+    labels = tuple(str(number) for number in range(OBJECTS))
+    model = Model(build(replace(preset, init_std=None), OBJECTS, background=True), labels).with_options(flips=True)
+    return tuple(export(model.with_options(arithmetic=each), folder / "boxes") for each in ARITHMETICS)
 
 
 def _speed(model: Model, versions: Sequence, repetitions: int) -> Iterator[dict[str, float]]:
@@ -188,7 +208,7 @@ def _load_and_scan(folder: Path, height: int, width: int) -> tuple[float, float]
         model = model.with_options(flips=True)
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     for _ in range(2):
-        model.classify(image)
+        (model.detect if "detection" in model.tasks else model.classify)(image)
     # Not getrusage, whose peak begins with that of the process that this one was forked from.
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak[1]) * 1024 / 1e9 if peak else float("nan"), loading

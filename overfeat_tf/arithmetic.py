@@ -2,9 +2,10 @@
 
 A layer of r x r taps over C channels, K outputs, is direct: a row of r^2 C numbers for each window, one product with
 its weights. Or it is transformed: F(m x m, r x r) of `cook_toom`, for each tile of m x m windows t^2 products of C
-numbers, t = m + r - 1, between two small products that transform what goes in and what comes out. Both are priced in
-multiply-adds at the rate of a large matrix product. MOVED, READ and CONVOLVED are from measurements on two cores of x86
-CPUs, STARTED is an estimate, and SAVED a choice: with less, memory and loading grew more than the scan gained.
+numbers, t = m + r - 1, between two small products that transform what goes in and what comes out, with weights that
+are transformed in every call. Both are priced in multiply-adds at the rate of a large matrix product. MOVED, READ and
+CONVOLVED are from measurements on two cores of x86 CPUs, STARTED is an estimate, and SAVED a choice: with a third of
+it, `accurate` scanned a tenth faster, and took half as long again to load and 1.3 GB more to run.
 `overfeat benchmark scan` prints what the rule expects of each layer and what it takes. The rule decides for each layer
 by its shape which tiles to have, and for each call by the sizes of its maps whether to use them.
 
@@ -23,7 +24,7 @@ MOVED = 45  # writing a number somewhere else, as gathering and stacking do
 READ = 24  # reading a weight once: what a product of few rows waits for
 STARTED = 2_000_000  # starting an operation
 CONVOLVED = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
-SAVED = 10_000_000_000  # what a transform has to save on a preset's own scales, to be worth its memory and its load
+SAVED = 10_000_000_000  # what a transform has to save on a preset's own scales, to be worth its graph and memory
 
 
 class Shape(NamedTuple):
@@ -44,10 +45,11 @@ def direct_cost(shape: Shape, windows: Any) -> Any:
 def transformed_cost(shape: Shape, side: int, tiles: Any) -> Any:
     """Price a layer over so many tiles of `side` x `side` windows, likewise."""
     points = (side + shape.taps - 1) ** 2
+    weights = points * shape.channels * shape.outputs
+    derived = weights * (2 * MOVED + shape.taps**2 + READ)  # gathered, then transformed, then read
     incoming = shape.channels * (2 * MOVED + points)  # gathered, then transformed
     outgoing = shape.outputs * (2 * MOVED + side**2)  # stacked, then transformed
-    product = points * shape.channels * shape.outputs
-    return tiles * (points * (incoming + outgoing) + product) + product * READ + 2 * points * STARTED
+    return tiles * (points * (incoming + outgoing) + weights) + derived + 2 * points * STARTED
 
 
 def tiles_along(windows: int, apart: int, side: int) -> int:

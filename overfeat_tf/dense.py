@@ -22,7 +22,7 @@ from overfeat_tf.context import add_context, halve
 from overfeat_tf.execution import Execution, execution_of, is_wide
 from overfeat_tf.network import PIXELS, Network
 from overfeat_tf.presets import Preset
-from overfeat_tf.tiles import TransformedKernel, lay_tiles, run_tiles
+from overfeat_tf.tiles import lay_tiles, run_tiles
 
 # Rows gathered at a time: 2600 of `accurate`'s 25600 numbers, its six scales at once; bounds memory on huge maps.
 ROW_BYTES = 1 << 28
@@ -147,8 +147,7 @@ def run_heads(
     def directly() -> list[tf.Tensor]:
         return _run_pieces(stacks, windows)
 
-    kernels = [execution.kernel(_first(stack)) if execution else None for stack in stacks]
-    return _by_tiles_or(directly, stacks, kernels, windows)
+    return _by_tiles_or(directly, stacks, execution, windows)
 
 
 def _until(head: keras.Model, name: str | None) -> list[keras.layers.Layer]:
@@ -169,36 +168,36 @@ def _convolve(execution: Execution, layer: keras.layers.Conv2D, maps: list[tf.Te
             return windows.split(_run_pieces([[layer]], windows)[0])
         return [layer(each) for each in maps]
 
-    return _by_tiles_or(directly, [[layer]], [execution.kernel(layer)], windows, windows.split)
+    return _by_tiles_or(directly, [[layer]], execution, windows, windows.split)
 
 
 def _by_tiles_or(
     directly: Callable[[], list[tf.Tensor]],
     stacks: Sequence[Sequence[keras.layers.Layer]],
-    kernels: Sequence[TransformedKernel | None],
+    execution: Execution | None,
     windows: Windows,
     shaped: Callable[[tf.Tensor], list[tf.Tensor]] = lambda values: [values],
 ) -> list[tf.Tensor]:
-    """Run stacks of layers by tiles, where their first ones have transformed weights and the sizes make it pay.
+    """Run stacks of layers by tiles, where the execution has their first ones transformed and the sizes make it pay.
 
     Otherwise `directly`. What comes of each stack, [windows, D], is `shaped` into what `directly` has of it.
     """
-    known = [kernel for kernel in kernels if kernel is not None]
-    side = known[0].side if known else 0
-    if len(known) < len(stacks) or any(kernel.side != side for kernel in known):
+    firsts = [_first(stack) for stack in stacks]
+    sides = {execution.sides.get(layer.name) if execution else None for layer in firsts}
+    side = sides.pop()
+    if side is None or sides:  # some are not, or not with the same tiles
         return directly()
 
     def by_tiles() -> list[tf.Tensor]:
         tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
+        kernels = [tf.convert_to_tensor(layer.kernel.value) for layer in firsts]
         found = []
-        for stack, rows in zip(stacks, run_tiles(known, windows.cells, tiles), strict=True):
-            first = _first(stack)
+        for stack, first, rows in zip(stacks, firsts, run_tiles(kernels, windows.cells, tiles, side), strict=True):
             biased = tf.nn.bias_add(rows, first.bias.value)
             found += shaped(_run_layers(stack[stack.index(first) + 1 :], biased))
         return found
 
-    channels = windows.cells.shape[1]
-    shapes = [Shape(windows.taps, windows.apart, channels, kernel.shape[2]) for kernel in known]
+    shapes = [Shape(windows.taps, windows.apart, windows.cells.shape[1], layer.filters) for layer in firsts]
     tiles, count = (tf.cast(n, tf.float32) for n in (windows.tiles(side), tf.reduce_sum(windows.counts)))
     transformed = sum(transformed_cost(shape, side, tiles) for shape in shapes)
     return tf.cond(transformed < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)

@@ -9,7 +9,6 @@ from keras import layers
 
 from overfeat_tf.arithmetic import ARITHMETICS, choose_tiles
 from overfeat_tf.network import PIXELS, Network
-from overfeat_tf.tiles import TransformedKernel
 
 # Numbers in the weights of a feature layer from which it is a product of all maps: `accurate`'s last has 9.4 M. A
 # convolution reads such weights again and again for each map, and comes to two thirds of the product's rate.
@@ -30,21 +29,6 @@ class Execution:
         transformed = arithmetic == "transformed"
         self.sides = choose_tiles(network.preset, network.context) if transformed else {}
         self.traced: dict[int, Callable] = {}
-        self._kernels: dict[str, TransformedKernel] = {}
-
-    def kernel(self, layer: layers.Layer) -> TransformedKernel | None:
-        """Give a layer's transformed weights, derived from what it has learnt when first asked for; None: direct."""
-        if layer.name not in self.sides:
-            return None
-        if layer.name not in self._kernels:
-            with tf.init_scope():  # a trace may be the first to ask
-                self._kernels[layer.name] = TransformedKernel(layer.kernel.value, self.sides[layer.name])
-        return self._kernels[layer.name]
-
-    def kernels(self, parts: list[keras.Model]) -> list[TransformedKernel]:
-        """List the transformed weights of all layers of some parts."""
-        kernels = (self.kernel(layer) for part in parts for layer in part.layers)
-        return [kernel for kernel in kernels if kernel is not None]
 
     def joins(self, layer: layers.Layer) -> bool:
         """Tell whether a layer is run over all maps at once."""

@@ -10,13 +10,11 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.callables import Answers, Callables
-from overfeat_tf.execution import execution_of
 from overfeat_tf.features import extract
 from overfeat_tf.inference import Inference
 from overfeat_tf.network import Network, build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import Conv, Preset
-from overfeat_tf.tiles import TransformedKernel
 
 TASKS = ("classification", "localization", "detection")
 CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
@@ -70,14 +68,6 @@ class Model(Callables):
     def parts_of(self, network: Network) -> dict[str, keras.Model]:
         """Give a member's models by name; the regressor is among them, built if need be, where the tasks need boxes."""
         return {**network.parts, "regressor": network.regressor} if self._has_boxes else network.parts
-
-    def transformed_kernels(self) -> list[TransformedKernel]:
-        """List the transformed weights that the options' arithmetic derives from those learnt; none for direct."""
-        return [
-            kernel
-            for network in self.networks
-            for kernel in execution_of(network, self.options.arithmetic).kernels([*self.parts_of(network).values()])
-        ]
 
     @cached_property
     def inference(self) -> Inference:

@@ -26,8 +26,8 @@ class InferenceOptions:
         max_detections: Boxes in an answer.
         views: "dense" scans the scales; "centre" and "ten" show crops of the window's size: the centre one, or the
             four corners, the centre and their mirror images (Table 2).
-        arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, with weights that
-            are derived once from those of the network (`overfeat_tf.arithmetic`); equal but for rounding.
+        arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, from the
+            same weights (`overfeat_tf.arithmetic`); equal but for rounding.
     """
 
     scales: tuple[int, ...] | None = None

@@ -4,11 +4,14 @@ A tile is m x m windows of one offset of a map: t x t cells, t = m + r - 1, each
 all maps (scales, flips, offsets, images) are gathered cell by cell, so that what lies at one place of all of them is
 one matrix; the transforms are then products with small matrices, and between them each of the t x t places has a
 product of its own, of all tiles, with the layer's weights as transformed for that place.
+
+Transformed weights are up to 64 / 9 times as large as the layer's own. They are derived anew in every call, the few
+outputs' of a block at a time: that costs `accurate`'s scan a tenth of its time, where keeping them took 2.5 GB more and
+three times as long to load; and they are always those of the variables.
 """
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from itertools import count
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -16,47 +19,10 @@ import tensorflow as tf
 from overfeat_tf.arithmetic import tiles_along
 from overfeat_tf.cook_toom import transforms
 
-# Of numbers gathered, multiplied and stacked at a time: 390 of `accurate`'s largest tiles, its six scales with flips.
+# Of numbers gathered at a time: 2000 of `accurate`'s largest tiles, three times its six scales with flips.
 TILE_BYTES = 1 << 29
-
-_numbers = count()
-
-
-class TransformedKernel(tf.saved_model.experimental.TrackableResource):
-    """A layer's weights, transformed for tiles of `side` x `side` windows: derived from the layer's own when loaded.
-
-    They are up to 64 / 9 times as large; what is saved is the layer's own weights alone. A later change of those does
-    not reach these.
-
-    Attributes:
-        side: Windows along a tile.
-        shape: (t * t, channels in, channels out).
-    """
-
-    def __init__(self, kernel: tf.Variable, side: int):
-        """Transform `kernel`, float32 [r, r, C, K]."""
-        super().__init__()
-        taps, _, channels, outputs = kernel.shape
-        self.side, self._taps, self._kernel = side, taps, kernel
-        self.shape = ((side + taps - 1) ** 2, channels, outputs)
-        self._name = f"transformed_kernel_{next(_numbers)}"
-        self._initialize()
-
-    def _create_resource(self) -> tf.Tensor:
-        return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=self.shape, shared_name=self._name)
-
-    def _initialize(self) -> None:
-        matrix = tf.constant(transforms(self.side, self._taps).square().taps, tf.float32)
-        points = tf.matmul(matrix, tf.reshape(self._kernel, [self._taps**2, -1]))
-        tf.raw_ops.AssignVariableOp(resource=self.resource_handle, value=tf.reshape(points, self.shape))
-
-    def _destroy_resource(self) -> None:
-        tf.raw_ops.DestroyResourceOp(resource=self.resource_handle)
-
-    def places(self) -> list[tf.Tensor]:
-        """List the weights of each place of a tile, float32 [C, K]."""
-        value = tf.raw_ops.ReadVariableOp(resource=self.resource_handle, dtype=tf.float32)
-        return tf.unstack(tf.ensure_shape(value, self.shape))
+# Outputs whose weights are transformed at a time: 134 MB of `accurate`'s. Fewer make products that run less well.
+BLOCK, LEAST_BLOCK = 512, 64
 
 
 class Tiles(NamedTuple):
@@ -113,44 +79,62 @@ def _layer_of_tiles(taps: int, apart: int, side: int) -> Callable[..., tuple]:
     return tf.function(lay, [tf.TensorSpec([3], tf.int32), number, number], autograph=False)
 
 
-def run_tiles(kernels: Sequence[TransformedKernel], cells: tf.Tensor, tiles: Tiles) -> list[tf.Tensor]:
+def run_tiles(kernels: Sequence[tf.Tensor], cells: tf.Tensor, tiles: Tiles, side: int) -> list[tf.Tensor]:
     """Run layers that see the same cells, without their biases.
 
     Args:
-        kernels: Their weights, transformed for the same tiles.
+        kernels: Their weights, float32 [r, r, C, K] each.
         cells: float32 [n, C], the cells of all maps.
         tiles: What `lay_tiles` gives.
+        side: Windows along a tile.
 
     Returns:
         For each layer float32 [windows, K].
     """
-    side, (points, channels, _) = kernels[0].side, kernels[0].shape
-    taps = round(points**0.5) - side + 1
-    data, _, outputs = (tf.constant(matrix, tf.float32) for matrix in transforms(side, taps).square())
-    widths = [kernel.shape[2] for kernel in kernels]
-    limit = max(1, TILE_BYTES // (4 * points * (channels + sum(widths))))
+    taps, _, channels, _ = kernels[0].shape
+    data = tf.constant(transforms(side, taps).square().data, tf.float32)
+    points, widths = data.shape[0], [kernel.shape[-1] for kernel in kernels]
+    limit = max(1, TILE_BYTES // (4 * points * channels))
     total = tf.shape(tiles.cells)[1]
     # Pieces of equal length, filled up with tiles that nobody asks for.
     pieces = tf.maximum((total + limit - 1) // limit, 1)
     length = (total + pieces - 1) // pieces
     filled = tf.pad(tiles.cells, [[0, 0], [0, pieces * length - total]])
     filled = tf.transpose(tf.reshape(filled, [points, pieces, length]), [1, 0, 2])
-    weights = [kernel.places() for kernel in kernels]
 
     def run(seen: tf.Tensor) -> list[tf.Tensor]:
         gathered = tf.reshape(tf.gather(cells, seen), [points, -1])
         places = tf.unstack(tf.reshape(tf.matmul(data, gathered), [points, -1, channels]))
-        found = []
-        for each, width in zip(weights, widths, strict=True):
-            products = [tf.matmul(rows, kernel) for rows, kernel in zip(places, each, strict=True)]
-            back = tf.matmul(outputs, tf.reshape(tf.stack(products), [points, -1]))
-            found.append(tf.reshape(back, [side**2, -1, width]))
-        return found
+        return [_in_blocks(places, kernel, side) for kernel in kernels]
 
     specs = [tf.TensorSpec([side**2, None, width], tf.float32) for width in widths]
     answers = tf.map_fn(run, filled, fn_output_signature=specs, parallel_iterations=1)
     index = (tiles.tile // tf.maximum(length, 1) * side**2 + tiles.place) * length + tiles.tile % tf.maximum(length, 1)
     return [tf.gather(tf.reshape(each, [-1, width]), index) for each, width in zip(answers, widths, strict=True)]
+
+
+def _in_blocks(places: list[tf.Tensor], kernel: tf.Tensor, side: int) -> tf.Tensor:
+    """Multiply what lies at each place of all tiles, [tiles, C], with its weights: [m * m, tiles, K]."""
+    taps, _, channels, width = kernel.shape
+    _, inward, outputs = (tf.constant(matrix, tf.float32) for matrix in transforms(side, taps).square())
+    block = _block(width)
+
+    def run(first: tf.Tensor) -> tf.Tensor:
+        columns = tf.slice(kernel, [0, 0, 0, first], [taps, taps, channels, block])
+        weights = tf.matmul(inward, tf.reshape(columns, [taps**2, -1]))
+        pairs = zip(places, tf.unstack(tf.reshape(weights, [len(places), channels, block])), strict=True)
+        products = tf.stack([tf.matmul(rows, own) for rows, own in pairs])
+        return tf.reshape(tf.matmul(outputs, tf.reshape(products, [len(places), -1])), [side**2, -1, block])
+
+    spec = tf.TensorSpec([side**2, None, block], tf.float32)
+    found = tf.map_fn(run, tf.range(0, width, block), fn_output_signature=spec, parallel_iterations=1)
+    return tf.reshape(tf.transpose(found, [1, 2, 0, 3]), [side**2, -1, width])
+
+
+def _block(width: int) -> int:
+    """Give the outputs of a block: as many as divide them all, or all where none such is large enough."""
+    most = max(n for n in range(1, BLOCK + 1) if width % n == 0)
+    return most if most >= LEAST_BLOCK else width
 
 
 def _along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tuple:

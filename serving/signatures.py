@@ -73,7 +73,6 @@ class Servable(tf.__internal__.tracking.AutoTrackable):
             variable.value for part in parts for variable in part.variables if _fitted(variable)
         ]
         self.features = Features(model)
-        self._transformed_kernels = model.transformed_kernels()  # derived anew from the variables at every load
         names = signature_names(model)
         self._functions = {name: self._function(name) for name in names}
         for name, function in self._functions.items():

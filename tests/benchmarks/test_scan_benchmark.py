@@ -53,5 +53,8 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     assert all(value > 0 for value in ratios.values()) and ratios["transformed_error"] < 1e-4
     memory, loading = scan._load_apart(run, preset.scales[-1])
     assert 0.3 < memory < 3 and loading > 0
+    boxes = scan._write_boxes(preset, tmp_path)
+    assert [load(version).config()["options"]["arithmetic"] for version in boxes] == ["direct", "transformed"]
+    assert scan._load_apart(boxes[1], preset.scales[-1])[0] > 0.3
     table = layer_table(load_run(run).network)
     assert all(f"| {name} |" in table for name in ("conv2", "conv4", "full5"))

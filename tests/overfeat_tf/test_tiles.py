@@ -27,8 +27,7 @@ def directly(cells, kernel, apart):
 def by_tiles(maps, kernels, apart, side):
     flat = tf.concat([tf.reshape(each, [-1, CHANNELS]) for each in maps], axis=0)
     laid = tiles.lay_tiles(tf.stack([tf.shape(each)[:3] for each in maps]), len(kernels[0]), apart, side)
-    transformed = [tiles.TransformedKernel(tf.Variable(kernel), side) for kernel in kernels]
-    return tiles.run_tiles(transformed, flat, laid)
+    return tiles.run_tiles([tf.constant(kernel) for kernel in kernels], flat, laid, side)
 
 
 @settings(max_examples=40, deadline=None)
@@ -60,53 +59,23 @@ def test_many_tiles_are_run_in_pieces(monkeypatch, limit):
     rng = np.random.default_rng(0)
     maps = [rng.normal(size=(2, 25, 31, CHANNELS)).astype(np.float32)]
     kernel = rng.normal(size=(3, 3, CHANNELS, OUTPUTS)).astype(np.float32)
-    monkeypatch.setattr(tiles, "TILE_BYTES", limit * 4 * 36 * (CHANNELS + OUTPUTS))
+    monkeypatch.setattr(tiles, "TILE_BYTES", limit * 4 * 36 * CHANNELS)
     (found,) = by_tiles(maps, [kernel], 2, 4)
     expected = directly(maps[0], kernel, 2)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-def test_weights_are_derived_when_made_and_shared_with_no_other():
-    first, second = (tf.Variable(tf.random.stateless_normal([3, 3, 2, 4], [n, 1])) for n in (1, 2))
-    kernels = [tiles.TransformedKernel(variable, 4) for variable in (first, second)]
-    before = [tf.stack(kernel.places()).numpy() for kernel in kernels]
-    assert before[0].shape == (36, 2, 4) and np.abs(before[0] - before[1]).max() > 0.1
-    first.assign(second)
-    np.testing.assert_array_equal(tf.stack(kernels[0].places()), before[0])
+@pytest.mark.parametrize(("width", "blocks"), [(5, 1), (6, 2), (7, 7), (8, 2), (9, 3)])
+def test_weights_are_transformed_in_blocks_of_outputs(monkeypatch, width, blocks):
+    rng = np.random.default_rng(width)
+    monkeypatch.setattr(tiles, "BLOCK", 5)
+    monkeypatch.setattr(tiles, "LEAST_BLOCK", 1)
+    assert tiles._block(width) * blocks == width
+    maps = [rng.normal(size=(1, 9, 12, CHANNELS)).astype(np.float32)]
+    kernel = rng.normal(size=(3, 3, CHANNELS, width)).astype(np.float32)
+    (found,) = by_tiles(maps, [kernel], 1, 4)
+    np.testing.assert_allclose(found, directly(maps[0], kernel, 1), rtol=0, atol=1e-4)
 
 
-class Layer(tf.Module):
-    """A layer alone, as an export has it."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.kernel = tf.Variable(tf.random.stateless_normal([3, 3, CHANNELS, OUTPUTS], [seed, 1]))
-        self.transformed = tiles.TransformedKernel(self.kernel, 4)
-
-    @tf.function(input_signature=[tf.TensorSpec([None, None, None, CHANNELS])], autograph=False)
-    def run(self, cells):
-        laid = tiles.lay_tiles(tf.shape(cells)[None, :3], 3, 1, 4)
-        return tiles.run_tiles([self.transformed], tf.reshape(cells, [-1, CHANNELS]), laid)[0]
-
-
-def test_saved_ones_are_derived_when_loaded_each_from_its_own(tmp_path):
-    cells = np.random.default_rng(0).normal(size=(1, 9, 8, CHANNELS)).astype(np.float32)
-    layers = [Layer(seed) for seed in (1, 2)]
-    for number, layer in enumerate(layers):
-        tf.saved_model.save(layer, str(tmp_path / str(number)), signatures=layer.run)
-        # What is written is the layer's own kernel alone.
-        written = [size for _, size in tf.train.list_variables(str(tmp_path / str(number) / "variables" / "variables"))]
-        assert written.count([3, 3, CHANNELS, OUTPUTS]) == 1 and [36, CHANNELS, OUTPUTS] not in written
-    loaded = [tf.saved_model.load(str(tmp_path / str(number))) for number in (0, 1, 0)]
-    expected = [directly(cells, layers[number].kernel.numpy(), 1) for number in (0, 1, 0)]
-    for each, values in zip(loaded, expected, strict=True):
-        np.testing.assert_allclose(each.run(cells), values, rtol=0, atol=1e-4)
-    del loaded[0]
-    np.testing.assert_allclose(loaded[-1].run(cells), expected[-1], rtol=0, atol=1e-4)
-    with tf.Graph().as_default() as graph, tf.compat.v1.Session(graph=graph) as session:
-        signature = tf.compat.v1.saved_model.load(session, ["serve"], str(tmp_path / "1")).signature_def[
-            "serving_default"
-        ]
-        ((_, asked),), ((_, answer),) = signature.inputs.items(), signature.outputs.items()
-        found = session.run(answer.name, {asked.name: cells})
-    np.testing.assert_allclose(found, expected[1], rtol=0, atol=1e-4)
+def test_blocks_are_not_made_too_small():
+    assert [tiles._block(width) for width in (96, 512, 1000, 3072, 4096, 1021)] == [96, 512, 500, 512, 512, 1021]
