@@ -19,6 +19,7 @@ from overfeat_tf.decode import decode_image
 from overfeat_tf.network import build
 from overfeat_tf.presets import Preset, get_preset
 from training import crops, pipeline
+from training.allocation import keep_freed_memory
 from training.recipes import Recipe, get_recipe
 from training.sources import open_source
 from training.sources.record import as_dataset
@@ -38,6 +39,7 @@ def measure(repetitions: int, steps: int) -> Report:
         repetitions: How often.
         steps: Of a batch of 32, on each side.
     """
+    keep_freed_memory()  # as `train` does
     report = Report("train", describe())
     recipe, preset = get_recipe(f"imagenet-{PRESET}"), get_preset(PRESET)
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:

@@ -16,6 +16,7 @@ from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import get_preset
 from training import crops, pipeline, run_folder, whole
+from training.allocation import keep_freed_memory
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
@@ -67,6 +68,7 @@ def train(
     unknown = [stage for stage in stages if stage not in TASKS]
     if unknown:
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
+    keep_freed_memory()
     strategy = strategy or choose_strategy()
     _check(recipe, source, stages)
     for stage in stages:
