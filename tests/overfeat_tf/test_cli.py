@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from typed import run
 
 from overfeat_tf.cli import main
 from overfeat_tf.cli.image_files import find_files
@@ -16,14 +17,6 @@ from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
-
-
-def run(monkeypatch, *arguments: str | Path) -> int:
-    """Run `overfeat` with arguments; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["overfeat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -1,45 +1,19 @@
 """`overfeat evaluate`: committees, rows of tables, options, reports, and mistakes of the user's in one line."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from small_classifiers import LABELS
+from typed import run
 
 import overfeat_tf as of
-from overfeat_tf.cli import main
 from serving.embedded.server import start
 
-LABELS = ("cat", "dog", "eel")
 IMAGES = 6
-
-
-def run(monkeypatch, *arguments) -> int:
-    """Run `overfeat` with arguments; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["overfeat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
-@pytest.fixture(scope="module")
-def classifiers(tmp_path_factory) -> list[Path]:
-    """Two runs that were only trained to classify."""
-    folders = []
-    for seed in (1, 2):
-        tf.keras.utils.set_random_seed(seed)
-        network = of.build("tiny", 3)
-        last = network.classifier.layers[-1]
-        last.kernel.assign(last.kernel * 150)
-        model = of.Model(network, LABELS, of.InferenceOptions(scales=(1, 2)), ("classification",))
-        folders.append(tmp_path_factory.mktemp(f"run{seed}"))
-        model.save_weights(folders[-1] / "weights")
-        config = {"model": model.config(), "training": {"name": f"run{seed}", "data": "noise"}}
-        (folders[-1] / "config.json").write_text(json.dumps(config))
-    return folders
 
 
 @pytest.fixture(scope="module")

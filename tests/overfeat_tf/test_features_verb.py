@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import sys
 from pathlib import Path
 
 import h5py
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from typed import run
 
 import overfeat_tf as of
 from overfeat_tf.callables import Callables
-from overfeat_tf.cli import features, main, progress
+from overfeat_tf.cli import features, progress
 from overfeat_tf.cli.feature_files import name_apart, writing
 from overfeat_tf.cli.info import table
 from overfeat_tf.decode import decode_image
@@ -32,14 +32,6 @@ ARRAYS = {
     "Füße 写真.jpg/scale1": np.ones((2, 3, 4), np.float32),
     "line\nbreak %s {0} \\xe9.jpg": np.ones((1, 1, 2), np.float32),
 }
-
-
-def run(monkeypatch, *arguments: str | Path) -> int:
-    """Run `overfeat features` with arguments; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["overfeat", "features", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 def read(out: Path) -> dict[str, np.ndarray]:
@@ -126,7 +118,7 @@ def test_each_file_has_its_features_under_its_name(
     suffix, options, arguments, a_run, model, pictures, tmp_path, monkeypatch, capsys
 ):
     out = tmp_path / "new" / f"out{suffix}"
-    assert run(monkeypatch, a_run, pictures, "--out", out, *options.split()) == 0
+    assert run(monkeypatch, "features", a_run, pictures, "--out", out, *options.split()) == 0
     layer, scales, fine = arguments
     expected = {}
     for key, name in zip(KEYS, SIZES, strict=True):
@@ -185,7 +177,7 @@ def test_names_have_the_folders_that_it_takes_to_tell_them_apart(files, names):
 
 def test_a_file_named_twice_is_extracted_once(a_run, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures / "a")
-    assert run(monkeypatch, a_run, "one.png", pictures / "b/../a/one.png", "--out", tmp_path / "x.npz") == 0
+    assert run(monkeypatch, "features", a_run, "one.png", pictures / "b/../a/one.png", "--out", tmp_path / "x.npz") == 0
     assert list(read(tmp_path / "x.npz")) == ["one.png"]
 
 
@@ -210,7 +202,7 @@ def test_what_cannot_be_read_is_reported_and_left_out(a_run, pictures, tmp_path,
     os.mkfifo(folder / "pipe.jpg")
     with (folder / "huge.jpg").open("wb") as file:
         file.truncate(10 << 30)
-    assert run(monkeypatch, a_run, folder, "--out", tmp_path / "out.npz") == 1
+    assert run(monkeypatch, "features", a_run, folder, "--out", tmp_path / "out.npz") == 1
     assert list(read(tmp_path / "out.npz")) == ["first.png", "latin \\xe9.png", "line\nbreak.png"]
     error = capsys.readouterr().err
     for name, reason in {
@@ -266,7 +258,7 @@ def test_images_share_a_call_up_to_a_number_and_a_size(monkeypatch):
 )
 def test_mistakes_get_one_line_before_any_work(options, message, a_run, pictures, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, a_run, pictures, *options) == 2
+    assert run(monkeypatch, "features", a_run, pictures, *options) == 2
     error = capsys.readouterr().err
     assert message in error
     assert len([line for line in error.splitlines() if line and not line.startswith(("Usage", "Try "))]) == 1
@@ -274,7 +266,7 @@ def test_mistakes_get_one_line_before_any_work(options, message, a_run, pictures
 
 
 def test_no_model_is_a_mistake(pictures, tmp_path, monkeypatch, capsys):
-    assert run(monkeypatch, tmp_path / "nowhere", pictures, "--out", tmp_path / "x.npz") == 2
+    assert run(monkeypatch, "features", tmp_path / "nowhere", pictures, "--out", tmp_path / "x.npz") == 2
     assert "expected the folder of a run or of a SavedModel" in capsys.readouterr().err
 
 
@@ -282,7 +274,7 @@ def test_a_folder_that_cannot_be_written_is_known_at_once(a_run, pictures, tmp_p
     (tmp_path / "file").touch()
     monkeypatch.setattr(features, "_decode", None)  # not reached
     for out in (tmp_path / "file" / "x.npz", Path("/proc/overfeat/x.h5")):
-        assert run(monkeypatch, a_run, pictures, "--out", out) in (1, 2)
+        assert run(monkeypatch, "features", a_run, pictures, "--out", out) in (1, 2)
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("overfeat: ") and line.endswith(f"'{out}'")
 

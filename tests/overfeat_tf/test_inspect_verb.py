@@ -1,22 +1,12 @@
 """`overfeat inspect` and `overfeat train --strict`: text, JSON, pictures and exit statuses."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from overfeat_tf.cli import main
-
-
-def run(monkeypatch, *arguments: str | Path) -> int:
-    """Run `overfeat` with arguments; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["overfeat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+from typed import run
 
 
 @pytest.fixture

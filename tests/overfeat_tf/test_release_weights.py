@@ -14,7 +14,6 @@ import pytest
 import tensorflow as tf
 
 import overfeat_tf as of
-from overfeat_tf.cli import main
 from overfeat_tf.presets import PRESETS
 from overfeat_tf.release_weights import file_layers, file_size, import_weights, read_labels, released
 
@@ -325,23 +324,15 @@ def test_a_mat_file_without_scipy_is_one_clear_line(tmp_path, monkeypatch):
         read_labels(tmp_path / "meta.mat")
 
 
-def overfeat(monkeypatch, *arguments):
-    """Run `overfeat` with arguments; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["overfeat", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 def test_the_verb_makes_a_run_that_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "fast", narrow("fast"))  # or each step would move a gigabyte
     file, run = write(tmp_path / "net_weight_0", narrow_tensors("fast")), tmp_path / "runs" / "released"
-    assert overfeat(monkeypatch, "import-weights", file, "--preset", "fast", "--run", run) == 0
+    assert run(monkeypatch, "import-weights", file, "--preset", "fast", "--run", run) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{run}\n"
     assert printed.err == f"{run}: imported; serve it after: overfeat export {run} --to saved_models/fast\n"
     saved = tmp_path / "saved_models" / "fast"
-    assert overfeat(monkeypatch, "export", run, "--to", saved) == 0
+    assert run(monkeypatch, "export", run, "--to", saved) == 0
     assert "ILSVRC2012, by the authors' 2013 release" in (saved / "1" / "MODEL_CARD.md").read_text()
     pixels = np.random.default_rng(2).integers(0, 256, (1, 247, 260, 3), np.uint8)
     live, exported = of.load(run), of.load(saved)
@@ -355,7 +346,7 @@ def test_the_verb_makes_a_run_that_exports(tmp_path, monkeypatch, capsys):
         (tmp_path / "none", "--preset", "fast", "--run", tmp_path / "other"),
         (file, "--preset", "fast", "--run", tmp_path / "other", "--labels", file),
     ):
-        assert overfeat(monkeypatch, "import-weights", *arguments) == 2
+        assert run(monkeypatch, "import-weights", *arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "other").exists()
 

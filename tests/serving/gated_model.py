@@ -17,12 +17,16 @@ X = predict_request(x=np.ones(1, np.float32))
 
 
 def serve_function(function: Callable, **options) -> Server:
-    """Serves a model whose only signature is a Python function: `x` -> `y`, both float [?]."""
+    """Serves `function_models`."""
+    return Server(function_models(function), port=0, **options)
+
+
+def function_models(function: Callable) -> Models:
+    """Gives a model whose only signature is a Python function: `x` -> `y`, both float [?]."""
     vector = meta_graph_pb2.TensorInfo(dtype=tf.float32.as_datatype_enum)
     vector.tensor_shape.dim.add(size=-1)
     definition = meta_graph_pb2.SignatureDef(inputs={"x": vector}, outputs={"y": vector})
-    servable = Servable("m", 1, {"serving_default": definition}, {"serving_default": function})
-    return Server(Models([servable]), port=0, **options)
+    return Models([Servable("m", 1, {"serving_default": definition}, {"serving_default": function})])
 
 
 def predict(channel: grpc.Channel) -> Callable:

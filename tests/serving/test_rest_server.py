@@ -14,11 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2
+from gated_model import Gate, function_models
 
 from serving.embedded.access import Access
 from serving.embedded.door import Door
-from serving.embedded.servables import Models, Servable
+from serving.embedded.servables import Models
 from serving.rest import intake as rest_intake
 from serving.rest.monitoring import METRICS_PATH
 from serving.rest.server import RestServer
@@ -53,27 +53,7 @@ def test_slow_bodies_and_too_many_large_ones_are_refused(server, monkeypatch):
 
 
 def _served(function, **options) -> RestServer:
-    """Serves a model whose only signature is a Python function: `x` -> `y`, both float [?]."""
-    vector = meta_graph_pb2.TensorInfo(dtype=tf.float32.as_datatype_enum)
-    vector.tensor_shape.dim.add(size=-1)
-    definition = meta_graph_pb2.SignatureDef(inputs={"x": vector}, outputs={"y": vector})
-    servable = Servable("m", 1, {"serving_default": definition}, {"serving_default": function})
-    return RestServer(Door(Models([servable]), 1 << 20), port=0, **options)
-
-
-class _Gate:
-    """A signature's function that counts its calls and answers once the gate is open."""
-
-    def __init__(self):
-        self.open = threading.Event()
-        self.entered = threading.Semaphore(0)
-        self.calls = 0
-
-    def __call__(self, x):
-        self.calls += 1
-        self.entered.release()
-        assert self.open.wait(20)
-        return {"y": x}
+    return RestServer(Door(function_models(function), 1 << 20), port=0, **options)
 
 
 def _post(rest: RestServer, timeout: float = 20) -> httpx.Response:
@@ -81,7 +61,7 @@ def _post(rest: RestServer, timeout: float = 20) -> httpx.Response:
 
 
 def test_a_full_queue_gives_503_and_the_event_loop_stays_free():
-    gate = _Gate()
+    gate = Gate()
     with _served(gate, workers=1, max_requests=2) as rest, futures.ThreadPoolExecutor(2) as pool:
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
@@ -96,7 +76,7 @@ def test_a_full_queue_gives_503_and_the_event_loop_stays_free():
 
 
 def test_a_request_whose_client_is_gone_is_not_run():
-    gate = _Gate()
+    gate = Gate()
     with _served(gate, workers=1) as rest, futures.ThreadPoolExecutor(1) as pool:
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
@@ -109,7 +89,7 @@ def test_a_request_whose_client_is_gone_is_not_run():
 
 
 def test_a_request_that_waited_too_long_gets_504():
-    gate = _Gate()
+    gate = Gate()
     with _served(gate, workers=1, timeout=0.2) as rest, futures.ThreadPoolExecutor(2) as pool:
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
@@ -121,7 +101,7 @@ def test_a_request_that_waited_too_long_gets_504():
 
 
 def test_stopping_lets_a_running_request_finish():
-    gate = _Gate()
+    gate = Gate()
     rest = _served(gate)
     with futures.ThreadPoolExecutor(2) as pool:
         running = pool.submit(_post, rest)

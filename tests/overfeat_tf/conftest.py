@@ -1,0 +1,5 @@
+"""Fixtures of this folder."""
+
+from small_classifiers import classifiers
+
+__all__ = ["classifiers"]
