@@ -74,7 +74,7 @@ def measure(
                 continue
             figures = _score(ladder, question, way, source, folder, seeds, limit, known)
             results["found"].setdefault(question.name, {})[way.name] = figures
-            (folder / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+            _write(folder / RESULTS, results)
             log.info("%s: %s: %s", question.name, way.name, _said(figures))
     return results
 
@@ -89,6 +89,13 @@ def _begun(path: Path, asked: dict) -> dict:
     if changed:
         raise ValueError(f"expected the {', '.join(changed)} that '{path}' began with; use another --out, or those")
     return results
+
+
+def _write(path: Path, results: dict) -> None:
+    """Write results in one step: hours of them must survive a kill."""
+    beside = path.with_suffix(".partial")
+    beside.write_text(json.dumps(results, indent=1) + "\n")
+    beside.replace(path)
 
 
 def _score(

@@ -124,13 +124,11 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
     other machines. The card has time and memory of both.
     """
     load_tensorflow()
-    from overfeat_tf.arithmetic import suits_this_machine
     from overfeat_tf.loading import load_run, read_config
     from overfeat_tf.model import Model
     from serving.export import export as write
     from serving.figures import read_metrics, run_figures
 
-    changes = {"arithmetic": suits_this_machine()} | changes
     figures = read_metrics(metrics) if metrics else run_figures(runs[0]) if len(runs) == 1 else None
     loaded = [load_run(run) for run in runs]
     described = [read_config(run).get("training") or {} for run in runs]

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from overfeat_tf.arithmetic import ARITHMETICS
+from overfeat_tf.arithmetic import ARITHMETICS, suits_this_machine
 from overfeat_tf.options import VIEWS, InferenceOptions
 
 Changes = dict[str, Any]
@@ -29,7 +29,7 @@ def inference_options(verb: Callable) -> Callable:
         return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
 
     for option in (
-        click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Transformed is faster, and takes memory."),
+        click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Which one suits this machine, if left out."),
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
         click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
@@ -59,16 +59,18 @@ def credentials_options(verb: Callable) -> Callable:
 
 
 def with_changes(model, changes: Changes):
-    """Give a loaded run other inference options than its own.
+    """Give a loaded run other inference options than its own; without a choice, the arithmetic that suits this machine.
 
     Raises:
         ValueError: options for a SavedModel, whose own are part of it, or scales that the network does not have.
     """
-    if not changes:
+    from overfeat_tf.model import Model
+
+    if not changes and not isinstance(model, Model):
         return model
     for network in require_run(model).networks:
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    return model.with_options(**changes)
+    return model.with_options(**{"arithmetic": suits_this_machine(), **changes})
 
 
 def require_run(model):

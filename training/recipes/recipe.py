@@ -125,8 +125,6 @@ class Recipe:
         check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
-        if self.inference.arithmetic != "direct":  # transformed weights would be those of the first validation
-            raise ValueError("expected inference.arithmetic to be direct in training; choose it with `overfeat export`")
 
 
 def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
