@@ -19,8 +19,8 @@ import tensorflow as tf
 from overfeat_tf.arithmetic import tiles_along
 from overfeat_tf.cook_toom import transforms
 
-# Of numbers gathered at a time: 2000 of `accurate`'s largest tiles, three times its six scales with flips.
-TILE_BYTES = 1 << 29
+# Of numbers gathered at a time: 1000 of `accurate`'s largest tiles, half as many again as its six scales with flips.
+TILE_BYTES = 1 << 28
 # Outputs whose weights are transformed at a time: 134 MB of `accurate`'s. Fewer make products that run less well.
 BLOCK, LEAST_BLOCK = 512, 64
 
