@@ -36,7 +36,7 @@ class InferenceOptions:
     top_k: int = 5
     min_score: float = 0.3
     max_windows: int = 400
-    merge_threshold: float = 0.5
+    merge_threshold: float = 0.4
     merge_average: str = AVERAGES[0]
     merge_across_classes: bool = False
     max_detections: int = 100
