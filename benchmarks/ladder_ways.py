@@ -124,8 +124,9 @@ def _through_features(protocol: str) -> Question:
 
 
 _COMMITTEE = Question("Committee (Table 2)", "classification", (Way("one network"), Way("committee", committee=True)))
+_NEGATIVES = Question("Negatives (5)", "detection", (Way("offending"), Way("random", ("negatives=random",))))
 _TRAINED_DETECTORS = (
-    Question("Negatives (5)", "detection", (Way("offending"), Way("random", ("negatives=random",)))),
+    _NEGATIVES,
     Question("Context (5)", "detection", (Way("without"), Way("with", ("context=true",), whole=True))),
     Question(
         "Box loss (6, ii)",
@@ -160,7 +161,7 @@ LADDERS = {
         "voc",
         ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
         ("classification", "localization", "detection"),
-        (*_detecting(5), _COMMITTEE),
+        (*_detecting(5), _COMMITTEE, _NEGATIVES, _regressors("detection"), _through_features("detection")),
     ),
     "tinyimagenet": Ladder(
         "tinyimagenet",
