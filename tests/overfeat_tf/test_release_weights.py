@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from typed import run as overfeat
 
 import overfeat_tf as of
 from overfeat_tf.presets import PRESETS
@@ -326,27 +327,27 @@ def test_a_mat_file_without_scipy_is_one_clear_line(tmp_path, monkeypatch):
 
 def test_the_verb_makes_a_run_that_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "fast", narrow("fast"))  # or each step would move a gigabyte
-    file, run = write(tmp_path / "net_weight_0", narrow_tensors("fast")), tmp_path / "runs" / "released"
-    assert run(monkeypatch, "import-weights", file, "--preset", "fast", "--run", run) == 0
+    file, home = write(tmp_path / "net_weight_0", narrow_tensors("fast")), tmp_path / "runs" / "released"
+    assert overfeat(monkeypatch, "import-weights", file, "--preset", "fast", "--run", home) == 0
     printed = capsys.readouterr()
-    assert printed.out == f"{run}\n"
-    assert printed.err == f"{run}: imported; serve it after: overfeat export {run} --to saved_models/fast\n"
+    assert printed.out == f"{home}\n"
+    assert printed.err == f"{home}: imported; serve it after: overfeat export {home} --to saved_models/fast\n"
     saved = tmp_path / "saved_models" / "fast"
-    assert run(monkeypatch, "export", run, "--to", saved) == 0
+    assert overfeat(monkeypatch, "export", home, "--to", saved) == 0
     assert "ILSVRC2012, by the authors' 2013 release" in (saved / "1" / "MODEL_CARD.md").read_text()
     pixels = np.random.default_rng(2).integers(0, 256, (1, 247, 260, 3), np.uint8)
-    live, exported = of.load(run), of.load(saved)
+    live, exported = of.load(home), of.load(saved)
     np.testing.assert_allclose(exported.classify(pixels)["logits"], live.classify(pixels)["logits"], atol=1e-4)
     np.testing.assert_allclose(exported.extract_features(pixels), live.extract_features(pixels), atol=1e-4)
     capsys.readouterr()
     for arguments in (
-        (file, "--preset", "fast", "--run", run),
+        (file, "--preset", "fast", "--run", home),
         (file, "--preset", "accurate", "--run", tmp_path / "other"),
         (file, "--preset", "tiny", "--run", tmp_path / "other"),
         (tmp_path / "none", "--preset", "fast", "--run", tmp_path / "other"),
         (file, "--preset", "fast", "--run", tmp_path / "other", "--labels", file),
     ):
-        assert run(monkeypatch, "import-weights", *arguments) == 2
+        assert overfeat(monkeypatch, "import-weights", *arguments) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "other").exists()
 
