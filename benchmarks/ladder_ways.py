@@ -125,6 +125,11 @@ def _through_features(protocol: str) -> Question:
 
 _COMMITTEE = Question("Committee (Table 2)", "classification", (Way("one network"), Way("committee", committee=True)))
 _NEGATIVES = Question("Negatives (5)", "detection", (Way("offending"), Way("random", ("negatives=random",))))
+_IOU_LOSS = Question(
+    "Box loss, IoU itself (6, ii)",
+    "detection",
+    (Way("L2"), Way("IoU", ("box_loss=iou", f"box_weight={SMALLER}"))),
+)
 _TRAINED_DETECTORS = (
     _NEGATIVES,
     Question("Context (5)", "detection", (Way("without"), Way("with", ("context=true",), whole=True))),
@@ -138,11 +143,7 @@ _TRAINED_DETECTORS = (
     ),
     Question("Box form (6, iii)", "detection", (Way("edges"), Way("centre and size", ("box_form=centre_size",)))),
     _COMMITTEE,
-    Question(
-        "Box loss, IoU itself (6, ii)",
-        "detection",
-        (Way("L2"), Way("IoU", ("box_loss=iou", f"box_weight={SMALLER}"))),
-    ),
+    _IOU_LOSS,
     _regressors("detection"),
     _through_features("detection"),
 )
@@ -161,7 +162,7 @@ LADDERS = {
         "voc",
         ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
         ("classification", "localization", "detection"),
-        (*_detecting(5), _COMMITTEE, _NEGATIVES, _regressors("detection"), _through_features("detection")),
+        (*_detecting(5), _COMMITTEE, _NEGATIVES, _regressors("detection"), _through_features("detection"), _IOU_LOSS),
     ),
     "tinyimagenet": Ladder(
         "tinyimagenet",
