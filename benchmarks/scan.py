@@ -85,10 +85,8 @@ def measure(name: str, repetitions: int) -> Report:
         ("", "SavedModel", (direct, transformed)),
         ("boxes_", "that detects", of_boxes),
     ):
-        peaks, loads = (
-            [peak for peak, _ in fewer],
-            [one / other for (_, one), (_, other) in zip(fewer, plain, strict=True)],
-        )
+        peaks = [peak for peak, _ in fewer]
+        loads = [one / other for (_, one), (_, other) in zip(fewer, plain, strict=True)]
         report.add(f"{prefix}transformed_peak_memory_gb", peaks, f"{what}, transformed", ("<=", 4.5))
         report.add(f"{prefix}load_of_direct", loads, f"{what}: loading it, transformed over direct", ("<=", 2.0))
     pairs, remark = extraction_of_network(repetitions)
