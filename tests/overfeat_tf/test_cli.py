@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from command_line import run
 from PIL import Image
-from typed import run
 
 from overfeat_tf.cli import main
 from overfeat_tf.cli.image_files import find_files

@@ -1,16 +1,20 @@
 """The command line with classifiers, committees, and other scales, strides, flips and views than a run's own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from command_line import run
 from PIL import Image
 from small_classifiers import LABELS
-from typed import run
 
 import overfeat_tf as of
+from overfeat_tf.arithmetic import suits_this_machine
+from overfeat_tf.cli.options import with_changes
+from overfeat_tf.loading import load_run
 from serving.embedded.server import start
 
 
@@ -131,3 +135,9 @@ def test_options_that_can_not_be_are_refused(chosen, message, classifiers, pictu
 def test_a_savedmodel_keeps_its_own_options(committee, pictures, monkeypatch, capsys):
     assert run(monkeypatch, "predict", committee, pictures, "--flips") == 2
     assert "a SavedModel has those of its export" in capsys.readouterr().err
+
+
+def test_a_run_is_answered_by_the_arithmetic_that_suits_the_machine_unless_one_is_chosen(classifiers):
+    model = load_run(classifiers[0])
+    assert with_changes(model, {}).options == replace(model.options, arithmetic=suits_this_machine())
+    assert with_changes(model, {"arithmetic": "direct", "flips": True}).options == replace(model.options, flips=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from command_line import run
 from PIL import Image
 from small_classifiers import LABELS
-from typed import run
 
 import overfeat_tf as of
 from serving.embedded.server import start

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from command_line import run
 from PIL import Image
-from typed import run
 
 import overfeat_tf as of
 from overfeat_tf.callables import Callables

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from typed import run as overfeat
+from command_line import run as overfeat
 
 import overfeat_tf as of
 from overfeat_tf.presets import PRESETS
