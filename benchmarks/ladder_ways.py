@@ -123,27 +123,30 @@ def _through_features(protocol: str) -> Question:
     return Question("Localization loss through the features (6, i)", protocol, ways)
 
 
+def _context(protocol: str, name: str = "Context (5)") -> Question:
+    return Question(name, protocol, (Way("without"), Way("with", ("context=true",), whole=True)))
+
+
+def _box_form(protocol: str) -> Question:
+    return Question("Box form (6, iii)", protocol, (Way("edges"), Way("centre and size", ("box_form=centre_size",))))
+
+
 _COMMITTEE = Question("Committee (Table 2)", "classification", (Way("one network"), Way("committee", committee=True)))
 _NEGATIVES = Question("Negatives (5)", "detection", (Way("offending"), Way("random", ("negatives=random",))))
-_IOU_LOSS = Question(
-    "Box loss, IoU itself (6, ii)",
-    "detection",
-    (Way("L2"), Way("IoU", ("box_loss=iou", f"box_weight={SMALLER}"))),
-)
 _TRAINED_DETECTORS = (
     _NEGATIVES,
-    Question("Context (5)", "detection", (Way("without"), Way("with", ("context=true",), whole=True))),
+    _context("detection"),
     Question(
         "Box loss (6, ii)",
         "detection",
         (
             Way("L2"),
+            Way("IoU", ("box_loss=iou", f"box_weight={SMALLER}")),
             Way("GIoU", ("box_loss=giou", f"box_weight={SMALLER}")),
         ),
     ),
-    Question("Box form (6, iii)", "detection", (Way("edges"), Way("centre and size", ("box_form=centre_size",)))),
+    _box_form("detection"),
     _COMMITTEE,
-    _IOU_LOSS,
     _regressors("detection"),
     _through_features("detection"),
 )
@@ -162,7 +165,7 @@ LADDERS = {
         "voc",
         ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
         ("classification", "localization", "detection"),
-        (*_detecting(5), _COMMITTEE, _NEGATIVES, _regressors("detection"), _through_features("detection"), _IOU_LOSS),
+        (*_detecting(5), *_TRAINED_DETECTORS),
     ),
     "tinyimagenet": Ladder(
         "tinyimagenet",
@@ -200,6 +203,9 @@ LADDERS = {
                 "localization",
                 tuple(Way(f"t = {t}", changes={"merge_threshold": t}) for t in (0.3, 0.2, 0.5, 0.7)),
             ),
+            _context("localization"),
+            _context("classification", "Context, classification (5)"),
+            _box_form("localization"),
             _regressors("localization"),
             _through_features("localization"),
             Question(
