@@ -76,9 +76,10 @@ class StageModel(keras.Model):
         size = pixels.shape[0] // self._accumulate
 
         def part(index: tf.Tensor):
-            cut = tf.nest.map_structure(lambda t: t[index * size : (index + 1) * size], (pixels, targets))
-            gradients, outputs = self._gradients(*cut)
-            return gradients, outputs
+            def cut(whole: tf.Tensor) -> tf.Tensor:  # not a slice with two ends, whose length XLA could not tell
+                return tf.reshape(whole, [self._accumulate, size, *whole.shape[1:]])[index]
+
+            return self._gradients(*tf.nest.map_structure(cut, (pixels, targets)))
 
         def more(index, sums, kept):
             gradients, outputs = part(index)

@@ -72,8 +72,10 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(plain, stage):
 
 
 @pytest.mark.long
-def test_xla_compiles_the_step(plain):
-    assert_near(trained("detection", "jit_compile=True"), plain["detection"], 1e-3, 1e-5)
+@pytest.mark.parametrize("parts", [1, 2])
+def test_xla_compiles_the_step(plain, parts):
+    compiled = trained("detection", "jit_compile=True", f"detection.accumulate={parts}")
+    assert_near(compiled, plain["detection"], 1e-3, 1e-5)
 
 
 @pytest.mark.parametrize(
