@@ -27,7 +27,7 @@ from training.stages import stage_model
 from training.train import PREFETCHED
 
 PRESET, BATCH, CLASSES = "fast", 32, 1000
-IMAGES, AHEAD = 400, 100  # decoded in a repetition, and before it
+IMAGES, AHEAD = 1024, 2560  # decoded in a repetition, and before it: the blocks of batches that are drawn ahead
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +62,16 @@ def pipeline_of_decode(folder: Path, preset: Preset, recipe: Recipe, repetitions
     On one thread the pipeline would have help: batches are put together in another than images are decoded in.
     """
     records = as_dataset(open_source(f"folder:{folder}"), "train").cache().repeat()
-    batch = 2 * recipe.views.per_image  # an image's views: so many batches are so many images
+    batch = recipe.classification.batch
+    each = 2 * recipe.views.per_image / batch  # batches of an image's views
 
     def decoding(data: tf.data.Dataset) -> tf.data.Dataset:
         return data.map(lambda record: tf.size(decode_image(record["image_bytes"])[0]), pipeline.CORES)
 
-    sides = [_stream(crops.crop_batches(records, preset, recipe.views, batch, 0)), _stream(decoding(records))]
-    for side in sides:
-        _timed(side)
+    batches, images = _stream(crops.crop_batches(records, preset, recipe.views, batch, 0)), _stream(decoding(records))
     ratios = []
     for number in range(1, repetitions + 1):
-        whole, alone = (_timed(side) for side in sides)
+        whole, alone = _timed(batches, each), _timed(images, 1)
         ratios.append(alone / whole)
         log.info("pipeline %d of %d: %.0f images/s, %.0f decoded alone", number, repetitions, *_rates(whole, alone))
     return ratios, f"{IMAGES} JPEGs of 500x375: decode, five crops of `{PRESET}`, flips, over decoding; all cores"
@@ -153,14 +152,14 @@ def _stream(data: tf.data.Dataset) -> Iterator:
     return iter(data.with_options(options))
 
 
-def _timed(stream: Iterator) -> float:
-    """Time the next `IMAGES` elements of a stream, past those that it drew while it waited."""
-    _take(stream, AHEAD)
-    return seconds(lambda: _take(stream, IMAGES))
+def _timed(stream: Iterator, each: float) -> float:
+    """Time the next `IMAGES` of a stream of so many elements each, past those that it drew while it waited."""
+    _take(stream, AHEAD * each)
+    return seconds(lambda: _take(stream, IMAGES * each))
 
 
-def _take(stream: Iterator, count: int) -> None:
-    for _ in islice(stream, count):
+def _take(stream: Iterator, count: float) -> None:
+    for _ in islice(stream, round(count)):
         pass
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from overfeat_tf.decode import decode_image
+from training.progress import progress
 from training.sources import open_source
 from training.sources.checks import Finding, Kind, Report, read_orientation
 from training.sources.record import Record, Source, as_dataset, check_split
@@ -117,8 +117,7 @@ class Inspection:
             num_parallel_calls=tf.data.AUTOTUNE,
             deterministic=True,
         )
-        progress = tqdm(sized.prefetch(16).as_numpy_iterator(), desc=f"inspect {split}", unit=" images", disable=None)
-        for fields, size, status in progress:
+        for fields, size, status in progress(sized.prefetch(16).as_numpy_iterator(), f"inspect {split}"):
             record = Record(**{**fields, "image_id": fields["image_id"].decode()})
             if status:
                 self.add(Finding(Kind.UNREADABLE, record.image_id, status.decode()))

@@ -6,16 +6,11 @@ import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.boxes import BOX_FORMS
+from training.limits import check_choice
 from training.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
 BOX_LOSSES = ("l2", "iou", "giou")
-
-
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ValueError, in the recipe's words, for a value that is not among those known."""
-    if value not in known:
-        raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{value}'")
 
 
 class BoxLoss(keras.losses.Loss):

@@ -68,13 +68,13 @@ class Bookmarks:
         step: The batch that the stream begins with.
         block: A block that begins at or before it.
         place: And where this block begins.
-        views: Batches in a block; the stream sets it.
+        batches: In a block; the stream sets it.
     """
 
     step: int = 0
     block: int = 0
     place: Place = START
-    views: int = 1
+    batches: int = 1
     _noted: dict[int, Place] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)  # tf.data notes in a thread of its own
 
@@ -90,16 +90,18 @@ class Bookmarks:
     def at(self, step: int) -> tuple[int, Place]:
         """Give the last block noted that begins at or before a step's, and its place; forgets those before it."""
         with self._lock:
-            found = max(number for number in self._noted if number <= step // self.views)
+            found = max(number for number in self._noted if number <= step // self.batches)
             self._noted = {number: place for number, place in self._noted.items() if number >= found}
             return found, self._noted[found]
 
 
-def dealt_batches(drawn: tf.data.Dataset, batch: int, marks: Bookmarks | None = None) -> tf.data.Dataset:
+def dealt_batches(
+    drawn: tf.data.Dataset, batch: int, marks: Bookmarks | None = None, apart: int = 1
+) -> tf.data.Dataset:
     """Deal the views of each image out to batches, so that no two of one image share a batch.
 
-    A block is as many images as a batch has views. It gives a batch of their first views, one of their second, and so
-    on: that mixes them as far as they can be, in whole tensors rather than view by view.
+    A block is as many images as `apart` batches have views. It gives the batches of their first views, then those of
+    their second, and so on, in whole tensors rather than view by view.
 
     Args:
         drawn: (place int64 [2], views) of each image, from the record on at which the block of `marks` begins; the
@@ -107,12 +109,13 @@ def dealt_batches(drawn: tf.data.Dataset, batch: int, marks: Bookmarks | None = 
             another size than what is second, as whole images at several scales are.
         batch: Views in a batch.
         marks: Where to begin, and where to note the blocks.
+        apart: Batches from one that shows an image to the next that does; so many times the memory.
 
     Returns:
         Batched examples.
     """
     marks = marks or Bookmarks()
-    marks.views = len(drawn.element_spec[1])
+    marks.batches = apart * len(drawn.element_spec[1])
 
     def noted(block: tf.Tensor, dealt: tuple) -> tuple:
         places, batches = dealt
@@ -120,11 +123,17 @@ def dealt_batches(drawn: tf.data.Dataset, batch: int, marks: Bookmarks | None = 
         with tf.control_dependencies([done]):
             return tf.nest.map_structure(tf.identity, batches)
 
-    def in_turn(*batches) -> tf.data.Dataset:
-        first, *others = (tf.data.Dataset.from_tensors(each) for each in batches)
+    def part(number: int, views: tuple) -> tuple:
+        def cut(rows: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(rows[number * batch : (number + 1) * batch], [batch, *rows.shape[1:]])
+
+        return tf.nest.map_structure(cut, views)
+
+    def in_turn(*views) -> tf.data.Dataset:
+        first, *others = (tf.data.Dataset.from_tensors(part(n, each)) for each in views for n in range(apart))
         for other in others:
             first = first.concatenate(other)
         return first
 
-    blocks = drawn.batch(batch, drop_remainder=True).enumerate(start=marks.block).map(noted)
-    return blocks.flat_map(in_turn).skip(marks.step - marks.block * marks.views)
+    blocks = drawn.batch(apart * batch, drop_remainder=True).enumerate(start=marks.block).map(noted)
+    return blocks.flat_map(in_turn).skip(marks.step - marks.block * marks.batches)

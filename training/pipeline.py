@@ -1,7 +1,6 @@
 """Records to batches: the tf.data pipelines of the three stages."""
 
 import os
-import sys
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -9,11 +8,13 @@ import tensorflow as tf
 from overfeat_tf.decode import decode_image
 from overfeat_tf.presets import Preset
 from training import augment
+from training.limits import check_range
 from training.losses import pack_edges
 from training.order import Bookmarks, dealt_batches, records
+from training.sources.checks import Finding, Kind, Log
 from training.targets import Matching, assign, window_origins
 
-CORES = len(os.sched_getaffinity(0))
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux has it
 SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
 
 
@@ -43,6 +44,12 @@ class ViewOptions:
     whole: bool = False
     plain: bool = False
 
+    def __post_init__(self) -> None:
+        check_range("views.per_image", self.per_image, self.per_image >= 1, "1 or more")
+        check_range("views.object_share", self.object_share, 0 <= self.object_share <= 1, "from 0 to 1")
+        check_range("views.stretch", self.stretch, self.stretch >= 0, "0 or more")
+        check_range("views.colour", self.colour, 0 <= self.colour <= 1, "from 0 to 1")
+
 
 def classification_batches(
     data: tf.data.Dataset,
@@ -55,15 +62,15 @@ def classification_batches(
 ) -> tf.data.Dataset:
     """Window-sized views, each of one object, with its class: (pixels [B, window, window, 3], labels [B]).
 
-    A class without a box is shown by a crop of its image (3.1). Begins with the step of `marks`, if `data` begins with
-    their place.
+    A class without a box is shown by a crop of its image (3.1), and crowds are not shown. Begins with the step of
+    `marks`, if `data` begins with their place.
     """
 
-    def example(view: augment.View, label: tf.Tensor, _: tf.Tensor):
+    def example(view: augment.View, label: tf.Tensor, _: tf.Tensor, __: tf.Tensor):
         return view.pixels, label
 
     slack = matching.shift * preset.window
-    with_objects = data.filter(lambda record: tf.size(record["labels"]) > 0)
+    with_objects = data.filter(lambda record: tf.reduce_any(~record["crowd"]))
     drawn = _views(with_objects, preset, matching, views, preset.window, slack, 1.0, seed, example)
     return dealt_batches(drawn, batch, marks)
 
@@ -82,12 +89,13 @@ def spatial_batches(
     """Larger views with what every window of them should answer: (pixels [B, side, side, 3], {"scores", "boxes"}).
 
     "scores" is int32 [B, h, w] for `DetectionLoss`, "boxes" float32 [B, h, w, 5] for `BoxLoss`. Images that have a
-    class without a box are left out: nobody knows which windows show it.
+    class without a box are left out: nobody knows which windows show it. Views are centred on objects that are no
+    crowds; VOC's `difficult` ones are learnt like all others.
     """
     origins = window_origins(preset, side, fine)
 
-    def example(view: augment.View, _: tf.Tensor, labels: tf.Tensor):
-        return answered(view, labels, preset, matching, origins)
+    def example(view: augment.View, _: tf.Tensor, labels: tf.Tensor, crowd: tf.Tensor):
+        return answered(view, labels, crowd, preset, matching, origins)
 
     slack = (side - preset.window) / 2.0
     drawn = _views(all_boxed(data), preset, matching, views, side, slack, views.object_share, seed, example)
@@ -99,14 +107,21 @@ def all_boxed(data: tf.data.Dataset) -> tf.data.Dataset:
     return data.filter(lambda record: tf.reduce_all(record["boxed"]))
 
 
-def answered(view: augment.View, labels: tf.Tensor, preset: Preset, matching: Matching, origins: tf.Tensor) -> tuple:
+def answered(
+    view: augment.View, labels: tf.Tensor, crowd: tf.Tensor, preset: Preset, matching: Matching, origins: tf.Tensor
+) -> tuple:
     """Give a view's pixels, and what each of its windows should answer."""
-    targets = assign(preset, matching, view.boxes, labels, view.frame, origins)
+    targets = assign(preset, matching, view.boxes, labels, crowd, view.frame, origins)
     return view.pixels, {"scores": targets.labels, "boxes": pack_edges(targets.edges, targets.taught)}
 
 
 def decoded(data: tf.data.Dataset) -> tf.data.Dataset:
     """Decode records' images, as "image" uint8 [H, W, 3]; those that can't be read are skipped, with a line each."""
+    log = Log()  # of each image once, in however many passes it comes
+
+    def report(name: bytes, status: bytes) -> bool:
+        log(Finding(Kind.UNREADABLE, name.decode(), status.decode()))
+        return False
 
     def decode(record: dict) -> dict:
         image, status = decode_image(record["image_bytes"])
@@ -114,15 +129,12 @@ def decoded(data: tf.data.Dataset) -> tf.data.Dataset:
             "image": image,
             "status": status,
             "id": record["image_id"],
-            **{k: record[k] for k in ("place", "boxes", "labels", "boxed")},
+            **{k: record[k] for k in ("place", "boxes", "labels", "boxed", "crowd")},
         }
 
     def readable(record: dict) -> tf.Tensor:
-        good = record["status"] == ""
-        line = tf.strings.join(["skipped ", record["id"], ": ", record["status"]])
-        said = tf.cond(good, tf.no_op, lambda: tf.print(line, output_stream=sys.stderr))
-        with tf.control_dependencies([said]):
-            return tf.identity(good)
+        what = [record["id"], record["status"]]
+        return tf.cond(record["status"] == "", lambda: True, lambda: tf.numpy_function(report, what, tf.bool))
 
     return _placed(data).map(decode, num_parallel_calls=CORES, deterministic=True).filter(readable)
 
@@ -136,23 +148,25 @@ def _views(data, preset: Preset, matching: Matching, views: ViewOptions, side, s
         boxes = record["boxes"] * tf.concat([size, size], axis=0)
         place = record["place"]
         seeds = tf.random.split(view_seed(seed, place), views.per_image)
-        labels, boxed = record["labels"], record["boxed"]
-        return place, tuple(_view(seeds[i], image, size, boxes, labels, boxed) for i in range(views.per_image))
+        return place, tuple(_view(seeds[i], record, image, size, boxes) for i in range(views.per_image))
 
-    def _view(seed, image, size, boxes, labels, boxed):
+    def _view(seed, record, image, size, boxes):
         seeds = tf.unstack(tf.random.split(seed, 6))
-        on_object = (tf.size(labels) > 0) & (tf.random.stateless_uniform([], seeds[0]) < object_share)
-        choice = tf.random.stateless_uniform([], seeds[1], 0, tf.maximum(tf.size(labels), 1), tf.int32)
-        box, length, label = tf.cond(
-            on_object,
-            lambda: (*_subject(seeds[2], size, boxes[choice], boxed[choice], preset, matching), labels[choice]),
-            lambda: (*_anywhere(seeds[2], size, preset), -1),
-        )
+        labels, boxed, crowd = record["labels"], record["boxed"], record["crowd"]
+        single = tf.where(~crowd)[:, 0]
+        on_object = (tf.size(single) > 0) & (tf.random.stateless_uniform([], seeds[0]) < object_share)
+        drawn = tf.random.stateless_uniform([], seeds[1], 0, tf.maximum(tf.size(single), 1), tf.int32)
+
+        def subject():
+            choice = single[drawn]
+            return *_subject(seeds[2], size, boxes[choice], boxed[choice], preset, matching), labels[choice]
+
+        box, length, label = tf.cond(on_object, subject, lambda: (*_anywhere(seeds[2], size, preset), -1))
         frame = augment.random_frame(seeds[3], size, box, length, side, slack, views.stretch)
         view = augment.show(seeds[4], image, boxes, frame, side, preset.mean, views.colour)
         if views.mirror:
             view = augment.random_mirror(seeds[5], view)
-        return example(view, label, labels)
+        return example(view, label, labels, crowd)
 
     # In a fixed number of threads: tf.data's own tuning gains nothing over one for each core, and was seen to take
     # up to 22 s to let go of a pipeline that ends.

@@ -29,10 +29,14 @@ def choose_strategy() -> tf.distribute.Strategy:
 def has_workers() -> bool:
     """Tell whether TF_CONFIG names a cluster of workers."""
     try:
-        return bool(json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster"))
+        cluster = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster") or {}
+        if not all(isinstance(addresses, list | dict) for addresses in cluster.values()):
+            raise ValueError("its cluster has no lists of addresses")
+        return bool(cluster)
     except (ValueError, AttributeError):
         raise ValueError(
-            f"expected TF_CONFIG to be a JSON object with cluster and task; got '{os.environ['TF_CONFIG'][:80]}'"
+            "expected TF_CONFIG to be a JSON object with a cluster of lists of addresses, and a task; got "
+            f"'{os.environ['TF_CONFIG'][:80]}'"
         ) from None
 
 
@@ -63,6 +67,13 @@ def check_batch(strategy: tf.distribute.Strategy, batch: int, accumulate: int, s
     if batch % (devices * accumulate):
         parts = f" and {accumulate} parts" if accumulate > 1 else ""
         raise ValueError(f"expected {stage}.batch to divide among {devices} devices{parts}; got {batch}")
+
+
+def check_compiled(strategy: tf.distribute.Strategy, compiled: bool) -> None:
+    """Raise ValueError for XLA on several CPU devices, where TensorFlow cannot compile a step."""
+    devices = strategy.num_replicas_in_sync
+    if compiled and devices > 1 and not tf.config.list_logical_devices("GPU"):
+        raise ValueError(f"expected jit_compile=False on {devices} CPU devices, or one device; got True")
 
 
 def spread(strategy: tf.distribute.Strategy, batches: tf.data.Dataset, batch: int):

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,20 +14,19 @@ import tensorflow as tf
 from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, TASKS, Model
 from overfeat_tf.network import build
-from overfeat_tf.presets import get_preset
 from training import crops, pipeline, run_folder, whole
 from training.allocation import keep_freed_memory
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
 from training.order import Bookmarks
+from training.preflight import check
 from training.recipes import Recipe, with_later_fields
 from training.room import room
 from training.sources import Source
-from training.sources.record import check_split
 from training.stages import stage_model, with_background
 from training.start import start_from
-from training.strategy import check_batch, choose_strategy, meet, spread, writes
+from training.strategy import choose_strategy, meet, spread, writes
 
 VALIDATION_BATCHES = 4
 PREFETCHED = 4  # batches ready while a step runs: enough to even out slow images
@@ -63,17 +62,16 @@ def train(
         ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
             other settings, or one that is past the stage, or one that another process is training.
         OSError: the folder cannot be written in, or its disk has no room for the run.
+        ImportError: pycocotools is not there, by which detection is validated.
         FloatingPointError: a loss that is not finite.
+        RuntimeError: a batch does not fit the device.
     """
     unknown = [stage for stage in stages if stage not in TASKS]
     if unknown:
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
     keep_freed_memory()
     strategy = strategy or choose_strategy()
-    _check(recipe, source, stages)
-    for stage in stages:
-        schedule = getattr(recipe, stage)
-        check_batch(strategy, schedule.batch, schedule.accumulate, stage)
+    check(recipe, source, stages, strategy)
     if start is not None:
         read_config(start)  # said before there is a folder
     keras.utils.set_random_seed(recipe.seed)
@@ -99,28 +97,6 @@ def train(
                 run_folder.commit(run, _config(model, recipe, source, run), model.save_weights)
         meet(strategy)
     return model
-
-
-def _check(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
-    """Raise ValueError at once for what would end a later stage, or keep one waiting for ever."""
-    preset = get_preset(recipe.preset)
-    recipe.inference.scale_sizes(preset)
-    least = preset.smallest_input if recipe.fine else preset.window
-    if recipe.side < least:
-        raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")
-    check_split(source, recipe.train_split)
-    placing = [stage for stage in stages if stage != "classification"]
-    if placing and not source.boxed:
-        raise ValueError(
-            f"expected boxes for {placing[0]}; {source.name} has classes alone: train it with --stage classification"
-        )
-    for split in {recipe.train_split, recipe.val_split} & set(source.splits):
-        if not any(record.boxed.any() if placing else len(record.labels) for record in source.records(split)):
-            kind = "objects with boxes" if placing else "objects"
-            raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
-    if recipe.val_split not in source.splits:
-        missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
-        log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
 
 
 def _finished(run: Path) -> tuple[str, ...]:
@@ -164,43 +140,40 @@ def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute
 def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, profile: bool) -> None:
     schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     fitted = stage_model(stage, model.network, recipe)
-    steps = max(1, schedule.steps // schedule.epochs)
-    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, steps, writes(strategy))
+    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, schedule.epoch_steps, writes(strategy))
     done = checkpoints.resume()
     if done:
-        log.info("%s: going on after step %d of %d", stage, done, steps * schedule.epochs)
+        log.info("%s: going on after step %d of %d", stage, done, schedule.steps)
     validation = None
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), checkpoints]
     if stage != "detection" and recipe.val_split in source.splits:
-        validation = spread(strategy, _batches(stage, model, recipe, source, recipe.val_split), schedule.batch)
+        # A view of each image: of as many images as there are views.
+        once = replace(recipe, views=replace(recipe.views, per_image=1))
+        validation = spread(strategy, _batches(stage, model, once, source, recipe.val_split), schedule.batch)
     if writes(strategy):
-        callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, steps, profile)
+        callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, schedule.epoch_steps, profile)
     if writes(strategy) and not sys.stderr.isatty():
-        callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epochs))
-    for first, last, each in _parts(done, steps, schedule.epochs):
+        callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epoch_count))
+    for first, last, each in schedule.epochs_left(done):
         batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.marks())
         fitted.prepare(batches.element_spec)
-        fitted.fit(
-            spread(strategy, batches, schedule.batch),
-            epochs=last,
-            initial_epoch=first,
-            steps_per_epoch=each,
-            validation_data=validation,
-            validation_steps=VALIDATION_BATCHES if validation is not None else None,
-            callbacks=callbacks,
-            shuffle=False,  # the pipeline does
-            verbose=1 if writes(strategy) and sys.stderr.isatty() else 0,
-        )
-
-
-def _parts(done: int, steps: int, epochs: int) -> Iterator[tuple[int, int, int]]:
-    """Give the epochs that are left as (first, last + 1, steps in each): the rest of one under way, and the others."""
-    first, begun = divmod(done, steps)
-    if begun:
-        yield first, first + 1, steps - begun
-        first += 1
-    if first < epochs:
-        yield first, epochs, steps
+        try:
+            fitted.fit(
+                spread(strategy, batches, schedule.batch),
+                epochs=last,
+                initial_epoch=first,
+                steps_per_epoch=each,
+                validation_data=validation,
+                validation_steps=VALIDATION_BATCHES if validation is not None else None,
+                callbacks=callbacks,
+                shuffle=False,  # the pipeline does
+                verbose=1 if writes(strategy) and sys.stderr.isatty() else 0,
+            )
+        except tf.errors.ResourceExhaustedError as error:
+            raise RuntimeError(
+                f"expected a batch of {schedule.batch} to fit the device's memory; it does not: --set "
+                f"{stage}.accumulate={2 * schedule.accumulate}, or a smaller {stage}.batch"
+            ) from error
 
 
 def _batches(
@@ -222,7 +195,7 @@ def _batches(
     if stage == "localization" and not recipe.through_features:
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
-    return batches.prefetch(max(PREFETCHED, marks.views))
+    return batches.prefetch(max(PREFETCHED, marks.batches))
 
 
 def _config(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:

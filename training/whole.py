@@ -55,7 +55,7 @@ def whole_batches(
             # From the first pixel on, as the scan has it: of an image as small as a window, one window sees all.
             frame = tf.concat([[0.0, 0.0], size * squeeze * (length / tf.reduce_max(size))], axis=0)
             drawn = augment.show(seeds[3], shown, edges, frame, side, preset.mean, views.colour)
-            return pipeline.answered(drawn, record["labels"], preset, matching, origins[side])
+            return pipeline.answered(drawn, record["labels"], record["crowd"], preset, matching, origins[side])
 
         seeds = tf.unstack(tf.random.split(pipeline.view_seed(seed, place), len(sides)))
         return place, tuple(map(view, seeds, sides, [preset.window, *sides[:-1]]))

@@ -27,6 +27,8 @@ from overfeat_tf.cli.serving import serve
 
 # Mistakes of the user's, by the exceptions that our own code raises for them.
 MISTAKES = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
+# Where errors come from that have a line for whoever ran the command; TensorFlow's are of a full disk and the like.
+OURS = ("serving.", "training.", "overfeat_tf.", "tensorflow.python.framework.errors")
 
 
 class Verbs(click.Group):
@@ -75,7 +77,7 @@ def _run() -> int | str | None:
     except (OSError, RuntimeError, FloatingPointError) as error:
         return _fail(error, 1)
     except Exception as error:
-        if type(error).__module__.startswith(("serving.", "training.", "overfeat_tf.")):
+        if type(error).__module__.startswith(OURS):
             return _fail(error, 1)
         raise
     return 0
@@ -84,7 +86,7 @@ def _run() -> int | str | None:
 def _fail(error: BaseException, status: int) -> int:
     if os.environ.get("OVERFEAT_TRACEBACK"):
         raise error
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
     click.echo(f"overfeat: {line[:500]}", err=True)
     return status
 

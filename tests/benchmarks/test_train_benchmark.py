@@ -18,7 +18,6 @@ RECIPE = replace(get_recipe("imagenet-fast"), preset="tiny")
 
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "IMAGES", 40)
     monkeypatch.setattr("benchmarks.extraction.IMAGES", 8)
     (tmp_path / "photograph").mkdir()
     benchmark.write_photographs(tmp_path / "photograph")

@@ -91,7 +91,7 @@ def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tm
     [
         (["trin"], "did you mean 'train'?"),
         (["train", "digts"], "did you mean 'digits'?"),
-        (["train", "digits", "--set", "detection.stepz=3"], "did you mean 'steps'?"),
+        (["train", "digits", "--set", "detection.stepz=3"], "did you mean 'detection.steps'?"),
         (["train", "digits", "--set", "detection.steps=many"], "expected detection.steps to be of type int"),
         (["train", "digits", "--stage", "everything"], "expected stages of classification"),
         (["train", "voc"], "expected --data SOURCE"),
@@ -114,6 +114,15 @@ def test_mistakes_get_one_clear_line_and_status_2(arguments, message, tmp_path, 
 def test_a_failure_is_status_1(monkeypatch, capsys):
     assert run(monkeypatch, "check", "127.0.0.1:1", "--model", "none") == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_what_tensorflow_cannot_do_is_one_line(monkeypatch, capsys):
+    def full(*_, **__):
+        raise tf.errors.OutOfRangeError(None, None, "run/weights; File too large")
+
+    monkeypatch.setattr("overfeat_tf.cli.info.table", full)
+    assert run(monkeypatch, "info", "tiny") == 1
+    assert capsys.readouterr().err == "overfeat: run/weights; File too large\n"
 
 
 def test_what_a_failure_held_is_gone_before_the_interpreters_own_end(monkeypatch, capsys):

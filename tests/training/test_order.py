@@ -64,12 +64,28 @@ def test_records_begin_at_a_place_without_what_is_before(digits):
 
 
 def test_bookmarks_give_the_last_block_that_was_drawn():
-    marks = Bookmarks(9, 1, Place(0, 4), views=5)
+    marks = Bookmarks(9, 1, Place(0, 4), batches=5)
     marks.note(np.int64(2), np.array([0, 9]))
     marks.note(np.int64(3), np.array([1, 2]))
     assert marks.at(9) == (1, (0, 4))
     assert marks.at(10) == (2, (0, 9))
     assert marks.at(39) == (3, (1, 2))
+
+
+def test_an_image_comes_back_after_so_many_batches(digits):
+    def dealt(marks: Bookmarks) -> tf.data.Dataset:
+        read = order.records(digits, "train", 0, marks.place)
+        drawn = read.map(lambda record: (record["place"], tuple((record["place"], [i]) for i in range(3))))
+        return order.dealt_batches(drawn, 2, marks, apart=3)
+
+    whole = list(dealt(Bookmarks()).take(12).as_numpy_iterator())
+    for number, (places, views) in enumerate(whole):
+        block, within = divmod(number, 9)
+        first = 6 * block + 2 * (within % 3)  # of images that come in passes of seven
+        assert places.tolist() == [[*divmod(n, 7)] for n in (first, first + 1)]
+        assert views.ravel().tolist() == [within // 3] * 2
+    resumed = next(iter(dealt(Bookmarks(11, 1, Place(0, 6)))))
+    np.testing.assert_array_equal(resumed[0], whole[11][0])
 
 
 def test_the_views_of_an_image_are_in_as_many_batches(digits):

@@ -154,3 +154,21 @@ def test_images_with_a_class_alone_are_left_out_where_windows_need_boxes(coloure
     source = SmallSource({"train": [unboxed, *coloured.records("train")]}, class_names=coloured.class_names)
     for pixels, _ in first(spatial(source, views=replace(VIEWS, colour=0.0)), 6):
         assert not (pixels > 250).all(axis=-1).any()  # white nowhere
+
+
+def test_a_crowd_is_neither_shown_nor_learnt_nor_background(coloured):
+    _, red, green, _ = coloured.records_of["train"]
+    blend = Record.of_objects(
+        picture(150, 200, [(40, 60, 100, 110)], (255, 0, 0)),
+        "both",
+        [*red.boxes, [0.0, 0.0, 1.0, 1.0]],
+        [0, 1],
+        crowd=[False, True],
+    )
+    source = SmallSource({"train": [blend, replace(green, crowd=np.array([True]))]}, class_names=coloured.class_names)
+    assert all((labels == 0).all() for _, labels in first(classification(source)))
+    seen = set()
+    for _, targets in first(spatial(source)):
+        seen |= set(targets["scores"].ravel())
+        assert set(targets["boxes"][..., 4].ravel()) <= {0, 1}
+    assert seen == {IGNORED, BACKGROUND, 1}  # background beside the second image's crowd

@@ -106,17 +106,27 @@ def test_settings_add_up_and_the_last_one_wins():
     assert override(RECIPE, []) == RECIPE
 
 
+def test_settings_that_do_together_come_in_any_order():
+    for settings in (
+        ["detection.batch=30", "detection.accumulate=5"],
+        ["detection.accumulate=5", "detection.batch=30"],
+    ):
+        assert override(RECIPE, settings).detection.accumulate == 5
+
+
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ("seeds=1", "expected a key of the recipe; got 'seeds'; did you mean 'seed'?; there are ['name', 'data', "),
-        ("detection.step=1", "got 'detection.step'; did you mean 'steps'?; there are ['steps', 'batch', "),
-        ("detectio.steps=1", "got 'detectio.steps'; did you mean 'detection'?"),
-        ("zzz=1", "expected a key of the recipe; got 'zzz'; there are"),
+        ("seeds=1", "expected a key of the recipe; got 'seeds'; did you mean 'seed'?"),
+        ("detection.step=1", "got 'detection.step'; did you mean 'detection.steps'?"),
+        ("detectio.steps=1", "got 'detectio.steps'; did you mean 'detection.steps'?"),
+        ("per_image=1", "got 'per_image'; there is views.per_image"),
+        ("rate=1", "got 'rate'; there is classification.rate, localization.rate, detection.rate"),
+        ("zzz=1", "expected a key of the recipe; got 'zzz'; there is name, data, preset, classification.*, "),
         ("seed", "expected key=value; got 'seed'"),
-        ("=1", "expected a key of the recipe; got ''; there are"),
-        ("detection=5", "expected 'detection.' and one of ['steps', "),
-        ("seed.x=5", "expected 'seed' to end the key; got 'seed.x'"),
+        ("=1", "expected a key of the recipe; got ''; there is name, data, "),
+        ("detection=5", "expected a key of the recipe; got 'detection'; there is detection.steps, detection.batch, "),
+        ("seed.x=5", "expected a key of the recipe; got 'seed.x'; did you mean 'seed'?"),
         ("seed=1.5", "expected seed to be of type int, like 0; got '1.5'"),
         ("seed=true", "expected seed to be of type int, like 0; got 'true'"),
         ("fine=1", "expected fine to be of type bool, like True; got '1'"),
@@ -133,6 +143,13 @@ def test_settings_add_up_and_the_last_one_wins():
         ("precision=float16", "expected precision to be one of float32, mixed_bfloat16, mixed_float16; got 'float16'"),
         ("detection.accumulate=5", "expected accumulate to divide the batch of 32; got 5"),
         ("detection.decay=l1", "expected decay to be one of decoupled, l2; got 'l1'"),
+        ("detection.rate=-1", "expected rate to be more than 0; got -1.0"),
+        ("detection.momentum=1", "expected momentum to be from 0 to less than 1; got 1.0"),
+        ("detection.clip=0", "expected clip to be None or more than 0; got 0.0"),
+        ("views.per_image=0", "expected views.per_image to be 1 or more; got 0"),
+        ("views.stretch=-2", "expected views.stretch to be 0 or more; got -2.0"),
+        ("matching.sizes=0.9,0.5", "expected matching.sizes to be two sides, the lesser first; got (0.9, 0.5)"),
+        ("validation_images=0", "expected validation_images to be 1 or more; got 0"),
         ("detection.epochs=0", "expected at least one step, one image a batch and one epoch; got 600, 32 and 0"),
     ],
 )

@@ -71,6 +71,19 @@ def test_l2_decay_goes_through_the_momentum_and_leaves_biases_alone():
     np.testing.assert_allclose(bias, [2.0 - 0.5 * (1 + 1.6 + 1.96)], rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps, epochs", [(90, 90), (99, 7), (3, 7), (20, 3), (1, 1)])
+def test_the_epochs_that_are_left_have_the_steps_that_are_left(steps, epochs):
+    schedule = Schedule(steps=steps, batch=1, rate=1.0, epochs=epochs)
+    for done in range(steps + 1):
+        at, ended = done, -1
+        for first, last, each in schedule.epochs_left(done):
+            assert ended in (-1, first) and last > first and each > 0
+            ended, at = last, at + (last - first) * each
+            # An epoch ends where it always does.
+            assert at == (steps if last == schedule.epoch_count else last * schedule.epoch_steps)
+        assert at == steps and (ended == schedule.epoch_count or done == steps)
+
+
 def test_the_rate_halves_after_the_papers_epochs():
     schedule = Schedule(steps=90, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50))
     assert schedule.boundaries == [30, 50]

@@ -105,10 +105,12 @@ def test_workers_are_those_of_tf_config(monkeypatch, text, several):
     assert has_workers() is several
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"cluster": {"worker": "a:1"}}'])
 def test_a_tf_config_that_is_none_is_refused(monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match=r"^expected TF_CONFIG to be a JSON object with cluster and task; got "):
+    with pytest.raises(
+        ValueError, match=r"^expected TF_CONFIG to be a JSON object with a cluster of lists of addresses"
+    ):
         has_workers()
 
 

@@ -15,34 +15,36 @@ WINDOW = TINY.window
 MATCHING = Matching()
 
 
-def assigned(boxes, labels, frame, side=96, fine=True, matching=MATCHING):
+def assigned(boxes, labels, frame, side=96, fine=True, matching=MATCHING, crowd=None):
     """Run `assign`; windows' labels [h, w], edges [h, w, 4] and taught [h, w] in numpy."""
     boxes = tf.constant(np.asarray(boxes, np.float32).reshape(-1, 4))
     labels = tf.constant(np.asarray(labels, np.int32).reshape(-1))
+    crowd = tf.constant(crowd if crowd is not None else [False] * len(labels), tf.bool)
     origins = window_origins(TINY, side, fine)
-    return [part.numpy() for part in assign(TINY, matching, boxes, labels, tf.constant(frame, tf.float32), origins)]
+    targets = assign(TINY, matching, boxes, labels, crowd, tf.constant(frame, tf.float32), origins)
+    return [part.numpy() for part in targets]
 
 
-def expected(boxes, labels, frame, side, fine, matching=MATCHING):
+def expected(boxes, labels, frame, side, fine, matching=MATCHING, crowd=None):
     """Answer as `assigned`, window by window and object by object."""
     count, stride = geometry.window_count(TINY, side, fine), geometry.stride(TINY, fine)
     wanted = np.full((count, count), BACKGROUND), np.zeros((count, count, 4)), np.zeros((count, count))
     for i in range(count):
         for j in range(count):
             window = [i * stride, j * stride, i * stride + WINDOW, j * stride + WINDOW]
-            label, edges, taught = _answer(window, boxes, labels, frame, matching)
+            label, edges, taught = _answer(window, boxes, labels, frame, matching, crowd or [False] * len(labels))
             wanted[0][i, j], wanted[1][i, j], wanted[2][i, j] = label, edges, taught
     return wanted
 
 
-def _answer(window, boxes, labels, frame, matching):
+def _answer(window, boxes, labels, frame, matching, crowd):
     for axis in (0, 1):
         if window[axis] <= frame[axis] - 1:
             return IGNORED, [0] * 4, 0
         if window[axis + 2] >= max(frame[axis + 2], frame[axis] + WINDOW) + 1:
             return IGNORED, [0] * 4, 0
     label, nearest, named, learnt, nearest_teacher = BACKGROUND, None, None, ([0] * 4, 0), None
-    for box, number in zip(boxes, labels, strict=True):
+    for box, number, many in zip(boxes, labels, crowd, strict=True):
         shared, shift = 1, 0
         for axis in (0, 1):
             shared *= max(0, min(window[axis + 2], box[axis + 2]) - max(window[axis], box[axis]))
@@ -52,6 +54,10 @@ def _answer(window, boxes, labels, frame, matching):
             centre = min(max((box[axis] + box[axis + 2]) / 2, least), most)
             shift = max(shift, abs(window[axis] + WINDOW / 2 - centre) / WINDOW)
         height, width = box[2] - box[0], box[3] - box[1]
+        if many:
+            if label == BACKGROUND and 2 * shared >= min(height * width, WINDOW**2):
+                label = IGNORED
+            continue
         size = max(height, width) / WINDOW
         half_seen = 2 * shared >= height * width  # 4.2
         near_size = matching.sizes[0] / matching.margin <= size <= matching.sizes[1] * matching.margin
@@ -78,7 +84,8 @@ def scenes(draw):
     labels = draw(st.lists(st.integers(0, 9), min_size=len(boxes), max_size=len(boxes)))
     first, extent = st.integers(-40, side // 2), st.integers(8, 2 * side)
     top, left, height, width = (draw(s) for s in (first, first, extent, extent))
-    return boxes, labels, (top, left, top + height, left + width), side, draw(st.booleans())
+    frame, fine = (top, left, top + height, left + width), draw(st.booleans())
+    return boxes, labels, frame, side, fine, MATCHING, [draw(st.booleans()) for _ in boxes]
 
 
 @settings(max_examples=150, deadline=None)

@@ -274,9 +274,24 @@ def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_
     assert not (tmp_path / "run").exists()
 
 
+def test_images_of_which_none_can_be_read_are_refused_before_anything_is_made(source, tmp_path):
+    cut = [replace(record, image_bytes=record.image_bytes[:2000]) for record in source.records("train")]
+    spoilt = replace(source, records_of=source.records_of | {"train": cut})
+    with pytest.raises(ValueError, match=r"^expected images that can be read in split 'train' of [^\n]*damaged"):
+        train(RECIPE, spoilt, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_pycocotools_detection_is_refused_before_anything_is_made(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.metrics.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"^mAP needs pycocotools: pip install"):
+        train(RECIPE, source, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_set_without_the_split_to_validate_on_is_fitted_and_said(source, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "_fit", lambda *_: None)
-    caplog.set_level("INFO", module.__name__)
+    caplog.set_level("INFO", "training.preflight")
     train(replace(RECIPE, val_split="valid"), source, tmp_path)
     assert "small has no split 'valid' but train, val: nothing is validated; --set val_split=" in caplog.text
 

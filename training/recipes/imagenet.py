@@ -2,7 +2,7 @@
 
 The paper says when the rate halves, not when training ends: 90 epochs here, ten after the last halving. Nor does it
 say what an epoch is: here as many views as there are images (1,281,167), ten of each decoded image. With all ten views
-of all images it would be ten times as much work, 90 epochs of which the GPUs of 2013 did not do in a year.
+of all images it would be ten times as much work.
 
 It gives no schedules for localization and detection: theirs here are 3.1's rates for fewer, larger views, and clipped
 gradients, since a batch of windows from few images is less even than one of crops.

@@ -1,11 +1,13 @@
 """What a recipe is: data, network, and a schedule for each stage."""
 
+from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.options import InferenceOptions
-from training.losses import BOX_LOSSES, NEGATIVES, check_choice
+from training.limits import check_choice, check_range
+from training.losses import BOX_LOSSES, NEGATIVES
 from training.pipeline import ViewOptions
 from training.targets import Matching
 
@@ -50,14 +52,46 @@ class Schedule:
             got = f"{self.steps}, {self.batch} and {self.epochs}"
             raise ValueError(f"expected at least one step, one image a batch and one epoch; got {got}")
         check_choice("decay", self.decay, DECAYS)
+        check_range("rate", self.rate, self.rate > 0, "more than 0")
+        check_range("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to less than 1")
+        check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
+        check_range("clip", self.clip, self.clip is None or self.clip > 0, "None or more than 0")
+        check_range("factor", self.factor, self.factor > 0, "more than 0")
         if self.accumulate < 1 or self.batch % self.accumulate:
             raise ValueError(f"expected accumulate to divide the batch of {self.batch}; got {self.accumulate}")
 
     @property
+    def epoch_count(self) -> int:
+        """Epochs that there are: `epochs`, or as many as there are steps."""
+        return min(self.epochs, self.steps)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps in each epoch; the last one has besides what is left of `steps`."""
+        return self.steps // self.epoch_count
+
+    def epochs_left(self, done: int) -> Iterator[tuple[int, int, int]]:
+        """Give the epochs that are left after so many steps as (first, last + 1, steps in each), for `fit`."""
+        final, each = self.epoch_count - 1, self.epoch_steps
+        longest = self.steps - final * each
+        first = min(done // each, final)
+        begun = done - first * each
+        if begun:
+            if done < self.steps:
+                yield first, first + 1, (each if first < final else longest) - begun
+            first += 1
+        if first < final and longest == each:
+            yield first, final + 1, each
+        elif first < final:
+            yield from ((first, final, each), (final, final + 1, longest))
+        elif first == final:
+            yield final, final + 1, longest
+
+    @property
     def boundaries(self) -> list[int]:
-        """Steps after which the rate drops; one epoch is `steps` // `epochs` steps."""
+        """Steps after which the rate drops."""
         if self.drop_epochs:
-            return [round(epoch * (self.steps // self.epochs)) for epoch in self.drop_epochs]
+            return [round(epoch * self.epoch_steps) for epoch in self.drop_epochs]
         return [round(self.steps * drop) for drop in self.drops]
 
 
@@ -125,6 +159,8 @@ class Recipe:
         check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
+        check_range("validation_images", self.validation_images, self.validation_images >= 1, "1 or more")
+        check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")
 
 
 def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Strict changes to a recipe, from the command line's key=value."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -10,34 +10,53 @@ from training.recipes.recipe import Recipe
 
 
 def override(recipe: Recipe, settings: list[str]) -> Recipe:
-    """Change a recipe by "key=value" settings, a dot leading inside: "detection.steps=2000".
+    """Change a recipe by "key=value" settings, a dot leading inside: "detection.steps=2000"; of equal keys the last.
 
     Raises:
-        ValueError: no such key (the message names the nearest), or a value of another kind.
+        ValueError: no such key (the message names the nearest), a value of another kind, or values that do not do
+            together.
     """
+    known = dict(_leaves(recipe))
+    changes = {}
     for setting in settings:
-        key, equals, text = setting.partition("=")
+        key, equals, text = (part.strip() for part in setting.partition("="))
         if not equals:
             raise ValueError(f"expected key=value; got '{setting}'")
-        recipe = _changed(recipe, key.strip(), key.strip().split("."), text.strip())
-    return recipe
+        if key not in known:
+            raise ValueError(f"expected a key of the recipe; got '{key}'{_meant(key, known)}")
+        changes[key] = _value(key, *known[key], text)
+    return _changed(recipe, changes)
 
 
-def _changed(part: Any, key: str, path: list[str], text: str) -> Any:
-    kinds = {f.name: f.type for f in fields(part)}
-    if path[0] not in kinds:
-        raise ValueError(f"expected a key of the recipe; got '{key}'{nearest(path[0], kinds)}; there are {[*kinds]}")
-    old = getattr(part, path[0])
-    if is_dataclass(old):
-        if len(path) == 1:
-            raise ValueError(f"expected '{key}.' and one of {[f.name for f in fields(old)]}; got '{key}'")
-        return replace(part, **{path[0]: _changed(old, key, path[1:], text)})
-    if len(path) > 1:
-        raise ValueError(f"expected '{path[0]}' to end the key; got '{key}'")
-    return replace(part, **{path[0]: _value(key, kinds[path[0]], text, old)})
+def _leaves(part: Any, before: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """List what can be set, by its whole key: its type and value."""
+    for each in fields(part):
+        value = getattr(part, each.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{before}{each.name}.")
+        else:
+            yield before + each.name, (each.type, value)
 
 
-def _value(key: str, kind: Any, text: str, old: Any) -> Any:
+def _meant(key: str, known: Iterable[str]) -> str:
+    """Give the end of a message that names what may be meant: the keys that end or begin so, else the nearest."""
+    such = [name for name in known if name.endswith(f".{key}") or name.startswith(f"{key.rstrip('.')}.")]
+    if such:
+        return f"; there is {', '.join(such)}"
+    parts = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in known)
+    return nearest(key, known) or f"; there is {', '.join(parts)}"
+
+
+def _changed(part: Any, changes: dict[str, Any]) -> Any:
+    """Replace values by their keys, all of one part at once: two may do only together."""
+    own = {key: value for key, value in changes.items() if "." not in key}
+    for name in {key.partition(".")[0] for key in changes if "." in key}:
+        within = {key.partition(".")[2]: value for key, value in changes.items() if key.startswith(f"{name}.")}
+        own[name] = _changed(getattr(part, name), within)
+    return replace(part, **own)
+
+
+def _value(key: str, kind: Any, old: Any, text: str) -> Any:
     try:
         return _read(kind, text)
     except ValueError:

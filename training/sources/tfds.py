@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.sources.annotation_xml import Annotation, read_annotation
+from training.sources.annotation_xml import read_annotation
 from training.sources.checks import Finding, Kind, Report, Thing, make_record, read_size
 from training.sources.record import Record, check_split
 
@@ -75,18 +75,23 @@ class TfdsSet:
         data, name = bytes(example[self._image]), example[self._ids].decode()
         if self._objects:
             try:
-                (width, height), _ = read_size(data)  # boxes are normalised
+                stored, _ = read_size(data)  # boxes are normalised
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None
-            things = self._things(example, self._objects, width, height)
-            return make_record(data, name, things, classes, self._report)
+            # Of an image that is shown turned, nobody says which way its boxes lie.
+            return make_record(
+                data, name, self._things(example, self._objects, *stored), classes, self._report, stated=stored
+            )
         if (label := int(example[self._label])) < 0:  # a test set: no labels
             return Record.of_objects(data, name, [], [])
         whole = self.class_names[label]
-        annotation = self._annotation(name, whole)
-        if annotation is None:
+        path = self._annotation(name, whole)
+        if path is None:
             return make_record(data, name, (), classes, self._report, whole=whole)
+        annotation = read_annotation(path, name, self._report)
+        if annotation is None:
+            return None
         return make_record(data, name, annotation.things, classes, self._report, stated=annotation.size, whole=whole)
 
     def _things(self, example: dict[str, Any], keys: tuple[str, str, str], width: int, height: int) -> Iterator[Thing]:
@@ -99,15 +104,15 @@ class TfdsSet:
             marks = {flag: any(bool(objects[name][i]) for name in names) for flag, names in flags.items()}
             yield Thing(self.class_names[int(objects[label][i])], corners, **marks)
 
-    def _annotation(self, name: str, wnid: str) -> Annotation | None:
-        """Read the image's boxes; None where it has none, as most of ImageNet's training images."""
+    def _annotation(self, name: str, wnid: str) -> Path | None:
+        """Find the file of the image's boxes; None where it has none, as most of ImageNet's training images."""
         if self._boxes is None:
             return None
         stem = Path(name).stem
         for place in (f"{wnid}/{stem}", f"train/{wnid}/{stem}", stem, f"val/{stem}"):
             path = self._boxes / f"{place}.xml"
             if path.is_file():
-                return read_annotation(path, name, self._report)
+                return path
         return None
 
 

@@ -14,9 +14,10 @@ from training.sources import tfds as module
 from training.sources.checks import Kind
 
 
-def encoded(size=(40, 20)) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", size).save(stream, "JPEG")
+def encoded(size=(40, 20), orientation: int = 1) -> bytes:
+    stream, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size).save(stream, "JPEG", exif=exif)
     return stream.getvalue()
 
 
@@ -72,6 +73,13 @@ def test_cocos_crowds_are_difficult_and_bad_boxes_left_out(mocked):
     ]
 
 
+def test_objects_on_an_image_that_is_shown_turned_are_skipped_and_said_so(mocked):
+    mocked("voc/2007", [{"image": encoded(orientation=6), "image/filename": b"7.jpg", "objects": OBJECTS}])
+    found = []
+    assert not list(open_source("tfds:voc/2007", found.append).records("val"))
+    assert [(finding.kind, finding.name) for finding in found] == [(Kind.AS_STORED, "7.jpg")]
+
+
 XML = """<annotation><size><width>400</width><height>200</height></size><object><name>n01440764</name><bndbox>
 <xmin>40</xmin><ymin>20</ymin><xmax>200</xmax><ymax>200</ymax></bndbox></object></annotation>"""
 
@@ -88,6 +96,8 @@ def test_boxes_from_a_folder_of_xml_are_joined_to_imagenet(mocked, tmp_path, pla
     boxed, bare = source.records("train")
     np.testing.assert_allclose(boxed.boxes, [[0.1, 0.1, 1, 0.5]], rtol=1e-6)  # drawn on the image ten times as large
     assert boxed.boxed.tolist() == [True] and bare.boxed.tolist() == [False] and bare.labels.tolist() == [0]
+    path.write_text(XML[:99])
+    assert [record.image_id for record in source.records("train")] == ["n01440764_2.JPEG"]  # the other is skipped
 
 
 @pytest.mark.parametrize("spec", ["imagenet2012+boxes=", "imagenet2012+boxes=/nowhere", "mnist+boxes=."])

@@ -1,0 +1,69 @@
+"""What would end a run later, or keep it waiting for ever, said before it begins."""
+
+import logging
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from overfeat_tf.decode import decode_image
+from overfeat_tf.presets import get_preset
+from training.metrics import CocoDetection
+from training.recipes import Recipe
+from training.sources.record import Record, Source, check_split
+from training.strategy import check_batch, check_compiled
+
+log = logging.getLogger(__name__)
+
+
+def check(recipe: Recipe, source: Source, stages: Sequence[str], strategy: tf.distribute.Strategy) -> None:
+    """Hold a recipe against its network, its data and the devices.
+
+    Raises:
+        ValueError: a size, a scale, a split, boxes, images, or a batch that does not do.
+        ImportError: pycocotools is not there, by which detection is validated.
+    """
+    preset = get_preset(recipe.preset)
+    recipe.inference.scale_sizes(preset)
+    least = preset.smallest_input if recipe.fine else preset.window
+    if recipe.side < least:
+        raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")
+    check_compiled(strategy, recipe.jit_compile)
+    for stage in stages:
+        schedule = getattr(recipe, stage)
+        check_batch(strategy, schedule.batch, schedule.accumulate, stage)
+    _check_data(recipe, source, stages)
+    if recipe.val_split in source.splits and "detection" in stages:
+        CocoDetection(())
+
+
+def _check_data(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
+    check_split(source, recipe.train_split)
+    placing = [stage for stage in stages if stage != "classification"]
+    if placing and not source.boxed:
+        raise ValueError(
+            f"expected boxes for {placing[0]}; {source.name} has classes alone: train it with --stage classification"
+        )
+    for split in {recipe.train_split, recipe.val_split} & set(source.splits):
+        _check_images(source, split, bool(placing))
+    if recipe.val_split not in source.splits:
+        missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
+        log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
+
+
+def _check_images(source: Source, split: str, placing: bool) -> None:
+    """Raise ValueError unless an image with something to learn can be read; it looks no further than the first."""
+    status = None
+    for record in source.records(split):
+        if _teaches(record, placing):
+            status = decode_image(record.image_bytes)[1].numpy().decode()
+            if not status:
+                return
+    if status is None:
+        kind = "objects with boxes" if placing else "objects"
+        raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
+    raise ValueError(f"expected images that can be read in split '{split}' of {source.name}; of the last one: {status}")
+
+
+def _teaches(record: Record, placing: bool) -> bool:
+    """Tell whether a record has an object, and each its box where it is about places."""
+    return bool((~record.crowd).any() and (record.boxed.all() or not placing))
