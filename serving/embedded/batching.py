@@ -12,7 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from serving.embedded.batching_options import BatchingOptions
-from serving.embedded.turns import gone, require_time, seconds_left, too_late
+from serving.embedded.turns import require_wanted, seconds_left, too_late
+from serving.embedded.watch import Watch
 from serving.refusal import Refusal, invalid
 
 Tensors = Mapping[str, tf.Tensor]
@@ -29,9 +30,15 @@ class Batcher:
     company: a timeout of 0 is a good choice.
     """
 
-    def __init__(self, options: BatchingOptions):
-        """Starts the threads that run the batches; daemons, since a model may compute for long."""
+    def __init__(self, options: BatchingOptions, watch: Watch | None = None):
+        """Starts the threads that run the batches; daemons, since a model may compute for long.
+
+        Args:
+            options: how large batches are, and how many.
+            watch: who cuts off a batch of which nobody waits any more.
+        """
         self.options = options
+        self._watch = watch or Watch()
         self._capacity = options.max_enqueued_batches * options.max_batch_size
         self._changed = threading.Condition()
         self._queues: dict[Hashable, deque[_Task]] = {}  # in the order of their first tasks' coming
@@ -68,7 +75,7 @@ class Batcher:
         if rows > self.options.max_batch_size:
             raise invalid(f"Task size {rows} is larger than maximum input batch size {self.options.max_batch_size}")
         if rows == 0:  # nothing to merge; TF Serving never answers these
-            return {name: tensor.numpy() for name, tensor in function(**inputs).items()}
+            return _arrays(function(**inputs))
         task = _Task(function, inputs, rows, deadline, cancelled)
         with self._changed:
             if self._closed or self._waiting_rows + rows > self._capacity:
@@ -79,7 +86,7 @@ class Batcher:
             self._changed.notify()
         if not task.done.wait(seconds_left(deadline)):
             raise too_late()  # whoever takes it up sees the same
-        outputs, error = task.outputs, task.error
+        outputs, error = task.result
         del task
         if error is None:
             return outputs
@@ -98,7 +105,7 @@ class Batcher:
         while (batch := self._next_batch()) is not None:
             live = [task for task in batch if task.is_wanted()]
             try:
-                _run(live)
+                _run(live, self._watch)
             except BaseException as error:  # a thread that ends leaves its callers waiting
                 _log.exception("a batch failed")
                 for task in live:
@@ -142,42 +149,58 @@ class _Task:
     cancelled: Callable[[], bool] | None
     came: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
-    outputs: Rows = field(default_factory=dict)
-    error: Exception | None = None
+    result: tuple[Rows, Exception | None] = ({}, None)
 
     def is_wanted(self) -> bool:
         """Tells whether its caller still waits; else it is done with."""
         try:
-            require_time(self.deadline)
-            if self.cancelled is not None and self.cancelled():
-                raise gone()
+            self.require_wanted()
         except Refusal as refusal:
             self.finish(error=refusal)
         return not self.done.is_set()
 
+    def require_wanted(self) -> None:
+        """Raises the Refusal of a caller that waits no more."""
+        require_wanted(self.deadline, self.cancelled)
+
     def finish(self, outputs: Rows | None = None, error: Exception | None = None) -> None:
         """Gives the caller its answer, the first one that there is."""
         if not self.done.is_set():
-            # Without its frames, which hold the tasks, which hold the error.
-            self.outputs, self.error = outputs or {}, error and error.with_traceback(None)
+            if error is not None:  # without frames, which hold the tasks, which hold the error
+                error.__context__ = None
+                error = error.with_traceback(None)
+            self.result = outputs or {}, error  # in one step: the watch finishes tasks too
             self.done.set()
 
 
-def _run(tasks: Sequence[_Task]) -> None:
+def _run(tasks: Sequence[_Task], watch: Watch) -> None:
     """Runs tasks together; if that fails each by itself, so that nobody fails for another's sake."""
     if len(tasks) > 1:
         try:
-            together = tasks[0].function(**_merged([task.inputs for task in tasks]))
-            for task, outputs in zip(tasks, _split(together, [task.rows for task in tasks]), strict=True):
-                task.finish(outputs)
+            with watch.over(lambda: _require_one(tasks)):
+                together = tasks[0].function(**_merged([task.inputs for task in tasks]))
+                for task, outputs in zip(tasks, _split(together, [task.rows for task in tasks]), strict=True):
+                    task.finish(outputs)
             return
         except Exception as error:
             _log.debug("%d requests run one by one: %s", len(tasks), error)
     for task in tasks:
-        try:
-            task.finish({name: tensor.numpy() for name, tensor in task.function(**task.inputs).items()})
-        except Exception as error:
-            task.finish(error=error)
+        if task.is_wanted():
+            try:
+                with watch.over(task.require_wanted):
+                    task.finish(_arrays(task.function(**task.inputs)))
+            except Exception as error:
+                task.finish(error=error)
+
+
+def _require_one(tasks: Sequence[_Task]) -> None:
+    """Refuses a batch of which nobody waits any more, and lets those go in the meantime who do not."""
+    if not any([task.is_wanted() for task in tasks]):
+        raise too_late()
+
+
+def _arrays(outputs: Tensors) -> Rows:
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
 def _merged(inputs: Sequence[Tensors]) -> Tensors:
@@ -190,7 +213,7 @@ def _split(outputs: Tensors, sizes: Sequence[int]) -> list[Rows]:
     Raises:
         ValueError: an output has not a row for each of the inputs.
     """
-    arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
+    arrays = _arrays(outputs)
     for name, array in arrays.items():
         if array.ndim == 0 or len(array) != sum(sizes):
             raise ValueError(f"expected {sum(sizes)} rows of {name}, got the shape {array.shape}")

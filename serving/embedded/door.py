@@ -4,11 +4,12 @@ TF Serving's request messages in, its response messages out, and a Refusal for w
 translate. Requests are counted and timed here, once each.
 """
 
+import contextlib
 import functools
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -28,8 +29,9 @@ from serving.embedded import answers
 from serving.embedded.batching import Batcher
 from serving.embedded.metadata import describe, require_metadata_fields
 from serving.embedded.servables import Models, Servable
-from serving.embedded.turns import Turns
+from serving.embedded.turns import Turns, require_wanted
 from serving.embedded.versions import Keeper
+from serving.embedded.watch import Watch
 from serving.refusal import Refusal, invalid, refusal_of
 
 Cancelled = Callable[[], bool] | None
@@ -88,7 +90,7 @@ class Door:
 
     Every method raises Refusal and nothing else. Those that compute take a `deadline`, when nobody waits for the
     answer any more, as `time.monotonic()` counts (None: never), and `cancelled`, which says whether the client is
-    gone: a request that is still waiting then is not run.
+    gone: a request that is still waiting then is not run, and one that runs is cut off.
 
     Attributes:
         models: what is served; `str(models)` says it in words.
@@ -104,6 +106,7 @@ class Door:
         keeper: Keeper | None = None,
         turns: Turns | None = None,
         batcher: Batcher | None = None,
+        watch: Watch | None = None,
     ):
         """Takes what the door stands before.
 
@@ -114,6 +117,7 @@ class Door:
             keeper: who takes another configuration; None where what is served is fixed.
             turns: how many requests run and wait; None for any number.
             batcher: who runs Predict requests together; None for each by itself.
+            watch: who cuts off what nobody waits for any more; the batcher's own.
         """
         self.models = models
         self.max_bytes = max_bytes
@@ -121,6 +125,7 @@ class Door:
         self._keeper = keeper
         self._turns = turns or Turns(sys.maxsize, 0)
         self._batcher = batcher
+        self._watch = watch or Watch()
         self._waiting_outside: Callable[[], int] = lambda: 0
 
     @property
@@ -139,7 +144,7 @@ class Door:
     ) -> predict_pb2.PredictResponse:
         """Runs a signature on tensors."""
         if self._batcher is None:
-            with self._turns.turn(deadline, cancelled):
+            with self._turn(deadline, cancelled):
                 return answers.predict(self.models.find(request), request, self.max_bytes)
         batcher = self._batcher
 
@@ -157,7 +162,7 @@ class Door:
         cancelled: Cancelled = None,
     ) -> classification_pb2.ClassificationResponse:
         """Classifies tf.Examples."""
-        with self._turns.turn(deadline, cancelled):
+        with self._turn(deadline, cancelled):
             return answers.classify(self.models.find(request), request)
 
     @_told("Regress")
@@ -174,7 +179,7 @@ class Door:
         """Classifies the same tf.Examples with several signatures of one model, which the first task names."""
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
-        with self._turns.turn(deadline, cancelled):
+        with self._turn(deadline, cancelled):
             return answers.multi_inference(self.models.find(request.tasks[0]), request)
 
     @_told("GetModelMetadata")
@@ -208,6 +213,17 @@ class Door:
     def turned_away(self, method: str, refusal: Refusal) -> None:
         """Tells the observer of a request that was refused before it was read."""
         self._tell(method, None, None, refusal.code, 0.0)
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Waits until no model runs; returns whether that came within so many seconds."""
+        return self._watch.wait_idle(seconds)
+
+    @contextlib.contextmanager
+    def _turn(self, deadline: float | None, cancelled: Cancelled) -> Iterator[None]:
+        """Waits for a turn, and cuts off what the block runs once nobody waits for it."""
+        wanted = functools.partial(require_wanted, deadline, cancelled)
+        with self._turns.turn(deadline, cancelled), self._watch.over(wanted):
+            yield
 
     def _tell(self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float) -> None:
         if self.observer is None:

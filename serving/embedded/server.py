@@ -26,6 +26,7 @@ from serving.embedded.servables import Labels, Models
 from serving.embedded.services import add_services
 from serving.embedded.turns import Turns
 from serving.embedded.versions import DEFAULT_POLL_SECONDS, Keeper
+from serving.embedded.watch import Watch
 
 DEFAULT_PORT = 8500
 # A batch of sixteen photographs of 4 MB; one message, and one decoded tensor, may be no larger.
@@ -88,7 +89,8 @@ class Server:
         self.host = host
         self._keeper = keeper
         workers = workers or max(4, os.cpu_count() or 1)
-        self._batcher = Batcher(batching) if batching else None
+        watch = Watch()
+        self._batcher = Batcher(batching, watch) if batching else None
         # A request holds a thread while it waits for its batch: enough for those that run and as many to come.
         batches = batching.max_batch_size * (batching.num_batch_threads + 1) if batching else 0
         threads = min(max(workers, batches), max_concurrent_rpcs)
@@ -100,6 +102,7 @@ class Server:
             keeper=keeper,
             turns=Turns(workers, max_concurrent_rpcs),
             batcher=self._batcher,
+            watch=watch,
         )
         self.door.count_also(lambda: self._pool.waiting)
         self._control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")

@@ -39,9 +39,7 @@ class Turns:
         """
         self._take(deadline)
         try:
-            if cancelled is not None and cancelled():
-                raise gone()
-            require_time(deadline)
+            require_wanted(deadline, cancelled)
             yield
         finally:
             self._pass_on()
@@ -80,6 +78,14 @@ def require_time(deadline: float | None) -> None:
     """Refuses what nobody waits for any more."""
     if deadline is not None and time.monotonic() >= deadline:
         raise too_late()
+
+
+def require_wanted(deadline: float | None, cancelled: Callable[[], bool] | None) -> None:
+    """Refuses what nobody waits for any more, the client being gone or the time over."""
+    if cancelled is not None and cancelled():
+        # gRPC takes a client whose time is over for one that has left.
+        raise too_late() if deadline is not None and time.monotonic() >= deadline else gone()
+    require_time(deadline)
 
 
 def too_late() -> Refusal:

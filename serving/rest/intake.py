@@ -99,6 +99,7 @@ class Intake:
                 raise ClientDisconnect from None
             raise
         finally:
+            gone.set()  # a server that stops gives up on requests that still run
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
