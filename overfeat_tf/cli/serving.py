@@ -33,6 +33,7 @@ _NUMBER = click.IntRange(min=1)
 @click.option("--workers", type=_NUMBER, help="Requests that run at a time, without batching [one a CPU, at least 4].")
 @click.option("--max-requests", type=_NUMBER, default=128, show_default=True, help="To run or wait; more are refused.")
 @click.option("--max-megabytes", type=_NUMBER, default=64, show_default=True, help="A request's size at most, decoded.")
+@click.option("--max-images", type=_NUMBER, default=1024, show_default=True, help="In one request; more are refused.")
 @click.option("--poll", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds between looks.")
 @click.option("--grace", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Seconds to finish in.")
 def serve(
@@ -53,6 +54,7 @@ def serve(
     workers: int | None,
     max_requests: int,
     max_megabytes: int,
+    max_images: int,
     poll: float,
     grace: float,
     **batch: int | None,
@@ -93,4 +95,5 @@ def serve(
         workers=workers,
         max_concurrent_rpcs=max_requests,
         max_message_bytes=max_megabytes << 20,
+        max_rows=max_images,
     )

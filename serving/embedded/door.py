@@ -27,6 +27,7 @@ from tensorflow_serving.apis import (
 
 from serving.embedded import answers
 from serving.embedded.batching import Batcher
+from serving.embedded.limits import DEFAULT_MAX_ROWS, require_rows
 from serving.embedded.metadata import describe, require_metadata_fields
 from serving.embedded.servables import Models, Servable
 from serving.embedded.turns import Turns, require_wanted
@@ -107,6 +108,7 @@ class Door:
         turns: Turns | None = None,
         batcher: Batcher | None = None,
         watch: Watch | None = None,
+        max_rows: int = DEFAULT_MAX_ROWS,
     ):
         """Takes what the door stands before.
 
@@ -118,9 +120,11 @@ class Door:
             turns: how many requests run and wait; None for any number.
             batcher: who runs Predict requests together; None for each by itself.
             watch: who cuts off what nobody waits for any more; the batcher's own.
+            max_rows: the most images or examples in one request.
         """
         self.models = models
         self.max_bytes = max_bytes
+        self._max_rows = max_rows
         self.observer = observer
         self._keeper = keeper
         self._turns = turns or Turns(sys.maxsize, 0)
@@ -143,6 +147,7 @@ class Door:
         self, request: predict_pb2.PredictRequest, deadline: float | None = None, cancelled: Cancelled = None
     ) -> predict_pb2.PredictResponse:
         """Runs a signature on tensors."""
+        require_rows(request, self._max_rows)
         if self._batcher is None:
             with self._turn(deadline, cancelled):
                 return answers.predict(self.models.find(request), request, self.max_bytes)
@@ -162,6 +167,7 @@ class Door:
         cancelled: Cancelled = None,
     ) -> classification_pb2.ClassificationResponse:
         """Classifies tf.Examples."""
+        require_rows(request, self._max_rows)
         with self._turn(deadline, cancelled):
             return answers.classify(self.models.find(request), request)
 
@@ -179,6 +185,7 @@ class Door:
         """Classifies the same tf.Examples with several signatures of one model, which the first task names."""
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
+        require_rows(request, self._max_rows)
         with self._turn(deadline, cancelled):
             return answers.multi_inference(self.models.find(request.tasks[0]), request)
 

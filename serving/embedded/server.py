@@ -22,6 +22,7 @@ from serving.embedded.batching_options import BatchingOptions
 from serving.embedded.configuration import ServedModel, from_directories
 from serving.embedded.dispatch import BoundedPool, Dispatcher
 from serving.embedded.door import Door, Observer
+from serving.embedded.limits import DEFAULT_MAX_ROWS
 from serving.embedded.servables import Labels, Models
 from serving.embedded.services import add_services
 from serving.embedded.turns import Turns
@@ -60,6 +61,7 @@ class Server:
         workers: int | None = None,
         max_concurrent_rpcs: int = DEFAULT_MAX_CONCURRENT_RPCS,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+        max_rows: int = DEFAULT_MAX_ROWS,
         batching: BatchingOptions | None = None,
         access: Access | None = None,
         keeper: Keeper | None = None,
@@ -75,6 +77,7 @@ class Server:
                 for each of them anyway, and at least four.
             max_concurrent_rpcs: requests that run or wait; further ones are refused.
             max_message_bytes: the largest request, and the largest tensor in one.
+            max_rows: the most images or examples in a request.
             batching: how Predict requests are run together; None for each by itself.
             access: what clients have to bring; nothing by default.
             keeper: who keeps `models` up to date, and is closed with the server; None where they are fixed.
@@ -103,6 +106,7 @@ class Server:
             turns=Turns(workers, max_concurrent_rpcs),
             batcher=self._batcher,
             watch=watch,
+            max_rows=max_rows,
         )
         self.door.count_also(lambda: self._pool.waiting)
         self._control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")

@@ -1,6 +1,7 @@
 """What the server refuses, against the table of what TF Serving answers."""
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -21,6 +22,8 @@ from tensorflow_serving.apis import (
     model_management_pb2,
 )
 
+from serving.rest.server import RestServer
+
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
@@ -36,6 +39,12 @@ def _refusal(channel: grpc.Channel, method: str, request, timeout: float = 20.0)
 def _two_models():
     request = multi_request("classify", "classify_twin")
     request.tasks[1].model_spec.name = "other"
+    return request
+
+
+def _many_examples():
+    request = multi_request("classify")
+    request.input.example_list_with_context.examples.extend(classify_request(*[b""] * 1025).input.example_list.examples)
     return request
 
 
@@ -123,11 +132,25 @@ REFUSED = {
         "Predict",
         predict_request(image_bytes=tensor_proto(tf.string, [1 << 40], string_val=[b"x"])),
         INVALID,
+        "expected at most 1024 rows in one request, got 1099511627776 of image_bytes",
+    ),
+    "many tiny images": (
+        "Predict",
+        predict_request("detect_images", images=tensor_proto(tf.uint8, [1025, 1, 1, 3], int_val=[7])),
+        INVALID,
+        "expected at most 1024 rows in one request, got 1025 of images: send more requests",
+    ),
+    "a long string, often": (
+        "Predict",
+        predict_request(image_bytes=tensor_proto(tf.string, [1024], string_val=[bytes(100_000)])),
+        INVALID,
         "more than the",
     ),
+    "many examples": ("Classify", classify_request(*[b""] * 1025), INVALID, "got 1025 examples"),
+    "many examples, several tasks": ("MultiInference", _many_examples(), INVALID, "got 1025 examples"),
     "a million dimensions": (
         "Predict",
-        predict_request(image_bytes=tensor_proto(tf.string, [1 << 62] * 100_000)),
+        predict_request(image_bytes=tensor_proto(tf.string, [1, *[1 << 62] * 100_000])),
         INVALID,
         "tensor parsing error: image_bytes",
     ),
@@ -206,6 +229,13 @@ REFUSED = {
         "Only ModelConfigList is currently supported",
     ),
 }
+
+
+def test_many_rows_are_refused_over_rest_too(server):
+    with RestServer(server.door, port=0) as rest:
+        body = {"signature_name": "spin", "inputs": [0.0] * 1025}
+        answer = httpx.post(f"{rest.url}/v1/models/m:predict", json=body, timeout=20)
+    assert answer.status_code == 400 and "at most 1024 rows" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(("method", "request_", "code", "message"), REFUSED.values(), ids=REFUSED)

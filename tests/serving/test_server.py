@@ -107,7 +107,10 @@ def test_a_request_that_finds_the_queue_full_need_not_be_received():
 
 def test_a_large_message_is_taken():
     request = predict_request(x=np.ones(10 << 20, np.float32))  # 40 MB
-    with serve_function(lambda x: {"y": x[:1]}) as server, grpc.insecure_channel(server.address) as channel:
+    with (
+        serve_function(lambda x: {"y": x[:1]}, max_rows=10 << 20) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
         assert predict(channel)(request, timeout=20).outputs["y"].float_val == [1.0]
 
 
