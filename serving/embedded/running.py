@@ -1,5 +1,6 @@
 """`overfeat serve`: a server in the foreground, until it is asked to stop."""
 
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,10 @@ from serving.rest.server import RestServer
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long the server goes on answering once its health says that it stops.
 _NOTICE_SECONDS = 0.5
+# How long requests that were cut off may take to notice: an operation that has begun goes on to its end.
+_CUT_SECONDS = 1.0
+# How often to look whether a signal came: one to a stopped process (SIGSTOP) wakes no one when that goes on.
+_LOOK_SECONDS = 1.0
 
 
 def run(
@@ -27,7 +32,7 @@ def run(
     grace: float = DEFAULT_GRACE_SECONDS,
     **options: Any,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then lets running and waiting requests finish.
+    """Serves until SIGTERM or SIGINT, then lets running and waiting requests finish; those that take longer are cut off.
 
     A second signal ends the process the ordinary way. Must be called from the main thread.
 
@@ -58,7 +63,8 @@ def run(
         _say(f"REST and metrics on {rest.url}" + (" - open it in a browser to try it" if page else ""))
     _say(f"serving {server.models} on {server.address}")
     try:
-        asked_to_stop.wait()
+        while not asked_to_stop.wait(_LOOK_SECONDS):
+            pass
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -68,6 +74,10 @@ def run(
         if rest is not None:
             rest.stop(grace)  # first: its requests run in the server
         server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
+    if not server.door.wait_idle(_CUT_SECONDS):
+        _say("requests that cannot be cut off end with the process")
+        sys.stdout.flush()
+        os._exit(0)  # the interpreter's own end would wait for their threads
 
 
 def _start_rest(server: Server, port: int, page: bool) -> RestServer:

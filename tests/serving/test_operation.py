@@ -1,7 +1,11 @@
 """How a server is watched and stopped: its observer, health, reflection, and the requests it still has."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -14,6 +18,16 @@ from waiting import until
 
 from serving.embedded.servables import Models
 from serving.embedded.server import Server
+
+# A server whose model computes for a minute, in Python, which nothing can cut off.
+STUCK = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from gated_model import serve_function
+from serving.embedded import running
+running.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
+running.run([], grace=0.2)
+"""
 
 
 def test_an_observer_is_told_of_each_request_once(servable):
@@ -77,6 +91,24 @@ def test_stopping_is_told_first_and_drains_what_runs_and_waits():
         stopping.join(10)
         assert time.monotonic() - begun < 5  # the watch, which is still open, does not hold it
     assert gate.calls == 2
+
+
+def test_a_process_ends_after_the_grace_though_a_model_computes_and_though_it_was_stopped_when_asked():
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", STUCK, str(here)]
+    with subprocess.Popen(command, cwd=here.parents[1], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            address = next(line.split()[-1] for line in process.stderr if line.startswith("serving "))
+            with grpc.insecure_channel(address) as channel:
+                running = predict(channel).future(X, timeout=60)
+                time.sleep(1.0)
+                for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGCONT):
+                    process.send_signal(number)
+                    time.sleep(0.2)
+                assert process.wait(20) == 0
+                assert running.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        finally:
+            process.kill()
 
 
 def _is_refused(address: str) -> bool:
