@@ -36,6 +36,18 @@ from serving.embedded.watch import Watch
 from serving.refusal import Refusal, invalid, refusal_of
 
 Cancelled = Callable[[], bool] | None
+# The RPCs that come through here.
+METHODS = frozenset(
+    {
+        "Predict",
+        "Classify",
+        "Regress",
+        "MultiInference",
+        "GetModelMetadata",
+        "GetModelStatus",
+        "HandleReloadConfigRequest",
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +59,7 @@ class Observer(Protocol):
         """Takes one request.
 
         Args:
-            method: the RPC's name, such as `Predict`.
+            method: the RPC's name, one of METHODS; empty where it is none: others too are without number.
             model: the model asked, empty where it is none that is served: names from outside are without number.
             version: the version that answered, None where none did.
             code: the status of the answer.
@@ -218,8 +230,8 @@ class Door:
         return response
 
     def turned_away(self, method: str, refusal: Refusal) -> None:
-        """Tells the observer of a request that was refused before it was read."""
-        self._tell(method, None, None, refusal.code, 0.0)
+        """Tells the observer of a request that was refused before it was read; `method` may be anything from outside."""
+        self._tell(method if method in METHODS else "", None, None, refusal.code, 0.0)
 
     def wait_idle(self, seconds: float) -> bool:
         """Waits until no model runs; returns whether that came within so many seconds."""

@@ -5,6 +5,7 @@ import subprocess
 
 import grpc
 import pytest
+from gated_model import Seen
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request, status_request
 
@@ -58,6 +59,17 @@ def test_without_the_token_there_is_no_way_in(guarded, files, metadata):
         _predict(channel, *metadata)
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert "authorization: Bearer TOKEN" in refused.value.details()
+
+
+def test_methods_made_up_without_a_token_are_one_to_the_observer(guarded, files):
+    guarded.door.observer = seen = Seen()
+    with _channel(guarded, files) as channel:
+        for path in ("/a/b", "/tensorflow.serving.PredictionService/Nope", "/tensorflow.serving.ModelService/Predict"):
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(path)(b"", timeout=20)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    guarded.door.observer = None
+    assert [each[0] for each in seen.told] == ["", "", "Predict"]
 
 
 def test_status_needs_the_token_and_health_does_not(guarded, files):
