@@ -74,10 +74,19 @@ def run(
         if rest is not None:
             rest.stop(grace)  # first: its requests run in the server
         server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
-    if not server.door.wait_idle(_CUT_SECONDS):
+    if not (server.door.wait_idle(_CUT_SECONDS) and _threads_end(_CUT_SECONDS)):
         _say("requests that cannot be cut off end with the process")
         sys.stdout.flush()
         os._exit(0)  # the interpreter's own end would wait for their threads
+
+
+def _threads_end(seconds: float) -> bool:
+    """Waits for the threads that the interpreter waits for at its end; returns whether they ended in time."""
+    end = time.monotonic() + seconds
+    others = [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    for thread in others:
+        thread.join(max(end - time.monotonic(), 0.0))
+    return not any(thread.is_alive() for thread in others)
 
 
 def _start_rest(server: Server, port: int, page: bool) -> RestServer:

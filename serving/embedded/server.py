@@ -38,7 +38,8 @@ DEFAULT_MAX_CONCURRENT_RPCS = 128
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_CONTROL_THREADS = 4  # for status, metadata, reload, health and refusals
+_CONTROL_THREADS = 4  # for status, metadata, health and refusals
+_REFLECTING_CLIENTS = 2  # at the same time
 _CONTROL_RPCS = 256  # of which so many may be under way, watches of the health included
 
 
@@ -110,6 +111,8 @@ class Server:
         )
         self.door.count_also(lambda: self._pool.waiting)
         self._control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
+        self._reloading = futures.ThreadPoolExecutor(1, "reload")
+        self._reflecting = futures.ThreadPoolExecutor(_REFLECTING_CLIENTS, "reflection")
         self._server = grpc.server(
             self._control,
             interceptors=[Dispatcher(self.door, self.access, self._pool)],
@@ -120,7 +123,7 @@ class Server:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        self._health = add_services(self._server, self.door, self._pool)
+        self._health = add_services(self._server, self.door, self._pool, self._reloading, self._reflecting)
         self.port: int = self._listen(port)
         self._server.start()
 
@@ -154,7 +157,7 @@ class Server:
             self._keeper.close()
         if self._batcher:
             self._batcher.close()
-        for pool in (self._pool, self._control):
+        for pool in (self._pool, self._control, self._reloading, self._reflecting):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -20,7 +20,6 @@ from serving.refusal import Refusal
 
 PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
-_REFLECTING_CLIENTS = 2  # each holds a thread as long as it is connected
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
@@ -38,10 +37,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """Answers tensorflow.serving.ModelService."""
 
-    def __init__(self, door: Door):
-        """Takes who answers."""
+    def __init__(self, door: Door, reloading: futures.ThreadPoolExecutor):
+        """Takes who answers, and whose thread loads what another configuration wants, for minutes perhaps."""
         self.GetModelStatus = _handler(door.status)
-        self.HandleReloadConfigRequest = _handler(door.reload)
+        self.HandleReloadConfigRequest = _on(reloading, _handler(door.reload))
 
 
 class Health(health.HealthServicer):
@@ -54,19 +53,31 @@ class Health(health.HealthServicer):
             self.set(name, health_pb2.HealthCheckResponse.SERVING)
 
 
-def add_services(server: grpc.Server, door: Door, pool: futures.ThreadPoolExecutor) -> Health:
-    """Adds all services, whose methods run on the server's own threads but for those that compute; gives the health."""
+def add_services(
+    server: grpc.Server,
+    door: Door,
+    pool: futures.ThreadPoolExecutor,
+    reloading: futures.ThreadPoolExecutor,
+    reflecting: futures.ThreadPoolExecutor,
+) -> Health:
+    """Adds all services, each kind of method on threads of its own, the short ones on the server's; gives the health.
+
+    Args:
+        server: what answers.
+        door: through which requests go.
+        pool: for those that compute.
+        reloading: for changes of the configuration.
+        reflecting: for reflection, whose clients hold a thread as long as they are connected.
+    """
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(door, pool), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(door), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(door, reloading), server)
     checks = Health()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     names = (PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflecting = reflection.ReflectionServicer(names)
-    answer = reflecting.ServerReflectionInfo
-    reflecting.ServerReflectionInfo = _on(
-        futures.ThreadPoolExecutor(_REFLECTING_CLIENTS, "reflection"), lambda asked, context: answer(asked, context)
-    )
-    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)
+    servicer = reflection.ReflectionServicer(names)
+    answer = servicer.ServerReflectionInfo
+    servicer.ServerReflectionInfo = _on(reflecting, lambda asked, context: answer(asked, context))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     return checks
 
 

@@ -1,13 +1,18 @@
 """HandleReloadConfigRequest: another configuration, whole, while requests go on."""
 
+import threading
+import time
 from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request
-from tensorflow_serving.apis import model_management_pb2
+from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from version_life import Load, State, put, served, states
 from waiting import until
+
+from serving.embedded.versions import Keeper
 
 
 @pytest.fixture
@@ -81,6 +86,20 @@ def test_reload_says_what_could_not_be_loaded(base, tmp_path):
             with pytest.raises(grpc.RpcError) as refused:
                 _reload(channel, *config)
             assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def test_who_asks_for_the_health_need_not_wait_for_those_who_reload(base, monkeypatch):
+    may_end = threading.Event()
+    with served(base) as (_, channel):
+        monkeypatch.setattr(Keeper, "reload", lambda *_: may_end.wait(20))
+        method = model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest
+        reloads = [method.future(model_management_pb2.ReloadConfigRequest(), timeout=30) for _ in range(8)]
+        time.sleep(0.3)
+        health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert states(channel) == {1: State.AVAILABLE}
+        may_end.set()
+        assert all(each.result() is not None for each in reloads)
 
 
 def test_reload_of_the_same_models_from_elsewhere_switches_without_a_gap(model_dir, base, tmp_path):
