@@ -121,3 +121,22 @@ def test_halves_and_weak_tokens_are_refused_in_a_line(files, tmp_path):
             Access.of("127.0.0.1", **given)
         assert len(str(caught.value).splitlines()) == 1
     assert TOKEN not in repr(Access.of("127.0.0.1", **files))
+
+
+def test_files_that_are_no_certificates_are_refused_in_a_line_before_anything_is_loaded(files, tmp_path):
+    cert, key = files["cert"], files["key"]
+    other, locked, text = tmp_path / "other.pem", tmp_path / "locked.pem", tmp_path / "text"
+    text.write_text("no certificate")
+    for command in (f"genrsa -out {other} 2048", f"rsa -in {key} -aes256 -passout pass:secret -out {locked}"):
+        subprocess.run(["openssl", *command.split()], check=True, capture_output=True)
+    pair = "expected a certificate in .* and its private key, without a password, in "
+    for given, message in [
+        ((text, key), pair),
+        ((cert, text), pair),
+        ((cert, other), pair + ".*MISMATCH"),
+        ((cert, locked), pair),
+        ((cert, key, text), "expected the certificates of authorities in .*text, as PEM"),
+    ]:
+        with pytest.raises(ValueError, match=f"^{message}") as caught:
+            Access.of("127.0.0.1", *given)
+        assert len(str(caught.value).splitlines()) == 1
