@@ -91,14 +91,21 @@ def verify(model: Model, folder: Path) -> None:
 
 
 def _without_places(value):
-    """Leave out where on this machine the data lay: of `voc:/home/me/cats` an export says `voc:cats`."""
+    """Leave out where on this machine the data lay: of `voc:/home/me/cats` an export says `voc:cats`.
+
+    What has a slash is a path, but for the names of TensorFlow Datasets, such as `tfds:voc/2007`.
+    """
     if isinstance(value, Mapping):
         return {key: _without_places(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_without_places(each) for each in value]
     if isinstance(value, str):
-        parts = re.split(r"([:,] ?)", value)
-        return "".join(Path(part).name if part.startswith(("/", "~")) else part for part in parts)
+        parts = re.split(r"([:,=] ?)", value)
+        named = {at + 2 for at, part in enumerate(parts) if part.strip() == "tfds"}  # what comes after the colon
+        return "".join(
+            part if at in named and not part.startswith(("/", "~", ".")) else Path(part).name if "/" in part else part
+            for at, part in enumerate(parts)
+        )
     return value
 
 

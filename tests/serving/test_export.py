@@ -154,6 +154,23 @@ def test_verification_notices_other_weights(exported: Path, model: Model):
         exporting.verify(other, exported)
 
 
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("voc:/home/me/cats", "voc:cats"),
+        ("voc:~/secret/cats/, folder:../secret/dogs", "voc:cats, folder:dogs"),
+        ("ilsvrc:secret/cats", "ilsvrc:cats"),
+        ("coco:/a/secret/images:../secret/a.json", "coco:images:a.json"),
+        ("tfds:imagenet2012+boxes=/home/me/boxes", "tfds:imagenet2012+boxes=boxes"),
+        ("tfds:imagenet2012:5.1.0+boxes=../secret/boxes", "tfds:imagenet2012:5.1.0+boxes=boxes"),
+        ("digits, tfds:voc/2007:4.0.0", "digits, tfds:voc/2007:4.0.0"),
+        ("tfds:/home/me/sets", "tfds:sets"),
+    ],
+)
+def test_an_export_does_not_say_where_the_data_lay(data, told):
+    assert exporting._without_places({"members": [{"data": data}]}) == {"members": [{"data": told}]}
+
+
 def test_a_taken_version_is_refused(model: Model, exported: Path):
     with pytest.raises(ValueError, match="expected a new version"):
         exporting.export(model, exported.parent, 1)
