@@ -13,7 +13,7 @@ _NUMBER = click.IntRange(min=1)
 
 @click.command()
 @click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1)
-@click.option("--config", type=FILE, help="A models.config, as TF Serving's --model_config_file, instead of folders.")
+@click.option("--config", type=FILE, help="A models.config as TF Serving's, instead of folders; read again when saved.")
 @click.option("--all-versions", is_flag=True, help="Every version of each folder, rather than the newest.")
 @click.option("--wait", is_flag=True, help="Wait for models that are not there yet, as TF Serving does.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0 for any free one.")
@@ -90,6 +90,7 @@ def serve(
         grace=grace,
         wait=wait,
         poll_seconds=poll,
+        config=config,
         access=access,
         batching=merging,
         workers=workers,

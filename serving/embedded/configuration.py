@@ -43,6 +43,34 @@ class ServedModel:
         return set(sorted(versions)[-(self.policy.latest.num_versions or 1) :])
 
 
+class ConfigFile:
+    """Notices when a file is saved.
+
+    Attributes:
+        path: the file.
+    """
+
+    def __init__(self, path: Path):
+        """Takes the file, whose present content is known."""
+        self.path = path
+        self._known = self._seen = self._stamp()
+
+    def was_saved(self) -> bool:
+        """Tells, once, that the file is another, and the same as at the last look: whole, not half written."""
+        before, self._seen = self._seen, self._stamp()
+        if self._seen in (self._known, None) or self._seen != before:
+            return False
+        self._known = self._seen
+        return True
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
 def from_directories(
     bases: Sequence[Path], all_versions: bool = False, labels: Labels | None = None
 ) -> list[ServedModel]:

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import numpy as np
@@ -29,6 +29,7 @@ from serving.embedded import answers
 from serving.embedded.batching import Batcher
 from serving.embedded.limits import DEFAULT_MAX_ROWS, require_rows
 from serving.embedded.metadata import describe, require_metadata_fields
+from serving.embedded.observing import METHODS, Observer
 from serving.embedded.servables import Models, Servable
 from serving.embedded.turns import Turns, require_wanted
 from serving.embedded.versions import Keeper
@@ -36,35 +37,7 @@ from serving.embedded.watch import Watch
 from serving.refusal import Refusal, invalid, refusal_of
 
 Cancelled = Callable[[], bool] | None
-# The RPCs that come through here.
-METHODS = frozenset(
-    {
-        "Predict",
-        "Classify",
-        "Regress",
-        "MultiInference",
-        "GetModelMetadata",
-        "GetModelStatus",
-        "HandleReloadConfigRequest",
-    }
-)
-
 _log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Is told of every request, once it is answered or refused; what it raises is logged and harms no request."""
-
-    def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
-        """Takes one request.
-
-        Args:
-            method: the RPC's name, one of METHODS; empty where it is none: others too are without number.
-            model: the model asked, empty where it is none that is served: names from outside are without number.
-            version: the version that answered, None where none did.
-            code: the status of the answer.
-            seconds: from its coming in to its answer.
-        """
 
 
 def _told(name: str) -> Callable[[Callable], Callable]:

@@ -21,8 +21,9 @@ from serving.embedded.batching import Batcher
 from serving.embedded.batching_options import BatchingOptions
 from serving.embedded.configuration import ServedModel, from_directories
 from serving.embedded.dispatch import BoundedPool, Dispatcher
-from serving.embedded.door import Door, Observer
+from serving.embedded.door import Door
 from serving.embedded.limits import DEFAULT_MAX_ROWS
+from serving.embedded.observing import Observer
 from serving.embedded.servables import Labels, Models
 from serving.embedded.services import add_services
 from serving.embedded.turns import Turns
@@ -214,6 +215,7 @@ def start_models(
     *,
     poll_seconds: float = DEFAULT_POLL_SECONDS,
     wait: bool = False,
+    config: Path | None = None,
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     **options: Any,
 ) -> Server:
@@ -227,6 +229,7 @@ def start_models(
         port: see Server.
         poll_seconds: how often to look for new versions.
         wait: whether to wait for models that are not there yet.
+        config: the file that `wanted` was read from; read again whenever it is saved.
         max_message_bytes: see Server.
         **options: see Server.
 
@@ -236,7 +239,7 @@ def start_models(
     """
     require_free(host, port)  # before the loading, which takes long
     models = Models()
-    keeper = Keeper(models, max_message_bytes, poll_seconds)
+    keeper = Keeper(models, max_message_bytes, poll_seconds, config)
     keeper.start(wanted, wait)
     try:
         return Server(models, host, port, max_message_bytes=max_message_bytes, keeper=keeper, **options)

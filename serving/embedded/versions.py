@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 from tensorflow_serving.apis import model_management_pb2
 
-from serving.embedded.configuration import ServedModel, from_config
+from serving.embedded.configuration import ConfigFile, ServedModel, from_config, from_file
 from serving.embedded.loading import LoadError, find_versions, fingerprint, load_version
 from serving.embedded.servables import Models, State
 from serving.refusal import Refusal
@@ -27,17 +27,25 @@ class Keeper:
     be served is served instead.
     """
 
-    def __init__(self, models: Models, max_bytes: int, poll_seconds: float = DEFAULT_POLL_SECONDS):
+    def __init__(
+        self,
+        models: Models,
+        max_bytes: int,
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+        config: Path | None = None,
+    ):
         """Takes whose versions to keep, and how.
 
         Args:
             models: what is served.
             max_bytes: the most that one tensor of a warm-up request may occupy.
             poll_seconds: the time between two looks at the disk.
+            config: a models.config that replaces the configuration whenever it is saved.
         """
         self._models = models
         self._max_bytes = max_bytes
         self._poll_seconds = poll_seconds
+        self._config = ConfigFile(config) if config else None
         self._wanted: dict[str, ServedModel] = {}
         self._paths: dict[tuple[str, int], Path] = {}  # where the served versions come from
         self._broken: dict[Path, tuple] = {}  # their fingerprints when they could not be loaded
@@ -78,24 +86,14 @@ class Keeper:
             Refusal: the configuration is none, or gives a label to a version that is not there, and nothing changes;
                 or a model or version that is new could not be loaded.
         """
-        wanted = {model.name: model for model in from_config(request.config)}
-        with self._changing:
-            for model in wanted.values():
-                _require_labels(model, self._models.served(model.name).keys() | _on_disk(model))
-            for name in self._wanted.keys() - wanted.keys():
-                self._withdraw(name, set(self._models.served(name)))
-            self._wanted = wanted
-            errors = [error for model in wanted.values() if (error := self._look(model, settled=True))]
-            for model in wanted.values():
-                _require_labels(model, self._models.served(model.name).keys())
-                self._models.label(model.name, model.labels)
-        failed = [error for error in errors if isinstance(error, LoadError)]
+        failed = self._replace(from_config(request.config))
         if failed:
             count, why = len(failed), "; ".join(map(str, failed))
             raise Refusal(grpc.StatusCode.UNKNOWN, f"{count} servable(s) did not become available: {{{why}}}")
 
     def look(self) -> None:
         """Looks at the disk once and does what has to be done; the watch does it by itself."""
+        self._reread()
         with self._changing:
             for model in self._wanted.values():
                 self._look(model)
@@ -107,6 +105,35 @@ class Keeper:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join(seconds)
+
+    def _reread(self) -> None:
+        if self._config is None or not self._config.was_saved():
+            return
+        try:
+            self._replace(from_file(self._config.path))
+            _log.info("%s: taken", self._config.path)
+        except (ValueError, OSError, Refusal) as error:
+            why = " ".join((error.message if isinstance(error, Refusal) else str(error)).split())
+            _log.error("%s is not taken, and what is served stays: %s", self._config.path, why)
+
+    def _replace(self, models: Sequence[ServedModel]) -> list[LoadError]:
+        """Replaces the whole configuration; gives what could not be loaded.
+
+        Raises:
+            Refusal: see reload.
+        """
+        wanted = {model.name: model for model in models}
+        with self._changing:
+            for model in wanted.values():
+                _require_labels(model, self._models.served(model.name).keys() | _on_disk(model))
+            for name in self._wanted.keys() - wanted.keys():
+                self._withdraw(name, set(self._models.served(name)))
+            self._wanted = wanted
+            errors = [error for model in wanted.values() if (error := self._look(model, settled=True))]
+            for model in wanted.values():
+                _require_labels(model, self._models.served(model.name).keys())
+                self._models.label(model.name, model.labels)
+        return [error for error in errors if isinstance(error, LoadError)]
 
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_seconds):

@@ -54,7 +54,7 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
-        """Counts one request; see serving.embedded.door.Observer."""
+        """Counts one request; see serving.embedded.observing.Observer."""
         self._requests.labels(method, model, "" if version is None else str(version), code.name).inc()
         self._seconds.labels(method, model).observe(seconds)
 

@@ -1,5 +1,6 @@
 """HandleReloadConfigRequest: another configuration, whole, while requests go on."""
 
+import logging
 import threading
 import time
 from pathlib import Path
@@ -9,9 +10,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request
 from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
-from version_life import Load, State, put, served, states
+from version_life import POLL, Load, State, put, served, states
 from waiting import until
 
+from serving.embedded.configuration import from_file
+from serving.embedded.server import start_models
 from serving.embedded.versions import Keeper
 
 
@@ -112,3 +115,33 @@ def test_reload_of_the_same_models_from_elsewhere_switches_without_a_gap(model_d
         _reload(channel, {"name": "m", "base_path": str(other)})
         assert server.models.find(good_request()) is not before
     assert load.failures == []
+
+
+def test_a_configuration_that_is_saved_again_is_read_again_and_a_broken_one_is_a_line(base, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "models.config"
+    entry = "config {{ name: '{name}' base_path: 'm' model_platform: 'tensorflow' {more} }}"
+
+    def save(*entries: str) -> None:
+        file.write_text(f"model_config_list {{ {' '.join(entries)} }}")
+
+    save(entry.format(name="m", more=""))
+    options = {"port": 0, "poll_seconds": POLL, "config": file}
+    with start_models(from_file(file), **options) as server, grpc.insecure_channel(server.address) as channel:
+        labels = "version_labels { key: 'stable' value: 1 }"
+        save(entry.format(name="m", more=labels), entry.format(name="n", more=""))
+        until(lambda: server.models.loaded == [("m", 1), ("n", 1)])
+        until(lambda: f"{file}: taken" in caplog.messages)
+        assert call(channel, "Predict", good_request(label="stable")).outputs
+        for text, why in [("model_config", "is not a ModelServerConfig"), ("", "not supported")]:
+            file.write_text(text)
+            until(lambda why=why: any(why in line for line in caplog.messages))
+        save(entry.format(name="m", more=labels.replace("1", "7")))
+        until(lambda: any("Request to assign label to version 7" in line for line in caplog.messages))
+        file.unlink()
+        time.sleep(3 * POLL)
+        assert server.models.loaded == [("m", 1), ("n", 1)]
+        save(entry.format(name="m", more=""))
+        until(lambda: server.models.loaded == [("m", 1)])
+    refused = [line for line in caplog.messages if "is not taken, and what is served stays" in line]
+    assert len(refused) == 3 and not any("\n" in line for line in refused)
