@@ -1,6 +1,7 @@
 """Write a SavedModel version: beside, verified against the live model, then renamed into place."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from serving.warmup import BATCHING, write_warmup
 TOLERANCE = 1e-4  # between the live model's answers and the reloaded one's, on values of about 1
 LABELS = "labels.txt"
 CARD = "MODEL_CARD.md"
+
+_log = logging.getLogger(__name__)
 
 
 def export(
@@ -57,14 +60,19 @@ def export(
     servable = Servable(model)
     signatures = servable.signatures_to_save()
     with beside(to) as folder:
+        _log.info("%s: saving", to)
         tf.saved_model.save(servable, str(folder), signatures=signatures)
         (folder / "assets").mkdir(exist_ok=True)
         (folder / "assets" / LABELS).write_text("".join(f"{label}\n" for label in model.labels))
         config = {"model": model.config(), "training": learnt, "metrics": dict(metrics or {})}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (folder / "batching_params.pbtxt").write_text(BATCHING)
+        _log.info("%s: writing warm-up requests", to)
         write_warmup(folder, to.name, signature_names(model), servable.default)
+        _log.info("%s: comparing what was saved with the model", to)
         verify(model, folder)
+        if measure:
+            _log.info("%s: measuring memory and time", to)
         comparison = compare(model, folder) if measure else None
 
         def describe(number: int) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tensorflow as tf
@@ -17,6 +18,7 @@ GRAPH_FILE = "saved_model.pb"
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 _MAX_WARMUP_RECORDS = 1000
 _SERVE_TAG = "serve"
+_LINE_SECONDS = 10.0  # between the lines of a long warm-up
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servabl
         LoadError: it is not a SavedModel that can be served, or a warm-up request fails.
     """
     begun = time.perf_counter()
+    _log.info("loading %s version %d", name, version)
     signature_defs = read_signature_defs(path)
     try:
         loaded = tf.saved_model.load(str(path))
@@ -109,7 +112,7 @@ def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:
         return 0
     count = 0
     try:
-        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+        for record in _telling(tf.data.TFRecordDataset(str(file)).as_numpy_iterator(), servable):
             count += 1
             if count > _MAX_WARMUP_RECORDS:
                 raise ValueError(f"expected at most {_MAX_WARMUP_RECORDS} records")
@@ -118,6 +121,18 @@ def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:
         message = refusal_of(error).message
         raise LoadError(f"{file} failed at record {count}: {message}; export the model again") from error
     return count
+
+
+def _telling(records: Iterable[bytes], servable: Servable) -> Iterator[bytes]:
+    """Passes warm-up records on, and says now and then how many have been replayed."""
+    begun = said = time.monotonic()
+    for count, record in enumerate(records):
+        now = time.monotonic()
+        if now - said >= _LINE_SECONDS:
+            said = now
+            where = servable.name, servable.version
+            _log.info("%s version %d: warming up, %d requests in %.0f s", *where, count, now - begun)
+        yield record
 
 
 def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog, max_bytes: int) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import resource
 import signal
@@ -176,9 +177,12 @@ def test_a_taken_version_is_refused(model: Model, exported: Path):
         exporting.export(model, exported.parent, 1)
 
 
-def test_only_what_was_trained_is_exported(model: Model, tmp_path: Path):
+def test_only_what_was_trained_is_exported_and_each_step_said(model: Model, tmp_path: Path, caplog):
+    caplog.set_level(logging.INFO)
     part = Model(build("tiny", 2), ("a", "b"), model.options, tasks=("classification",))
     folder = exporting.export(part, tmp_path / "part")
+    steps = ("saving", "writing warm-up requests", "comparing what was saved with the model")
+    assert [line for line in caplog.messages if "part: " in line] == [f"{tmp_path / 'part'}: {step}" for step in steps]
     keys = {key for key in read_signature_defs(folder) if not key.startswith("__")}
     assert keys == {"classify", "classify_images", "extract_features", "serving_default"}
     with pytest.raises(ValueError, match="overfeat train"):
