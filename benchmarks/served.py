@@ -26,6 +26,7 @@ from serving.export import export
 CLASSES = 20  # Pascal VOC's
 _ASKED = ("detect", "localize", "classify")  # the first that a model has
 _START_SECONDS = 600.0
+SERVING = re.compile(r" serving .* on (\S+)$")  # what the server says once it does, after the time and the level
 
 
 def photograph() -> bytes:
@@ -99,7 +100,7 @@ class ServerProcess:
         threading.Thread(target=self._listen, args=[serves], daemon=True).start()
         found = serves.wait(_START_SECONDS)
         self.start_seconds = time.perf_counter() - begun
-        addresses = [match for line in self._told if (match := re.match(r"serving .* on (\S+)$", line))]
+        addresses = [match for line in self._told if (match := SERVING.search(line))]
         if not found or not addresses:
             self._process.kill()
             raise RuntimeError(f"expected a server; it said: {self._told[-1] if self._told else 'nothing'}")
@@ -151,7 +152,7 @@ class ServerProcess:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self._told = [*self._told[-100:], line.strip()]
-            if line.startswith("serving "):
+            if SERVING.search(line):
                 serves.set()
         serves.set()
         self._process.stderr.close()

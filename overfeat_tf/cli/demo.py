@@ -94,9 +94,9 @@ def _address(process: subprocess.Popen) -> str:
     lines = []
     for line in process.stderr or ():
         lines.append(line)
-        found = re.match(r"serving .* on (\S+)$", line.strip())
+        found = re.search(r" serving .* on (\S+)$", line.strip())
         if found:
-            click.echo(f"    {line.strip()}", err=True)
+            click.echo(f"   {found[0]}", err=True)
             return found[1]
     raise RuntimeError(f"the server did not start: {' '.join(lines[-3:])}")
 

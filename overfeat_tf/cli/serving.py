@@ -72,6 +72,7 @@ def serve(
     from serving.embedded import batching_options
     from serving.embedded.access import Access
     from serving.embedded.configuration import from_directories, from_file
+    from serving.embedded.logs import write_times
     from serving.embedded.running import run
     from serving.rest.server import DEFAULT_PORT
 
@@ -81,6 +82,7 @@ def serve(
     if chosen:
         merging = replace(merging or batching_options.BatchingOptions(), **chosen)  # type: ignore[arg-type]
     wanted = from_file(config) if config is not None else from_directories(models, all_versions)
+    write_times()
     run(
         wanted,
         host,

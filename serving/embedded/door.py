@@ -203,7 +203,7 @@ class Door:
         return response
 
     def turned_away(self, method: str, refusal: Refusal) -> None:
-        """Tells the observer of a request that was refused before it was read; `method` may be anything from outside."""
+        """Tells the observer of a request that was refused before it was read, by whatever name."""
         self._tell(method if method in METHODS else "", None, None, refusal.code, 0.0)
 
     def wait_idle(self, seconds: float) -> bool:

@@ -1,8 +1,8 @@
 """`overfeat serve`: a server in the foreground, until it is asked to stop."""
 
+import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -12,6 +12,8 @@ from serving.embedded.configuration import ServedModel
 from serving.embedded.server import DEFAULT_GRACE_SECONDS, DEFAULT_PORT, Server, require_free, start_models
 from serving.rest.monitoring import Metrics
 from serving.rest.server import RestServer
+
+_log = logging.getLogger(__name__)
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # How long the server goes on answering once its health says that it stops.
@@ -32,7 +34,7 @@ def run(
     grace: float = DEFAULT_GRACE_SECONDS,
     **options: Any,
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then lets running and waiting requests finish; those that take longer are cut off.
+    """Serves until SIGTERM or SIGINT, then lets requests finish; those that take longer are cut off.
 
     A second signal ends the process the ordinary way. Must be called from the main thread.
 
@@ -58,25 +60,25 @@ def run(
         server.stop(None)
         raise
     before = {number: signal.signal(number, lambda *_: asked_to_stop.set()) for number in _STOP_SIGNALS}
-    _say("this server is for one machine; for more run TF Serving, which takes the same folders")
+    _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
     if rest is not None:
-        _say(f"REST and metrics on {rest.url}" + (" - open it in a browser to try it" if page else ""))
-    _say(f"serving {server.models} on {server.address}")
+        _log.info("REST and metrics on %s%s", rest.url, " - open it in a browser to try it" if page else "")
+    _log.info("serving %s on %s", server.models, server.address)
     try:
         while not asked_to_stop.wait(_LOOK_SECONDS):
             pass
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _say(f"stopping; requests have {grace:g} s to finish")
+        _log.info("stopping; requests have %g s to finish", grace)
         end = time.monotonic() + grace
         server.retire()
         if rest is not None:
             rest.stop(grace)  # first: its requests run in the server
         server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
     if not (server.door.wait_idle(_CUT_SECONDS) and _threads_end(_CUT_SECONDS)):
-        _say("requests that cannot be cut off end with the process")
-        sys.stdout.flush()
+        _log.warning("requests that cannot be cut off end with the process")
+        logging.shutdown()
         os._exit(0)  # the interpreter's own end would wait for their threads
 
 
@@ -92,7 +94,3 @@ def _threads_end(seconds: float) -> bool:
 def _start_rest(server: Server, port: int, page: bool) -> RestServer:
     server.door.observer = metrics = Metrics(server.door)
     return RestServer(server.door, server.host, port, access=server.access, metrics=metrics, page=page)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

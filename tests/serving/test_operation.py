@@ -21,7 +21,8 @@ from serving.embedded.server import Server
 
 # A server whose model computes for a minute, in Python, which nothing can cut off.
 STUCK = """
-import sys, time
+import logging, sys, time
+logging.basicConfig(format="%(message)s", level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from gated_model import serve_function
 from serving.embedded import running
@@ -98,7 +99,7 @@ def test_a_process_ends_after_the_grace_though_a_model_computes_and_though_it_wa
     command = [sys.executable, "-c", STUCK, str(here)]
     with subprocess.Popen(command, cwd=here.parents[1], stderr=subprocess.PIPE, text=True) as process:
         try:
-            address = next(line.split()[-1] for line in process.stderr if line.startswith("serving "))
+            address = next(line.split()[-1] for line in process.stderr if "serving " in line)
             with grpc.insecure_channel(address) as channel:
                 running = predict(channel).future(X, timeout=60)
                 time.sleep(1.0)

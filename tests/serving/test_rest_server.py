@@ -148,7 +148,7 @@ def test_the_verb_serves_rest_and_the_page_until_sigterm(model_dir):
     command = [sys.executable, "-m", "overfeat_tf.cli", "serve", model_dir, "--port", "0", "--rest-port", "0", "--ui"]
     with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as process:
         try:
-            url = next(line.split()[4] for line in process.stderr if line.startswith("REST and metrics on "))
+            url = next(line.split()[7] for line in process.stderr if " REST and metrics on " in line)
             assert httpx.get(url).headers["content-type"].startswith("text/html")
             assert httpx.post(url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
             assert 'code="OK",method="Predict",model="m",version="2"} 1.0' in httpx.get(url + METRICS_PATH).text

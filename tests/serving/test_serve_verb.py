@@ -1,5 +1,6 @@
 """`overfeat serve`: what it says, serves and refuses, and how it ends."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -38,23 +39,30 @@ def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(m
         told = []
         for line in process.stderr:
             told.append(line.strip())
-            if line.startswith("serving "):
+            if " serving " in line:
                 break
         address = told[-1].split()[-1]
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ", line) for line in told), told
+        told = [line.split(" INFO ")[1] for line in told]
         assert told[-1] == f"serving m versions 1 and 2 on {address}"
+        assert told[0] == "loading m version 2"
         assert sum("TF Serving" in line for line in told) == 1
         assert [line.split(":")[0] for line in told if "loaded in" in line] == ["m version 2", "m version 1"]
         assert any("warmed up in" in line and "(2 requests)" in line for line in told)
         with grpc.insecure_channel(address) as channel:
             assert call(channel, "Predict", good_request(label="stable")).model_spec.version.value == 1
+            with pytest.raises(grpc.RpcError):
+                channel.unary_unary("/tensorflow.serving.PredictionService/Predict")(b"\xff" * 9, timeout=10)
             request = predict_request("spin", seconds=np.array([1.5], np.float32))
             running = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict.future(request, timeout=20)
             time.sleep(0.5)
             assert not running.done()
             process.send_signal(signal.SIGTERM)
             assert running.result().outputs["turns"].int64_val[0] > 0
-            process.stderr.read()
+            told = process.stderr.read().splitlines()
             assert process.wait(30) == 0
+        assert len(told) == 2 and "WARNING a message that cannot be read: Error parsing message" in told[0], told
+        assert told[1].endswith("INFO stopping; requests have 8 s to finish")
     finally:
         process.kill()
         process.wait()
