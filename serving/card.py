@@ -19,6 +19,7 @@ def model_card(
     version: int,
     folder: Path,
     training: Mapping,
+    made: Mapping[str, str],
     metrics: Mapping | None = None,
     comparison: Comparison | None = None,
 ) -> str:
@@ -30,11 +31,12 @@ def model_card(
         version: Its number.
         folder: Its files, all but the card.
         training: The run's configuration.
+        made: The export's `date` and `tensorflow`, whose version it was.
         metrics: Figures by name.
         comparison: What it takes to run.
     """
     sections = {
-        "What it is": _identity(model, training),
+        "What it is": _identity(model, training, made),
         "How good it is": _metrics(metrics),
         "What it takes": _needs(model, folder, comparison),
         "Limits": _limits(model),
@@ -47,7 +49,7 @@ def model_card(
     )
 
 
-def _identity(model: Model, training: Mapping) -> str:
+def _identity(model: Model, training: Mapping, made: Mapping[str, str]) -> str:
     preset, options = model.network.preset, model.options
     shown = ", ".join(model.labels[:SHOWN_CLASSES]) + (" ..." if len(model.labels) > SHOWN_CLASSES else "")
     scales = ", ".join(f"{h}x{w}" for h, w in options.scale_sizes(preset))
@@ -59,6 +61,7 @@ def _identity(model: Model, training: Mapping) -> str:
         f"- Data: {training.get('data') or 'unknown'}; recipe `{training.get('name') or 'unknown'}`",
         f"- Classes ({len(model.labels)}): {shown}",
         f"- Scales: {scales} pixels (about; each image's own aspect), {grid}",
+        f"- Exported: {made['date']} by TensorFlow {made['tensorflow']}; servers of that version or later load it",
         f"- Signatures: {', '.join(f'`{key}`' for key in signature_names(model))}",
     ]
     if "detection" in model.tasks:

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ def export(
         tf.saved_model.save(servable, str(folder), signatures=signatures)
         (folder / "assets").mkdir(exist_ok=True)
         (folder / "assets" / LABELS).write_text("".join(f"{label}\n" for label in model.labels))
-        config = {"model": model.config(), "training": learnt, "metrics": dict(metrics or {})}
+        made = {"tensorflow": tf.__version__, "date": datetime.now(UTC).date().isoformat()}
+        config = {"model": model.config(), "training": learnt, "metrics": dict(metrics or {}), "exported": made}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (folder / "batching_params.pbtxt").write_text(BATCHING)
         _log.info("%s: writing warm-up requests", to)
@@ -76,7 +78,7 @@ def export(
         comparison = compare(model, folder) if measure else None
 
         def describe(number: int) -> None:
-            card = model_card(model, to.name, number, folder, learnt, metrics, comparison)
+            card = model_card(model, to.name, number, folder, learnt, made, metrics, comparison)
             (folder / CARD).write_text(card)
 
         return publish(folder, to, version, describe)

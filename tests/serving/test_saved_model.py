@@ -149,6 +149,8 @@ def test_a_version_has_all_its_files(exported: Path):
     config = json.loads((exported / "config.json").read_text())
     assert config["model"]["labels"] == list(LABELS) and config["metrics"] == METRICS
     assert config["training"] == TRAINING | {"data": "voc:my cats, coco:images:a.json"}  # not where they lay
+    assert config["exported"]["tensorflow"] == tf.__version__
+    assert abs(datetime.fromisoformat(config["exported"]["date"]) - datetime.now()) < timedelta(days=3)
     assert [path.name for path in exported.parent.iterdir()] == ["1"]  # nothing left over
 
 
@@ -172,6 +174,7 @@ def test_the_card_says_what_it_is_how_good_and_what_it_takes(exported: Path, mod
         "cat, dog, owl",
         "Data: voc:my cats",
         "recipe `none`",
+        f"by TensorFlow {tf.__version__}",
         "| map50 | 0.2500 |",
         f"{parameters:,}",
     ):
