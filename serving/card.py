@@ -6,6 +6,7 @@ from pathlib import Path
 from overfeat_tf.decode import MAX_PIXELS
 from overfeat_tf.model import Model
 from serving.comparison import Comparison
+from serving.figures import OWN
 from serving.footprint import SIZE
 from serving.signatures import signature_names
 from serving.warmup import ALLOWED_BATCH_SIZES
@@ -37,7 +38,7 @@ def model_card(
     """
     sections = {
         "What it is": _identity(model, training, made),
-        "How good it is": _metrics(metrics),
+        "How good it is": _metrics(metrics, training),
         "What it takes": _needs(model, folder, comparison),
         "Limits": _limits(model),
     }
@@ -72,12 +73,21 @@ def _identity(model: Model, training: Mapping, made: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(metrics: Mapping | None) -> str:
+def _metrics(metrics: Mapping | None, training: Mapping) -> str:
     if not metrics:
         return "Not measured at export: `overfeat evaluate` with `--json FILE`, then `overfeat export --metrics FILE`."
     rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
             for name, value in metrics.items() if isinstance(value, str | int | float)]  # fmt: skip
-    return "\n".join(["| figure | |", "| --- | --- |", *rows])
+    table = "\n".join(["| figure | |", "| --- | --- |", *rows])
+    if not any(OWN in name for name in metrics):
+        return table
+    images = training.get("validation_images", "some")
+    return (
+        f"The run's own, of a slice of the validation split while it was trained: {images} images for detection, a\n"
+        "few batches for other stages. `overfeat evaluate --json FILE`, then `overfeat export --metrics FILE`, tells\n"
+        "more.\n\n"
+        f"{table}"
+    )
 
 
 def _needs(model: Model, folder: Path, comparison: Comparison | None) -> str:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from overfeat_tf.model import TASKS
 
+OWN = " val_"  # is in the names of a run's own figures, and in no evaluation's
 _EPOCH = "epoch_"  # how Keras's TensorBoard callback begins the names of an epoch's figures
 
 
@@ -45,5 +46,5 @@ def run_figures(run: Path) -> dict[str, float]:
         for tag in events.Tags()["tensors"]:
             if tag.startswith(_EPOCH):
                 value = tf.make_ndarray(events.Tensors(tag)[-1].tensor_proto)
-                figures[f"{stage} val_{tag.removeprefix(_EPOCH)}"] = float(value)
+                figures[f"{stage}{OWN}{tag.removeprefix(_EPOCH)}"] = float(value)
     return figures

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from overfeat_tf.model import Model
+from serving.card import model_card
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
 from serving.embedded.loading import read_signature_defs
 from serving.figures import read_metrics, run_figures
@@ -198,6 +200,17 @@ def test_a_run_has_figures_of_its_own(tmp_path: Path):
             tf.summary.scalar("epoch_map50", value, epoch)
             tf.summary.scalar("evaluation_loss_vs_iterations", 1.0, epoch)
     assert run_figures(tmp_path) == {"detection val_map50": 0.5}
+
+
+def test_the_card_says_of_a_runs_own_figures_that_they_are_of_a_few_images(exported: Path, model: Model):
+    def card(metrics: dict) -> str:
+        made = {"date": "2026-01-01", "tensorflow": "2.21.0"}
+        return model_card(model, "pets", 1, exported, {"validation_images": 40}, made, metrics)
+
+    own = card({"detection val_map50": 0.5})
+    assert "| detection val_map50 | 0.5000 |" in own and "overfeat export --metrics" in own
+    assert "slice of the validation split while it was trained: 40 images for detection" in own
+    assert "slice" not in card(METRICS)
 
 
 @pytest.mark.long

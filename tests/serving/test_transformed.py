@@ -72,5 +72,6 @@ def test_the_card_has_both(model: Model, version: Path):
     found = compare(transformed, version)
     assert found is not None and set(found.footprints) == {"direct", "transformed"}
     assert found.error is not None and 0 < found.error < 1e-4
-    card = model_card(transformed, "pets", 1, version, {}, comparison=found)
+    made = {"date": "2026-01-01", "tensorflow": tf.__version__}
+    card = model_card(transformed, "pets", 1, version, {}, made, comparison=found)
     assert "| **transformed**, this version |" in card and "| direct |" in card and "The two differ by" in card
