@@ -6,6 +6,8 @@ from pathlib import Path
 
 import grpc
 
+from serving.certificates import require_pair
+
 # Both mean "not now": a server that is starting or whose queue is full. Any other code would fail again.
 _RETRY_POLICY = {
     "maxAttempts": 5,  # the most that gRPC allows
@@ -30,17 +32,25 @@ _OPTIONS = [
 Metadata = tuple[tuple[str, str], ...]
 
 
-def open_channel(address: str, ca_cert: Path | None = None) -> grpc.Channel:
+def open_channel(
+    address: str, ca_cert: Path | None = None, client_cert: Path | None = None, client_key: Path | None = None
+) -> grpc.Channel:
     """Open a connection to HOST:PORT, made when first needed; with TLS where there is a certificate to trust.
 
     Args:
         address: HOST:PORT; with TLS, HOST is what the server's certificate is for.
         ca_cert: The PEM file of the authority that signed it, or of the certificate itself.
+        client_cert: What a server that asks for it is shown: the PEM file of one's own certificate.
+        client_key: Its private key, a PEM file.
 
     Raises:
-        ValueError: the file cannot be read or holds no certificate.
+        ValueError: a file cannot be read or holds something else, or half of what is needed was given.
     """
+    if (client_cert is None) != (client_key is None):
+        raise ValueError("expected a client's certificate and its key together: give --client-cert and --client-key")
     if ca_cert is None:
+        if client_cert is not None:
+            raise ValueError("expected --ca-cert with --client-cert: without TLS nobody is shown a certificate")
         return grpc.insecure_channel(address, options=_OPTIONS)
     try:
         certificate = ca_cert.read_bytes()
@@ -48,7 +58,11 @@ def open_channel(address: str, ca_cert: Path | None = None) -> grpc.Channel:
         raise ValueError(f"expected a certificate in '{ca_cert}'; it cannot be read: {error.strerror}") from None
     if b"-----BEGIN CERTIFICATE-----" not in certificate:
         raise ValueError(f"expected a certificate in PEM's text form in '{ca_cert}'; it has none")
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate), options=_OPTIONS)
+    pair: tuple[bytes, ...] = ()
+    if client_cert is not None and client_key is not None:
+        require_pair(client_cert, client_key)
+        pair = (client_key.read_bytes(), client_cert.read_bytes())
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate, *pair), options=_OPTIONS)
 
 
 def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,8 +72,7 @@ def check(
     image_bytes: bytes | None = None,
     requests: int = 20,
     ready_seconds: float = _READY_SECONDS,
-    ca_cert: Path | None = None,
-    token: str | None = None,
+    **options: Any,
 ) -> Report:
     """Checks a model on a server against the contract; what fails is listed in the report, not raised.
 
@@ -84,12 +82,11 @@ def check(
         image_bytes: the encoded image to send; by default a small one is made.
         requests: how many requests to time.
         ready_seconds: how long to wait for a server that is starting.
-        ca_cert: see Client, as for `token`.
-        token: see Client.
+        **options: see Client.
     """
     report = Report(address, model)
     image_bytes = image_bytes or make_image()
-    with Client(address, model, ca_cert=ca_cert, token=token) as client:
+    with Client(address, model, **options) as client:
         try:
             client.wait_until_ready(ready_seconds)
             report.versions = client.status()

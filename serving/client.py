@@ -61,6 +61,8 @@ class Client:
         label: str | None = None,
         ca_cert: Path | None = None,
         token: str | None = None,
+        client_cert: Path | None = None,
+        client_key: Path | None = None,
     ):
         """Opens the connection, which is made when first needed.
 
@@ -72,9 +74,10 @@ class Client:
             label: its version by a label such as `stable`, instead of `version`.
             ca_cert: the PEM file that the server's certificate is checked with; None for a connection without TLS.
             token: what the server asks for, sent as `authorization: Bearer TOKEN`.
+            client_cert, client_key: PEM files of this client's own certificate and its key, where it is asked for one.
 
         Raises:
-            ValueError: the certificate cannot be read, or the token would cross a network without TLS.
+            ValueError: a certificate cannot be read, or the token would cross a network without TLS.
         """
         self.address = address
         self.model = model
@@ -82,7 +85,7 @@ class Client:
         self.label = label
         self.timeout = timeout
         self._authorization = authorization(address, token, encrypted=ca_cert is not None)
-        self._channel = open_channel(address, ca_cert)
+        self._channel = open_channel(address, ca_cert, client_cert, client_key)
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 

@@ -12,10 +12,11 @@ from overfeat_tf.cli.options import (
     FILE,
     FOLDER,
     Changes,
-    Credentials,
-    credentials_options,
+    Connection,
+    connection_options,
     inference_options,
     require_run,
+    require_server,
     split_names,
     with_changes,
     write_json,
@@ -36,7 +37,7 @@ from overfeat_tf.cli.quiet import load_tensorflow
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 @inference_options
-@credentials_options
+@connection_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
 @click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, curves, worst mistakes.")
 def evaluate(
@@ -49,11 +50,10 @@ def evaluate(
     json_file: Path | None,
     out: Path | None,
     changes: Changes,
-    credentials: Credentials,
+    connection: Connection,
 ) -> None:
     """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
-    if server is None and credentials:
-        raise ValueError("expected --server with --ca-cert or --token-file; got none")
+    require_server(server, connection)
     load_tensorflow()
     from training.answering import served_tasks
     from training.evaluate import PROTOCOLS, require_fit
@@ -69,7 +69,7 @@ def evaluate(
             answering = with_changes(_loaded(models), changes)
             labels, tasks = answering.labels, answering.tasks
         else:
-            client = _connected(server, models, credentials)
+            client = _connected(server, models, connection)
             answering, signatures = _served(stack.enter_context(client), changes, source.class_names)
             labels, tasks = source.class_names, served_tasks(signatures)
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
@@ -99,12 +99,12 @@ def _loaded(models: Sequence[str]):
     return Model.committee(members)
 
 
-def _connected(server: str, models: Sequence[str], credentials: Credentials):
+def _connected(server: str, models: Sequence[str], connection: Connection):
     from serving.client import Client
 
     if len(models) > 1:
         raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {', '.join(models)}")
-    return Client(server, models[0], **credentials)
+    return Client(server, models[0], **connection)
 
 
 def _served(client, changes: Changes, class_names: Sequence[str]):

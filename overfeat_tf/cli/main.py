@@ -16,9 +16,10 @@ from overfeat_tf.cli.options import (
     FILE,
     FOLDER,
     Changes,
-    Credentials,
-    credentials_options,
+    Connection,
+    connection_options,
     inference_options,
+    require_server,
     with_changes,
     write_json,
 )
@@ -149,13 +150,13 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
 @click.option("--model", required=True, help="The model's name on the server.")
 @click.option("--requests", type=click.IntRange(min=1), default=20, show_default=True, help="How many to time.")
 @click.option("--json", "json_file", type=FILE, help="Also write the report there.")
-@credentials_options
-def check(address: str, model: str, requests: int, json_file: Path | None, credentials: Credentials) -> None:
+@connection_options
+def check(address: str, model: str, requests: int, json_file: Path | None, connection: Connection) -> None:
     """Check a server: ready, signatures as expected, one request each, p50 and p95."""
     load_tensorflow()
     from serving.check import check as inspect
 
-    report = inspect(address, model, requests=requests, **credentials)
+    report = inspect(address, model, requests=requests, **connection)
     click.echo("\n".join(report.lines()))
     write_json(json_file, report.as_dict())
     sys.exit(0 if report.ok else 1)
@@ -171,7 +172,7 @@ def check(address: str, model: str, requests: int, json_file: Path | None, crede
 @click.option(
     "--stages", is_flag=True, help="Also draw what each answer came from, as the paper's Fig. 6; needs a run."
 )
-@credentials_options
+@connection_options
 @inference_options
 def predict(
     model: str,
@@ -182,7 +183,7 @@ def predict(
     least_score: float,
     stages: bool,
     changes: Changes,
-    credentials: Credentials,
+    connection: Connection,
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
     if server is not None and changes:
@@ -191,13 +192,12 @@ def predict(
         )
     if server is not None and stages:
         raise ValueError("expected no --stages with --server, which gives answers alone; use the model's run")
-    if server is None and credentials:
-        raise ValueError("expected --server with --ca-cert or --token-file; got none")
+    require_server(server, connection)
     load_tensorflow()
     from overfeat_tf.cli.image_files import find_files
     from overfeat_tf.cli.predict import run
 
-    answers = run(model, find_files(images), server, out, least_score, changes, stages, credentials)
+    answers = run(model, find_files(images), server, out, least_score, changes, stages, connection)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

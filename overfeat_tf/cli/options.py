@@ -13,7 +13,7 @@ from overfeat_tf.arithmetic import ARITHMETICS, suits_this_machine
 from overfeat_tf.options import VIEWS, InferenceOptions
 
 Changes = dict[str, Any]
-Credentials = dict[str, Any]  # what serving.client.Client takes to trust a server and to be trusted by it
+Connection = dict[str, Any]  # what serving.client.Client takes: whom to trust, what to show, which version to ask
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -39,23 +39,37 @@ def inference_options(verb: Callable) -> Callable:
     return gathered
 
 
-def credentials_options(verb: Callable) -> Callable:
-    """Give a verb --ca-cert and --token-file; what was chosen comes as its argument `credentials`."""
+def connection_options(verb: Callable) -> Callable:
+    """Give a verb the options of how to ask a server; what was chosen comes as its argument `connection`."""
 
     @wraps(verb)
-    def gathered(*args, ca_cert: Path | None, token_file: Path | None, **kwargs):
+    def gathered(*args, token_file: Path | None, **kwargs):
         from serving.channel import read_token
 
-        given = {"ca_cert": ca_cert, "token": token_file and read_token(token_file)}
-        credentials = {key: value for key, value in given.items() if value is not None}
-        return verb(*args, credentials=credentials, **kwargs)
+        given = {name: kwargs.pop(name) for name in ("ca_cert", "client_cert", "client_key", "version", "label")}
+        given["token"] = token_file and read_token(token_file)
+        if given["version"] is not None and given["label"] is not None:
+            raise ValueError("expected --version or --label; got both")
+        return verb(*args, connection={key: value for key, value in given.items() if value is not None}, **kwargs)
 
     for option in (
+        click.option("--label", help="Ask the version that has this label, such as `stable`."),
+        click.option("--version", type=click.IntRange(min=1), help="Ask this version; the newest if left out."),
+        click.option("--client-key", type=FILE, help="Its private key, PEM."),
+        click.option("--client-cert", type=FILE, help="Your own certificate, PEM, for servers that ask for one."),
         click.option("--token-file", type=FILE, help="A file that holds the token that the server asks for."),
         click.option("--ca-cert", type=FILE, help="Speak TLS, and trust what this PEM file's certificate has signed."),
     ):
         gathered = option(gathered)
     return gathered
+
+
+def require_server(server: str | None, connection: Connection) -> None:
+    """Raise ValueError where no server is asked and yet it is said how."""
+    if server is None and connection:
+        names = {"token": "token-file"}
+        given = ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in connection)
+        raise ValueError(f"expected --server with {given}; got none")
 
 
 def with_changes(model, changes: Changes):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from overfeat_tf.cli.image_files import read_image
-from overfeat_tf.cli.options import Changes, Credentials, with_changes
+from overfeat_tf.cli.options import Changes, Connection, with_changes
 from overfeat_tf.cli.progress import Progress
 from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import draw_boxes, draw_classes
@@ -40,7 +40,7 @@ def run(
     least_score: float,
     changes: Changes,
     stages: bool = False,
-    credentials: Credentials | None = None,
+    connection: Connection | None = None,
 ) -> list[dict]:
     """Run files through the model, write a picture for each into `out`, and return an answer for each.
 
@@ -49,7 +49,7 @@ def run(
     """
     names = picture_names(files)
     if server is not None:
-        answered = _served(model, files, server, credentials or {})
+        answered = _served(model, files, server, connection or {})
     elif stages:
         sheets = {file: out / stages_name(name) for file, name in names.items()}
         answered = _in_stages(with_changes(load(model), changes), sheets, least_score)
@@ -159,11 +159,11 @@ def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: fl
     return Answered(file, data, answer)
 
 
-def _served(name: str, files: Sequence[Path], server: str, credentials: Credentials) -> Iterator[Answered]:
+def _served(name: str, files: Sequence[Path], server: str, connection: Connection) -> Iterator[Answered]:
     from serving.client import Client
     from serving.pipelining import Unsent, in_order
 
-    with Client(server, name, **credentials) as client:
+    with Client(server, name, **connection) as client:
         signatures = client.metadata()
         call: Call = next(
             (call for call in (client.detect, client.localize) if call.__name__ in signatures),

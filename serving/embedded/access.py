@@ -2,11 +2,12 @@
 
 import hmac
 import ipaddress
-import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
+
+from serving.certificates import require_authority, require_pair
 
 _SHORTEST_TOKEN = 16  # characters: what cannot be guessed over a network
 
@@ -57,7 +58,9 @@ class Access:
                 "--token-file, or say --insecure where something in front of the server sees to both"
             )
         if cert is not None and key is not None:
-            _require_pem(cert, key, client_ca)
+            require_pair(cert, key)  # gRPC would refuse them too, but once all models are loaded
+        if client_ca is not None:
+            require_authority(client_ca)
         return cls(cert, key, client_ca, None if token_file is None else _read_token(token_file))
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
@@ -87,22 +90,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
-
-
-def _require_pem(cert: Path, key: Path, client_ca: Path | None) -> None:
-    """Refuses files that gRPC would refuse, without saying which or why, once all models are loaded."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(cert, key, password="")  # else one with a password would be asked for here
-    except OSError as error:
-        raise ValueError(
-            f"expected a certificate in {cert} and its private key, without a password, in {key}, both PEM: {error}"
-        ) from None
-    try:
-        if client_ca is not None:
-            context.load_verify_locations(client_ca)
-    except OSError as error:
-        raise ValueError(f"expected the certificates of authorities in {client_ca}, as PEM: {error}") from None
 
 
 def _read_token(file: Path) -> str:

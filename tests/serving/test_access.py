@@ -9,6 +9,7 @@ from gated_model import Seen
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request, status_request
 
+from serving.check import check
 from serving.embedded.access import Access
 from serving.embedded.server import Server
 
@@ -95,6 +96,13 @@ def test_clients_need_a_certificate_where_told(server, files):
             _predict(channel)
         with grpc.secure_channel(guarded.address, grpc.ssl_channel_credentials(cert, key, cert)) as channel:
             assert _predict(channel)
+        pair = {"client_cert": files["cert"], "client_key": files["key"]}
+        report = check(guarded.address, "m", requests=1, ca_cert=files["cert"], **pair, version=1)
+        assert list(report.versions) == [1] and report.requests == 1, report.failures
+        with pytest.raises(ValueError, match="a client's certificate and its key together"):
+            check(guarded.address, "m", ca_cert=files["cert"], client_key=files["key"])
+        with pytest.raises(ValueError, match="expected --ca-cert with --client-cert"):
+            check(guarded.address, "m", **pair)
 
 
 def test_other_machines_come_in_with_tls_and_a_token_only(files):

@@ -64,10 +64,21 @@ def test_files_that_vanish_are_rows_too_and_none_is_sent(server, tmp_path, monke
 def test_credentials_are_for_servers(tmp_path, monkeypatch, capsys):
     (tmp_path / "token").write_text("secret")
     assert _predict(monkeypatch, "m", "x.png", "--token-file", tmp_path / "token") == 2
-    assert "expected --server with --ca-cert or --token-file" in capsys.readouterr().err
+    assert "expected --server with --token-file; got none" in capsys.readouterr().err
     assert _predict(monkeypatch, "m", __file__, "--server", "h.example:1", "--token-file", tmp_path / "token") == 2
     error = capsys.readouterr().err
     assert "expected --ca-cert with a token" in error and "secret" not in error
+
+
+def test_a_version_is_asked_by_number_or_label(server, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.png").write_bytes(png())
+    out = tmp_path / "answers.json"
+    asked = ["m", tmp_path / "a.png", "--server", server.address, "--out", tmp_path / "out", "--json", out]
+    for chosen, entity in [([], "dog"), (["--version", 1], "cat"), (["--label", "stable"], "cat")]:
+        assert _predict(monkeypatch, *asked, *chosen) == 0
+        assert json.loads(out.read_text())[0]["objects"][0]["label"] == entity  # each version calls its own
+    assert _predict(monkeypatch, *asked, "--version", 1, "--label", "stable") == 2
+    assert "expected --version or --label; got both" in capsys.readouterr().err
 
 
 def test_pictures_of_a_hundred_thousand_files_of_one_name_are_named_apart():

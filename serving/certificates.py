@@ -1,0 +1,31 @@
+"""Certificates in PEM files, looked at before gRPC is, which says neither what is wrong with one nor that it is."""
+
+import ssl
+from pathlib import Path
+
+
+def require_pair(cert: Path, key: Path) -> None:
+    """Refuses what is not a certificate and its private key.
+
+    Raises:
+        ValueError: a file cannot be read or holds something else, or they do not belong together.
+    """
+    try:
+        # Without a password it would ask for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")
+    except OSError as error:
+        raise ValueError(
+            f"expected a certificate in {cert} and its private key, without a password, in {key}, both PEM: {error}"
+        ) from None
+
+
+def require_authority(file: Path) -> None:
+    """Refuses what holds no certificate to trust.
+
+    Raises:
+        ValueError: it cannot be read or holds something else.
+    """
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(file)
+    except OSError as error:
+        raise ValueError(f"expected the certificates of authorities in {file}, as PEM: {error}") from None
