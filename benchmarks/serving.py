@@ -21,6 +21,7 @@ from benchmarks.load import Load, Seen, percentile
 from benchmarks.machine import describe, seconds
 from benchmarks.report import Report
 from benchmarks.served import ServerProcess, copy_newest, detection_request, export_preset, photograph
+from overfeat_tf.presets import PRESETS
 from serving.embedded.loading import find_versions
 
 WIRE_SECONDS, OVER_IN_PROCESS = 0.003, 1.05  # what the way over gRPC may cost: p50 <= 1.05 x in process + 3 ms
@@ -67,7 +68,7 @@ def measure(
     """Measure servers in processes of their own, on a photograph.
 
     Args:
-        presets: Exported with random weights; the first one is also put under load.
+        presets: Exported with random weights; the first one is also put under load. All others are only started.
         model: A model's folder to measure instead.
         load_seconds: Of load on each of the servers, with batching and without.
         clients: How many ask at the same time under load.
@@ -85,6 +86,8 @@ def measure(
         _add_alone(report, {place.name: one_client(place, repetitions) for place in places})
         _add_load(report, places[0], load_seconds, clients)
         _add_attacks(report, places[0], attacks)
+        if not model:
+            _add_starts(report, [name for name in PRESETS if name not in presets], folder)
     return report
 
 
@@ -218,6 +221,17 @@ def _add_attacks(report: Report, place: Path, attacks: int) -> None:
     remark = f"the server's resident memory after over before, {WARM_ATTACKS} of the same kinds having gone before"
     report.add("hostile_memory", [growth], remark, ("<=", 1.1))
     report.tables.append(outcome.table())
+
+
+def _add_starts(report: Report, presets: Sequence[str], folder: Path) -> None:
+    """Start a server of each preset that was not measured, once, for the times of its loading and warming up."""
+    lines = ["| only started | served after s | of which |", "| --- " * 3 + "|"]
+    for name in presets:
+        log.info("exporting %s", name)
+        with ServerProcess(export_preset(name, folder)) as server:
+            lines.append(f"| {name} | {server.start_seconds:.1f} | {server.loading} |")
+    if presets:
+        report.tables.append("\n".join(lines))
 
 
 def _publish(place: Path, number: int, change: Callable[[Path], None]) -> None:

@@ -114,7 +114,8 @@ def benchmark_serve(
 ) -> None:
     """Compare a server with the call in process, and batches with none; change and attack it; some twenty minutes.
 
-    The first preset, or the model, is put under load, given versions and attacked.
+    The first preset, or the model, is put under load, given versions and attacked. Of presets that were not chosen
+    a server is started once, for the times of loading and warming up.
     """
     load_tensorflow()
     from benchmarks.serving import measure

@@ -1,6 +1,7 @@
 """The serving benchmark: its figures, its hostile requests, and that it drives a real server and judges it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,15 @@ def test_clients_of_their_own_process_see_every_answer(place, request_of_one):
         assert 0.5 <= seen.seconds < 10 and all(0 < each < seen.seconds for each in seen.latencies)
         load.begin(server.address)
         assert load.end().failures == {}
+
+
+@pytest.mark.long
+def test_what_is_only_started_tells_its_loading_and_warming_up(place, monkeypatch):
+    monkeypatch.setattr(serving, "export_preset", lambda name, folder: folder / name)
+    report = Report("serve", {})
+    serving._add_starts(report, ["bright"], place.parent)
+    row = report.tables[0].splitlines()[-1]
+    assert re.fullmatch(r"\| bright \| \d+\.\d \| loaded in .+ s, warmed up in .+ \(0 requests\) \|", row), row
 
 
 @pytest.mark.long
