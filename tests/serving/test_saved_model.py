@@ -181,6 +181,7 @@ def test_the_card_says_what_it_is_how_good_and_what_it_takes(exported: Path, mod
         f"{parameters:,}",
     ):
         assert words in card
+    assert "up to about 303 MB more for\n  each megapixel" in card  # 24 channels of four bytes, thrice, and the pixels
     assert "Memory: not measured" in card and "50 megapixels" in card
 
 
