@@ -88,6 +88,7 @@ class Intake:
 
         Raises:
             ClientDisconnect: nobody waits for the answer any more.
+            Refusal: UNAVAILABLE, where the server stops and this took longer than its grace.
         """
         gone = threading.Event()
         running = self._workers.submit(answer, gone.is_set)
@@ -97,7 +98,8 @@ class Intake:
         except asyncio.CancelledError:
             if gone.is_set():
                 raise ClientDisconnect from None
-            raise
+            # The server stops and its grace is over; let through, this would be a traceback for each request.
+            raise Refusal(grpc.StatusCode.UNAVAILABLE, "the server has stopped") from None
         finally:
             gone.set()  # a server that stops gives up on requests that still run
             watching.cancel()

@@ -113,6 +113,18 @@ def test_stopping_lets_a_running_request_finish():
         stopping.result(15)
 
 
+def test_what_takes_longer_than_the_grace_is_cut_off_and_gets_503(server, caplog):
+    rest = RestServer(server.door, port=0)
+    with futures.ThreadPoolExecutor(1) as pool:
+        body = {"signature_name": "spin", "inputs": [60]}
+        running = pool.submit(httpx.post, rest.url + PREDICT, json=body, timeout=60)
+        _until(lambda: rest.held == 1)
+        rest.stop(0.2)
+        assert running.result(10).status_code == 503
+    assert server.door.wait_idle(5)
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
 def test_a_token_over_tls(server, tmp_path):
     cert, key, token = tmp_path / "cert.pem", tmp_path / "key.pem", "0123456789abcdef"
