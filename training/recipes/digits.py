@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-from overfeat_tf.options import InferenceOptions
 from training.pipeline import ViewOptions
 from training.recipes.recipe import Recipe, Schedule
 from training.targets import Matching
@@ -26,7 +25,6 @@ def digits() -> Recipe:
         fine=False,  # views fall at random offsets as it is: more views for the same work
         matching=Matching(sizes=(0.48, 0.92)),
         views=ViewOptions(per_image=8, mirror=False, object_share=0.7, colour=0.35),
-        inference=InferenceOptions(min_score=0.2, merge_threshold=0.5),
     )
 
 

@@ -1,6 +1,5 @@
 """Folders in Pascal VOC's layout."""
 
-from overfeat_tf.options import InferenceOptions
 from training.pipeline import ViewOptions
 from training.recipes.finetuned import finetuned
 from training.recipes.recipe import Recipe, Schedule
@@ -25,7 +24,6 @@ def voc() -> Recipe:
         side=157,
         fine=False,
         views=ViewOptions(mirror=False, object_share=0.7, stretch=0.3, colour=0.4),
-        inference=InferenceOptions(min_score=0.3, merge_threshold=0.4),
     )
 
 
