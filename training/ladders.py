@@ -1,15 +1,13 @@
 """The rows of the paper's Table 2 and Fig. 9 as inference options, to score one run by each in turn."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from overfeat_tf.model import Model
-from training.evaluate import evaluate
-from training.metrics import Guesses
+from training.evaluate import See, evaluate
+from training.fixed_box import FixedBox, median_box
 from training.reports.tables import markdown_table
 from training.sources.record import Source
 
@@ -78,40 +76,73 @@ def table_of(protocol: str | None) -> str | None:
     return table if table in TABLES else None
 
 
-def climb(model: Model, source: Source, split: str, table: str, limit: int | None = None) -> Iterator[dict[str, Any]]:
+def row_of(model: Model, protocol: str) -> Row | None:
+    """Give the one row that a protocol such as "table2:ten-views" names; None where it asks for a whole table.
+
+    Raises:
+        ValueError: no such row of this model.
+    """
+    name, _, key = protocol.partition(":")
+    if not key:
+        return None
+    listed = {row.key: row for row in rows(name, _scales(model), len(model.networks))}
+    if key not in listed:
+        keys = ", ".join(listed)
+        raise ValueError(f"expected a row of {name} for a network of {_scales(model)} scales, one of {keys}; got '{key}'")
+    return listed[key]
+
+
+def climb(
+    model: Model,
+    source: Source,
+    split: str,
+    table: str,
+    limit: int | None = None,
+    watching: Mapping[str, Sequence[See]] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Score a run, or a committee of runs, by each row of a table, or by one.
 
     Args:
         model: The run.
         source, split, limit: What to score on.
         table: Of `TABLES`, or with one row's key, such as "table2:ten-views".
+        watching: As for `evaluate`; sees the answers of every row that is scored.
 
     Yields:
         "row", what the row is of this model, "paper", the row's errors, in 0..1, and "scales", the number of those
-            that were scanned densely, 0 for crops. Before all of localization's rows that of a fixed box, where the
-            source has a split "train" to take it from.
+            that were scanned densely, 0 for crops. Among all of localization's rows are those of a fixed box, where
+            the source has boxes in a split "train" to take it from: first with the right classes, then, after each row,
+            with the model's own guesses of it.
 
     Raises:
         ValueError: no such row.
     """
-    name, _, key = table.partition(":")
-    protocol, scales = TABLES[name], min(len(network.preset.scales) for network in model.networks)
-    listed = rows(name, scales, len(model.networks))
-    if key and key not in {row.key for row in listed}:
-        keys = ", ".join(row.key for row in listed)
-        raise ValueError(f"expected a row of {name} for a network of {scales} scales, one of {keys}; got '{key}'")
-    if protocol == "localization" and "train" in source.splits and not key:
-        errors = fixed_box_errors(source, "train", split, limit)
-        yield {"row": "a fixed box, right class", "paper": "", "scales": 0, **errors}
-    for row in listed:
-        if key in ("", row.key):
-            changed, title = model.with_options(**row.changes), f"{name}:{row.key}"
-            figures = evaluate(changed, source, split, (protocol,), limit, title=title)
-            errors = {name: value for name, value in figures.items() if name.endswith("_error")}
-            dense = row.changes["views"] == "dense"
-            count = len(row.changes["scales"] or range(scales)) if dense else 0
-            of = _of(model, protocol)
-            yield {"row": row.name + of, "paper": row.paper, "scales": count, "images": figures["images"], **errors}
+    name = table.partition(":")[0]
+    protocol, one = TABLES[name], row_of(model, table)
+    box = median_box(source) if protocol == "localization" and one is None else None
+    if box is not None:
+        right = FixedBox(box)
+        for record in source.records(split, limit):
+            right.process_right(record)
+        yield {"row": "a fixed box, right class", "paper": "", "scales": 0, **right.errors()}
+    for row in [one] if one else rows(name, _scales(model), len(model.networks)):
+        fixed = FixedBox(box) if box is not None else None
+        seeing = {protocol: [*(watching or {}).get(protocol, ()), *([fixed.process] if fixed else [])]}
+        changed, title = model.with_options(**row.changes), f"{name}:{row.key}"
+        figures = evaluate(changed, source, split, (protocol,), limit, watching=seeing, title=title)
+        errors = {name: value for name, value in figures.items() if name.endswith("_error")}
+        dense = row.changes["views"] == "dense"
+        count = len(row.changes["scales"] or range(_scales(model))) if dense else 0
+        of = _of(model, protocol)
+        paper = "" if of == PCR else row.paper  # Fig. 9's are SCR's
+        scored = {"scales": count, "images": figures["images"]}
+        yield {"row": row.name + of, "paper": paper, **scored, **errors}
+        if fixed:
+            yield {"row": f"{row.name}, a fixed box", "paper": "", **scored, **fixed.errors()}
+
+
+def _scales(model: Model) -> int:
+    return min(len(network.preset.scales) for network in model.networks)
 
 
 def _of(model: Model, protocol: str) -> str:
@@ -119,28 +150,6 @@ def _of(model: Model, protocol: str) -> str:
     if protocol == "localization":
         return PCR if model.network.per_class else SCR
     return f", {len(model.networks)} models" if model.others else ""
-
-
-def fixed_box_errors(source: Source, train_split: str, split: str, limit: int | None = None) -> dict[str, float]:
-    """Give the localization errors of a box that never moves, of classes that are always right.
-
-    The box is the median of the training split's; what a regressor has to beat before its figure means anything.
-    """
-    boxes = np.concatenate([np.zeros((0, 4)), *(record.boxes[record.boxed] for record in source.records(train_split))])
-    if not len(boxes):
-        raise ValueError(f"expected boxes in split '{train_split}' of {source.name}; there are none")
-    box, metric = np.median(boxes, axis=0), Guesses()
-    for record in source.records(split, limit):
-        labels = np.unique(record.labels)
-        metric.process(
-            record,
-            {
-                "num_detections": np.array(len(labels)),
-                "detection_classes": labels + 1.0,
-                "detection_boxes": np.tile(box, (len(labels), 1)),
-            },
-        )
-    return {name: value for name, value in metric.evaluate() if name.startswith("localization")}
 
 
 def as_markdown(table: str, found: list[dict[str, Any]]) -> str:
