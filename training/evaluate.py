@@ -67,20 +67,13 @@ def evaluate(
         calls.append((model.detect, [*sees["detection"], *([seen] if seen is not None else [])]))
     if guessing := [see for name in chosen if name != "detection" for see in sees[name]]:
         calls.append((asked_for_guesses(model, "localization" in chosen), guessing))
-    counts = {"images": 0, "unreadable": 0}
-    for batch in _batches(progress(source.records(split, limit), f"{title} {split}", limit, quiet)):
-        images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
-        for call, watchers in calls:
-            answers = call(images)
-            _check_names(answers, source)
-            _show(batch, answers, watchers)
-            unread |= answers["status"] != b""
-        counts["images"] += len(batch)
-        counts["unreadable"] += int(unread.sum())
-    if counts["images"] == 0:
+    images = unreadable = 0
+    scored = _scored(calls, _batches(source.records(split, limit)), source)
+    for lost in progress(scored, f"{title} {split}", limit, quiet):
+        images, unreadable = images + 1, unreadable + lost
+    if images == 0:
         raise ValueError(f"expected images in split '{split}' of {source.name}; there are none")
-    if counts["unreadable"] == 0:
-        del counts["unreadable"]
+    counts = {"images": images, **({"unreadable": unreadable} if unreadable else {})}
     return {name: value for kinds in metrics.values() for metric in kinds for name, value in metric.evaluate()} | counts
 
 
@@ -90,11 +83,17 @@ def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, pro
     Raises:
         ValueError: other classes, or a protocol that the model was not trained for.
     """
-    if tuple(labels) != tuple(source.class_names):
+    if len(labels) != len(source.class_names):
         raise ValueError(
             f"expected the model's {len(labels)} classes ({', '.join(labels[:5])}...); "
             f"{source.name} has {len(source.class_names)} ({', '.join(source.class_names[:5])}...)"
         )
+    for number, (ours, theirs) in enumerate(zip(labels, source.class_names, strict=True), start=1):
+        if ours != theirs:
+            raise ValueError(
+                f"expected the model's {len(labels)} classes in {source.name}, by name and in order; "
+                f"number {number} is '{ours}' in the model, '{theirs}' in the data"
+            )
     missing = [name for name in protocols if name in PROTOCOLS and name not in tasks]
     if missing:
         raise ValueError(f"expected a model trained for {missing[0]}; this one was for {', '.join(tasks) or 'nothing'}")
@@ -114,34 +113,18 @@ def _check_names(answers: Answer, source: Source) -> None:
                 )
 
 
-def fixed_box_map50(source: Source, train_split: str, split: str) -> float:
-    """Score a box that never moves: the training split's mean box, for every class, by its frequency.
-
-    What a detector has to beat before its figure means anything.
-
-    Raises:
-        ValueError: unknown split, or one without any object.
-    """
-    boxes, labels = [], []
-    for record in source.records(train_split):
-        boxes.append(record.boxes[record.boxed])
-        labels.append(record.labels[record.boxed])
-    if not any(map(len, labels)):
-        raise ValueError(f"expected objects in split '{train_split}' of {source.name}; there are none")
-    mean = np.concatenate(boxes).mean(axis=0)
-    shares = np.bincount(np.concatenate(labels), minlength=len(source.class_names)) / sum(map(len, labels))
-    order = np.argsort(-shares)
-    answer = {
-        "image_size": np.array([1000, 1000]),
-        "num_detections": np.array(len(order)),
-        "detection_boxes": np.tile(mean, (len(order), 1)),
-        "detection_scores": shares[order],
-        "detection_classes": order + 1.0,
-    }
-    metric = CocoDetection(source.class_names)
-    for record in source.records(split):
-        metric.process(record, answer)
-    return dict(metric.evaluate())["map50"]
+def _scored(
+    calls: Sequence[tuple[Callable[[list[bytes]], Answer], list[See]]], batches: Iterator[list[Record]], source: Source
+) -> Iterator[bool]:
+    """Show each image's answers to those who watch; then tell of it whether it could not be read."""
+    for batch in batches:
+        images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
+        for call, watchers in calls:
+            answers = call(images)
+            _check_names(answers, source)
+            _show(batch, answers, watchers)
+            unread |= answers["status"] != b""
+        yield from unread.tolist()
 
 
 def _show(batch: list[Record], answers: Answer, watchers: Sequence[See]) -> None:
