@@ -13,7 +13,8 @@ from training.sources.record import Record
 
 SHOWN = 20  # classes in the picture, those of most mistakes where there are more; and pairs in the table
 NOTHING, OTHERS = -1, -2  # in place of a class
-LEAST_SCORE = 0.3  # of a detection that counts: with the many faint ones the background would hide all else
+# Of a detection that counts, s / (1 + s): all votes of one sure window. The many fainter ones would hide all else.
+LEAST_SCORE = 0.5
 
 
 class _Confusion:

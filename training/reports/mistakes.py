@@ -75,7 +75,8 @@ class _Sheet:
             axes.set_axis_off()
         made.suptitle(f"{self.title}, worst first", fontsize=11)
         save(made, folder / self.file)
-        yield Exhibit(self.title, self.file, f"{len(worst)} of {self._count} images. {self.note}")
+        which = f"{len(worst)} of the {self._count}" if len(worst) < self._count else f"All {self._count}"
+        yield Exhibit(self.title, self.file, f"{which} images with such a mistake. {self.note}".strip())
 
     def _picture(self, mistake: Mistake) -> Image.Image:
         picture = Image.fromarray(decode_image(mistake.record.image_bytes)[0].numpy())

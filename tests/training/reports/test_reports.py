@@ -101,7 +101,7 @@ def test_only_the_worst_are_kept_worst_first_and_unreadable_ones_not_at_all(tmp_
     kept = sorted(sheet._heap, reverse=True)
     assert [float(scores[int(one.record.image_id)]) for one in kept] == sorted(scores)[: -KEPT - 1 : -1]
     (exhibit,) = sheet.draw(tmp_path)
-    assert exhibit.text.startswith("12 of 100 images")
+    assert exhibit.text.startswith("12 of the 100 images with such a mistake")
 
 
 def test_a_curve_is_the_best_precision_at_each_recall_or_beyond():
