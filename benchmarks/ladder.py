@@ -17,6 +17,7 @@ from benchmarks.suppression import Predictions, suppression
 from overfeat_tf.loading import load_run, read_config
 from overfeat_tf.model import CONFIG, Model
 from training.evaluate import evaluate
+from training.fixed_box import FixedBox, median_box
 from training.recipes import Recipe, get_recipe, override
 from training.sources import Source, open_source
 from training.train import train
@@ -83,7 +84,9 @@ def _begun(path: Path, asked: dict) -> dict:
     """Read what an earlier call has found, or begin."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        return {**asked, "machine": describe(), "found": {}}
+        results = {**asked, "machine": describe(), "found": {}}
+        _write(path, results)  # before hours of training, whose runs others must not take for theirs
+        return results
     results = json.loads(path.read_text())
     changed = [key for key, value in asked.items() if results.get(key) != value]
     if changed:
@@ -114,9 +117,9 @@ def _score(
     for members in [runs] if way.committee else [[run] for run in runs]:
         models = [load_run(run) for run in members]
         model = (Model.committee(models) if way.committee else models[0]).with_options(**way.changes)
-        key = (*members, question.protocol, model.options, way.suppress)
+        key = (*members, question.protocol, model.options, way.suppress, way.fixed_box)
         if key not in known:
-            known[key] = _figures(model, question.protocol, way.suppress, source, ladder.split, limit)
+            known[key] = _figures(model, question.protocol, way, source, ladder.split, limit)
         found = known[key]
         for shown in SHOWN[question.protocol]:
             figures.setdefault(shown, []).append(found[shown])
@@ -126,14 +129,21 @@ def _score(
     return figures
 
 
-def _figures(
-    model: Model, protocol: str, suppress: float | None, source: Source, split: str, limit: int | None
-) -> dict[str, float]:
-    if suppress is None:
-        return evaluate(model, source, split, (protocol,), limit, quiet=True)
-    combine = suppression(suppress, len(source.class_names), model.options.max_detections)
-    scored = Predictions(model, source, split, limit).score(combine)
-    return {"map50": scored.map50, "map": scored.map}
+def _figures(model: Model, protocol: str, way: Way, source: Source, split: str, limit: int | None) -> dict[str, float]:
+    if way.suppress is not None:
+        combine = suppression(way.suppress, len(source.class_names), model.options.max_detections)
+        scored = Predictions(model, source, split, limit).score(combine)
+        return {"map50": scored.map50, "map": scored.map}
+    if way.fixed_box:
+        box = median_box(source, quiet=True)
+        if box is None:
+            raise ValueError(
+                f"expected boxes to take a fixed one from in split 'train' of {source.name}; there are none"
+            )
+        fixed = FixedBox(box)
+        evaluate(model, source, split, (protocol,), limit, quiet=True, watching={protocol: [fixed.process]})
+        return fixed.errors()
+    return evaluate(model, source, split, (protocol,), limit, quiet=True)
 
 
 def _trained(ladder: Ladder, way: Way, seed: int, source: Source, folder: Path) -> Path:
@@ -159,7 +169,7 @@ def _trained(ladder: Ladder, way: Way, seed: int, source: Source, folder: Path) 
 
 
 def as_markdown(results: dict) -> str:
-    """Render a table for each question: means, least to greatest, and differences from the first way, seed by seed."""
+    """Render a table for each question: means, least to greatest, and `differences` from the first way."""
     lines: list[str] = []
     for question, ways in results["found"].items():
         base = next(iter(ways.values()))
@@ -179,12 +189,13 @@ def _spread(values: list[float], style: str = "{:.3f}") -> str:
 
 
 def _difference(values: list[float], base: list[float]) -> str:
-    """Give the mean difference; with its least and greatest where each seed has both."""
-    if values is base:
-        return ""
-    if len(values) != len(base):
-        return f"{mean(values) - mean(base):+.3f}"
-    return _spread([value - other for value, other in zip(values, base, strict=True)], "{:+.3f}")
+    return "" if values is base else _spread(differences(values, base), "{:+.3f}")
+
+
+def differences(values: list[float], base: list[float]) -> list[float]:
+    """Set values against the first way's: seed by seed, and a committee's one against that of each of its members."""
+    pairs = zip(values, base, strict=True) if len(values) == len(base) else ((mean(values), other) for other in base)
+    return [value - other for value, other in pairs]
 
 
 def _said(figures: dict[str, list[float]]) -> str:

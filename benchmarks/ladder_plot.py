@@ -6,10 +6,12 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.ladder import differences
+
 ROW, HEAD, LABELS, PANEL = 0.25, 0.9, 3.2, 3.4  # inches
 FIRST, BETTER, WORSE, OPEN = "0.45", "tab:green", "tab:red", "tab:blue"
 LINEAR = 0.02  # differences up to here are drawn to scale, larger ones by their logarithm
-TICKS = (-0.3, -0.1, -0.02, 0, 0.02, 0.1, 0.3)
+TICKS = (-0.5, -0.1, -0.02, 0, 0.02, 0.1, 0.5)
 
 Ways = dict[str, dict[str, list[float]]]
 
@@ -18,8 +20,8 @@ def draw(results: dict, path: Path) -> None:
     """Draw what `ladder.measure` gives into a PNG file.
 
     A row a way, a panel for each of the two figures of its question: the mean difference from the question's first way,
-    and a line from the least to the greatest over seeds. Green and red where all seeds agree on which is better, blue
-    where they do not.
+    and a line from the least to the greatest over seeds, or over a committee's members. Green and red where all of them
+    agree on which is better, blue where they do not.
     """
     rows = [row for question, ways in results["found"].items() for row in ((question, ways, None), *_rows(ways))]
     size = (LABELS + 2 * PANEL, HEAD + ROW * len(rows))
@@ -48,13 +50,15 @@ def _row(axes: Axes, place: int, ways: Ways, way: str | None, number: int) -> No
         axes.text(0.01, place, figure, transform=axes.get_yaxis_transform(), va="center", fontsize=8, color=FIRST)
         return
     values, base = ways[way][figure], first[figure]
-    pairs = zip(values, base, strict=True) if len(values) == len(base) else [(mean(values), mean(base))]
-    differences = [one - other for one, other in pairs]
-    gains = [-value if figure.endswith("_error") else value for value in differences]
-    colour = BETTER if min(gains) > 0 else WORSE if max(gains) < 0 else OPEN if any(gains) else FIRST
-    axes.plot([min(differences), max(differences)], [place, place], color=colour, linewidth=2)
-    axes.plot([mean(differences)], [place], "o", color=colour, markersize=5)
+    found = differences(values, base)
+    colour = _colour([-value if figure.endswith("_error") else value for value in found])
+    axes.plot([min(found), max(found)], [place, place], color=colour, linewidth=2)
+    axes.plot([mean(found)], [place], "o", color=colour, markersize=5)
     axes.text(1.01, place, f"{mean(values):.3f}", transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def _colour(gains: list[float]) -> str:
+    return BETTER if min(gains) > 0 else WORSE if max(gains) < 0 else OPEN if any(gains) else FIRST
 
 
 def _dress(axes: Axes, rows: int) -> None:

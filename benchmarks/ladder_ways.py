@@ -21,6 +21,7 @@ class Way:
         changes: Options of inference.
         suppress: Combine boxes by non-maximum suppression at this IoU rather than by merging.
         committee: Whether the runs of all seeds answer together.
+        fixed_box: Put the training split's median box on each guess in place of the regressor's.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Way:
     changes: Mapping[str, Any] = field(default_factory=dict)
     suppress: float | None = None
     committee: bool = False
+    fixed_box: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ def _scales(count: int, protocol: str) -> Question:
         Way(f"scales {', '.join(map(str, second))}", changes={"scales": second}),
     )
     return Question("Scales (3.3)", protocol, ways)
+
+
+def _first(count: int) -> str:
+    """Name the first so many scales."""
+    return "scale 1" if count == 1 else f"scales 1-{count}"
 
 
 def _detecting(scales: int) -> tuple[Question, ...]:
@@ -176,26 +183,31 @@ LADDERS = {
                 "Table 2",
                 "classification",
                 (
-                    Way("4 scales, fine stride", changes=_FOUR),
+                    Way("scales 1-4, fine stride", changes=_FOUR),
                     Way("centre crop", changes={"views": "centre", "flips": False}),
                     Way("ten views", changes={"views": "ten"}),
-                    Way("1 scale, coarse stride", changes=_DENSE | {"scales": (2,), "fine": False}),
-                    Way("1 scale, fine stride", changes=_DENSE | {"scales": (2,)}),
-                    Way("4 scales, coarse stride", changes=_FOUR | {"fine": False}),
-                    Way("4 scales, fine stride, no flips", changes=_FOUR | {"flips": False}),
-                    Way("all scales, fine stride", changes=_DENSE | {"scales": None}),
-                    Way("committee, 4 scales, fine stride", changes=_FOUR, committee=True),
+                    Way("scale 2, coarse stride", changes=_DENSE | {"scales": (2,), "fine": False}),
+                    Way("scale 2, fine stride", changes=_DENSE | {"scales": (2,)}),
+                    Way("scales 1-4, coarse stride", changes=_FOUR | {"fine": False}),
+                    Way("scales 1-4, fine stride, no flips", changes=_FOUR | {"flips": False}),
+                    Way("scales 1-5, fine stride", changes=_DENSE | {"scales": None}),
+                    Way("committee, scales 1-4, fine stride", changes=_FOUR, committee=True),
                 ),
             ),
             Question(
                 "Fig. 9: error against scales",
                 "localization",
                 (
-                    *(
-                        Way(f"{n} scale{'s' * (n > 1)}", changes=_DENSE | {"scales": tuple(range(1, n + 1))})
-                        for n in (3, 1, 2, 4, 5)
-                    ),
+                    *(Way(_first(n), changes=_DENSE | {"scales": tuple(range(1, n + 1))}) for n in (3, 1, 2, 4, 5)),
                     Way("centre crop", changes={"views": "centre", "flips": False}),
+                    *(
+                        Way(
+                            f"{_first(n)}, a fixed box",
+                            changes=_DENSE | {"scales": tuple(range(1, n + 1))},
+                            fixed_box=True,
+                        )
+                        for n in (3, 1)
+                    ),
                 ),
             ),
             Question(

@@ -88,7 +88,9 @@ def row_of(model: Model, protocol: str) -> Row | None:
     listed = {row.key: row for row in rows(name, _scales(model), len(model.networks))}
     if key not in listed:
         keys = ", ".join(listed)
-        raise ValueError(f"expected a row of {name} for a network of {_scales(model)} scales, one of {keys}; got '{key}'")
+        raise ValueError(
+            f"expected a row of {name} for a network of {_scales(model)} scales, one of {keys}; got '{key}'"
+        )
     return listed[key]
 
 

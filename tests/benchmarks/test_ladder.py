@@ -1,8 +1,10 @@
 """The ladder: that its ways are valid, what its tables say, and that it runs and goes on."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import ladder as benchmark
@@ -25,7 +27,7 @@ def test_every_way_can_be_gone_and_differs_from_the_others(ladder: Ladder, quest
         recipe = override(get_recipe(ladder.recipe), [*ladder.settings, *way.settings])
         options: InferenceOptions = replace(recipe.inference, **way.changes)
         options.scale_sizes(get_preset(recipe.preset))
-        gone.append((recipe, options, way.suppress, way.committee))
+        gone.append((recipe, options, way.suppress, way.committee, way.fixed_box))
     assert all(gone.count(each) == 1 for each in gone)
 
 
@@ -44,7 +46,7 @@ def test_tables_have_means_spreads_and_differences_within_a_seed():
         "| --- | --- | --- |",
         "| fine | 0.600 (0.500 to 0.700) |  |",
         "| coarse | 0.500 (0.400 to 0.600) | -0.100 (-0.200 to +0.000) |",
-        "| together | 0.800 | +0.200 |",
+        "| together | 0.800 | +0.200 (+0.100 to +0.300) |",
     ]
 
 
@@ -60,6 +62,40 @@ def test_the_picture_has_a_row_a_way(tmp_path):
         with Image.open(tmp_path / "ladder.png") as picture:
             heights.append(picture.height)
     assert heights[1] - heights[0] == pytest.approx(10 * ROW * 110, abs=2)
+
+
+@pytest.mark.parametrize(("error", "colour"), [(0.023, "tab:blue"), (0.01, "tab:green"), (0.06, "tab:red")])
+def test_a_committee_is_set_against_each_of_its_members(error, colour, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    members, committee = ({"top1_error": values, "top5_error": values} for values in ([0.017, 0.052, 0.034], [error]))
+    found = {"Committee": {"one network": members, "committee": committee}}
+    draw({"ladder": "digits", "seeds": [0, 1, 2], "found": found}, tmp_path / "ladder.png")
+    line = next(line for line in drawn[0].axes[0].lines if line.get_ydata()[0] == 2 and len(line.get_xdata()) == 2)
+    assert line.get_color() == colour
+    assert sorted(line.get_xdata()) == pytest.approx([error - 0.052, error - 0.017])
+
+
+def test_the_ticks_of_the_picture_keep_apart(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    two = {"map50": [0.5, 0.7], "map": [0.3, 0.4]}
+    draw({"ladder": "digits", "seeds": [0, 1], "found": {"Stride": {"a": two, "b": two}}}, tmp_path / "ladder.png")
+    drawn[0].canvas.draw()
+    for axes in drawn[0].axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(one.x1 + 2 < other.x0 for one, other in pairwise(boxes))
+
+
+def test_a_folder_tells_whose_runs_it_has_before_any_is_trained(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.measure("digits", None, tmp_path, [0])
+    with pytest.raises(ValueError, match=r"^expected the settings that .* began with"):
+        benchmark.measure("digits", None, tmp_path, [0], ["negatives=random"])
 
 
 def test_mistakes_are_one_line(tmp_path):
