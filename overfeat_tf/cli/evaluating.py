@@ -57,7 +57,7 @@ def evaluate(
     load_tensorflow()
     from training.answering import served_tasks
     from training.evaluate import PROTOCOLS, require_fit
-    from training.ladders import TABLES, table_of
+    from training.ladders import TABLES, row_of, table_of
     from training.sources import open_source
 
     table = table_of(protocol)
@@ -74,8 +74,10 @@ def evaluate(
             labels, tasks = source.class_names, served_tasks(signatures)
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
         require_fit(labels, tasks, source, (TABLES[table],) if table else protocols)
-        described = _facts(answering, models, server)
-        figures = _measure(answering, source, split, ",".join(protocols), limit, out, described)
+        asked = ",".join(protocols)
+        row = row_of(require_run(answering), asked) if table else None
+        described = _facts(answering.with_options(**row.changes) if row else answering, models, server)
+        figures = _measure(answering, source, split, asked, limit, out, described)
     write_json(json_file, figures)
 
 
@@ -152,20 +154,22 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
         The figures; those of a table are its rows, by its name.
     """
     from training.evaluate import evaluate as score
-    from training.ladders import as_markdown, climb, table_of
+    from training.ladders import TABLES, as_markdown, climb, table_of
     from training.reports import Report
     from training.reports.scales import draw_scales
     from training.reports.tables import figure_tables
 
     table = table_of(protocol)
-    report = Report(out, () if table else protocol.split(","), source.class_names) if out is not None else None
+    # Curves and pictures are of one way to answer: all of a table's rows have only their errors drawn.
+    watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
+    report = Report(out, watched, source.class_names) if out is not None else None
+    watching = report.watching if report else None
     began = time.monotonic()
     figures: dict[str, Any]
     if table:
-        rows = list(climb(require_run(answering), source, split, protocol, limit))
+        rows = list(climb(require_run(answering), source, split, protocol, limit, watching))
         figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
     else:
-        watching = report.watching if report else None
         figures = score(answering, source, split, protocol.split(","), limit, watching=watching)
         text, images = figure_tables(figures), figures["images"]
     seconds = round(time.monotonic() - began, 1)

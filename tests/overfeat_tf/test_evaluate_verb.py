@@ -137,6 +137,19 @@ def test_a_report_has_figures_tables_and_pictures(detector, data, tmp_path, monk
     )
 
 
+def test_a_report_of_one_row_has_its_options_and_pictures_and_of_all_rows_their_errors(
+    classifiers, data, tmp_path, monkeypatch
+):
+    arguments = [classifiers[0], "--data", f"voc:{data}", "--limit", 2, "--out", tmp_path]
+    scored(monkeypatch, tmp_path, *arguments, "--protocol", "table2:centre-crop")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["options"]["views"] == "centre" and "classification_confusion.png" in report["pictures"]
+    assert "views=centre" in (tmp_path / "report.md").read_text()
+    assert of.load(classifiers[0]).options.views == "dense"
+    scored(monkeypatch, tmp_path, *arguments, "--protocol", "table2")
+    assert json.loads((tmp_path / "report.json").read_text())["pictures"] == ["table2.png"]
+
+
 @pytest.mark.parametrize(
     ("models", "arguments", "message"),
     [
