@@ -10,6 +10,7 @@ from overfeat_tf.cli.main import overfeat
 from overfeat_tf.model import TASKS
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import get_preset
+from overfeat_tf.release_weights import released
 from training.evaluate import PROTOCOLS
 from training.ladders import rows, table_of
 from training.recipes import get_recipe, override
@@ -35,6 +36,9 @@ def accepted(verb: str, given: dict) -> None:
         assert set((given["stage"] or TASKS[0]).split(",")) <= set(TASKS)
         assert given["run"] != given["start"] and recipe.name == given["recipe"]
         return
+    if verb == "import-weights":
+        assert released(given["preset"]).name in str(given["run"])
+        return
     preset = get_preset("fast" if "fast" in given["models"][0] else "accurate")
     table, _, key = given["protocol"].partition(":")
     if table_of(table) is None:
@@ -57,6 +61,7 @@ def test_a_command_is_understood(line):
         "overfeat evaluate runs/fast --data x --protocol tables",
         "overfeat evaluate runs/fast --data x --protocol table2 --scales 9",
         "overfeat train imagenet-fst --run x",
+        "overfeat import-weights net_weight_0 --preset tiny --run runs/tiny",
         "overfeat train imagenet-fast --run x --set sed=2",
         "overfeat evaluate runs/fast --dtaa x",
     ],

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overfeat_tf.release_weights import read_labels
+from training.evaluate import require_fit
 from training.sources import open_source
 from training.sources.checks import Kind
 from training.sources.ilsvrc import read_classes
@@ -183,3 +185,24 @@ def test_det_is_read_with_its_own_classes(tmp_path):
 def test_another_folder_is_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^expected an ImageNet folder; '.*' has no Data/CLS-LOC and no Data/DET$"):
         open_source(f"ilsvrc:{tmp_path}")
+
+
+def test_the_names_of_the_kit_name_the_release_as_the_data(clsloc, tmp_path):
+    # As the kit has it: by ILSVRC2012_ID, from kit fox, and two cranes.
+    known = {
+        1: ("n02119789", "kit_fox"),
+        2: (DOG, "Chihuahua"),
+        3: (BIRD, "crane"),
+        4: (MACHINE, "crane"),
+        5: (FISH, "tench"),
+    }
+    lines = [
+        " ".join((known.get(n, (f"n{n:08d}",))[0], str(n), known.get(n, ("", f"thing_{n}"))[1])) for n in range(1, 1001)
+    ]
+    (clsloc.root / "devkit" / "data").mkdir(parents=True)
+    (clsloc.root / "devkit" / "data" / "map_clsloc.txt").write_text("\n".join(lines) + "\n")
+    source = clsloc.open()
+    (tmp_path / "labels.txt").write_text("\n".join(source.class_names) + "\n")
+    labels = read_labels(tmp_path / "labels.txt")
+    assert labels[:4] == ("kit fox", "Chihuahua", f"crane ({BIRD})", f"crane ({MACHINE})")
+    require_fit(labels, ("classification",), source, ("classification",))
