@@ -80,11 +80,12 @@ def test_the_ticks_of_the_picture_keep_apart(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     two = {"map50": [0.5, 0.7], "map": [0.3, 0.4]}
-    draw({"ladder": "digits", "seeds": [0, 1], "found": {"Stride": {"a": two, "b": two}}}, tmp_path / "ladder.png")
+    longest = max((question.name for _, question in QUESTIONS), key=len)
+    draw({"ladder": "digits", "seeds": [0, 1], "found": {longest: {"a": two, "b": two}}}, tmp_path / "ladder.png")
     drawn[0].canvas.draw()
     for axes in drawn[0].axes:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
-        assert all(one.x1 + 2 < other.x0 for one, other in pairwise(boxes))
+        assert all(one.x1 + one.width / 2 < other.x0 for one, other in pairwise(boxes))
 
 
 def test_a_folder_tells_whose_runs_it_has_before_any_is_trained(tmp_path, monkeypatch):
