@@ -27,5 +27,5 @@ def tinyimagenet() -> Recipe:
         side=72,
         matching=Matching(sizes=(0.5, 1.2), shift=0.2),
         views=ViewOptions(per_image=2, stretch=0.3, colour=0.3),
-        inference=InferenceOptions(scales=(1, 2, 3), flips=True, min_score=0.2, merge_threshold=0.3),
+        inference=InferenceOptions(scales=(1, 2, 3), flips=True, merge_threshold=0.3),
     )
