@@ -1,0 +1,52 @@
+"""docs/results.md: its tables are those of the results beside it, and its commands are understood."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+from test_paper import parsed
+
+from benchmarks.ladder import as_markdown
+from benchmarks.ladder_ways import LADDERS
+from training.evaluate import PROTOCOLS
+from training.ladders import table_of
+from training.recipes import get_recipe, override
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "results.md").read_text()
+LINES = [line.strip() for line in PAGE.replace("\\\n", " ").splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("overfeat ")]
+SECTIONS = {"digits": "## Digits\n", "tinyimagenet": "## Tiny ImageNet", "voc": "## Playing cards"}
+
+
+def results(name: str) -> dict:
+    return json.loads((DOCS / f"results-{name}.json").read_text())
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_the_tables_are_those_of_the_results(name):
+    section = PAGE.partition(SECTIONS[name])[2].partition("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith(("|", "**"))]
+    assert shown == [line for line in as_markdown(results(name)).splitlines() if line]
+
+
+@pytest.mark.parametrize("name", LADDERS)
+def test_the_results_are_of_the_ladder_as_it_is(name):
+    found, ladder = results(name), LADDERS[name]
+    assert found["ladder"] == name and found["settings"] == [*ladder.settings] and found["limit"] is None
+    asked = {question.name: [way.name for way in question.ways] for question in ladder.questions}
+    for question, ways in found["found"].items():
+        assert [*ways] == [way for way in asked[question] if way in ways]  # what is not answered yet is left out
+        assert asked[question][0] in ways
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_is_understood(line):
+    verb, given = parsed(line)
+    if verb == "train":
+        assert override(get_recipe(given["recipe"]), list(given["settings"])).name == given["recipe"]
+    elif verb == "evaluate":
+        assert table_of(given["protocol"]) or {*(given["protocol"] or "detection").split(",")} <= {*PROTOCOLS}
+    else:
+        assert verb == "benchmark" and shlex.split(line, comments=True)[2:4] in [["ladder", name] for name in LADDERS]
