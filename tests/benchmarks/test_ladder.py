@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -14,6 +16,7 @@ from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import get_preset
 from training.evaluate import PROTOCOLS
 from training.recipes import get_recipe, override
+from training.sources.record import Record
 
 QUESTIONS = [(ladder, question) for ladder in LADDERS.values() for question in ladder.questions]
 SHORT = ("classification.steps=3", "localization.steps=2", "detection.steps=7", "validation_images=2")
@@ -104,6 +107,18 @@ def test_mistakes_are_one_line(tmp_path):
         benchmark.measure("nope", None, tmp_path, [0])
     with pytest.raises(ValueError, match=r"^expected --data SOURCE: "):
         benchmark.measure("voc", None, tmp_path, [0])
+
+
+def test_a_fixed_box_stands_in_for_the_regressors():
+    records = [Record.of_objects(b"", "", [[0.2, 0.2, 0.8, 0.8]], [1])]
+    source = SimpleNamespace(
+        name="one", class_names=("a", "b"), boxed=True, splits=("train", "val"), records=lambda *_: iter(records)
+    )
+    guess = {"num_detections": 1, "detection_classes": [2.0], "detection_boxes": [[0, 0, 0.1, 0.1]], "status": b""}
+    model = SimpleNamespace(localize=lambda images: {key: np.array([value]) for key, value in guess.items()})
+    for fixed, error in ((False, 1.0), (True, 0.0)):
+        found = benchmark._figures(model, "localization", Way("", fixed_box=fixed), source, "val", None)
+        assert found["localization1_error"] == found["localization5_error"] == error
 
 
 @pytest.mark.long
