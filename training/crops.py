@@ -7,7 +7,7 @@ from training import pipeline
 from training.order import Bookmarks, dealt_batches
 
 # Batches from one that shows an image to the next that does: ten in a row of the same images would pull one way. With
-# blocks drawn ahead that takes 5 GB of memory for `fast` at the paper's batch of 128, in proportion for smaller ones.
+# what is drawn ahead that takes 2 GB of memory for `fast` at the paper's batch of 128, in proportion for smaller ones.
 APART = 4
 
 
@@ -34,11 +34,12 @@ def crop_batches(
     """
 
     def draw(record: dict) -> tuple[tf.Tensor, tuple]:
-        place = record["place"]
-        crop_seed, label_seed = tf.unstack(tf.random.split(pipeline.view_seed(seed, place)))
-        crops = random_crops(crop_seed, shrink(record["image"], preset.shorter_side), preset.window, views)
-        chosen = tf.random.stateless_uniform([len(crops)], label_seed, 0, tf.size(record["labels"]), tf.int32)
-        return place, tuple(zip(crops, tf.unstack(tf.gather(record["labels"], chosen)), strict=True))
+        place, labels = record["place"], record["labels"]
+        # All that is random in one draw: small operations add up where an image takes a millisecond.
+        chances = tf.random.stateless_uniform([views.per_image, 4], pipeline.view_seed(seed, place))
+        crops = random_crops(chances[:, :3], shrink(record["image"], preset.shorter_side), preset.window, views.mirror)
+        chosen = tf.gather(labels, _below(chances[:, 3], tf.size(labels)))
+        return place, tuple(zip(crops, tf.unstack(chosen) * (len(crops) // views.per_image), strict=True))
 
     classed = data.filter(lambda record: tf.size(record["labels"]) > 0)
     # One decode for all views of an image: it costs more than they do.
@@ -66,31 +67,41 @@ def shrink(image: tf.Tensor, shorter: int) -> tf.Tensor:
     return tf.cast(resize[0] + 0.5, tf.uint8)
 
 
-def random_crops(seed: tf.Tensor, image: tf.Tensor, window: int, views: pipeline.ViewOptions) -> list[tf.Tensor]:
-    """Cut `views.per_image` squares of `window` pixels from uint8 [H, W, 3], and with `mirror` their mirror images.
+def random_crops(chances: tf.Tensor, image: tf.Tensor, window: int, mirror: bool) -> list[tf.Tensor]:
+    """Cut n squares of `window` pixels from uint8 [H, W, 3], and with `mirror` their mirror images.
+
+    Args:
+        chances: float32 [n, 3] in 0..1, of each square its top, its left, and (the first's for all) whether the mirror
+            images come first.
+        image: At least as large as the window.
+        window: Side of a square.
+        mirror: Whether to give the mirror images too.
 
     Returns:
         uint8 [window, window, 3] each; with `mirror` the second half shows the first mirrored, in the same order.
-            Which of the two are as the image is, is random.
     """
-    corner_seed, side_seed = tf.unstack(tf.random.split(seed))
-    spare = tf.shape(image)[:2] - window + 1
-    corners = tf.random.stateless_uniform([views.per_image, 2], corner_seed) * tf.cast(spare, tf.float32)
-    corners = tf.unstack(tf.minimum(tf.cast(corners, tf.int32), spare - 1))
-    if not views.mirror:
-        return [_cut(image[None], 0, corner, window) for corner in corners]
+    height, width = tf.unstack(tf.shape(image)[:2])
+    tops = tf.unstack(_below(chances[:, 0], height - window + 1))
+    lefts = tf.unstack(_below(chances[:, 1], width - window + 1))
+
+    def cut(rows: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(tf.slice(rows, [top, 3 * left], [window, 3 * window]), [window, window, 3])
+
+    rows = tf.reshape(image, [height, 3 * width])  # as two dimensions, a slice copies whole rows
+    if not mirror:
+        return [cut(rows, top, left) for top, left in zip(tops, lefts, strict=True)]
     # The image is mirrored, once, rather than each crop of it; by Reverse, a tenth of the time of a slice backwards.
-    sides = tf.stack([image, tf.raw_ops.Reverse(tensor=image, dims=[False, True, False])])
-    first = tf.unstack(tf.random.stateless_uniform([views.per_image], side_seed, 0, 2, tf.int32))
+    turned = tf.reshape(tf.raw_ops.Reverse(tensor=image, dims=[False, True, False]), tf.shape(rows))
+    first = chances[0, 2] < 0.5
+    sides = tf.cond(first, lambda: (rows, turned), lambda: (turned, rows))
 
-    def shown(corner: tf.Tensor, side: tf.Tensor) -> tf.Tensor:
-        across = tf.where(side == 0, corner[1], tf.shape(image)[1] - window - corner[1])
-        return _cut(sides, side, tf.stack([corner[0], across]), window)
+    def half(side: tf.Tensor, as_it_is: tf.Tensor) -> list[tf.Tensor]:
+        across = [tf.where(as_it_is, left, width - window - left) for left in lefts]
+        return [cut(side, top, left) for top, left in zip(tops, across, strict=True)]
 
-    pairs = list(zip(corners, first, strict=True))
-    return [shown(corner, side) for corner, side in pairs] + [shown(corner, 1 - side) for corner, side in pairs]
+    return half(sides[0], first) + half(sides[1], ~first)
 
 
-def _cut(images: tf.Tensor, index: tf.Tensor | int, corner: tf.Tensor, window: int) -> tf.Tensor:
-    view = images[index, corner[0] : corner[0] + window, corner[1] : corner[1] + window]
-    return tf.ensure_shape(view, [window, window, 3])
+def _below(chances: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
+    """Turn chances in 0..1 into whole numbers below a count; a product may be rounded up to it."""
+    return tf.minimum(tf.cast(chances * tf.cast(count, tf.float32), tf.int32), count - 1)

@@ -81,11 +81,10 @@ class Bookmarks:
     def __post_init__(self) -> None:
         self._noted[self.block] = self.place
 
-    def note(self, block: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """Note where a block begins; returns the block, as tf.numpy_function wants something."""
+    def note(self, block: int, place: np.ndarray) -> None:
+        """Note where a block begins."""
         with self._lock:
-            self._noted[int(block)] = Place(*(int(number) for number in place))
-        return block
+            self._noted[block] = Place(*(int(number) for number in place))
 
     def at(self, step: int) -> tuple[int, Place]:
         """Give the last block noted that begins at or before a step's, and its place; forgets those before it."""
@@ -117,23 +116,23 @@ def dealt_batches(
     marks = marks or Bookmarks()
     marks.batches = apart * len(drawn.element_spec[1])
 
-    def noted(block: tf.Tensor, dealt: tuple) -> tuple:
+    def note(part: np.ndarray, place: np.ndarray) -> np.ndarray:
+        if part % apart == 0:
+            marks.note(int(part) // apart, place)
+        return part
+
+    def noted(part: tf.Tensor, dealt: tuple) -> tuple:
         places, batches = dealt
-        done = tf.numpy_function(marks.note, [block, places[0]], tf.int64, stateful=True)
+        done = tf.numpy_function(note, [part, places[0]], tf.int64, stateful=True)
         with tf.control_dependencies([done]):
             return tf.nest.map_structure(tf.identity, batches)
 
-    def part(number: int, views: tuple) -> tuple:
-        def cut(rows: tf.Tensor) -> tf.Tensor:
-            return tf.ensure_shape(rows[number * batch : (number + 1) * batch], [batch, *rows.shape[1:]])
-
-        return tf.nest.map_structure(cut, views)
-
-    def in_turn(*views) -> tf.data.Dataset:
-        first, *others = (tf.data.Dataset.from_tensors(part(n, each)) for each in views for n in range(apart))
+    def in_turn(*batches) -> tf.data.Dataset:
+        first, *others = (tf.data.Dataset.from_tensors(each) for each in batches)
         for other in others:
             first = first.concatenate(other)
         return first
 
-    blocks = drawn.batch(apart * batch, drop_remainder=True).enumerate(start=marks.block).map(noted)
-    return blocks.flat_map(in_turn).skip(marks.step - marks.block * marks.batches)
+    parts = drawn.batch(batch, drop_remainder=True).enumerate(start=marks.block * apart).map(noted)
+    # A block is so many parts, of which each gives a batch in turn: in one tensor they would be copied once more.
+    return parts.interleave(in_turn, cycle_length=apart, block_length=1).skip(marks.step - marks.block * marks.batches)
