@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from overfeat_tf.image_header import KINDS, UNKNOWN, Header, cut, number, read, read_header, read_kind
+from overfeat_tf.header_bytes import Header, cut, number, read, seldom
+from overfeat_tf.image_header import KINDS, UNKNOWN, read_header, read_kind
 
 # Admits the 50-megapixel photographs of phones (8160 x 6120): 150 MB of RGB, and 460 MB at the peak for a progressive
 # JPEG, for each image decoded at a time. JPEG XL alone is not held by it: its frames may be larger than the picture.
@@ -53,6 +54,7 @@ def _no_pixels() -> tf.Tensor:
     return tf.zeros([0, 0, 3], tf.uint8)
 
 
+@seldom
 def _explain(problem: tf.Tensor, data: tf.Tensor, kind: tf.Tensor, header: Header, limit: tf.Tensor) -> tf.Tensor:
     """Return the status (string []) for a problem (int32 [])."""
     name = tf.gather(KINDS, kind)
@@ -81,15 +83,15 @@ def _read_pixels(header: Header, kind: tf.Tensor) -> tf.Tensor:
         # The default method is TensorFlow's fast one, off by up to 4 levels; this one is as fast today and exact.
         "JPEG": lambda: _attempt(lambda data: tf.io.decode_jpeg(data, 3, dct_method="INTEGER_ACCURATE"), encoded),
         "PNG": lambda: _attempt(lambda data: tf.io.decode_png(data, 3), encoded),
-        "GIF": lambda: _place(_attempt(_any_channels, encoded), header),
+        "GIF": seldom(lambda: _place(_attempt(_any_channels, encoded), header)),
         "BMP": lambda: _attempt(_bmp, encoded),
-        "WebP": lambda: _to_rgb(_attempt(_any_channels, encoded)),
-        "JPEG XL": lambda: _to_rgb(_attempt(_any_channels, encoded)),
+        "WebP": seldom(lambda: _to_rgb(_attempt(_any_channels, encoded))),
+        "JPEG XL": seldom(lambda: _to_rgb(_attempt(_any_channels, encoded))),
         "unknown": _no_pixels,
     }
     pixels = tf.switch_case(kind, [decoders[name] for name in KINDS])
     upright = (header.exif == b"") | (tf.size(pixels) == 0)  # Reverse refuses an empty image
-    return tf.cond(upright, lambda: pixels, lambda: _turn_upright(pixels, _read_orientation(header.exif)))
+    return tf.cond(upright, lambda: pixels, lambda: _turn_upright(pixels, header.exif))
 
 
 def _attempt(decode: Callable[[tf.Tensor], tf.Tensor], encoded: tf.Tensor) -> tf.Tensor:
@@ -172,8 +174,10 @@ def _read_orientation(exif: tf.Tensor) -> tf.Tensor:
     return tf.where((little | big) & (orientation >= 1) & (orientation <= 8), orientation, 1)
 
 
-def _turn_upright(pixels: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+@seldom
+def _turn_upright(pixels: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
     """Return pixels (uint8 [H, W, 3]) as displayed: by the orientation, mirrored in the diagonal, then in each axis."""
+    orientation = _read_orientation(exif)
     down = tf.gather([False, False, False, True, True, False, False, True, True], orientation)
     right = tf.gather([False, False, True, True, False, False, True, True, False], orientation)
     pixels = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)

@@ -4,14 +4,16 @@ A decoder trusts the header and allocates what it claims; TensorFlow's GIF decod
 decoder of animated WebP writes past its buffer where the file has no alpha flag (TensorFlow 2.21: heap corruption). So
 the header is read here first, and the decoder gets no more than one still picture of a known size.
 
-Reading never fails: bytes past the end read as zeros, so a truncated header is a wrong header. Every loop is bounded.
+Every loop is bounded.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from overfeat_tf.header_bytes import Header, cut, header, number, read, seldom
+from overfeat_tf.jpeg_header import read_jpeg_header
 
 ANY = -1
 # The first bytes of each format; the last row fits everything. JPEG XL comes bare or in a container of boxes.
@@ -29,27 +31,11 @@ KINDS = tuple(name for name, _ in MAGIC)
 UNKNOWN = KINDS.index("unknown")
 _MAGIC_BYTES = np.array([magic + [ANY] * (12 - len(magic)) for _, magic in MAGIC], np.int64)
 
-MAX_SEGMENTS = 512  # in a JPEG; a colour profile alone may take 255
 MAX_CHUNKS = 64  # before the picture of a PNG or JPEG XL, and in a WebP: a handful in practice
 MAX_GIF_STEPS = 4096  # a step passes up to GIF_WINDOW bytes of data blocks of one length, the way encoders write them
 GIF_WINDOW = 16_384
 
-_SIZE, _SEGMENT, _ALONE, _FILL, _STOP = range(5)  # what a JPEG marker is to the walk below
-_MARKERS = np.full(256, _SEGMENT)
-_MARKERS[[n for n in range(0xC0, 0xD0) if n not in (0xC4, 0xC8, 0xCC)]] = _SIZE
-_MARKERS[[0x01, *range(0xD0, 0xD8)]] = _ALONE
-_MARKERS[0xFF] = _FILL
-_MARKERS[[0x00, 0xD8, 0xD9, 0xDA]] = _STOP
 _JXL_RATIOS = np.array([(0, 1), (1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1)])  # width : height, by code
-
-
-class Header(NamedTuple):
-    """Hold what an encoded image says of itself, and the one picture in it that is to be decoded."""
-
-    encoded: tf.Tensor  # string []: the bytes for the decoder; empty where that picture does not end
-    size: tf.Tensor  # int64 [2]: height and width in pixels as stored; not positive where none was found
-    corner: tf.Tensor  # int64 [2]: top and left of the decoded picture within that size (a GIF frame may be smaller)
-    exif: tf.Tensor  # string []: the Exif block, empty where there is none
 
 
 def read_kind(data: tf.Tensor) -> tf.Tensor:
@@ -60,52 +46,8 @@ def read_kind(data: tf.Tensor) -> tf.Tensor:
 
 def read_header(data: tf.Tensor, kind: tf.Tensor) -> Header:
     """Return the Header of encoded image bytes (string []) of a kind (int32 [], an index into KINDS); never fail."""
-    readers = (_jpeg, _png, _gif, _bmp, _webp, _jxl, _jxl_container, lambda data: _header(data, (0, 0)))
+    readers = (read_jpeg_header, _png, _gif, _bmp, _webp, _jxl, _jxl_container, lambda data: header(data, (0, 0)))
     return tf.switch_case(kind, [lambda reader=reader: reader(data) for reader in readers])
-
-
-def _header(encoded: tf.Tensor, size, exif=b"", corner=(0, 0)) -> Header:
-    """Assemble a Header; size and corner may be pairs."""
-    size, corner = (tf.convert_to_tensor(pair, tf.int64) for pair in (size, corner))
-    return Header(tf.identity(encoded), size, corner, tf.convert_to_tensor(exif))
-
-
-def cut(data: tf.Tensor, at, length=2**31 - 1) -> tf.Tensor:
-    """Return up to `length` bytes of a string [] from byte `at`, either of which may lie outside it."""
-    end = tf.cast(tf.strings.length(data), tf.int64)
-    at, length = (tf.clip_by_value(tf.cast(n, tf.int64), 0, end) for n in (at, length))
-    return tf.strings.substr(data, at, length)
-
-
-def read(data: tf.Tensor, at, count: int, dtype: tf.DType = tf.uint8, big_endian: bool = False) -> tf.Tensor:
-    """Return `count` numbers as int64 [count] from byte `at` of a string []; zeros past its end."""
-    length = count * dtype.size
-    numbers = tf.io.decode_raw(cut(data, at, length), dtype, little_endian=not big_endian, fixed_length=length)
-    return tf.cast(numbers, tf.int64)
-
-
-def number(digits: tf.Tensor) -> tf.Tensor:
-    """Return int64 [...]: the number that bytes (int64 [..., n]) spell, the highest first."""
-    return tf.reduce_sum(digits * [256**n for n in reversed(range(digits.shape[-1]))], axis=-1)
-
-
-def _jpeg(data: tf.Tensor) -> Header:
-    """Walk the markers to the frame header (SOF: the size), noting the first Exif segment on the way."""
-
-    def walk(at, size, exif, _):
-        head = read(data, at, 10)  # FF, marker, length of what follows, and the beginning of that
-        kind = tf.where(head[0] == 0xFF, tf.gather(_MARKERS, head[1]), _STOP)
-        length = head[2] * 256 + head[3]
-        is_exif = (head[1] == 0xE1) & tf.reduce_all(head[4:] == [*b"Exif\0\0"]) & (exif[0] == 0)
-        exif = tf.where(is_exif, tf.stack([at + 4, length - 2]), exif)
-        size = tf.where(kind == _SIZE, tf.stack([number(head[5:7]), number(head[7:9])]), size)
-        step = tf.gather(tf.stack([0, 2 + length, 2, 1, 0]), kind)
-        return at + step, size, exif, (kind != _SIZE) & (kind != _STOP)
-
-    nothing = tf.zeros([2], tf.int64)
-    begin = (tf.constant(2, tf.int64), nothing, nothing, tf.constant(True))
-    _, size, exif, _ = tf.while_loop(lambda *state: state[-1], walk, begin, maximum_iterations=MAX_SEGMENTS)
-    return _header(data, size, cut(data, exif[0], exif[1]))
 
 
 def _spell(name: bytes) -> int:
@@ -131,6 +73,7 @@ def _find(data: tf.Tensor, names: list[bytes], layout: Callable, start: int) -> 
     return name, at, tf.where(name > 0, length, 0)
 
 
+@seldom
 def _png(data: tf.Tensor) -> Header:
     def layout(head):
         return number(head[4:]), number(head[:4]), number(head[:4]) + 12
@@ -140,9 +83,10 @@ def _png(data: tf.Tensor) -> Header:
     proper = tf.cast((first == 13) & (name == _spell(b"IHDR")), tf.int64)
     name, at, length = _find(data, [b"eXIf", b"IDAT"], layout, start=8)
     exif = cut(data, at, tf.where(name == _spell(b"eXIf"), length, 0))
-    return _header(data, (height * proper, width * proper), exif)
+    return header(data, (height * proper, width * proper), exif)
 
 
+@seldom
 def _webp(data: tf.Tensor) -> Header:
     def layout(head):
         length = number(head[7:3:-1])
@@ -162,16 +106,18 @@ def _webp(data: tf.Tensor) -> Header:
     encoded = tf.cond(still, lambda: data, lambda: tf.strings.join([cut(data, 0, 20), b"\x12", cut(data, 21)]))
     name, at, length = _find(data, [b"EXIF"], layout, start=12)
     exif = cut(data, at, tf.where(flags // 8 % 2 == 1, length, 0))
-    return _header(encoded, size[::-1], exif)
+    return header(encoded, size[::-1], exif)
 
 
+@seldom
 def _bmp(data: tf.Tensor) -> Header:
     """Read the size of a Windows bitmap, whose height is negative where the rows go down; not OS/2's shorter header."""
     length, width, height = tf.unstack(read(data, 14, 3, tf.int32))
     proper = tf.cast(length >= 40, tf.int64)
-    return _header(data, (tf.abs(height) * proper, width * proper))
+    return header(data, (tf.abs(height) * proper, width * proper))
 
 
+@seldom
 def _jxl(data: tf.Tensor, stream: tf.Tensor | None = None) -> Header:
     """Read the size of a JPEG XL codestream, a number of bits; its decoder turns the picture upright by itself."""
     stream = data if stream is None else stream
@@ -194,9 +140,10 @@ def _jxl(data: tf.Tensor, stream: tf.Tensor | None = None) -> Header:
     # No more than a first 64 bits are read, and none past a piece of the stream: what is longer has no size here.
     there = tf.minimum(8 * tf.cast(tf.strings.length(stream), tf.int64) - 16, 64)
     proper = tf.cast(used <= there, tf.int64)
-    return _header(data, (height * proper, width * proper))
+    return header(data, (height * proper, width * proper))
 
 
+@seldom
 def _jxl_container(data: tf.Tensor) -> Header:
     def layout(head):
         length = number(head[:4])
@@ -207,6 +154,7 @@ def _jxl_container(data: tf.Tensor) -> Header:
     return _jxl(data, cut(data, at + index, tf.minimum(length - index, 16)))
 
 
+@seldom
 def _gif(data: tf.Tensor) -> Header:
     """Cut a GIF down to its first frame, without the extensions (so a transparent pixel shows its palette colour)."""
     screen = read(data, 6, 2, tf.uint16)[::-1]
@@ -244,4 +192,4 @@ def _gif(data: tf.Tensor) -> Header:
     # The frame goes to the decoder as if at the corner: beyond its own size the decoder would cut it off.
     still = tf.strings.join([cut(data, 0, start), b",\0\0\0\0", cut(data, frame + 5, after - frame - 5), b";"])
     size = tf.maximum(screen, tf.stack([top + height, left + width]))
-    return _header(tf.where(state == complete, still, b""), size, corner=(top, left))
+    return header(tf.where(state == complete, still, b""), size, corner=(top, left))

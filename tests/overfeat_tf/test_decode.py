@@ -261,6 +261,23 @@ def test_size_outside_its_place_is_not_believed():
     assert "PNG without one" in refused(GOOD["png"][:8] + decoy + GOOD["png"][8:])
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([2, 3, 11, 18, 500]) | st.integers(3900, 4100) | st.just(65_535), max_size=12),
+    turned=st.booleans(),
+)
+def test_whatever_lies_before_the_frame_header_of_a_jpeg(lengths, turned):
+    """Segments that spell frame headers of a pixel: the size is that of the true one, and an Exif block is found."""
+    plain, decoy = encode(SMALL, "JPEG", quality=95), b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01"
+    before = [b"\xff\xfe" + struct.pack(">H", n) + (decoy * (n // 9 + 1))[: n - 2] for n in lengths]
+    if turned:
+        block = exif(6)
+        before.append(b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block)
+    data = plain[:2] + b"".join(before) + plain[2:]
+    np.testing.assert_array_equal(read(data)[0], pillow(data))
+    assert "JPEG of 23 x 37 pixels" in refused(data, max_pixels=23 * 37 - 1)
+
+
 def test_later_frames_of_a_gif_are_not_read():
     data = GOOD["gif animated"]
     last = data.rindex(b",", 0, len(data) - 200)

@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOORS = (
-    ("presets", "geometry", "boxes", "matching", "options", "cook_toom", "arithmetic", "tiles"),
+    ("presets", "geometry", "boxes", "matching", "options", "cook_toom", "arithmetic", "tiles", "header_bytes"),
     (
         "network",
         "execution",
@@ -19,6 +19,7 @@ FLOORS = (
         "views",
         "decode",
         "image_header",
+        "jpeg_header",
         "greedy",
         "greedy_round",
     ),
