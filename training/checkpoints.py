@@ -18,17 +18,18 @@ class Position(tf.train.experimental.PythonState):
     """A step, and where its batch is found in the data."""
 
     def __init__(self):
-        self.step, self.block, self.place = 0, 0, Place()
+        self.step, self.block, self.place, self.batches = 0, 0, Place(), 0
 
     def serialize(self) -> str:
         """Write it as JSON."""
-        return json.dumps([self.step, self.block, self.place])
+        return json.dumps([self.step, self.block, self.place, self.batches])
 
     def deserialize(self, string_value: str) -> None:
         """Take it over from JSON."""
-        self.step, self.block, place = json.loads(string_value)
-        if len(place) != len(self.place):
+        values = json.loads(string_value)
+        if len(values) != 4 or len(values[2]) != len(Place._fields):
             raise ValueError("its place in the data is that of an earlier version")
+        self.step, self.block, place, self.batches = values
         self.place = Place(*place)
 
 
@@ -86,7 +87,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     def marks(self) -> Bookmarks:
         """Give the bookmarks to read the data with from the current step on."""
-        self._marks = Bookmarks(self._position.step, self._position.block, self._position.place)
+        position = self._position
+        self._marks = Bookmarks(position.step, position.block, position.place, position.batches)
         return self._marks
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
@@ -105,6 +107,7 @@ class Checkpoints(keras.callbacks.Callback):
         """Write a checkpoint of the current step."""
         position, began = self._position, time.monotonic()
         position.block, position.place = self._marks.at(position.step)
+        position.batches = self._marks.batches
         if self._writes:
             self._manager.save(checkpoint_number=position.step)
         self._saved = time.monotonic()

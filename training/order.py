@@ -68,13 +68,13 @@ class Bookmarks:
         step: The batch that the stream begins with.
         block: A block that begins at or before it.
         place: And where this block begins.
-        batches: In a block; the stream sets it.
+        batches: In a block: 0 before the stream sets it, which refuses to begin at one of another number.
     """
 
     step: int = 0
     block: int = 0
     place: Place = START
-    batches: int = 1
+    batches: int = 0
     _noted: dict[int, Place] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)  # tf.data notes in a thread of its own
 
@@ -89,7 +89,7 @@ class Bookmarks:
     def at(self, step: int) -> tuple[int, Place]:
         """Give the last block noted that begins at or before a step's, and its place; forgets those before it."""
         with self._lock:
-            found = max(number for number in self._noted if number <= step // self.batches)
+            found = max(number for number in self._noted if number <= step // max(self.batches, 1))
             self._noted = {number: place for number, place in self._noted.items() if number >= found}
             return found, self._noted[found]
 
@@ -112,9 +112,17 @@ def dealt_batches(
 
     Returns:
         Batched examples.
+
+    Raises:
+        ValueError: `marks` are of another stream.
     """
-    marks = marks or Bookmarks()
-    marks.batches = apart * len(drawn.element_spec[1])
+    marks, batches = marks or Bookmarks(), apart * len(drawn.element_spec[1])
+    if marks.batches not in (0, batches):
+        raise ValueError(
+            f"expected to go on in blocks of {batches} batches; got a place in blocks of {marks.batches}, "
+            f"as an earlier version dealt them: use another --run"
+        )
+    marks.batches = batches
 
     def note(part: np.ndarray, place: np.ndarray) -> np.ndarray:
         if part % apart == 0:

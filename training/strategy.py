@@ -69,6 +69,12 @@ def check_batch(strategy: tf.distribute.Strategy, batch: int, accumulate: int, s
         raise ValueError(f"expected {stage}.batch to divide among {devices} devices{parts}; got {batch}")
 
 
+def more_parts(strategy: tf.distribute.Strategy, batch: int, accumulate: int) -> int | None:
+    """Find the next number of parts that a device's share of a global batch divides into, if there is one."""
+    share = batch // strategy.num_replicas_in_sync
+    return next((parts for parts in range(accumulate + 1, share + 1) if share % parts == 0), None)
+
+
 def check_compiled(strategy: tf.distribute.Strategy, compiled: bool) -> None:
     """Raise ValueError for XLA on several CPU devices, where TensorFlow cannot compile a step."""
     devices = strategy.num_replicas_in_sync

@@ -26,7 +26,7 @@ from training.room import room
 from training.sources import Source
 from training.stages import stage_model, with_background
 from training.start import start_from
-from training.strategy import choose_strategy, meet, spread, writes
+from training.strategy import choose_strategy, meet, more_parts, spread, writes
 
 VALIDATION_BATCHES = 4
 PREFETCHED = 4  # batches ready while a step runs: enough to even out slow images
@@ -170,9 +170,10 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
                 verbose=1 if writes(strategy) and sys.stderr.isatty() else 0,
             )
         except tf.errors.ResourceExhaustedError as error:
+            parts = more_parts(strategy, schedule.batch, schedule.accumulate)
+            way = f"--set {stage}.accumulate={parts}, or a smaller {stage}.batch" if parts else "use a larger device"
             raise RuntimeError(
-                f"expected a batch of {schedule.batch} to fit the device's memory; it does not: --set "
-                f"{stage}.accumulate={2 * schedule.accumulate}, or a smaller {stage}.batch"
+                f"expected a batch of {schedule.batch} to fit the device's memory; it does not: {way}"
             ) from error
 
 

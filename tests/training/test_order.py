@@ -84,8 +84,10 @@ def test_an_image_comes_back_after_so_many_batches(digits):
         first = 6 * block + 2 * (within % 3)  # of images that come in passes of seven
         assert places.tolist() == [[*divmod(n, 7)] for n in (first, first + 1)]
         assert views.ravel().tolist() == [within // 3] * 2
-    resumed = next(iter(dealt(Bookmarks(11, 1, Place(0, 6)))))
+    resumed = next(iter(dealt(Bookmarks(11, 1, Place(0, 6), batches=9))))
     np.testing.assert_array_equal(resumed[0], whole[11][0])
+    with pytest.raises(ValueError, match=r"^expected to go on in blocks of 9 batches; got a place in blocks of 3, "):
+        dealt(Bookmarks(11, 3, Place(0, 6), batches=3))
 
 
 def test_the_views_of_an_image_are_in_as_many_batches(digits):

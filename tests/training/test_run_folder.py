@@ -132,9 +132,10 @@ def test_weights_and_configuration_are_of_one_stage_wherever_a_process_dies(tmp_
     assert pair(tmp_path) == ("newer", "newer")
 
 
-def test_a_checkpoint_of_an_earlier_version_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("position", ["[3, 0, [0, 1, 2], 5]", "[3, 0, [0, 1]]"])
+def test_a_checkpoint_of_an_earlier_version_is_one_line(position, tmp_path, monkeypatch):
     model = stage_model("localization", build("tiny", 2), RECIPE)
-    monkeypatch.setattr(Position, "serialize", lambda self: "[3, 0, [0, 1, 2]]")
+    monkeypatch.setattr(Position, "serialize", lambda self: position)
     Checkpoints(tmp_path, model, 4).save()
     with pytest.raises(ValueError, match=r"^expected a checkpoint [^\n]*earlier version: use another --run$"):
         Checkpoints(tmp_path, model, 4).resume()

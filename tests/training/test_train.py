@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -318,3 +319,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(source, tmp_path
         train(replace(RECIPE, localization=wild), source, tmp_path, ["localization"])
     assert read_config(tmp_path)["model"]["tasks"] == []
     assert not (tmp_path / "weights").exists()
+
+
+@pytest.mark.parametrize("accumulate, way", [(1, "--set localization.accumulate=3, "), (9, "use a larger device")])
+def test_a_batch_that_does_not_fit_is_one_line_and_what_would_do(source, tmp_path, monkeypatch, accumulate, way):
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "no memory")
+
+    monkeypatch.setattr(keras.Model, "fit", full)
+    large = replace(RECIPE, localization=replace(SCHEDULE, batch=9, accumulate=accumulate))
+    with pytest.raises(RuntimeError, match=rf"^expected a batch of 9 to fit the device's memory; it does not: {way}"):
+        train(large, source, tmp_path, ["localization"])
