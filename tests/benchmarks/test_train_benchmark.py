@@ -22,8 +22,8 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     (tmp_path / "photograph").mkdir()
     benchmark.write_photographs(tmp_path / "photograph")
     fitted = stage_model("classification", build(TINY, 10), RECIPE)
-    ratios, _ = benchmark.pipeline_of_decode(tmp_path, TINY, RECIPE, 2)
-    assert len(ratios) == 2 and all(0.05 < ratio < 1.5 for ratio in ratios)
+    for ratios in benchmark.pipeline_of_decode(tmp_path, TINY, RECIPE, 2)[:2]:
+        assert len(ratios) == 2 and all(0.05 < ratio < 1.5 for ratio in ratios)
     ratios, _ = benchmark.fit_of_step(fitted, tmp_path, TINY, RECIPE, 2, 3)
     assert len(ratios) == 2 and min(ratios) > 0
 
