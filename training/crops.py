@@ -21,8 +21,8 @@ def crop_batches(
 ) -> tf.data.Dataset:
     """Batch crops with their image's class: (pixels uint8 [B, window, window, 3], labels int32 [B]).
 
-    An image of several classes is shown as each in turn at random. Pixels stay bytes until they are on the device: a
-    quarter of the memory to write here, and to copy there.
+    An image of several classes is shown as each in turn at random; a crowd gives it none. Pixels stay bytes until they
+    are on the device: a quarter of the memory to write here, and to copy there.
 
     Args:
         data: Records, in the order that they are to be read.
@@ -34,14 +34,14 @@ def crop_batches(
     """
 
     def draw(record: dict) -> tuple[tf.Tensor, tuple]:
-        place, labels = record["place"], record["labels"]
+        place, labels = record["place"], tf.boolean_mask(record["labels"], ~record["crowd"])
         # All that is random in one draw: small operations add up where an image takes a millisecond.
         chances = tf.random.stateless_uniform([views.per_image, 4], pipeline.view_seed(seed, place))
         crops = random_crops(chances[:, :3], shrink(record["image"], preset.shorter_side), preset.window, views.mirror)
         chosen = tf.gather(labels, _below(chances[:, 3], tf.size(labels)))
         return place, tuple(zip(crops, tf.unstack(chosen) * (len(crops) // views.per_image), strict=True))
 
-    classed = data.filter(lambda record: tf.size(record["labels"]) > 0)
+    classed = data.filter(lambda record: tf.reduce_any(~record["crowd"]))
     # One decode for all views of an image: it costs more than they do.
     drawn = pipeline.decoded(classed).map(draw, num_parallel_calls=pipeline.CORES, deterministic=True)
     return dealt_batches(drawn, batch, marks, APART)

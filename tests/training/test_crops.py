@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_source import few_digits
+from small_source import SmallSource, few_digits
 
 from overfeat_tf.presets import PRESETS
 from training import crops, pipeline
 from training.pipeline import ViewOptions
+from training.sources.record import Record
 
 TINY = PRESETS["tiny"]
 VIEWS = ViewOptions(per_image=5, plain=True)
@@ -51,3 +52,13 @@ def test_the_stream_is_the_same_again_under_its_seed():
     for (pixels, labels), (pixels_again, labels_again) in zip(once.take(2), again.take(2), strict=True):
         np.testing.assert_array_equal(pixels, pixels_again)
         np.testing.assert_array_equal(labels, labels_again)
+
+
+def test_a_crowd_gives_its_image_no_class():
+    one, other = few_digits(2, 1).records_of["train"]
+    both = [
+        Record.of_objects(one.image_bytes, "both", [[0, 0, 1, 1]] * 3, [4, 7, 4], crowd=[True, False, True]),
+        Record.of_objects(other.image_bytes, "crowd alone", [[0, 0, 1, 1]], [5], crowd=[True]),
+    ]
+    seen = [labels.numpy() for _, labels in batches(SmallSource({"train": both}), TINY).take(4)]
+    np.testing.assert_array_equal(seen, np.full((4, 10), 7))
