@@ -36,10 +36,10 @@ class Position(tf.train.experimental.PythonState):
 class Checkpoints(keras.callbacks.Callback):
     """Keep all that the next step depends on: weights, optimizer, random seeds, the step and the place in the data.
 
-    A checkpoint is written at the end of each epoch, and between as often as costs `SHARE` of the time, but not within
-    `LEAST_SECONDS` of the one before. A run killed at any moment goes on from the last one; the steps since are done
-    again, on the same batches and with the same random numbers, so that they come to the same weights: what is lost is
-    their time alone.
+    A checkpoint is written at the end of each epoch, where the process is asked to end (`training.ending`), and between
+    as often as costs `SHARE` of the time, but not within `LEAST_SECONDS` of the one before. A run killed at any moment
+    goes on from the last one; the steps since are done again, on the same batches and with the same random numbers, so
+    that they come to the same weights: what is lost is their time alone.
 
     tf.train.CheckpointManager writes beside and then points to the new one, and removes old ones last, so a run killed
     while saving still has the checkpoint before.
@@ -91,12 +91,21 @@ class Checkpoints(keras.callbacks.Callback):
         self._marks = Bookmarks(position.step, position.block, position.place, position.batches)
         return self._marks
 
+    @property
+    def step(self) -> int:
+        """The steps that are done."""
+        return self._position.step
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last of them is an epoch's last, whose end has a checkpoint of its own."""
+        return self._position.step % self._steps_an_epoch == 0
+
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Save, where it is time."""
         self._position.step += 1
         waited = time.monotonic() - self._saved
-        # The end of an epoch has its own.
-        if waited >= max(LEAST_SECONDS, self._cost / SHARE) and self._position.step % self._steps_an_epoch:
+        if waited >= max(LEAST_SECONDS, self._cost / SHARE) and not self.at_epoch_end:
             self.save()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:

@@ -3,8 +3,8 @@
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,9 +19,10 @@ from training.allocation import keep_freed_memory
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
+from training.ending import AskedToEnd
 from training.order import Bookmarks
 from training.preflight import check
-from training.recipes import Recipe, with_later_fields
+from training.recipes import Recipe, Schedule, with_later_fields
 from training.room import room
 from training.sources import Source
 from training.stages import stage_model, with_background
@@ -154,10 +155,10 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, schedule.epoch_steps, profile)
     if writes(strategy) and not sys.stderr.isatty():
         callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epoch_count))
-    for first, last, each in schedule.epochs_left(done):
-        batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.marks())
-        fitted.prepare(batches.element_spec)
-        try:
+    with AskedToEnd(stage, checkpoints) as ending, _told_when_full(stage, schedule, strategy):
+        for first, last, each in schedule.epochs_left(done):
+            batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.marks())
+            fitted.prepare(batches.element_spec)
             fitted.fit(
                 spread(strategy, batches, schedule.batch),
                 epochs=last,
@@ -165,16 +166,23 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
                 steps_per_epoch=each,
                 validation_data=validation,
                 validation_steps=VALIDATION_BATCHES if validation is not None else None,
-                callbacks=callbacks,
+                callbacks=[*callbacks, ending],
                 shuffle=False,  # the pipeline does
                 verbose=1 if writes(strategy) and sys.stderr.isatty() else 0,
             )
-        except tf.errors.ResourceExhaustedError as error:
-            parts = more_parts(strategy, schedule.batch, schedule.accumulate)
-            way = f"--set {stage}.accumulate={parts}, or a smaller {stage}.batch" if parts else "use a larger device"
-            raise RuntimeError(
-                f"expected a batch of {schedule.batch} to fit the device's memory; it does not: {way}"
-            ) from error
+
+
+@contextmanager
+def _told_when_full(stage: str, schedule: Schedule, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    """Say what to do where a batch does not fit the device."""
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        parts = more_parts(strategy, schedule.batch, schedule.accumulate)
+        way = f"--set {stage}.accumulate={parts}, or a smaller {stage}.batch" if parts else "use a larger device"
+        raise RuntimeError(
+            f"expected a batch of {schedule.batch} to fit the device's memory; it does not: {way}"
+        ) from error
 
 
 def _batches(

@@ -1,6 +1,6 @@
-"""A run of all stages that kills itself: `killed_run.py RUN SECONDS [MOMENT COUNT]`.
+"""A run of all stages that kills itself: `killed_run.py RUN SECONDS [MOMENT COUNT [SIGNAL]]`.
 
-Writes checkpoints SECONDS apart at least, and dies by SIGKILL as MOMENT comes for the COUNTth time.
+Writes checkpoints SECONDS apart at least, and sends itself SIGKILL, or SIGNAL, as MOMENT comes for the COUNTth time.
 """
 
 import os
@@ -30,15 +30,15 @@ MOMENTS = {
 }
 
 
-def die_at(moment: str, count: int) -> None:
-    """Die as the function behind a moment is called for the count-th time."""
+def die_at(moment: str, count: int, number: int = signal.SIGKILL) -> None:
+    """Die, or ask for it, as the function behind a moment is called for the count-th time."""
     owner, name = MOMENTS[moment]
     function, calls = getattr(owner, name), [0]
 
     def deadly(*args, **kwargs):
         calls[0] += 1
         if calls[0] == count:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return function(*args, **kwargs)
 
     setattr(owner, name, deadly)
@@ -47,5 +47,5 @@ def die_at(moment: str, count: int) -> None:
 if __name__ == "__main__":
     checkpoints.LEAST_SECONDS, checkpoints.SHARE = float(sys.argv[2]), 1e9
     if len(sys.argv) > 3:
-        die_at(sys.argv[3], int(sys.argv[4]))
+        die_at(sys.argv[3], *map(int, sys.argv[4:]))
     train(RECIPE, few_digits(9, 2), Path(sys.argv[1]))

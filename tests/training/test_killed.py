@@ -30,7 +30,7 @@ DEATHS = [
 def run(folder: Path, *arguments) -> int:
     command = [sys.executable, killed_run.__file__, str(folder), *(str(argument) for argument in arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    assert done.returncode in (0, -signal.SIGKILL, -signal.SIGTERM), done.stderr
     return done.returncode
 
 
@@ -47,16 +47,36 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An unbroken run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert run(folder, 99) == 0
+    return folder
+
+
+def assert_same(broken: Path, whole: Path) -> None:
+    expected, found = weights(whole), weights(broken)
+    assert expected.keys() == found.keys() and len(expected) > 10
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
 @pytest.mark.long
-def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(tmp_path):
-    assert run(tmp_path / "whole", 99) == 0
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(tmp_path, whole):
     deaths = [run(tmp_path / "killed", *death) for death in DEATHS]
     assert run(tmp_path / "killed", 0) == 0
     assert deaths.count(-signal.SIGKILL) == len(DEATHS)
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == killed.keys() and len(whole) > 10
-    for name, values in whole.items():
-        np.testing.assert_allclose(killed[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(
-        path.name for path in (tmp_path / "whole").iterdir()
-    )
+    assert_same(tmp_path / "killed", whole)
+
+
+@pytest.mark.long
+def test_a_run_asked_to_end_loses_no_step(tmp_path, whole):
+    """Checkpoints are too far apart to be written otherwise: the third process does step 8, and what is after."""
+    folder = tmp_path / "asked"
+    for count, step in ((4, 4), (3, 7)):
+        assert run(folder, 99, "step", count, int(signal.SIGTERM)) == -signal.SIGTERM
+        assert list((folder / "checkpoints" / "classification").glob(f"ckpt-{step}.index"))
+    assert run(folder, 99) == 0
+    assert_same(folder, whole)
