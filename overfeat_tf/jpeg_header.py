@@ -7,6 +7,7 @@ from overfeat_tf.header_bytes import Header, cut, header, read, seldom
 
 MAX_SEGMENTS = 512  # in a JPEG; a colour profile alone may take 255
 GLANCE, GLANCED_SEGMENTS = 4096, 8  # bytes and segments before the frame header of most JPEGs; a loop takes longer
+SIZE_ENDS = 9  # bytes into the frame header
 APP1 = 0xFFE1  # the marker of Exif, and of XMP
 
 _SEGMENT, _ALONE, _FILL, _SIZE, _STOP = range(5)  # what a JPEG marker is to the walk below, which ends with two
@@ -29,7 +30,8 @@ def read_jpeg_header(data: tf.Tensor) -> Header:
     markers = tf.gather(pairs, places)
     kinds = tf.gather(_MARKERS, tf.maximum(markers - 0xFF00, 0))
     last = tf.argmax(kinds != _SEGMENT)
-    leads = (kinds[last] == _SIZE) & tf.reduce_all(markers[:last] != APP1)
+    within = places[last] <= GLANCE - SIZE_ENDS
+    leads = within & (kinds[last] == _SIZE) & tf.reduce_all(markers[:last] != APP1)
     size = tf.gather(pairs, places[last] + [5, 7])
     return tf.cond(leads, lambda: header(data, size), lambda: _walk(data))
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from overfeat_tf.decode import decode_image
+from overfeat_tf.jpeg_header import GLANCE
 
 BAD_INPUT = pathlib.Path(__file__).resolve().parents[3] / "shared" / "datasets" / "bad_input"
 
@@ -276,6 +277,16 @@ def test_whatever_lies_before_the_frame_header_of_a_jpeg(lengths, turned):
     data = plain[:2] + b"".join(before) + plain[2:]
     np.testing.assert_array_equal(read(data)[0], pillow(data))
     assert "JPEG of 23 x 37 pixels" in refused(data, max_pixels=23 * 37 - 1)
+
+
+def test_a_frame_header_that_ends_with_the_glance_at_a_jpeg():
+    plain = encode(SMALL, "JPEG")
+    at = plain.index(b"\xff\xc0")
+    for place in range(GLANCE - 20, GLANCE + 20):
+        segment = b"\xff\xfe" + struct.pack(">H", place - at - 2) + bytes(place - at - 4)
+        data = plain[:2] + segment + plain[2:]
+        assert data.index(b"\xff\xc0") == place
+        assert "JPEG of 23 x 37 pixels" in refused(data, max_pixels=23 * 37 - 1), place
 
 
 def test_later_frames_of_a_gif_are_not_read():
