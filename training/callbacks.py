@@ -8,10 +8,10 @@ import tensorflow as tf
 
 
 class FiniteLoss(keras.callbacks.Callback):
-    """Stop a run whose loss is not finite, and say where.
+    """Stop a run whose loss is not finite, and say where; and before an epoch's checkpoint is written, whose weights.
 
     Raises:
-        FloatingPointError: the loss of a batch is nan or infinite.
+        FloatingPointError: the loss of a batch, or what an epoch has left, is nan or infinite.
     """
 
     def __init__(self, stage: str, step: int):
@@ -21,11 +21,20 @@ class FiniteLoss(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Look at the mean loss so far: once not finite, it stays so."""
         if logs and not np.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"the loss of {self._stage} is {logs['loss']} at step {self._step}; lower the learning rate "
-                f"(--set {self._stage}.rate=...) and start again with another --run"
-            )
+            self._stop(f"the loss of {self._stage} is {logs['loss']} at step {self._step}")
         self._step += 1
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Look at what the last step has made of the weights, whose loss no step has seen."""
+        if logs and not np.isfinite(logs.get("val_loss", 0.0)):
+            self._stop(f"the validation loss of {self._stage} is {logs['val_loss']} after step {self._step - 1}")
+        if not all(bool(tf.reduce_all(tf.math.is_finite(weight.value))) for weight in self.model.trainable_weights):
+            self._stop(f"weights of {self._stage} are not finite after step {self._step - 1}")
+
+    def _stop(self, what: str) -> None:
+        raise FloatingPointError(
+            f"{what}; lower the learning rate (--set {self._stage}.rate=...) and start again with another --run"
+        )
 
 
 class ProfiledSteps(keras.callbacks.Callback):

@@ -10,7 +10,7 @@ from training.answering import Answering, asked_for_guesses
 from training.average_precision import IlsvrcDetection, VocDetection
 from training.metrics import Answer, CocoDetection, Guesses, Metric
 from training.progress import progress
-from training.sources.record import Record, Source, check_split
+from training.sources.record import Record, Source, check_classes, check_split
 
 See = Callable[[Record, Answer], None]
 # A line a metric, by the protocol that asks for it.
@@ -83,17 +83,7 @@ def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, pro
     Raises:
         ValueError: other classes, or a protocol that the model was not trained for.
     """
-    if len(labels) != len(source.class_names):
-        raise ValueError(
-            f"expected the model's {len(labels)} classes ({', '.join(labels[:5])}...); "
-            f"{source.name} has {len(source.class_names)} ({', '.join(source.class_names[:5])}...)"
-        )
-    for number, (ours, theirs) in enumerate(zip(labels, source.class_names, strict=True), start=1):
-        if ours != theirs:
-            raise ValueError(
-                f"expected the model's {len(labels)} classes in {source.name}, by name and in order; "
-                f"number {number} is '{ours}' in the model, '{theirs}' in the data"
-            )
+    check_classes(labels, source)
     missing = [name for name in protocols if name in PROTOCOLS and name not in tasks]
     if missing:
         raise ValueError(f"expected a model trained for {missing[0]}; this one was for {', '.join(tasks) or 'nothing'}")

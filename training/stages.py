@@ -1,11 +1,13 @@
 """The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from overfeat_tf.model import TASKS, Model
 from overfeat_tf.network import DenseHead, Network, build
+from training.checkpoints import random_states
 from training.losses import BoxLoss, DetectionLoss, ObjectLoss
 from training.recipes import Recipe, Schedule
 from training.step import StageModel
@@ -22,6 +24,17 @@ def stage_model(stage: str, network: Network, recipe: Recipe) -> keras.Model:
     return {"classification": _classification, "localization": _localization, "detection": _detection}[stage](
         network, recipe
     )
+
+
+def seed_stage(fitted: keras.Model, seed: tuple[int, ...]) -> None:
+    """Begin a stage's random numbers, of dropout and of losses, by a seed of its own.
+
+    Else they would go on from those of the stage before, which a process that takes the run up between them has not
+    drawn.
+    """
+    for number, state in enumerate(random_states(fitted)):
+        first = np.random.SeedSequence((*seed, number)).generate_state(1)[0]
+        state.assign(np.array([first, 0], state.dtype))
 
 
 def _classification(network: Network, recipe: Recipe) -> keras.Model:

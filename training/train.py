@@ -1,32 +1,32 @@
 """Fit a recipe, stage by stage, with `model.fit`; the same call takes up a broken run."""
 
-import json
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from overfeat_tf.loading import read_config
-from overfeat_tf.model import CONFIG, TASKS, Model
-from overfeat_tf.network import build
+from overfeat_tf.model import TASKS, Model
 from training import crops, pipeline, run_folder, whole
 from training.allocation import keep_freed_memory
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
 from training.ending import AskedToEnd
+from training.opening import config_of, finished, has_features, open_run
 from training.order import Bookmarks
 from training.preflight import check
-from training.recipes import Recipe, Schedule, with_later_fields
+from training.recipes import Recipe, Schedule
 from training.room import room
 from training.sources import Source
-from training.stages import stage_model, with_background
-from training.start import start_from
+from training.stages import seed_stage, stage_model, with_background
 from training.strategy import choose_strategy, meet, more_parts, spread, writes
 
 VALIDATION_BATCHES = 4
@@ -64,7 +64,7 @@ def train(
             other settings, or one that is past the stage, or one that another process is training.
         OSError: the folder cannot be written in, or its disk has no room for the run.
         ImportError: pycocotools is not there, by which detection is validated.
-        FloatingPointError: a loss that is not finite.
+        FloatingPointError: a loss or a weight that is not finite.
         RuntimeError: a batch does not fit the device.
     """
     unknown = [stage for stage in stages if stage not in TASKS]
@@ -79,12 +79,17 @@ def train(
     with run_folder.held(run) if writes(strategy) else nullcontext(), strategy.scope():
         if writes(strategy):
             run_folder.mend(run)
-            if not set(stages) <= set(_finished(run)):
+            if not set(stages) <= set(finished(run)):
                 run_folder.require_room(run, room(recipe, len(source.class_names)))
         meet(strategy)
-        model = _open_run(recipe, source, run, strategy, start)
+        model = open_run(recipe, source, run, start, writes(strategy))
         left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
         meet(strategy)
+        if left[:1] == ["localization"] and not recipe.through_features and not has_features(model, run):
+            log.warning(
+                "localization: the features that it is fitted on have learnt nothing yet: --stage classification,"
+                "localization, or --from a run"
+            )
         for stage in left:
             if stage == "classification" and model.network.background:
                 raise ValueError(
@@ -95,52 +100,15 @@ def train(
             _fit(stage, model, recipe, source, run, profile)
             model = replace(model, tasks=(*model.tasks, stage))
             if writes(strategy):
-                run_folder.commit(run, _config(model, recipe, source, run), model.save_weights)
+                run_folder.commit(run, config_of(model, recipe, source, run), model.save_weights)
         meet(strategy)
-    return model
-
-
-def _finished(run: Path) -> tuple[str, ...]:
-    """Tell which stages of the folder's run are done, if there is one."""
-    return tuple(read_config(run)["model"]["tasks"]) if (run / CONFIG).is_file() else ()
-
-
-def _open_run(recipe: Recipe, source: Source, run: Path, strategy: tf.distribute.Strategy, start: Path | None) -> Model:
-    """Take up the run in the folder, or begin one."""
-    if not (run / CONFIG).is_file():
-        network = build(
-            recipe.preset,
-            len(source.class_names),
-            per_class=recipe.per_class,
-            box_form=recipe.box_form,
-            context=recipe.context,
-        )
-        model = Model(network, source.class_names, recipe.inference, tasks=())
-        if start is not None:
-            model = start_from(model, start)
-        if writes(strategy) and start is not None:  # so that a resumed run needs the other one no more
-            run_folder.commit(run, _config(model, recipe, source, run, start), model.save_weights)
-        elif writes(strategy):
-            run_folder.write_config(run, _config(model, recipe, source, run))
-        return model
-    config = read_config(run)
-    now = _described(recipe, source)
-    began = with_later_fields(config["training"])
-    # An upgrade of TensorFlow does not end a run.
-    changed = [key for key in now if key != "versions" and began.get(key) != now[key]]
-    if changed:
-        raise ValueError(
-            f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"
-        )
-    model = Model.from_config(config["model"])
-    if (run / "weights").is_dir():  # a finished stage's, or those that it started from
-        model.load_weights(run / "weights")
     return model
 
 
 def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, profile: bool) -> None:
     schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     fitted = stage_model(stage, model.network, recipe)
+    seed_stage(fitted, (recipe.seed, TASKS.index(stage)))
     checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, schedule.epoch_steps, writes(strategy))
     done = checkpoints.resume()
     if done:
@@ -155,7 +123,7 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, schedule.epoch_steps, profile)
     if writes(strategy) and not sys.stderr.isatty():
         callbacks.append(Report(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epoch_count))
-    with AskedToEnd(stage, checkpoints) as ending, _told_when_full(stage, schedule, strategy):
+    with AskedToEnd(stage, checkpoints) as ending, _told_when_full(stage, schedule, strategy, run):
         for first, last, each in schedule.epochs_left(done):
             batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.marks())
             fitted.prepare(batches.element_spec)
@@ -173,11 +141,15 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
 
 
 @contextmanager
-def _told_when_full(stage: str, schedule: Schedule, strategy: tf.distribute.Strategy) -> Iterator[None]:
-    """Say what to do where a batch does not fit the device."""
+def _told_when_full(stage: str, schedule: Schedule, strategy: tf.distribute.Strategy, run: Path) -> Iterator[None]:
+    """Say what to do where a batch does not fit the device, or a checkpoint the disk: of one error in TensorFlow."""
     try:
         yield
     except tf.errors.ResourceExhaustedError as error:
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise OSError(
+                f"expected room on the disk of '{run}'; it is full: make some, and the same command goes on"
+            ) from error
         parts = more_parts(strategy, schedule.batch, schedule.accumulate)
         way = f"--set {stage}.accumulate={parts}, or a smaller {stage}.batch" if parts else "use a larger device"
         raise RuntimeError(
@@ -205,18 +177,3 @@ def _batches(
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
     return batches.prefetch(max(PREFETCHED, marks.batches))
-
-
-def _config(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:
-    if start is None and (run / CONFIG).is_file():
-        start = read_config(run).get("started_from")
-    return {"model": model.config(), "training": _described(recipe, source), "started_from": start and str(start)}
-
-
-def _described(recipe: Recipe, source: Source) -> dict:
-    """Describe what a run is fitted to, in JSON's own types."""
-    return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": _versions()}))
-
-
-def _versions() -> dict[str, str]:
-    return {"tensorflow": tf.__version__, "keras": keras.__version__}

@@ -13,14 +13,14 @@ import small_run
 import tensorflow as tf
 from small_source import few_digits
 
+from overfeat_tf.model import TASKS
 from training import checkpoints, run_folder
 from training.train import train
 
 STEPS = 12  # of 4 views, mixed over 8 steps
 SCHEDULE = replace(small_run.SCHEDULE, steps=STEPS, drops=(0.4,))
-RECIPE = replace(
-    small_run.RECIPE, classification=SCHEDULE, localization=SCHEDULE, detection=SCHEDULE, negatives="random"
-)
+STAGES = dict.fromkeys(TASKS, SCHEDULE)
+RECIPE = replace(small_run.RECIPE, **STAGES, negatives="random", through_features=True)  # random in every stage
 MOMENTS = {
     "step": (checkpoints.Checkpoints, "on_train_batch_end"),
     "written": (tf.train.CheckpointManager, "_record_state"),  # a checkpoint is there; nothing points to it yet

@@ -1,7 +1,6 @@
 """Runs of a few steps on a few digits: what they leave, what they move, and how they are taken up again."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from overfeat_tf.loading import load, read_config
 from overfeat_tf.model import TASKS
 from training import train as module
+from training.callbacks import FiniteLoss
 from training.sources.record import Record
 from training.train import train
 
@@ -220,22 +220,6 @@ def test_a_finished_run_is_not_trained_again(whole, source, monkeypatch):
     assert all(same(values, whole.after["detection"][part]) for part, values in weights(again.network).items())
 
 
-@pytest.mark.parametrize(
-    "recipe, renamed, differ",
-    [
-        (replace(RECIPE, seed=1), "small", "seed"),
-        (replace(RECIPE, detection=replace(SCHEDULE, rate=0.1), box_weight=1.0), "small", "detection, box_weight"),
-        (RECIPE, "other", "data"),
-    ],
-)
-def test_other_settings_are_refused_in_one_line(whole, source, recipe, renamed, differ):
-    config = (whole.run / "config.json").read_text()
-    message = f"expected the settings that '{whole.run}' began with; {differ} differ: use another --run, or those"
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        train(recipe, replace(source, name=renamed), whole.run)
-    assert (whole.run / "config.json").read_text() == config
-
-
 def test_classification_after_detection_is_refused(source, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_fit", lambda *_: None)
     train(RECIPE, source, tmp_path, ["detection"])
@@ -309,6 +293,29 @@ def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, t
     assert train(RECIPE, classes, tmp_path / "run", ["classification"]).tasks == ("classification",)
 
 
+def test_localization_without_features_that_have_learnt_is_said(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    train(RECIPE, source, tmp_path / "none", ["localization"])
+    assert [message for message in caplog.messages if "learnt nothing yet" in message]
+    caplog.clear()
+    train(RECIPE, source, tmp_path / "both", ["classification", "localization"])
+    train(RECIPE, source, tmp_path / "from", ["localization"], start=tmp_path / "both")
+    train(replace(RECIPE, through_features=True), source, tmp_path / "through", ["localization"])
+    assert not [message for message in caplog.messages if "learnt nothing yet" in message]
+
+
+def test_stages_one_after_the_other_are_as_all_at_once(source, tmp_path):
+    """Where both draw random numbers, which a process between the two has not drawn."""
+    short = replace(SCHEDULE, steps=2, epochs=1)
+    recipe = replace(RECIPE, classification=short, localization=short, through_features=True)
+    once = train(recipe, source, tmp_path / "once", ["classification", "localization"])
+    train(recipe, source, tmp_path / "parts", ["classification"])
+    parts = train(recipe, source, tmp_path / "parts", ["localization"])
+    for part, expected in weights(once.network).items():
+        for found, value in zip(weights(parts.network)[part], expected, strict=True):
+            np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6, err_msg=part)
+
+
 # --- When it goes wrong ----------------------------------------------------------------------------------------------
 
 
@@ -319,6 +326,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(source, tmp_path
         train(replace(RECIPE, localization=wild), source, tmp_path, ["localization"])
     assert read_config(tmp_path)["model"]["tasks"] == []
     assert not (tmp_path / "weights").exists()
+
+
+def test_a_last_step_after_which_no_loss_is_finite_stops_the_run(source, tmp_path):
+    wild = replace(SCHEDULE, rate=3.4e38, clip=1e38, steps=1, epochs=1, drops=())
+    message = r"^the validation loss of localization is nan after step 0; lower .*localization\.rate=.*another --run$"
+    with pytest.raises(FloatingPointError, match=message):
+        train(replace(RECIPE, localization=wild), source, tmp_path, ["localization"])
+    assert not (tmp_path / "weights").exists() and not list(tmp_path.rglob("ckpt-*"))
+
+
+def test_weights_that_are_not_finite_stop_the_run():
+    watch, model = FiniteLoss("localization", 7), keras.Sequential([keras.Input([2]), keras.layers.Dense(3)])
+    watch.set_model(model)
+    watch.on_epoch_end(0, {"loss": 1.0})
+    model.layers[0].bias.assign([0.0, np.inf, 0.0])
+    with pytest.raises(FloatingPointError, match=r"^weights of localization are not finite after step 6; lower "):
+        watch.on_epoch_end(1, {"loss": 1.0})
+
+
+def test_a_full_disk_is_told_from_a_full_device(source, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "ckpt-9.data; No space left on device")
+
+    monkeypatch.setattr(module.Checkpoints, "save", full)
+    with pytest.raises(OSError, match=rf"^expected room on the disk of '{tmp_path}'; it is full: make some, and "):
+        train(RECIPE, source, tmp_path, ["localization"])
 
 
 @pytest.mark.parametrize("accumulate, way", [(1, "--set localization.accumulate=3, "), (9, "use a larger device")])

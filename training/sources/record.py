@@ -101,6 +101,21 @@ def check_split(source: Source, split: str) -> None:
         raise ValueError(f"expected a split of {source.name}, one of {', '.join(source.splits)}; got '{split}'")
 
 
+def check_classes(labels: Sequence[str], source: Source) -> None:
+    """Raise ValueError, naming the first that differs, unless a model's classes are the source's, in their order."""
+    if len(labels) != len(source.class_names):
+        raise ValueError(
+            f"expected the model's {len(labels)} classes ({', '.join(labels[:5])}...); "
+            f"{source.name} has {len(source.class_names)} ({', '.join(source.class_names[:5])}...)"
+        )
+    for number, (ours, theirs) in enumerate(zip(labels, source.class_names, strict=True), start=1):
+        if ours != theirs:
+            raise ValueError(
+                f"expected the model's {len(labels)} classes in {source.name}, by name and in order; "
+                f"number {number} is '{ours}' in the model, '{theirs}' in the data"
+            )
+
+
 def mixed(items: Sequence[Item]) -> list[Item]:
     """Deal items into a fixed random order: as they lie on disk, class after class, batches would be of one class."""
     return [items[index] for index in np.random.default_rng(0).permutation(len(items))]
