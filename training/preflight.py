@@ -43,14 +43,15 @@ def _check_data(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
         raise ValueError(
             f"expected boxes for {placing[0]}; {source.name} has classes alone: train it with --stage classification"
         )
-    for split in {recipe.train_split, recipe.val_split} & set(source.splits):
-        _check_images(source, split, bool(placing))
+    _check_images(source, recipe.train_split, bool(placing))
+    if recipe.val_split in set(source.splits) - {recipe.train_split}:
+        _check_images(source, recipe.val_split, bool(placing), ": --set val_split=none trains without")
     if recipe.val_split not in source.splits:
         missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
         log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
 
 
-def _check_images(source: Source, split: str, placing: bool) -> None:
+def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -> None:
     """Raise ValueError unless an image with something to learn can be read; it looks no further than the first."""
     status = None
     for record in source.records(split):
@@ -60,8 +61,9 @@ def _check_images(source: Source, split: str, placing: bool) -> None:
                 return
     if status is None:
         kind = "objects with boxes" if placing else "objects"
-        raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none")
-    raise ValueError(f"expected images that can be read in split '{split}' of {source.name}; of the last one: {status}")
+        raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none{remedy}")
+    where = f"split '{split}' of {source.name}"
+    raise ValueError(f"expected images that can be read in {where}; of the last one: {status}{remedy}")
 
 
 def _teaches(record: Record, placing: bool) -> bool:

@@ -249,10 +249,11 @@ def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_path, split):
+@pytest.mark.parametrize("split, remedy", [("train", ""), ("val", ": --set val_split=none trains without")])
+def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_path, split, remedy):
     empty = replace(source, records_of={**source.records_of, split: [Record.of_objects(b"", "", [], [])]})
-    with pytest.raises(ValueError, match=f"^expected objects with boxes in split '{split}' of small; there are none$"):
+    message = f"^expected objects with boxes in split '{split}' of small; there are none{remedy}$"
+    with pytest.raises(ValueError, match=message):
         train(RECIPE, empty, tmp_path / "run")
     with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'training'$"):
         train(replace(RECIPE, train_split="training"), source, tmp_path / "run")
