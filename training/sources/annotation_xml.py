@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 from training.sources.checks import Finding, Kind, Report, Thing
 
 MOST_BYTES = 4 << 20
+UNREADABLE = (OSError, ValueError, LookupError, ElementTree.ParseError)  # LookupError: an encoding that is none
 
 
 class Annotation(NamedTuple):
@@ -27,7 +28,7 @@ def read_annotation(path: Path, name: str, report: Report) -> Annotation | None:
     except FileNotFoundError:
         report(Finding(Kind.MISSING_ANNOTATION, name, f"no {path}"))
         return None
-    except (OSError, ValueError, ElementTree.ParseError) as error:
+    except UNREADABLE as error:
         report(Finding(Kind.BAD_ANNOTATION, name, f"{path}: {error}"))
         return None
     width, height = (_number(root, f"size/{side}") for side in ("width", "height"))
@@ -41,7 +42,7 @@ def class_names_in(paths: Iterable[Path]) -> tuple[str, ...]:
     for path in paths:
         try:
             found |= {(item.text or "").strip() for item in _parse(path).findall("object/name")}
-        except (OSError, ValueError, ElementTree.ParseError):
+        except UNREADABLE:
             continue  # reported when it is read for its boxes
     return tuple(sorted(found - {""}))
 

@@ -138,6 +138,19 @@ def test_a_missing_image_and_a_missing_annotation_are_skipped_and_said_so(folder
     ]
 
 
+def test_an_annotation_in_an_unknown_encoding_is_skipped_and_said_so(folder, caplog):
+    for name in ("odd", "good"):
+        folder.image(name)
+        folder.xml(name, thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    odd = folder.root / "Annotations" / "odd.xml"
+    odd.write_text(f'<?xml version="1.0" encoding="foo"?>{odd.read_text()}')
+    with caplog.at_level(logging.WARNING):
+        assert [record.image_id for record in folder.records()] == ["good"]  # classes are listed of all annotations
+    (line,) = caplog.messages
+    assert line.startswith("skipped odd: unreadable annotation: ") and line.endswith("unknown encoding: foo")
+
+
 def test_an_image_that_is_none_is_skipped_and_said_so(folder, caplog):
     (folder.root / "JPEGImages" / "a.jpg").write_bytes(b"<html>not found</html>")
     folder.xml("a", thing("cat", 1, 1, 9, 9))
