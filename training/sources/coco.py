@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache, cached_property
 from glob import escape, glob
@@ -18,6 +19,7 @@ SPLITS = ("train", "val", "test")
 # What is read of each thing in the file; the rest, outlines above all, would take most of the memory.
 KEPT = {"images", "annotations", "categories", "id", "name", "file_name", "width", "height"}
 KEPT |= {"image_id", "category_id", "bbox", "iscrowd"}
+MOST_PIXELS = 1 << 31  # of a side; no image has as many
 
 
 class Split(NamedTuple):
@@ -29,6 +31,7 @@ class Split(NamedTuple):
     labels: np.ndarray  # int [n], places in `names`; -1 where there is no such category
     corners: np.ndarray  # float64 [n, 4], yxyx in pixels from 0; nan where there are none
     crowds: np.ndarray  # bool [n]
+    findings: list[Finding]  # entries that are skipped
 
 
 class CocoFiles:
@@ -37,7 +40,9 @@ class CocoFiles:
     One file is one split, named by the first of `SPLITS` that its name has in it, else "train". With `{split}` in
     both parts, as in `train/{split}2017:annotations/instances_{split}2017.json`, every split that is there is one.
     Classes are the categories of all splits by rising id; an image's id is its file name. A crowd is `difficult`: not
-    counted when missed, nor when found. The order is fixed and mixed.
+    counted when missed, nor when found. Entries that can't be used are skipped, and reported when the records of their
+    split begin: so is each of several images with one id, whose boxes nobody can tell apart. The order is fixed and
+    mixed.
 
     Raises:
         ValueError: a folder or a file is missing, or the file is none of COCO's.
@@ -63,6 +68,8 @@ class CocoFiles:
         """Yield the split's records, the first `limit` of them."""
         check_split(self, split)
         loaded = self._loaded(split)
+        for finding in loaded.findings:
+            self._report(finding)
         classes = {name: label for label, name in enumerate(self.class_names)}
         for number in mixed(range(len(loaded.images)))[:limit]:
             image = loaded.images[number]
@@ -83,16 +90,17 @@ class CocoFiles:
 
     def _load(self, split: str) -> Split:
         path = self._places[split][1]
+        findings: list[Finding] = []
         try:
             with path.open() as file:
                 whole = json.load(file, object_hook=lambda parts: {k: v for k, v in parts.items() if k in KEPT})
-            images, annotations = whole["images"], whole.get("annotations", [])
+            images, ids = _sound_images(whole["images"], path, findings.append)
+            annotations = _sound_annotations(whole.get("annotations", []), ids, path, findings.append)
             categories = sorted(whole["categories"], key=lambda category: category["id"])
             places = {image["id"]: number for number, image in enumerate(images)}
             labels = {category["id"]: label for label, category in enumerate(categories)}
+            # -1 for the objects of skipped images, which go with them.
             owners = np.array([places.get(one["image_id"], -1) for one in annotations], int)
-            for one in (annotations[i] for i in np.flatnonzero(owners < 0)):
-                self._report(Finding(Kind.MISSING_IMAGE, str(one["image_id"]), f"not among the images of {path}"))
             order = np.argsort(owners, kind="stable")
             bounds = np.searchsorted(owners[order], np.arange(len(images) + 1))
             return Split(
@@ -102,6 +110,7 @@ class CocoFiles:
                 np.array([labels.get(annotations[i]["category_id"], -1) for i in order], int),
                 np.array([_corners(annotations[i].get("bbox")) for i in order], float).reshape(-1, 4),
                 np.array([bool(annotations[i].get("iscrowd")) for i in order], bool),
+                findings,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"expected images, annotations and categories in '{path}'; got {error!r}") from error
@@ -143,10 +152,63 @@ def _places(images: str, annotations: str) -> dict[str, tuple[Path, Path]]:
     return places
 
 
+def _sound_images(images: object, file: Path, report: Report) -> tuple[list[dict], set]:
+    """Return the images that can be used, and the ids of all; the others are reported."""
+    if not isinstance(images, list):
+        raise TypeError("no list of images")
+    counts = Counter(image["id"] for image in images if not _lack(image, "id"))
+    kept, wrong = [], ""
+    for place, image in enumerate(images):
+        wrong = _lack(image, "id", "file_name") or _wrong_size(image)
+        if not wrong and counts[image["id"]] > 1:
+            wrong = f"{counts[image['id']]} images have the id {image['id']!r}"
+        if wrong:
+            name = f"images[{place}]" if _lack(image, "file_name") else str(image["file_name"])
+            report(Finding(Kind.BAD_ANNOTATION, name, f"{file}: {wrong}"))
+        else:
+            kept.append(image)
+    if images and not kept:
+        raise ValueError(f"no image that can be used: {wrong}")
+    return kept, set(counts)
+
+
+def _sound_annotations(annotations: object, ids: set, file: Path, report: Report) -> list[dict]:
+    """Return the annotations that have a category and one of the images' `ids`; the others are reported."""
+    if not isinstance(annotations, list):
+        raise TypeError("no list of annotations")
+    kept = []
+    for place, one in enumerate(annotations):
+        if wrong := _lack(one, "image_id", "category_id"):
+            report(Finding(Kind.BAD_ANNOTATION, f"annotations[{place}]", f"{file}: {wrong}"))
+        elif one["image_id"] not in ids:
+            report(Finding(Kind.MISSING_IMAGE, str(one["image_id"]), f"not among the images of {file}"))
+        else:
+            kept.append(one)
+    return kept
+
+
+def _lack(entry: object, *keys: str) -> str:
+    """Say which of its ids and names an entry lacks; "" where it has all."""
+    for key in keys:
+        value = entry.get(key) if isinstance(entry, dict) else None
+        if not isinstance(value, int | float | str) or value == "":
+            return f"no number or name as '{key}'"
+    return ""
+
+
+def _wrong_size(image: dict) -> str:
+    """Say what is wrong with an image's width or height, which may be left out; "" where nothing is."""
+    for key in ("width", "height"):
+        value = image.get(key) or 0
+        if not (isinstance(value, int | float) and value < MOST_PIXELS):  # nan is not less
+            return f"no number of pixels as '{key}': {value!r:.40}"
+    return ""
+
+
 def _corners(bbox: object) -> tuple[float, float, float, float]:
     """Turn x, y, width, height into ymin, xmin, ymax, xmax; nan where they are not four numbers."""
     try:
         x, y, width, height = map(float, bbox)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return (np.nan,) * 4
     return y, x, y + height, x + width

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.inspection import inspect
 from training.sources import open_source
 from training.sources.checks import Kind
 
@@ -80,6 +81,55 @@ def test_what_is_wrong_is_reported_and_left_out(tmp_path):
     }
 
 
+GOOD = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 20}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "named"),
+    [
+        ([{"id": 2, "width": 40, "height": 20}], [thing(2, 3, [0, 0, 9, 9])], "images[1]"),
+        ([{"file_name": "b.jpg"}], [], "b.jpg"),
+        ([{**GOOD, "id": [2], "file_name": "b.jpg"}], [], "b.jpg"),
+        ([{**GOOD, "id": 2, "file_name": "b.jpg", "width": "64"}], [thing(2, 3, [0, 0, 9, 9])], "b.jpg"),
+        ([{**GOOD, "id": 2, "file_name": "b.jpg", "height": float("nan")}], [], "b.jpg"),
+        ([None], [], "images[1]"),
+        ([], [{"category_id": 3, "bbox": [0, 0, 9, 9]}], "annotations[1]"),
+        ([], [{"image_id": 1, "bbox": [0, 0, 9, 9]}], "annotations[1]"),
+        ([], ["none"], "annotations[1]"),
+    ],
+)
+def test_a_bad_entry_is_reported_and_skipped_and_the_rest_used(tmp_path, images, annotations, named):
+    things = [thing(1, 3, [0, 0, 9, 9]), *annotations]
+    findings = []
+    found = records(opened(write(tmp_path, "x", things, images=[GOOD, *images]), findings.append))
+    assert {name: record.labels.tolist() for name, record in found.items()} == {"a.jpg": [0]}
+    assert [(finding.kind, finding.name) for finding in findings] == [(Kind.BAD_ANNOTATION, named)]
+
+
+def test_images_that_share_an_id_are_reported_and_skipped(tmp_path):
+    images = [{**GOOD, "file_name": "b.jpg"}, {**GOOD, "id": 2}, {**GOOD, "file_name": "c.jpg"}]
+    things = [thing(1, 3, [0, 0, 9, 9]), thing(2, 44, [0, 0, 9, 9])]
+    findings = []
+    found = records(opened(write(tmp_path, "x", things, images=images), findings.append))
+    assert {name: record.labels.tolist() for name, record in found.items()} == {"a.jpg": [1]}
+    assert [(finding.kind, finding.name) for finding in findings] == [
+        (Kind.BAD_ANNOTATION, "b.jpg"),
+        (Kind.BAD_ANNOTATION, "c.jpg"),
+    ]
+    assert all("2 images have the id 1" in finding.detail for finding in findings)
+
+
+def test_what_a_file_has_wrong_is_found_in_its_split_and_in_no_other(tmp_path):
+    for split, owner in (("train", 5), ("val", 100)):  # there is no image 5
+        write(tmp_path, split, [thing(owner, 3, [0, 0, 9, 9]), thing(100, 3, [0, 0, 9, 9])])
+    (tmp_path / "images").rename(tmp_path / "train")
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    spec = f"coco:{tmp_path}/{{split}}:{tmp_path}/{{split}}.json"
+    for splits, missing in ((None, ["train"]), (["val"], [])):
+        totals = inspect(lambda report: open_source(spec, report), splits).totals
+        assert [split for split, kind in totals if kind is Kind.MISSING_IMAGE] == missing
+
+
 def test_a_files_name_tells_its_split(tmp_path):
     for name, split in (("instances_val2017", "val"), ("instances_train2017", "train"), ("annotations", "train")):
         assert opened(write(tmp_path, name, [])).splits == (split,)
@@ -102,6 +152,7 @@ def test_a_hole_in_both_parts_opens_every_split_there_is(tmp_path):
     [
         ({"categories": []}, r"^expected categories in the annotations of coco:[^\n]*; there are none$"),
         ({"images": [{"file_name": "a.jpg"}]}, r"^expected images, annotations and categories in [^\n]*'id'[^\n]*$"),
+        ({"images": {"a": 1}}, r"^expected images, annotations and categories in '[^\n]*$"),
         ({"images": None}, r"^expected images, annotations and categories in '[^\n]*$"),
     ],
 )
