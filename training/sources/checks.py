@@ -33,6 +33,7 @@ class Kind(Enum):
     MISSING_ANNOTATION = "missing annotation", "skipped", True
     BAD_ANNOTATION = "unreadable annotation", "skipped", True
     UNREADABLE = "unreadable image", "skipped", True
+    NOT_TAKEN = "file or folder not used", "skipped", True
     AS_STORED = "boxes on the image as stored, not as displayed (EXIF)", "skipped", True
     OTHER_SHAPE = "annotated for an image of another shape", "skipped", True
     UNKNOWN_CLASS = "class not listed", "left out", True

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from training.sources.annotation_xml import class_names_in, read_annotation, short_names
 from training.sources.checks import Finding, Kind, Report, make_record, read_file
+from training.sources.listing import images_below
 from training.sources.record import Record, check_split, mixed
 
 TASKS = ("CLS-LOC", "DET")
-SUFFIXES = (".JPEG", ".jpg", ".jpeg", ".png")
+SUFFIXES = (".jpeg", ".jpg", ".png")
+SPELLINGS = (".JPEG", ".jpg", ".jpeg", ".png", ".JPG", ".PNG", ".Jpeg", ".Jpg", ".Png")  # the archives' own first
 WNID = re.compile(r"n\d{8}")
 # The class list of each task, by preference, as the archives or the development kit have it.
 CLASS_LISTS = {"CLS-LOC": ("LOC_synset_mapping.txt", "map_clsloc.txt"), "DET": ("map_det.txt",)}
@@ -96,14 +98,8 @@ class IlsvrcFolder:
         if (path := self._lists[split]) is not None:
             with path.open() as lines:
                 return mixed([line.split()[0] for line in lines if line.strip()])
-        found = []
-        root = self._images / split
-        for folder, folders, files in os.walk(root):
-            folders.sort()
-            images = (os.path.splitext(file) for file in sorted(files))
-            where = os.path.relpath(folder, root)
-            found += [os.path.normpath(f"{where}/{stem}") for stem, suffix in images if suffix in SUFFIXES]
-        return mixed(found)
+        found = images_below(self._images / split, "", SUFFIXES, self._report)
+        return mixed([os.path.splitext(path)[0] for path in found])
 
     def _record(self, folder: str, name: str) -> Record | None:
         annotation, whole = None, None
@@ -117,7 +113,7 @@ class IlsvrcFolder:
                 return None
         if self.task == "CLS-LOC" and whole is None and annotation and annotation.things:
             whole = annotation.things[0].label
-        for suffix in SUFFIXES:
+        for suffix in SPELLINGS:
             path = self._images / folder / f"{name}{suffix}"
             if path.is_file():
                 data = read_file(path, name, self._report)

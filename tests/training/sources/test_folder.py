@@ -1,17 +1,28 @@
 """Image folders, with and without splits."""
 
+import logging
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from training.inspection import inspect
 from training.sources import open_source
+from training.sources.checks import Kind
 
 
 def write(root: Path, *paths: str) -> None:
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8 + number, 8)).save(root / path)
+
+
+def not_used(root: Path) -> dict[str, list[str]]:
+    """Inspect the folder; return the names of what is not used, by split."""
+    found = inspect(lambda report: open_source(f"folder:{root}", report))
+    return {split: [one.name for one in found.findings[split, Kind.NOT_TAKEN]] for split in found.counts}
 
 
 def test_a_folder_a_class(tmp_path):
@@ -55,6 +66,57 @@ def test_a_file_that_cannot_be_read_is_reported_and_skipped(tmp_path):
     found = []
     assert len(list(open_source(f"folder:{tmp_path}", found.append).records("train"))) == 1
     assert [finding.name for finding in found] == ["cat/2.jpg"] and found[0].kind.action == "skipped"
+
+
+def test_splits_are_named_in_any_case_and_of_two_the_lower_is_taken(tmp_path):
+    write(tmp_path, "Train/dog/1.jpg", "VAL/dog/2.jpg")
+    source = open_source(f"folder:{tmp_path}")
+    assert source.splits == ("train", "val") and source.class_names == ("dog",)
+    assert [record.image_id for record in source.records("train")] == ["Train/dog/1.jpg"]
+    write(tmp_path, "train/cat/3.jpg")
+    assert not_used(tmp_path) == {"train": ["Train"], "val": []}
+    assert open_source(f"folder:{tmp_path}").class_names == ("cat", "dog")
+
+
+def test_a_class_taken_for_a_split_does_not_hide_the_others(tmp_path, caplog):
+    write(tmp_path, "train/steam/1.jpg", "train/2.jpg", "bus/3.jpg", "car/old/4.jpg")  # vehicles
+    assert not_used(tmp_path) == {"train": ["bus", "car", "train"]}
+    with caplog.at_level(logging.WARNING):
+        source = open_source(f"folder:{tmp_path}")
+        for _ in range(2):
+            list(source.records("train"))
+    assert len(caplog.messages) == 3
+    assert caplog.messages[0].startswith("skipped bus: file or folder not used: beside 'train', taken for splits; ")
+
+
+def test_what_may_be_an_image_and_is_not_used_is_reported(tmp_path):
+    write(tmp_path, "cat/1.jpg", "cat/deeper/2.TIF")
+    for name in ("bare", "3.heic", "notes.txt", "3.JSON", ".hidden", "Thumbs.db"):
+        (tmp_path / "cat" / name).write_text("")
+    (tmp_path / "4.jpg").touch()  # in no class
+    assert not_used(tmp_path) == {"train": [str(tmp_path), "cat/3.heic", "cat/bare", "cat/deeper/2.TIF"]}
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+    write(tmp_path, "cat/1.jpg", "cat/locked/2.jpg")
+    scan = os.scandir
+
+    def refuse(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # no mode keeps root out
+    assert not_used(tmp_path) == {"train": ["cat/locked"]}
+
+
+def test_names_that_are_no_text_are_refused_of_classes_and_reported_of_files(tmp_path):
+    write(tmp_path, "cat/1.jpg")
+    shutil.copy(tmp_path / "cat" / "1.jpg", os.fsencode(tmp_path) + b"/cat/caf\xe9.jpg")
+    assert not_used(tmp_path) == {"train": [r"cat/caf\xe9.jpg"]}
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    with pytest.raises(ValueError, match=r"^expected [^\n]* in UTF-8; got b'caf\\xe9': rename it$"):
+        open_source(f"folder:{tmp_path}")
 
 
 def test_a_folder_without_folders_says_so(tmp_path):

@@ -155,6 +155,16 @@ def test_what_is_wrong_is_reported_and_skipped(clsloc):
     }
 
 
+def test_suffixes_are_compared_without_case_and_other_files_reported(clsloc):
+    folder = clsloc.root / "Data" / "CLS-LOC" / "train" / FISH
+    for number, suffix in enumerate((".JPG", ".Png")):
+        (folder / f"{FISH}_{number}.JPEG").rename(folder / f"{FISH}_{number}{suffix}")
+    (folder / "other.tif").touch()
+    findings = []
+    assert set(records(clsloc.open(findings.append))) == {f"{FISH}/{FISH}_0", f"{FISH}/{FISH}_1", f"{DOG}/{DOG}_2"}
+    assert [(finding.kind, finding.name) for finding in findings] == [(Kind.NOT_TAKEN, f"{FISH}/other.tif")]
+
+
 def test_training_images_without_annotations_are_a_set_of_classes(tmp_path):
     tree = Tree(tmp_path, "CLS-LOC")
     tree.image(f"train/{DOG}/{DOG}_1")
