@@ -1,5 +1,6 @@
 """Pascal VOC folders: `JPEGImages/`, `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt`."""
 
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from training.sources.record import Record, check_split, mixed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 FIRST_PIXEL = 1  # VOC's boxes are pixels from 1, inclusive
+FLAG = re.compile(r"\s+(-1|0|1)$")  # after each name in a class's list: absent, difficult, present
 
 
 class VocFolder:
@@ -31,7 +33,7 @@ class VocFolder:
         # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
         names = {path.stem for path in lists.glob("*.txt")}
         self.splits = tuple(
-            sorted(n for n in names if n.rpartition("_")[2] not in names - {n} or not _is_flagged(lists / f"{n}.txt"))
+            sorted(n for n in names if n.rpartition("_")[2] not in names - {n} or not self._is_flagged(n))
         )
         missing = [str(part) for part in ("Annotations", "JPEGImages") if not (folder / part).is_dir()]
         if missing or not self.splits:
@@ -47,7 +49,7 @@ class VocFolder:
         """Yield the split's records, the first `limit` of them."""
         check_split(self, split)
         lines = (self.folder / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
-        for name in mixed([line.split()[0] for line in lines if line.strip()])[:limit]:
+        for name in mixed([self._named_in(line.strip()) for line in lines if line.strip()])[:limit]:
             record = self._record(name)
             if record is not None:
                 yield record
@@ -70,6 +72,18 @@ class VocFolder:
     def _classes(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self._named)}
 
+    def _is_flagged(self, split: str) -> bool:
+        """Tell whether a list's first line has a flag after the name."""
+        with (self.folder / "ImageSets" / "Main" / f"{split}.txt").open() as lines:
+            first = next(lines, "").strip()
+        return self._named_in(first) != first
+
+    def _named_in(self, line: str) -> str:
+        """Return the image's name without a flag; what looks like one may be part of a name, as in "photo 1"."""
+        if FLAG.search(line) is None or (self.folder / "Annotations" / f"{line}.xml").is_file():
+            return line
+        return FLAG.sub("", line)
+
     def _record(self, name: str) -> Record | None:
         annotation = read_annotation(self.folder / "Annotations" / f"{name}.xml", name, self._report)
         if annotation is None:
@@ -90,9 +104,3 @@ class VocFolder:
             if (self.folder / "JPEGImages" / candidate).is_file():
                 return self.folder / "JPEGImages" / candidate
         return None
-
-
-def _is_flagged(path: Path) -> bool:
-    """Tell whether a list's first line has a flag after the name."""
-    with path.open() as lines:
-        return len(next(lines, "").split()) > 1

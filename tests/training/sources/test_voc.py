@@ -234,6 +234,23 @@ def test_the_lists_of_single_classes_are_no_splits(folder):
     assert folder.open().splits == ("official_train", "train", "train_small", "trainval")
 
 
+def test_a_name_may_have_spaces_and_a_flag_after_it_is_cut_off(folder):
+    for name in ("sp ace", "photo 1", "photo 2", "a"):
+        folder.image(name)
+        folder.xml(name, thing("cat", 1, 1, 9, 9))
+    folder.split("train")
+    folder.split("cat_train", ["sp ace  1", "a -1"])
+    folder.split("my_train", ["photo 1", "sp ace", "photo 2"])  # no class's list
+    folder.split("flagged", ["sp ace  1", "photo 1 -1", "photo 1", "a\t0"])
+    assert folder.open().splits == ("flagged", "my_train", "train")
+    ids = {split: sorted(record.image_id for record in folder.records(split)) for split in folder.open().splits}
+    assert ids == {
+        "train": sorted(folder.names),
+        "my_train": ["photo 1", "photo 2", "sp ace"],
+        "flagged": ["a", "photo 1", "photo 1", "sp ace"],
+    }
+
+
 def test_a_class_list_may_name_the_annotations_ids_by_words(folder):
     folder.image("a")
     folder.xml("a", thing("n2", 1, 1, 9, 9), thing("n1", 1, 1, 9, 9), thing("n3", 1, 1, 9, 9))
