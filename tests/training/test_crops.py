@@ -45,6 +45,15 @@ def test_shrinking_far_averages():
     np.testing.assert_allclose(small, noise.reshape(200, 4, 250, 4, 3).mean(axis=(1, 3)), atol=1)
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_of_a_strip_the_middle_is_shown_in_bounded_memory(upright):
+    strip = np.random.default_rng(0).integers(0, 256, (2, 3000, 3), np.uint8)
+    axes = (1, 0, 2) if upright else (0, 1, 2)
+    shown, middle = (crops.shrink(tf.constant(each.transpose(axes)), 256) for each in (strip, strip[:, 1480:1520]))
+    assert sorted(shown.shape) == [3, 256, 20 * 256]
+    np.testing.assert_array_equal(shown, middle)
+
+
 def test_the_stream_is_the_same_again_under_its_seed():
     digits, views = few_digits(6, 1), replace(VIEWS, mirror=False, per_image=3)
     once, again = batches(digits, TINY, views), batches(digits, TINY, views)
