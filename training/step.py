@@ -77,7 +77,8 @@ class StageModel(keras.Model):
 
         def part(index: tf.Tensor):
             def cut(whole: tf.Tensor) -> tf.Tensor:  # not a slice with two ends, whose length XLA could not tell
-                return tf.reshape(whole, [self._accumulate, size, *whole.shape[1:]])[index]
+                sides = zip(whole.shape[1:], tf.unstack(tf.shape(whole))[1:], strict=True)  # of whole images, any
+                return tf.reshape(whole, [self._accumulate, size, *(known or now for known, now in sides)])[index]
 
             return self._gradients(*tf.nest.map_structure(cut, (pixels, targets)))
 

@@ -1,6 +1,7 @@
 """A step in parts, by XLA and in reduced precision is the step of the whole batch."""
 
 from dataclasses import replace
+from functools import reduce
 from unittest import mock
 
 import keras
@@ -9,6 +10,7 @@ import pytest
 import tensorflow as tf
 from small_run import RECIPE, SCHEDULE
 
+from overfeat_tf.geometry import window_count
 from overfeat_tf.network import build
 from overfeat_tf.presets import PRESETS
 from training.losses import pack_edges
@@ -19,34 +21,41 @@ BATCH, STEPS = 4, 3
 CALM = {**PRESETS, "tiny": replace(PRESETS["tiny"], dropout=0.0)}
 
 
-def detection_batch(model: keras.Model):
+def detection_batch(side: int = RECIPE.side):
     rng = np.random.default_rng(0)
-    side, maps = RECIPE.side, model.output["scores"].shape[1:3]
+    maps = [window_count(PRESETS["tiny"], side)] * 2
     labels = rng.integers(-1, 4, (BATCH, *maps)).astype(np.int32)
     edges = tf.constant(rng.normal(size=(BATCH, *maps, 4)).astype(np.float32))
     pixels = rng.uniform(0, 255, (BATCH, side, side, 3)).astype(np.float32)
     return tf.constant(pixels), {"scores": tf.constant(labels), "boxes": pack_edges(edges, tf.maximum(labels, 0))}
 
 
-def classification_batch(model: keras.Model):
+def classification_batch():
     rng = np.random.default_rng(0)
     return tf.constant(rng.uniform(0, 255, (BATCH, 32, 32, 3)).astype(np.float32)), tf.constant([0, 1, 2, 1])
 
 
-BATCHES = {"classification": classification_batch, "detection": detection_batch}
+BATCHES = {
+    "classification": [classification_batch()],
+    "detection": [detection_batch()],
+    "whole images": [detection_batch(RECIPE.side), detection_batch(RECIPE.side + 12)],
+}
 
 
-def trained(stage: str, *settings: str):
-    """Take a few steps on one batch: (network, weights, figures)."""
+def trained(shown: str, *settings: str):
+    """Take a few steps on batches in turn: (network, weights, figures)."""
+    stage = shown
+    if shown == "whole images":
+        stage, settings = "detection", ("views.whole=True", *settings)
     keras.utils.set_random_seed(0)
     schedule = replace(SCHEDULE, clip=0.5)  # so that it does clip
     recipe = override(replace(RECIPE, **{stage: schedule}), list(settings))
     with mock.patch.dict(PRESETS, CALM):
         network = build("tiny", 3, background=stage == "detection")
     model = stage_model(stage, network, recipe)
-    batch = BATCHES[stage](model)
     model.optimizer.build(model.trainable_variables)
-    data = tf.data.Dataset.from_tensors(batch).repeat()
+    # One after the other, so that the sides are unknown where they differ.
+    data = reduce(tf.data.Dataset.concatenate, map(tf.data.Dataset.from_tensors, BATCHES[shown])).repeat()
     model.prepare(data.element_spec)
     history = model.fit(data, epochs=STEPS, steps_per_epoch=1, shuffle=False, verbose=0).history
     return network, model, history
@@ -54,7 +63,7 @@ def trained(stage: str, *settings: str):
 
 @pytest.fixture(scope="module")
 def plain() -> dict:
-    return {stage: trained(stage) for stage in BATCHES}
+    return {shown: trained(shown) for shown in BATCHES}
 
 
 def assert_near(found, wanted, rtol: float, atol: float) -> None:
@@ -65,17 +74,19 @@ def assert_near(found, wanted, rtol: float, atol: float) -> None:
         np.testing.assert_allclose(found[2][name], values, rtol=max(rtol, 1e-4), err_msg=name)
 
 
-@pytest.mark.parametrize("stage", BATCHES)
-def test_a_step_in_parts_is_the_step_of_the_whole_batch(plain, stage):
+@pytest.mark.parametrize("shown", BATCHES)
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(plain, shown):
     """The rate drops after the second step, and the gradient is clipped, so both have to be of whole batches."""
-    assert_near(trained(stage, f"{stage}.accumulate=2"), plain[stage], 1e-4, 1e-6)
+    stage = "classification" if shown == "classification" else "detection"
+    assert_near(trained(shown, f"{stage}.accumulate=2"), plain[shown], 1e-4, 1e-6)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("parts", [1, 2])
-def test_xla_compiles_the_step(plain, parts):
-    compiled = trained("detection", "jit_compile=True", f"detection.accumulate={parts}")
-    assert_near(compiled, plain["detection"], 1e-3, 1e-5)
+@pytest.mark.parametrize("shown", ["detection", "whole images"])
+def test_xla_compiles_the_step(plain, shown, parts):
+    compiled = trained(shown, "jit_compile=True", f"detection.accumulate={parts}")
+    assert_near(compiled, plain[shown], 1e-3, 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +96,7 @@ def test_xla_compiles_the_step(plain, parts):
 def test_reduced_precision_stays_within_the_step(plain, precision, dtype):
     network, model, figures = trained("detection", f"precision={precision}")
     np.testing.assert_allclose(figures["loss"], plain["detection"][2]["loss"], rtol=0.02)
-    pixels = detection_batch(model)[0]
+    pixels = detection_batch()[0]
     with mock.patch.object(network.features.layers[2], "call", wraps=network.features.layers[2].call) as conv:
         outputs = model(pixels, training=True)
     assert conv.call_args.args[0].dtype == dtype
@@ -103,7 +114,7 @@ def test_the_scale_of_float16_follows_overflows(plain):
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     before = model.get_weights()
     model.optimizer.dynamic_scale.assign(1e38)
-    model.fit(tf.data.Dataset.from_tensors(detection_batch(model)), shuffle=False, verbose=0)
+    model.fit(tf.data.Dataset.from_tensors(detection_batch()), shuffle=False, verbose=0)
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     assert float(model.optimizer.dynamic_scale.numpy()) == pytest.approx(0.5e38)
