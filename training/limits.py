@@ -1,5 +1,6 @@
 """What a recipe's values may be, in the words of whoever set them."""
 
+import math
 from collections.abc import Sequence
 
 
@@ -10,6 +11,9 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
 
 
 def check_range(name: str, value: object, within: bool, limits: str) -> None:
-    """Raise ValueError, naming the limits, for a value that is not within them."""
+    """Raise ValueError, naming the limits, for a value that is not within them, or not finite."""
     if not within:
         raise ValueError(f"expected {name} to be {limits}; got {value}")
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+        raise ValueError(f"expected {name} to be {limits}, and finite; got {value}")

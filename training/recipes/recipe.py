@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
+from itertools import pairwise
 from typing import Any
 
 from overfeat_tf.boxes import BOX_FORMS
@@ -57,6 +58,9 @@ class Schedule:
         check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         check_range("clip", self.clip, self.clip is None or self.clip > 0, "None or more than 0")
         check_range("factor", self.factor, self.factor > 0, "more than 0")
+        rising = _rising(0, *self.drops, 1)
+        check_range("drops", self.drops, rising, "rising fractions of the steps, more than 0 and less than 1")
+        check_range("drop_epochs", self.drop_epochs, _rising(0, *self.drop_epochs), "rising and more than 0")
         if self.accumulate < 1 or self.batch % self.accumulate:
             raise ValueError(f"expected accumulate to divide the batch of {self.batch}; got {self.accumulate}")
 
@@ -93,6 +97,10 @@ class Schedule:
         if self.drop_epochs:
             return [round(epoch * self.epoch_steps) for epoch in self.drop_epochs]
         return [round(self.steps * drop) for drop in self.drops]
+
+
+def _rising(*values: float) -> bool:
+    return all(one < other for one, other in pairwise(values))
 
 
 @dataclass(frozen=True)
