@@ -1,9 +1,11 @@
 """What the stages compile: the classifier's background class, and the optimizer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_run import RECIPE, SCHEDULE
+from small_run import RECIPE
 
 from overfeat_tf import geometry
 from overfeat_tf.model import Model
@@ -42,13 +44,25 @@ def test_classification_sees_one_window_and_the_others_many(plain):
     assert detection["boxes"].shape == detection["scores"].shape == (None, windows, windows, 4)
 
 
-def test_the_rate_drops_after_its_share_of_the_steps(plain):
-    optimizer = stage_model("classification", plain.network, RECIPE).optimizer
-    rates = []
-    for step in (0, SCHEDULE.steps // 2, SCHEDULE.steps // 2 + 1, SCHEDULE.steps):
+def rates(plain: Model, schedule: Schedule) -> list[float]:
+    """Read the rate of each step."""
+    optimizer = stage_model("classification", plain.network, replace(RECIPE, classification=schedule)).optimizer
+    found = []
+    for step in range(schedule.steps):
         optimizer.iterations.assign(step)
-        rates.append(float(optimizer.learning_rate))
-    np.testing.assert_allclose(rates, [0.02, 0.02, 0.002, 0.002], rtol=1e-6)
+        found.append(float(optimizer.learning_rate))
+    return found
+
+
+@pytest.mark.parametrize("drops", [{"drops": (0.5, 0.8)}, {"drop_epochs": (2.5, 4)}])
+def test_the_rate_drops_with_the_first_step_after_its_share_of_them(plain, drops):
+    schedule = Schedule(steps=10, batch=4, rate=0.02, factor=0.1, epochs=5, **drops)
+    np.testing.assert_allclose(rates(plain, schedule), [0.02] * 5 + [0.002] * 3 + [0.0002] * 2, rtol=1e-6)
+
+
+def test_of_drops_before_the_first_step_all_are_made(plain):
+    schedule = Schedule(steps=3, batch=4, rate=0.02, drops=(0.1, 0.15, 0.5), factor=0.5)
+    np.testing.assert_allclose(rates(plain, schedule), [0.005, 0.005, 0.0025], rtol=1e-6)
 
 
 @pytest.mark.parametrize("length, moved", [(2.0, 2.0), (10.0, 5.0)])
@@ -85,6 +99,7 @@ def test_the_epochs_that_are_left_have_the_steps_that_are_left(steps, epochs):
 
 
 def test_the_rate_halves_after_the_papers_epochs():
+    """The last step of each, counted from 0."""
     schedule = Schedule(steps=90, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50))
-    assert schedule.boundaries == [30, 50]
-    assert Schedule(steps=900, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [300, 500]
+    assert schedule.boundaries == [29, 49]
+    assert Schedule(steps=900, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [299, 499]

@@ -93,10 +93,10 @@ class Schedule:
 
     @property
     def boundaries(self) -> list[int]:
-        """Steps after which the rate drops."""
+        """The last step, counted from 0, before each drop of the rate: Keras keeps a rate until past its boundary."""
         if self.drop_epochs:
-            return [round(epoch * self.epoch_steps) for epoch in self.drop_epochs]
-        return [round(self.steps * drop) for drop in self.drops]
+            return [round(epoch * self.epoch_steps) - 1 for epoch in self.drop_epochs]
+        return [round(self.steps * drop) - 1 for drop in self.drops]
 
 
 def _rising(*values: float) -> bool:
