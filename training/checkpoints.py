@@ -1,6 +1,7 @@
 """A stage's state on disk, from which it goes on as if it had never stopped."""
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from training.order import Bookmarks, Place
 LEAST_SECONDS = 30.0  # between two checkpoints
 SHARE = 0.03  # of the time, at most, that goes into writing them
 KEPT = 2
+
+log = logging.getLogger(__name__)
 
 
 class Position(tf.train.experimental.PythonState):
@@ -42,7 +45,7 @@ class Checkpoints(keras.callbacks.Callback):
     that they come to the same weights: what is lost is their time alone.
 
     tf.train.CheckpointManager writes beside and then points to the new one, and removes old ones last, so a run killed
-    while saving still has the checkpoint before.
+    while saving still has the checkpoint before. So has one whose latest was damaged on the disk.
 
     Args:
         folder: Where they are.
@@ -69,18 +72,23 @@ class Checkpoints(keras.callbacks.Callback):
     def resume(self) -> int:
         """Restore the latest checkpoint, if any, and remove what a killed process left of others; return the step.
 
+        Where it is damaged, the one before is restored: all that the damaged one gave is written over.
+
         Raises:
-            ValueError: it is not of this model, or of an earlier version.
+            ValueError: none can be restored: damaged, not of this model, or of an earlier version.
         """
-        latest = self._manager.latest_checkpoint
-        if latest is not None:
+        prefixes, unread = self._latest_first(), []
+        for prefix in prefixes:
             try:
-                self._state.restore(latest).assert_existing_objects_matched()
-            except (AssertionError, ValueError, tf.errors.OpError) as error:
-                line = str(error).partition("\n")[0]
-                raise ValueError(
-                    f"expected a checkpoint to go on from in '{latest}'; {line}: use another --run"
-                ) from None
+                self._state.restore(prefix).assert_existing_objects_matched()
+                break
+            except (AssertionError, ValueError, LookupError, tf.errors.OpError) as error:  # LookupError: a file cut off
+                unread.append((prefix, str(error).partition("\n")[0]))
+        if prefixes and len(unread) == len(prefixes):
+            latest, line = unread[0]
+            raise ValueError(f"expected a checkpoint to go on from in '{latest}'; {line}: use another --run")
+        for prefix, line in unread:
+            log.warning("'%s' cannot be read (%s): going on from the checkpoint before", prefix, line)
         if self._writes:
             self._remove_leftovers()
         return self._position.step
@@ -121,6 +129,11 @@ class Checkpoints(keras.callbacks.Callback):
             self._manager.save(checkpoint_number=position.step)
         self._saved = time.monotonic()
         self._cost = self._saved - began
+
+    def _latest_first(self) -> list[str]:
+        """List the checkpoints as the folder does, so to all workers alike; the manager goes by its clock."""
+        state = tf.train.get_checkpoint_state(self._manager.directory)
+        return list(state.all_model_checkpoint_paths)[::-1] if state is not None else []
 
     def _remove_leftovers(self) -> None:
         kept = {Path(prefix).name for prefix in self._manager.checkpoints}

@@ -9,6 +9,8 @@ import sys
 from collections import namedtuple
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 from small_run import RECIPE
 from small_source import few_digits
@@ -16,7 +18,7 @@ from small_source import few_digits
 from overfeat_tf.network import build
 from overfeat_tf.presets import PRESETS
 from training import run_folder
-from training.checkpoints import Checkpoints, Position
+from training.checkpoints import Checkpoints, Position, random_states
 from training.room import parameters
 from training.stages import stage_model
 from training.train import train
@@ -139,3 +141,50 @@ def test_a_checkpoint_of_an_earlier_version_is_one_line(position, tmp_path, monk
     Checkpoints(tmp_path, model, 4).save()
     with pytest.raises(ValueError, match=r"^expected a checkpoint [^\n]*earlier version: use another --run$"):
         Checkpoints(tmp_path, model, 4).resume()
+
+
+def state(model: keras.Model) -> list[keras.Variable]:
+    return [*model.weights, *model.optimizer.variables, *random_states(model)]
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path) -> list[np.ndarray]:
+    """Write those of steps 3 and 5, of which all differs, and give the state of the first."""
+    model = stage_model("classification", build("tiny", 2), RECIPE)
+    checkpoints = Checkpoints(tmp_path, model, 4)
+    first = [variable.numpy().copy() for variable in state(model)]
+    for step in (3, 5):
+        checkpoints._position.step = step
+        checkpoints.save()
+        for variable in state(model):
+            variable.assign(variable + 1)
+    return first
+
+
+@pytest.mark.parametrize("damaged, damage", [("data-00000-of-00001", cut_off), ("index", Path.unlink)])
+def test_the_checkpoint_before_a_damaged_one_is_all_that_is_restored(
+    two_checkpoints, damaged, damage, tmp_path, caplog
+):
+    damage(tmp_path / f"ckpt-5.{damaged}")
+    model = stage_model("classification", build("tiny", 2), RECIPE)
+    checkpoints = Checkpoints(tmp_path, model, 4)
+    assert checkpoints.resume() == 3
+    for found, wanted in zip(state(model), two_checkpoints, strict=True):
+        np.testing.assert_array_equal(found.numpy(), wanted, err_msg=found.path)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "training.checkpoints"]
+    assert re.fullmatch(r"'[^']*ckpt-5' cannot be read \([^\n]*\): going on from the checkpoint before", line)
+    checkpoints._position.step = 5  # and written again, it is as good as any
+    checkpoints.save()
+    assert Checkpoints(tmp_path, model, 4).resume() == 5
+
+
+def test_where_all_checkpoints_are_damaged_it_is_one_line(two_checkpoints, tmp_path):
+    for path in tmp_path.glob("*.data-*"):
+        cut_off(path)
+    checkpoints = Checkpoints(tmp_path, stage_model("classification", build("tiny", 2), RECIPE), 4)
+    with pytest.raises(ValueError, match=r"^expected a checkpoint [^\n]*ckpt-5'; [^\n]*: use another --run$"):
+        checkpoints.resume()
