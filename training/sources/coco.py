@@ -99,6 +99,8 @@ class CocoFiles:
             categories = sorted(whole["categories"], key=lambda category: category["id"])
             places = {image["id"]: number for number, image in enumerate(images)}
             labels = {category["id"]: label for label, category in enumerate(categories)}
+            if len(labels) < len(categories):
+                raise ValueError("categories that share an id")
             # -1 for the objects of skipped images, which go with them.
             owners = np.array([places.get(one["image_id"], -1) for one in annotations], int)
             order = np.argsort(owners, kind="stable")

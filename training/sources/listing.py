@@ -31,6 +31,8 @@ def images_below(root: Path, below: str, suffixes: tuple[str, ...], report: Repo
         folders.sort()
         where = os.path.relpath(folder, root)
         prefix = "" if where == "." else f"{where}/"
+        for link in (name for name in folders if os.path.islink(os.path.join(folder, name))):  # might lead in a circle
+            report(Finding(Kind.NOT_TAKEN, printable(prefix + link), "a link to a folder; links are not followed"))
         for file in sorted(files):
             name, lower = prefix + file, file.lower()
             if not lower.endswith(suffixes):

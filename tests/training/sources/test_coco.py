@@ -153,6 +153,10 @@ def test_a_hole_in_both_parts_opens_every_split_there_is(tmp_path):
         ({"categories": []}, r"^expected categories in the annotations of coco:[^\n]*; there are none$"),
         ({"images": [{"file_name": "a.jpg"}]}, r"^expected images, annotations and categories in [^\n]*'id'[^\n]*$"),
         ({"images": {"a": 1}}, r"^expected images, annotations and categories in '[^\n]*$"),
+        (
+            {"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]},
+            r"^[^\n]*categories that share an id[^\n]*$",
+        ),
         ({"images": None}, r"^expected images, annotations and categories in '[^\n]*$"),
     ],
 )

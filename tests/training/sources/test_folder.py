@@ -93,8 +93,9 @@ def test_what_may_be_an_image_and_is_not_used_is_reported(tmp_path):
     write(tmp_path, "cat/1.jpg", "cat/deeper/2.TIF")
     for name in ("bare", "3.heic", "notes.txt", "3.JSON", ".hidden", "Thumbs.db"):
         (tmp_path / "cat" / name).write_text("")
+    (tmp_path / "cat" / "round").symlink_to(tmp_path / "cat")
     (tmp_path / "4.jpg").touch()  # in no class
-    assert not_used(tmp_path) == {"train": [str(tmp_path), "cat/3.heic", "cat/bare", "cat/deeper/2.TIF"]}
+    assert not_used(tmp_path) == {"train": [str(tmp_path), "cat/round", "cat/3.heic", "cat/bare", "cat/deeper/2.TIF"]}
 
 
 def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
