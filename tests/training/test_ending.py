@@ -11,6 +11,16 @@ from training.ending import AskedToEnd
 STEPS = 4  # an epoch
 
 
+@pytest.fixture(autouse=True)
+def usual():
+    """Python's own handlers: a shell has its background jobs ignore SIGINT, and so the tests that run in one."""
+    ours = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 class FakeCheckpoints(SimpleNamespace):
     """Counts steps as the real ones do, and notes which are written."""
 

@@ -306,6 +306,7 @@ def test_localization_without_features_that_have_learnt_is_said(source, tmp_path
     assert not [message for message in caplog.messages if "learnt nothing yet" in message]
 
 
+@pytest.mark.long
 def test_stages_one_after_the_other_are_as_all_at_once(source, tmp_path):
     """Where both draw random numbers, which a process between the two has not drawn."""
     short = replace(SCHEDULE, steps=2, epochs=1)
