@@ -8,7 +8,7 @@ import tensorflow as tf
 
 
 class FiniteLoss(keras.callbacks.Callback):
-    """Stop a run whose loss is not finite, and say where; and before an epoch's checkpoint is written, whose weights.
+    """Stop a run whose loss is not finite, or at an epoch's end its weights, before they are written; and say where.
 
     Raises:
         FloatingPointError: the loss of a batch, or what an epoch has left, is nan or infinite.

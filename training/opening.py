@@ -50,7 +50,7 @@ def open_run(recipe: Recipe, source: Source, run: Path, start: Path | None, writ
 
 def finished(run: Path) -> tuple[str, ...]:
     """Tell which stages of the folder's run are done, if there is one."""
-    return tuple(read_config(run).get("model", {}).get("tasks", ())) if (run / CONFIG).is_file() else ()
+    return tuple(read_config(run)["model"].get("tasks", ())) if (run / CONFIG).is_file() else ()
 
 
 def has_features(model: Model, run: Path) -> bool:
