@@ -46,7 +46,7 @@ def draw_views(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> l
     return groups
 
 
-def fit_scale(preset: Preset, scale: tuple[int, int], image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def fit_scale(preset: Preset, scale, image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Fit an image to a scale: about the scale's area, the image's aspect, sides that suit the stride (Table 5).
 
     The area rather than a side is kept, so that a scale costs the same whatever the aspect. A side is stretched by
@@ -55,15 +55,16 @@ def fit_scale(preset: Preset, scale: tuple[int, int], image_size: tf.Tensor) -> 
 
     Args:
         preset: The network.
-        scale: (height, width) in pixels, as in Table 5.
-        image_size: int32 [2], height and width in pixels, at least 1.
+        scale: (height, width) in pixels, as in Table 5; each a number or a tensor [...] of several scales'.
+        image_size: [..., 2] of any real dtype, heights and widths; only their ratio matters.
 
     Returns:
-        int32 [2] and int32 [2]: the size to resize to, and that to pad to below and right.
+        int32 [..., 2] and int32 [..., 2]: the sizes to resize to, and those to pad to below and right.
     """
     sides = tf.cast(image_size, tf.float64)  # float32 would round some halves the other way
-    aspect = tf.clip_by_value(sides[0] / sides[1], 1 / MAX_ASPECT, MAX_ASPECT)
-    wanted = tf.sqrt(float(scale[0] * scale[1]) * tf.stack([aspect, 1 / aspect]))
+    aspect = tf.clip_by_value(sides[..., 0] / sides[..., 1], 1 / MAX_ASPECT, MAX_ASPECT)
+    area = tf.cast(scale[0] * scale[1], tf.float64)
+    wanted = tf.sqrt(tf.stack([area * aspect, area / aspect], axis=-1))
     steps = tf.maximum(tf.round((wanted - preset.smallest_input) / preset.coarse_stride), 0)
     canvas = preset.smallest_input + preset.coarse_stride * tf.cast(steps, tf.int32)
     stretched = wanted >= tf.cast(canvas, tf.float64) - preset.coarse_stride / 2

@@ -1,28 +1,10 @@
-"""Random views of an image: crop, rescale, mirror and colour in one resampling, boxes carried along.
+"""Resampling and colour changes of views.
 
-A view is what training sees: a square of network pixels at a random scale. Everything here is a pure function of
-its seed (stateless), so that a pipeline gives the same batches again after a restart.
+Everything here is a pure function, of its seed where it is random, so that a pipeline gives the same batches again
+after a restart.
 """
 
-from typing import NamedTuple
-
 import tensorflow as tf
-
-from overfeat_tf import boxes as box_ops
-
-
-class View(NamedTuple):
-    """One view.
-
-    Attributes:
-        pixels: float32 [side, side, 3], 0..255; `fill` outside the image.
-        boxes: float32 [n, 4] yxyx in view pixels, unclipped: objects may lie partly or wholly outside.
-        frame: float32 [4], the image's own edges in view pixels.
-    """
-
-    pixels: tf.Tensor
-    boxes: tf.Tensor
-    frame: tf.Tensor
 
 
 def resample(image: tf.Tensor, frame: tf.Tensor, side: int, fill: float) -> tf.Tensor:
@@ -44,56 +26,14 @@ def resample(image: tf.Tensor, frame: tf.Tensor, side: int, fill: float) -> tf.T
         kernel_type="triangle",
         antialias=True,
     )[0]
+    return tf.where(shows_image(frame, side), pixels, fill)
+
+
+def shows_image(frame: tf.Tensor, side: int) -> tf.Tensor:
+    """Return which pixels of a view show the image at `frame` and not what lies beyond it: bool [side, side, 1]."""
     centres = tf.range(side, dtype=tf.float32) + 0.5
     rows, columns = ((centres > frame[axis]) & (centres < frame[axis + 2]) for axis in (0, 1))
-    return tf.where((rows[:, None] & columns[None, :])[..., None], pixels, fill)
-
-
-def random_frame(
-    seed: tf.Tensor, image_size: tf.Tensor, box: tf.Tensor, length: tf.Tensor, side: int, slack: float, stretch: float
-) -> tf.Tensor:
-    """Place an image so that `box` has a longer side of `length` and lies near the view's middle.
-
-    Args:
-        seed: int32 [2].
-        image_size: float32 [2], height and width in pixels.
-        box: float32 [4], yxyx in image pixels: the object to show (any part of the image will do).
-        length: float32 scalar, the box's longer side in view pixels.
-        side: Side of the view in pixels.
-        slack: The box's centre falls within this many pixels of the view's.
-        stretch: Most that the aspect is changed, as a factor less 1.
-
-    Returns:
-        float32 [4], the image's edges in view pixels. The view stays inside the image where the image is large
-        enough, else the image inside the view.
-    """
-    shift_seed, stretch_seed = tf.unstack(tf.random.split(seed, 2))
-    factor = length / tf.maximum(tf.reduce_max(box[2:] - box[:2]), 1e-3)
-    squeeze = tf.exp(tf.random.stateless_uniform([2], stretch_seed, -0.5, 0.5) * tf.math.log1p(stretch))
-    scale = factor * squeeze
-    extent = image_size * scale
-    middle = box_ops.centre(box) * scale
-    first = side / 2.0 - middle + tf.random.stateless_uniform([2], shift_seed, -slack, slack)
-    spare = side - extent
-    first = tf.clip_by_value(first, tf.minimum(spare, 0.0), tf.maximum(spare, 0.0))
-    return tf.concat([first, first + extent], axis=0)
-
-
-def show(
-    seed: tf.Tensor, image: tf.Tensor, boxes: tf.Tensor, frame: tf.Tensor, side: int, fill: float, colour: float
-) -> View:
-    """Draw the view of an image placed at `frame`, its colours changed.
-
-    Args:
-        seed: int32 [2].
-        image, frame, side, fill: As for `resample`.
-        boxes: float32 [n, 4] yxyx in image pixels.
-        colour: As for `jitter_colour`.
-    """
-    scale = (frame[2:] - frame[:2]) / tf.cast(tf.shape(image)[:2], tf.float32)
-    placed = boxes * tf.concat([scale, scale], axis=0) + tf.concat([frame[:2], frame[:2]], axis=0)
-    pixels = jitter_colour(seed, resample(image, frame, side, fill), colour)
-    return View(tf.ensure_shape(pixels, [side, side, 3]), placed, frame)
+    return (rows[:, None] & columns[None, :])[..., None]
 
 
 def jitter_colour(seed: tf.Tensor, pixels: tf.Tensor, strength: float) -> tf.Tensor:
@@ -102,11 +42,3 @@ def jitter_colour(seed: tf.Tensor, pixels: tf.Tensor, strength: float) -> tf.Ten
     mean = tf.reduce_mean(pixels)
     changed = (pixels - mean) * gains[0] + mean * gains[1]
     return tf.clip_by_value(changed * gains[2:], 0.0, 255.0)
-
-
-def random_mirror(seed: tf.Tensor, view: View) -> View:
-    """Mirror a view left to right half of the time."""
-    side = tf.cast(tf.shape(view.pixels)[1], tf.float32)
-    mirrored = View(view.pixels[:, ::-1], box_ops.flip(view.boxes, side), box_ops.flip(view.frame, side))
-    heads = tf.random.stateless_uniform([], seed) < 0.5
-    return View(*(tf.where(heads, a, b) for a, b in zip(mirrored, view, strict=True)))

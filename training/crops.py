@@ -5,6 +5,7 @@ import tensorflow as tf
 from overfeat_tf.presets import Preset
 from training import pipeline
 from training.order import Bookmarks, dealt_batches
+from training.views import ViewOptions
 
 # Batches from one that shows an image to the next that does: ten in a row of the same images would pull one way. With
 # what is drawn ahead that takes 2 GB of memory for `fast` at the paper's batch of 128, in proportion for smaller ones.
@@ -18,7 +19,7 @@ LONGEST = 20
 def crop_batches(
     data: tf.data.Dataset,
     preset: Preset,
-    views: pipeline.ViewOptions,
+    views: ViewOptions,
     batch: int,
     seed: int,
     marks: Bookmarks | None = None,

@@ -1,7 +1,7 @@
 """A run's folder, begun or taken up again: what it is fitted to, and that this has not changed since."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -10,7 +10,9 @@ import tensorflow as tf
 from overfeat_tf.loading import read_config
 from overfeat_tf.model import CONFIG, Model
 from overfeat_tf.network import build
+from overfeat_tf.presets import Preset, get_preset
 from training import run_folder
+from training.coverage import choose_scales, parse_scales, read_objects
 from training.recipes import Recipe, with_later_fields
 from training.sources.record import Source, check_classes
 from training.start import start_from
@@ -67,7 +69,7 @@ def config_of(model: Model, recipe: Recipe, source: Source, run: Path, start: Pa
 
 def _begin(recipe: Recipe, source: Source, run: Path, start: Path | None, writing: bool) -> Model:
     network = build(
-        recipe.preset,
+        _with_scales(recipe, source),
         len(source.class_names),
         per_class=recipe.per_class,
         box_form=recipe.box_form,
@@ -81,6 +83,16 @@ def _begin(recipe: Recipe, source: Source, run: Path, start: Path | None, writin
     elif writing:
         run_folder.write_config(run, config_of(model, recipe, source, run))
     return model
+
+
+def _with_scales(recipe: Recipe, source: Source) -> Preset:
+    """Return the recipe's network with the pyramid that the recipe asks for."""
+    preset = get_preset(recipe.preset)
+    if recipe.scales == "preset":
+        return preset
+    if recipe.scales != "auto":
+        return replace(preset, scales=parse_scales(recipe.scales))
+    return replace(preset, scales=choose_scales(read_objects(source, recipe.train_split), preset, recipe.matching))
 
 
 def _changes(began: dict, now: dict) -> list[str]:

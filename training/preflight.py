@@ -23,7 +23,8 @@ def check(recipe: Recipe, source: Source, stages: Sequence[str], strategy: tf.di
         ImportError: pycocotools is not there, by which detection is validated.
     """
     preset = get_preset(recipe.preset)
-    recipe.inference.scale_sizes(preset)
+    if recipe.scales == "preset":
+        recipe.inference.scale_sizes(preset)
     least = preset.smallest_input if recipe.fine else preset.window
     if recipe.side < least:
         raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")

@@ -54,26 +54,31 @@ def _classification(network: Network, recipe: Recipe) -> keras.Model:
 def _localization(network: Network, recipe: Recipe) -> keras.Model:
     """Fit the regressor on the frozen features (4.2), or on features that learn with it (6, i)."""
     if recipe.through_features:
-        return _everything(network, recipe, recipe.localization, recipe.side)
+        return _everything(network, recipe, recipe.localization)
     _let_learn(network, network.regressor)
-    whole = network.whole(recipe.side, recipe.fine)
+    whole = network.whole(_view_side(recipe), recipe.fine)
     losses = {"boxes": BoxLoss(recipe.box_loss, network.box_form)}
     return _compiled(whole.input, {"boxes": whole.output["boxes"]}, network, recipe, recipe.localization, loss=losses)
 
 
 def _detection(network: Network, recipe: Recipe) -> keras.Model:
     """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
-    return _everything(network, recipe, recipe.detection, None if recipe.views.whole else recipe.side)
+    return _everything(network, recipe, recipe.detection)
 
 
-def _everything(network: Network, recipe: Recipe, schedule: Schedule, side: int | None) -> keras.Model:
+def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> keras.Model:
     """Let both losses through the whole network: where the features move, each head has to follow them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
-    whole = network.whole(side, recipe.fine)
+    whole = network.whole(_view_side(recipe), recipe.fine)
     scores = DetectionLoss(recipe.negatives) if network.background else ObjectLoss()
     losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
     return _compiled(whole.input, whole.output, network, recipe, schedule, loss=losses, loss_weights=weights)
+
+
+def _view_side(recipe: Recipe) -> int | None:
+    """Return the side of the spatial stages' views in pixels; None where it varies from batch to batch."""
+    return None if recipe.views.whole else recipe.side
 
 
 def _compiled(inputs, outputs, network: Network, recipe: Recipe, schedule: Schedule, **losses) -> StageModel:

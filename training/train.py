@@ -14,11 +14,12 @@ import tensorflow as tf
 
 from overfeat_tf.loading import read_config
 from overfeat_tf.model import TASKS, Model
-from training import crops, pipeline, run_folder, whole
+from training import crops, pipeline, run_folder
 from training.allocation import keep_freed_memory
 from training.boards import stage_boards
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
+from training.coverage import ENOUGH, measure_coverage, read_objects, remedy
 from training.ending import AskedToEnd
 from training.opening import config_of, finished, has_features, open_run
 from training.order import Bookmarks
@@ -85,6 +86,8 @@ def train(
         model = open_run(recipe, source, run, start, writes(strategy))
         left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
         meet(strategy)
+        if writes(strategy) and set(left) - {"classification"}:
+            _report_coverage(model, recipe, source)
         if left[:1] == ["localization"] and not recipe.through_features and not has_features(model, run):
             log.warning(
                 "localization: the features that it is fitted on have learnt nothing yet: --stage classification,"
@@ -140,6 +143,17 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
             )
 
 
+def _report_coverage(model: Model, recipe: Recipe, source: Source) -> None:
+    """Log how many of the objects the pyramid covers, and what to do where they are few."""
+    preset, options = model.network.preset, model.options
+    objects = read_objects(source, recipe.train_split)
+    found = measure_coverage(objects, preset, options.scale_sizes(preset), recipe.matching)
+    for line in found.lines():
+        log.info("%s", line)
+    if found.found < ENOUGH:
+        log.warning("fewer than %.0f%% of the objects are covered: %s", 100 * ENOUGH, remedy(recipe.scales))
+
+
 @contextmanager
 def _told_when_full(stage: str, schedule: Schedule, strategy: tf.distribute.Strategy, run: Path) -> Iterator[None]:
     """Say what to do where a batch does not fit the device, or a checkpoint the disk: of one error in TensorFlow."""
@@ -164,15 +178,14 @@ def _batches(
     schedule, preset, seed = getattr(recipe, stage), model.network.preset, recipe.seed
     marks = marks or Bookmarks()
     data = pipeline.records(source, split, seed, marks.place)
-    views = (data, preset, recipe.matching, recipe.views, schedule.batch)
+    drawing = pipeline.Drawing(preset, model.options.scale_sizes(preset), recipe.matching, recipe.views)
     if stage == "classification" and recipe.views.plain:
         batches = crops.crop_batches(data, preset, recipe.views, schedule.batch, seed, marks)
     elif stage == "classification":
-        batches = pipeline.classification_batches(*views, seed, marks)
-    elif stage == "detection" and recipe.views.whole:
-        batches = whole.whole_batches(*views, recipe.fine, seed, marks)
+        batches = pipeline.classification_batches(data, drawing, schedule.batch, seed, marks)
     else:
-        batches = pipeline.spatial_batches(*views, recipe.side, recipe.fine, seed, marks)
+        views = (data, drawing, schedule.batch, recipe.side, recipe.fine)
+        batches = pipeline.spatial_batches(*views, seed, marks, voting_only=stage == "detection")
     if stage == "localization" and not recipe.through_features:
         batches = batches.map(lambda pixels, targets: (pixels, {"boxes": targets["boxes"]}))
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.

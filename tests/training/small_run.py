@@ -18,9 +18,9 @@ from small_source import few_digits
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.presets import PRESETS
 from training import train as module
-from training.pipeline import ViewOptions
 from training.recipes import Recipe, Schedule, override
 from training.strategy import choose_strategy
+from training.views import ViewOptions
 
 EPOCHS = 2
 SCHEDULE = Schedule(steps=4, batch=4, rate=0.02, drops=(0.5,), factor=0.1, epochs=EPOCHS)

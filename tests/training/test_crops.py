@@ -9,8 +9,8 @@ from small_source import SmallSource, few_digits
 
 from overfeat_tf.presets import PRESETS
 from training import crops, pipeline
-from training.pipeline import ViewOptions
 from training.sources.record import Record
+from training.views import ViewOptions
 
 TINY = PRESETS["tiny"]
 VIEWS = ViewOptions(per_image=5, plain=True)

@@ -12,6 +12,7 @@ from training import order, pipeline
 from training.order import Bookmarks, Place
 from training.sources.record import Record
 from training.targets import Matching
+from training.views import ViewOptions
 
 BATCH = 4
 
@@ -26,8 +27,9 @@ def digits() -> SmallSource:
 
 def batches(source, marks: Bookmarks) -> tf.data.Dataset:
     data = pipeline.records(source, "train", 3, marks.place)
-    views = pipeline.ViewOptions(per_image=3, mirror=False)
-    return pipeline.classification_batches(data, PRESETS["tiny"], Matching(), views, BATCH, 3, marks)
+    views = ViewOptions(per_image=3, mirror=False)
+    drawing = pipeline.Drawing(PRESETS["tiny"], PRESETS["tiny"].scales, Matching(), views)
+    return pipeline.classification_batches(data, drawing, BATCH, 3, marks)
 
 
 def test_a_stream_goes_on_at_any_step_as_if_it_had_never_ended(digits):

@@ -9,6 +9,7 @@ from training import pipeline
 from training.sources.digits import DigitScenes
 from training.sources.record import SCHEMA
 from training.targets import Matching
+from training.views import ViewOptions
 
 
 def test_unreadable_images_are_reported_and_left_out(caplog):
@@ -16,8 +17,10 @@ def test_unreadable_images_are_reported_and_left_out(caplog):
     rows = [{key: getattr(record, key) for key in SCHEMA} for record in records]
     rows[1] |= {"image_bytes": rows[1]["image_bytes"][:2000], "image_id": "cut short"}
     data = tf.data.Dataset.from_generator(lambda: itertools.chain(rows, rows), output_signature=SCHEMA)
-    views = pipeline.ViewOptions(per_image=2, mirror=False)
-    batches = pipeline.classification_batches(data, get_preset("tiny"), Matching(), views, 1, seed=0)
+    views = ViewOptions(per_image=2, mirror=False)
+    tiny = get_preset("tiny")
+    drawing = pipeline.Drawing(tiny, tiny.scales, Matching(), views)
+    batches = pipeline.classification_batches(data, drawing, 1, seed=0)
     assert len(list(batches)) == 2 * 2 * 2  # of the two that can be read, twice
     (line,) = caplog.messages  # in two passes
     assert line.startswith("skipped cut short: unreadable image: damaged or truncated")

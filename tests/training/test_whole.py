@@ -1,4 +1,4 @@
-"""Whole images at several scales: boxes where the pixels are, a scale a batch, and a run that is taken up again."""
+"""Images at every scale of the scan: a scale a batch, as inference shows it, and a run that is taken up again."""
 
 from dataclasses import replace
 
@@ -6,26 +6,27 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_run import RECIPE
-from small_source import SmallSource, coloured_rectangles, few_digits, hue, picture
+from small_source import SmallSource, few_digits, picture
 
 from overfeat_tf import geometry
-from overfeat_tf.boxes import from_window
 from overfeat_tf.loading import load
 from overfeat_tf.presets import PRESETS
-from training import pipeline, whole
+from overfeat_tf.views import draw_scale
+from training import pipeline
 from training import train as module
-from training.pipeline import ViewOptions
 from training.sources.record import Record
-from training.targets import BACKGROUND, IGNORED, Matching, window_origins
+from training.targets import BACKGROUND, IGNORED, Matching
 from training.train import train
+from training.views import ViewOptions, square_side
 
-TINY, VIEWS, BATCH = PRESETS["tiny"], ViewOptions(colour=0.0, stretch=0.2), 4
-SIDES = [36, 52, 68, 100, 140, 196, 276]
+TINY, BATCH = PRESETS["tiny"], 4
+SIDES = [square_side(TINY, scale) for scale in TINY.scales]
+STILL = ViewOptions(stretch=0.0, zoom=1.0, scale_jitter=1.0, colour=0.0, mirror=False, whole=True)
 
 
-def batches(source, fine=True, seed=0):
-    data = pipeline.records(source, "train", seed)
-    return whole.whole_batches(data, TINY, Matching(), VIEWS, BATCH, fine, seed)
+def batches(source, fine=True, views=STILL):
+    drawing = pipeline.Drawing(TINY, TINY.scales, Matching(), views)
+    return pipeline.spatial_batches(pipeline.records(source, "train", 0), drawing, BATCH, 96, fine, 0)
 
 
 @pytest.mark.parametrize("fine", [True, False])
@@ -36,47 +37,32 @@ def test_each_batch_has_a_scale_of_its_own(fine):
         assert targets["scores"].shape == (BATCH, windows, windows)
 
 
-def test_boxes_and_classes_are_where_the_pixels_are():
-    named, mirrored = set(), set()
-    for number, (pixels, targets) in enumerate(batches(coloured_rectangles()).take(3 * len(SIDES))):
-        side = SIDES[number % len(SIDES)]
-        origins = window_origins(TINY, side, True)
-        placed = from_window(targets["boxes"][..., :4], origins, float(TINY.window)).numpy()
-        for view, scores, taught, boxes in zip(
-            pixels.numpy(), targets["scores"].numpy(), targets["boxes"][..., 4].numpy(), placed, strict=True
-        ):
-            light = (view.max(axis=-1) > 120) & (view.min(axis=-1) < 60)
-            for i, j in np.argwhere(taught):
-                rows, columns = np.flatnonzero(light.any(axis=1)), np.flatnonzero(light.any(axis=0))
-                seen = [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]
-                np.testing.assert_allclose(boxes[i, j], seen, atol=1.01)
-                assert taught[i, j] == 1 + hue(view[light][None])
-                assert scores[i, j] in (IGNORED, BACKGROUND, taught[i, j])
-                mirrored.add((taught[i, j], boxes[i, j, 1] > (view != TINY.mean).any(axis=(0, 2)).sum() * 0.4))
-            named |= {(side, label) for label in scores[scores > BACKGROUND]}
-    assert len(mirrored) > 3 and len({side for side, _ in named}) >= 3  # at the scales where it fills half a window
-
-
-def test_an_image_fills_its_view_to_the_scale_below_at_least_and_no_window_beyond_it_counts():
-    source = SmallSource({"train": [Record.of_objects(picture(90, 120, [(0, 0, 90, 120)]), "wide", [], [])]})
-    for (pixels, targets), side, below in zip(batches(source), SIDES, [TINY.window, *SIDES], strict=False):
-        for view, scores in zip(pixels.numpy(), targets["scores"].numpy(), strict=True):
-            height, width = (int((view[line] > 200).all(axis=-1).sum()) for line in (np.s_[:, 0], np.s_[0, :]))
-            assert below - 1 <= max(height / 0.75, width) * 1.1 and width <= side
-            origins = np.arange(scores.shape[0]) * TINY.fine_stride
-            inside = [origins + TINY.window < max(extent, TINY.window) + 2 for extent in (height, width)]
-            assert ((scores == BACKGROUND) <= np.logical_and.outer(*inside)).all() and scores[0, 0] == BACKGROUND
+def test_a_scale_is_shown_as_the_scan_shows_it_and_windows_beyond_its_canvas_are_ignored():
+    data = picture(90, 120, [(30, 50, 60, 90)])
+    source = SmallSource({"train": [Record.of_objects(data, "wide", [[1 / 3, 5 / 12, 2 / 3, 3 / 4]], [2])]})
+    image, found = tf.io.decode_image(data), 0
+    for (pixels, targets), scale in zip(batches(source), TINY.scales, strict=False):
+        canvas, _ = draw_scale(TINY, scale, image)
+        height, width = canvas.shape[:2]
+        assert max(height, width) <= pixels.shape[1]  # a picture of 4:3 fits
+        np.testing.assert_allclose(pixels[0, :height, :width], canvas, atol=0.06)
+        rows, columns = (geometry.window_count(TINY, side) for side in (height, width))
+        labels = targets["scores"][0].numpy()
+        assert (labels[rows:] == IGNORED).all() and (labels[:, columns:] == IGNORED).all()
+        found += (labels == 3).any()
+    assert found == 2  # of the scales, a factor of 1.4 apart, those that show it at 0.42 to 0.84 of a window
 
 
 class BrokenError(Exception):
     """The run ends here."""
 
 
-def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stages", [["localization"], ["detection"]])
+def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch, stages):
     schedule = replace(RECIPE.detection, steps=5, epochs=1)
-    recipe = replace(RECIPE, detection=schedule, views=replace(RECIPE.views, whole=True), val_split="none")
+    recipe = replace(RECIPE, localization=schedule, detection=schedule, views=replace(RECIPE.views, whole=True), val_split="none")
     source = few_digits(6, 1)
-    unbroken = train(recipe, source, tmp_path / "unbroken", ["detection"])
+    unbroken = train(recipe, source, tmp_path / "unbroken", stages)
 
     class Breaking(module.Checkpoints):
         def on_train_batch_end(self, batch, logs=None):
@@ -87,8 +73,8 @@ def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch
 
     with monkeypatch.context() as patch, pytest.raises(BrokenError):
         patch.setattr(module, "Checkpoints", Breaking)
-        train(recipe, source, tmp_path / "broken", ["detection"])
-    train(recipe, source, tmp_path / "broken", ["detection"])
+        train(recipe, source, tmp_path / "broken", stages)
+    train(recipe, source, tmp_path / "broken", stages)
     resumed = load(tmp_path / "broken").network
     for part in ("features", "classifier", "regressor"):
         for ours, theirs in zip(

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from training.pipeline import ViewOptions
 from training.recipes.recipe import Recipe, Schedule
 from training.targets import Matching
+from training.views import ViewOptions
 
 
 def digits() -> Recipe:
@@ -22,6 +22,7 @@ def digits() -> Recipe:
         localization=Schedule(steps=100, batch=64, rate=0.05, epochs=1),
         detection=Schedule(steps=1400, batch=64, rate=0.05, epochs=7),
         side=68,
+        scales="auto",
         fine=False,  # views fall at random offsets as it is: more views for the same work
         matching=Matching(sizes=(0.48, 0.92)),
         views=ViewOptions(per_image=8, mirror=False, object_share=0.7, colour=0.35),

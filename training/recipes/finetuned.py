@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from training.pipeline import ViewOptions
 from training.recipes.imagenet import SIDES, WINDOWS
 from training.recipes.recipe import Recipe
+from training.views import ViewOptions
 
 
 def finetuned(name: str, preset: str, classification: int, localization: int, detection: int) -> Recipe:

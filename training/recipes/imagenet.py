@@ -12,8 +12,8 @@ Expected times, here and for VOC and COCO, are arithmetic: 10 T multiply-adds a 
 
 from dataclasses import replace
 
-from training.pipeline import ViewOptions
 from training.recipes.recipe import Recipe, Schedule
+from training.views import ViewOptions
 
 IMAGES = 1_281_167
 BATCH, EPOCHS = 128, 90

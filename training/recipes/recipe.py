@@ -7,12 +7,14 @@ from typing import Any
 
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.options import InferenceOptions
+from training.coverage import parse_scales
 from training.limits import check_choice, check_range
 from training.losses import BOX_LOSSES, NEGATIVES
-from training.pipeline import ViewOptions
 from training.targets import Matching
+from training.views import ViewOptions
 
 DECAYS = ("decoupled", "l2")
+SCALES = ("preset", "auto")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -113,6 +115,9 @@ class Recipe:
         preset: The network.
         train_split, val_split: Splits to fit and to validate on.
         classification, localization, detection: The schedules of the three stages.
+        scales: The pyramid that training and inference show: "preset", the network's own; "auto", chosen from the
+            training split's boxes (`training.coverage`) and written into the run's configuration; or sizes in pixels,
+            such as "117,165,229x325".
         side: Side of the views of the spatial stages, in pixels.
         fine: Whether the spatial stages take the last pooling at every offset (4.2: copies for every shift).
         matching: Which windows show an object.
@@ -143,6 +148,7 @@ class Recipe:
     localization: Schedule
     detection: Schedule
     side: int
+    scales: str = "preset"
     train_split: str = "train"
     val_split: str = "val"
     fine: bool = True
@@ -167,6 +173,11 @@ class Recipe:
         check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
+        if self.scales not in SCALES:
+            parse_scales(self.scales)
+        if self.scales != "preset" and self.inference.scales is not None:
+            got = f"scales={self.scales} with inference.scales={self.inference.scales}"
+            raise ValueError(f"expected inference.scales only with scales=preset, whose numbers they are; got {got}")
         check_range("validation_images", self.validation_images, self.validation_images >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")
 

@@ -1,9 +1,9 @@
 """Pictures of 64 x 64 pixels with one object each, as Tiny ImageNet's."""
 
 from overfeat_tf.options import InferenceOptions
-from training.pipeline import ViewOptions
 from training.recipes.recipe import Recipe, Schedule
 from training.targets import Matching
+from training.views import ViewOptions
 
 
 def tinyimagenet() -> Recipe:

@@ -1,8 +1,8 @@
 """Folders in Pascal VOC's layout."""
 
-from training.pipeline import ViewOptions
 from training.recipes.finetuned import finetuned
 from training.recipes.recipe import Recipe, Schedule
+from training.views import ViewOptions
 
 
 def voc() -> Recipe:
@@ -22,6 +22,7 @@ def voc() -> Recipe:
         localization=Schedule(steps=150, batch=32, rate=0.03, epochs=1),
         detection=_slowing(2800, 32, epochs=7),
         side=157,
+        scales="auto",
         fine=False,
         views=ViewOptions(mirror=False, object_share=0.7, stretch=0.3, colour=0.4),
     )

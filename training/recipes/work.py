@@ -3,7 +3,7 @@
 from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
 from overfeat_tf.presets import get_preset
 from training.recipes.recipe import Recipe
-from training.whole import view_sides
+from training.views import square_side
 
 
 def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
@@ -18,7 +18,8 @@ def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
     if stage == "classification":
         window = preset.window
         return 3 * batch * (feature_multiply_adds(preset, window, window) + head_multiply_adds(preset, classes))
-    sides = view_sides(preset) if stage == "detection" and recipe.views.whole else [recipe.side]
+    scales = recipe.inference.scale_sizes(preset)  # of scales=auto nobody knows yet: the preset's
+    sides = [square_side(preset, scale) for scale in scales] if recipe.views.whole else [recipe.side]
     features = sum(feature_multiply_adds(preset, side, side) for side in sides) // len(sides)
     windows = sum(window_count(preset, side, recipe.fine) ** 2 for side in sides) / len(sides)
     wide, narrow = preset.regressor

@@ -14,10 +14,10 @@ from PIL import Image
 from overfeat_tf.loading import load
 from overfeat_tf.options import InferenceOptions
 from training import train as module
-from training.pipeline import ViewOptions
 from training.recipes import Recipe, Schedule
 from training.sources import open_source
 from training.train import train
+from training.views import ViewOptions
 
 SIZE = (80, 60)  # width and height
 COLOURS = ("red", "lime", "blue")
