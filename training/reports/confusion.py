@@ -14,7 +14,7 @@ from training.sources.record import Record
 
 SHOWN = 20  # classes in the picture, those of most mistakes where there are more; and pairs in the table
 NOTHING, OTHERS = -1, -2  # in place of a class
-# Of a detection that counts, s / (1 + s): all votes of one sure window. The many fainter ones would hide all else.
+# Of a detection that counts, where the model has no display threshold. The many fainter ones would hide all else.
 LEAST_SCORE = 0.5
 
 
@@ -23,8 +23,9 @@ class _Confusion:
 
     file, title, note = "", "", ""
 
-    def __init__(self, class_names: Sequence[str]):
+    def __init__(self, class_names: Sequence[str], display_threshold: float | None = None):
         self._names = tuple(class_names)
+        self.least_score = LEAST_SCORE if display_threshold is None else display_threshold
         self.counts: Counter[tuple[int, int]] = Counter()
 
     def draw(self, folder: Path) -> Iterator[Exhibit]:
@@ -35,7 +36,7 @@ class _Confusion:
         rows = [[self._name(a), self._name(b), str(count)] for (a, b), count in wrong.most_common(SHOWN)]
         text = markdown_table(["what it is", "taken for", "times"], rows) if rows else "No mistakes."
         self._draw_matrix(folder / self.file, wrong)
-        yield Exhibit(self.title, self.file, f"{self.note}\n\n{text}")
+        yield Exhibit(self.title, self.file, f"{self.note.format(self.least_score)}\n\n{text}")
 
     def _draw_matrix(self, path: Path, wrong: Counter) -> None:
         labels = self._shown(wrong)
@@ -96,8 +97,8 @@ class DetectionConfusion(_Confusion):
 
     file, title = "detection_confusion.png", "Objects taken for others"
     note = (
-        f"Detections that score at least {LEAST_SCORE}, matched with objects by place at an IoU of 0.5, each at most "
-        "once; the row (nothing) has those where no object is, the column (nothing) the objects not found."
+        "Detections that score at least {:.2g}, matched with objects by place at an IoU of 0.5, each at most once; the "
+        "row (nothing) has those where no object is, the column (nothing) the objects not found."
     )
 
     def process(self, record: Record, answer: Answer) -> None:
@@ -108,7 +109,7 @@ class DetectionConfusion(_Confusion):
         free, labels = np.ones(len(record.labels), bool), guessed(answer)
         every = box_iou(answer["detection_boxes"][: len(labels)], record.boxes)
         for label, score, overlaps in zip(labels, answer["detection_scores"], every, strict=False):  # scores fall
-            if score < LEAST_SCORE:
+            if score < self.least_score:
                 break
             # Objects that count come first, then those of the same class, then the nearest.
             merits = np.where(free & (overlaps >= 0.5), overlaps + (record.labels == label) + 2 * ~record.difficult, 0)

@@ -38,7 +38,7 @@ class _Sheet:
 
     file, title, note = "", "", ""
 
-    def __init__(self, class_names: Sequence[str]):
+    def __init__(self, class_names: Sequence[str], display_threshold: float | None = None):
         self._names, self._heap, self._count = tuple(class_names), list[Mistake](), 0
 
     def process(self, record: Record, answer: Answer) -> None:
