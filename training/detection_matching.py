@@ -75,9 +75,11 @@ def match_detections(
     return Matches(truth, right, matched & ~right, found)
 
 
-def match_answer(record: Record, answer: dict[str, np.ndarray], iou_threshold: float | np.ndarray = 0.5) -> Matches:
-    """Match one image's answer of `detect` to the objects of its record; `difficult` ones and crowds are ignored."""
-    count = int(answer["num_detections"])
+def match_answer(
+    record: Record, answer: dict[str, np.ndarray], iou_threshold: float | np.ndarray = 0.5, most: int | None = None
+) -> Matches:
+    """Match the first `most` detections of an answer to the objects of its record; difficult ones are ignored."""
+    count = min(int(answer["num_detections"]), len(answer["detection_scores"]) if most is None else most)
     return match_detections(
         answer["detection_boxes"][:count],
         answer["detection_scores"][:count],

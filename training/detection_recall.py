@@ -29,7 +29,7 @@ class DetectionRecall:
         if not record.boxed.all():
             return
         count = min(int(answer["num_detections"]), MOST)
-        matches = match_answer(record, {**answer, "num_detections": count})
+        matches = match_answer(record, answer, most=MOST)
         groups = np.insert(memberships(record.boxes, answer["image_size"]), 0, True, axis=1)
         self._images += 1
         self._objects += groups[~record.difficult].sum(axis=0)

@@ -158,8 +158,9 @@ def _coco_precisions(truths: np.ndarray, found: np.ndarray, longest: np.ndarray)
 def _joined(truths: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Join images without objects where they follow one another, as long as they have no more than `MOST` detections.
 
-    Whatever image these detections are in, they match nothing, and their sequence stays. COCOeval takes 0.1 ms for an
-    image, a class and a group; of 2,000 images with 40 classes all over them, 110 s become 20.
+    Their detections match nothing in any image, and equal scores keep their sequence, so the figures stay the same.
+    COCOeval takes 0.1 ms for an image, class and group: 40 s rather than 110 s for 2,000 images of 100 detections of
+    40 classes.
 
     Returns:
         Objects and detections with other image numbers, and which detections these are: no more than `MOST` an image.
