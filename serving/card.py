@@ -78,7 +78,8 @@ def _metrics(metrics: Mapping | None, training: Mapping) -> str:
     if not metrics:
         return "Not measured at export: `overfeat evaluate` with `--json FILE`, then `overfeat export --metrics FILE`."
     rows = [f"| {name} | {value:.4f} |" if isinstance(value, float) else f"| {name} | {value} |"
-            for name, value in metrics.items() if isinstance(value, str | int | float)]  # fmt: skip
+            for name, value in metrics.items()
+            if isinstance(value, str | int | float) and not name.startswith("reliability/")]  # fmt: skip
     table = "\n".join(["| figure | |", "| --- | --- |", *rows])
     if not any(OWN in name for name in metrics):
         return table

@@ -1,23 +1,30 @@
 """Score anything that answers - a run, a SavedModel, a server - on a split of a source."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import islice
 
 import numpy as np
 
 from training.answering import Answering, asked_for_guesses
 from training.average_precision import IlsvrcDetection, VocDetection
+from training.detection_recall import DetectionRecall
 from training.metrics import Answer, CocoDetection, Guesses, Metric
 from training.progress import progress
+from training.reliability import Reliability
 from training.sources.record import Record, Source, check_classes, check_split
 
 See = Callable[[Record, Answer], None]
-# A line a metric, by the protocol that asks for it.
-METRICS: dict[str, tuple[Callable[[Sequence[str]], Metric], ...]] = {
-    "classification": (partial(Guesses, kinds=("top",)),),
-    "localization": (partial(Guesses, kinds=("localization",)),),
-    "detection": (CocoDetection, VocDetection, IlsvrcDetection),
+# A line a metric, made from class names and display threshold, by the protocol that asks for it.
+METRICS: dict[str, tuple[Callable[[Sequence[str], float | None], Metric], ...]] = {
+    "classification": (lambda names, _: Guesses(names, kinds=("top",)),),
+    "localization": (lambda names, _: Guesses(names, kinds=("localization",)),),
+    "detection": (
+        lambda names, _: CocoDetection(names),
+        lambda names, _: VocDetection(names),
+        lambda names, _: IlsvrcDetection(names),
+        DetectionRecall,
+        lambda names, _: Reliability(names),
+    ),
 }
 PROTOCOLS = tuple(METRICS)
 BATCH = 8  # images a call: enough to hide a server's latency, few enough to bound memory
@@ -33,6 +40,7 @@ def evaluate(
     quiet: bool = False,
     watching: Mapping[str, Sequence[See]] | None = None,
     title: str = "evaluate",
+    display_threshold: float | None = None,
 ) -> dict[str, float]:
     """Run a split through the model and score it; memory grows by some hundred bytes a detection, no more.
 
@@ -44,6 +52,7 @@ def evaluate(
         quiet: Show no progress.
         watching: Also called with each record and its answer, by the protocol whose answer it is.
         title: What the progress says is being done.
+        display_threshold: The score from which the model's detections are shown; None leaves out the figures of those.
 
     Returns:
         The figures by name, and "images", how many were scored; "unreadable" where some could not be.
@@ -60,7 +69,7 @@ def evaluate(
     if placing and not source.boxed:
         raise ValueError(f"expected boxes to score {placing[0]} by; {source.name} has classes alone")
     chosen = [name for name in ("detection", *PROTOCOLS[:-1]) if name in protocols]
-    metrics = {name: [kind(source.class_names) for kind in METRICS[name]] for name in chosen}
+    metrics = {name: [make(source.class_names, display_threshold) for make in METRICS[name]] for name in chosen}
     sees = {name: [*(metric.process for metric in metrics[name]), *(watching or {}).get(name, ())] for name in chosen}
     calls: list[tuple[Callable[[list[bytes]], Answer], list[See]]] = []
     if "detection" in chosen:

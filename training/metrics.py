@@ -14,10 +14,13 @@ from typing import Protocol
 
 import numpy as np
 
+from training.detection_matching import box_iou
 from training.rows import Rows, by_label
+from training.size_groups import GROUPINGS, UNKNOWN, group_names, measures
 from training.sources.record import Record
 
 Answer = dict[str, np.ndarray]
+MOST = 100  # detections of an image that count, as in COCO
 
 
 class Metric(Protocol):
@@ -29,7 +32,10 @@ class Metric(Protocol):
 
 
 class CocoDetection:
-    """Mean average precision over IoU 0.5:0.95 and at 0.5, by pycocotools.
+    """Mean average precision over IoU 0.5:0.95 and at 0.5, by pycocotools; of all objects and by size and shape.
+
+    A group of `size_groups` is scored by COCO's rule for ranges of area: objects outside of it are ignored, and so are
+    detections outside of it that match no object. An area is that of the box, for want of a mask.
 
     A `crowd` is what it is in COCO's own files: it excuses any number of detections that lie in it. VOC's `difficult`
     objects are ignored likewise, but each excuses one detection, by IoU.
@@ -46,6 +52,7 @@ class CocoDetection:
         self.class_names = tuple(class_names)
         self._images = 0
         places = {"image": "i4", "label": "i4", "box": "4f8"}  # pixels, x, y, width, height
+        self._sizes = Rows(longest="i4")  # of each image
         self._truths = Rows(**places, difficult="?", crowd="?")
         self._found = Rows(**places, score="f4")
 
@@ -55,6 +62,7 @@ class CocoDetection:
             return
         self._images += 1
         size, count = answer["image_size"], int(answer["num_detections"])
+        self._sizes.append(1, longest=np.max(size))
         self._truths.append(
             len(record.labels),
             image=self._images,
@@ -72,7 +80,10 @@ class CocoDetection:
         )
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
-        """Yield map, map50, map75, and each class's average precision at 0.5 as ap50/NAME (nan without objects).
+        """Yield map, map50, map75, each class's average precision at 0.5 as ap50/NAME, and those of each group.
+
+        A group's are map/GROUPING/GROUP and map50/GROUPING/GROUP, such as map50/share/above_2_3: the mean over the
+        classes that have objects in it. What has no objects is nan.
 
         Raises:
             ValueError: no object in the whole set, or none that counts.
@@ -83,28 +94,42 @@ class CocoDetection:
             raise ValueError(f"expected objects to score against; the {self._images} images have none")
         truths_of, found_of = (by_label(rows, len(self.class_names)) for rows in (truths, found))
         # Class by class, as pycocotools' own loop: what it makes of a detection takes a hundred times the memory.
-        each = np.stack([_coco_precision(truths_of[label], found_of[label]) for label in counting])
-        yield "map", float(each.mean())
-        yield "map50", float(each[:, 0].mean())
-        yield "map75", float(each[:, 5].mean())
-        values = dict(zip(counting.tolist(), each[:, 0].mean(axis=1).tolist(), strict=True))
+        longest = self._sizes.table()["longest"]
+        each = np.stack([_coco_precisions(truths_of[label], found_of[label], longest) for label in counting])
+        yield "map", float(each[:, 0].mean())
+        yield "map50", float(each[:, 0, 0].mean())
+        yield "map75", float(each[:, 0, 5].mean())
+        values = dict(zip(counting.tolist(), each[:, 0, 0].tolist(), strict=True))
         for label, name in enumerate(self.class_names):
             yield f"ap50/{name}", values.get(label, float("nan"))
+        for number, name in enumerate(group_names(), start=1):
+            having = each[each[:, number, 0] > -1, number]
+            yield f"map/{name}", float(having.mean()) if len(having) else float("nan")
+            yield f"map50/{name}", float(having[:, 0].mean()) if len(having) else float("nan")
 
 
-def _coco_precision(truths: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """Let pycocotools find a class's precision [10 IoUs, 101 recalls], 100 detections an image."""
+def _coco_precisions(truths: np.ndarray, found: np.ndarray, longest: np.ndarray) -> np.ndarray:
+    """Let pycocotools find a class's average precision, 100 detections an image.
+
+    It knows ranges of area alone, so the other measures are given to it as areas. Where an object does not count, its
+    area is beyond all ranges: a flag `ignore` would be overwritten.
+
+    Returns:
+        Float64 [1 + groups, 10 IoUs], of all objects and of each of `group_names()`; -1 where there is no object.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    # Beyond all ranges of sizes: how COCOeval ignores an object (it overwrites a flag `ignore`).
-    areas = np.where(truths["difficult"], math.inf, truths["box"][:, 2:].prod(axis=1))
+    sizes = [measures(rows["box"][:, 2:], longest[rows["image"] - 1]) for rows in (truths, found)]
+    sizes[0][truths["difficult"]] = math.inf
+    truths, found, kept = _joined(truths, found)
+    sizes[1] = sizes[1][kept]
     images = [{"id": int(image)} for image in np.union1d(truths["image"], found["image"])]
     both = []
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
         for rows, more in (
-            (truths, {"area": areas.tolist(), "iscrowd": truths["crowd"].astype(int).tolist()}),
-            (found, {"area": found["box"][:, 2:].prod(axis=1).tolist(), "score": found["score"].tolist()}),
+            (truths, {"iscrowd": truths["crowd"].astype(int).tolist()}),
+            (found, {"score": found["score"].tolist()}),
         ):
             columns = {"id": range(1, len(rows) + 1), "image_id": rows["image"].tolist(), "bbox": rows["box"].tolist()}
             columns |= more
@@ -115,10 +140,48 @@ def _coco_precision(truths: np.ndarray, found: np.ndarray) -> np.ndarray:
             both[-1].dataset = {"images": images, "annotations": listed, "categories": [{"id": 1}]}
             both[-1].createIndex()
         scoring = COCOeval(*both, "bbox")
-        scoring.params.areaRng, scoring.params.areaRngLbl, scoring.params.maxDets = [[0, 1e10]], ["all"], [100]
-        scoring.evaluate()
-        scoring.accumulate()
-    return scoring.eval["precision"][:, :, 0, 0, 0]
+        scoring.params.maxDets = [MOST]
+        precisions = []
+        for column, groups in enumerate(GROUPINGS.values()):
+            for coco, values in zip(both, sizes, strict=True):
+                for annotation, value in zip(coco.dataset["annotations"], values[:, column].tolist(), strict=True):
+                    annotation["area"] = value
+            every = [(0.0, UNKNOWN)] if column == 0 else []
+            scoring.params.areaRng = [list(ends) for ends in (*every, *groups.values())]
+            scoring.params.areaRngLbl = list(map(str, range(len(scoring.params.areaRng))))
+            scoring.evaluate()
+            scoring.accumulate()
+            precisions.append(scoring.eval["precision"][:, :, 0, :, 0].mean(axis=1).T)
+    return np.concatenate(precisions)
+
+
+def _joined(truths: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Join images without objects where they follow one another, as long as they have no more than `MOST` detections.
+
+    Their detections match nothing in any image, and equal scores keep their sequence, so the figures stay the same.
+    COCOeval takes 0.1 ms for an image, class and group: 40 s rather than 110 s for 2,000 images of 100 detections of
+    40 classes.
+
+    Returns:
+        Objects and detections with other image numbers, and which detections these are: no more than `MOST` an image.
+    """
+    kept = np.lexsort((-found["score"], found["image"]))
+    numbers = found["image"][kept]
+    kept = kept[np.arange(len(kept)) - np.searchsorted(numbers, numbers) < MOST]
+    truths, found = truths.copy(), found[kept]
+    images, counts = np.unique(found["image"], return_counts=True)
+    detections = dict(zip(images.tolist(), counts.tolist(), strict=True))
+    with_objects = set(truths["image"].tolist())
+    joined, number, room = {}, 0, 0
+    for image in sorted(with_objects | detections.keys()):
+        count = detections.get(image, 0)
+        if image in with_objects or count > room:
+            number, room = number + 1, MOST
+        joined[image] = number
+        room = 0 if image in with_objects else room - count
+    for rows in (truths, found):
+        rows["image"] = [joined[image] for image in rows["image"].tolist()]
+    return truths, found, kept
 
 
 class Guesses:
@@ -177,16 +240,10 @@ def named(record: Record, answer: Answer) -> np.ndarray:
 
 def placed(record: Record, answer: Answer) -> np.ndarray:
     """Tell of each guess whether its box has an IoU of at least 0.5 with an object of its class: bool [n]."""
-    pairs = zip(answer["detection_boxes"], guessed(answer), strict=False)  # beyond the guesses there is padding
-    return np.array([(iou(box, record.boxes[record.labels == label]) >= 0.5).any() for box, label in pairs], bool)
-
-
-def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return intersection over union of one box [4] and others [n, 4], yxyx, in numpy."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.prod(np.maximum(sides, 0), axis=1)
-    areas = np.prod(others[:, 2:] - others[:, :2], axis=1) + np.prod(box[2:] - box[:2])
-    return shared / np.maximum(areas - shared, 1e-12)
+    # Not `match_detections`: ILSVRC lets several guesses name one object.
+    labels = guessed(answer)
+    overlaps = box_iou(answer["detection_boxes"][: len(labels)], record.boxes)
+    return ((labels[:, None] == record.labels) & (overlaps >= 0.5)).any(axis=1)
 
 
 def _xywh(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:

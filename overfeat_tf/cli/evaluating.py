@@ -39,7 +39,7 @@ from overfeat_tf.cli.quiet import load_tensorflow
 @inference_options
 @connection_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
-@click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, curves, worst mistakes.")
+@click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, plots, worst mistakes.")
 def evaluate(
     models: tuple[str, ...],
     data: str,
@@ -156,13 +156,15 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
     from training.evaluate import evaluate as score
     from training.ladders import TABLES, as_markdown, climb, table_of
     from training.reports import Report
+    from training.reports.detection_figures import draw_detection_figures
     from training.reports.scales import draw_scales
     from training.reports.tables import figure_tables
 
     table = table_of(protocol)
     # Curves and pictures are of one way to answer: all of a table's rows have only their errors drawn.
     watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
-    report = Report(out, watched, source.class_names) if out is not None else None
+    threshold = getattr(answering, "display_threshold", None)  # a server does not tell its model's
+    report = Report(out, watched, source.class_names, threshold) if out is not None else None
     watching = report.watching if report else None
     began = time.monotonic()
     figures: dict[str, Any]
@@ -170,14 +172,19 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
         rows = list(climb(require_run(answering), source, split, protocol, limit, watching))
         figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
     else:
-        figures = score(answering, source, split, protocol.split(","), limit, watching=watching)
+        protocols = protocol.split(",")
+        figures = score(answering, source, split, protocols, limit, watching=watching, display_threshold=threshold)
         text, images = figure_tables(figures), figures["images"]
     seconds = round(time.monotonic() - began, 1)
     click.echo(text)
     if report is not None and out is not None:
         data = {"source": source.name, "classes": len(source.class_names), "split": split, "limit": limit}
         facts = {**described, "data": data, "protocol": protocol, "images": images, "seconds": seconds}
-        pictures = report.write(facts, text, draw_scales(rows, table, out) if table and len(rows) > 1 else ())
+        if table:
+            more = draw_scales(rows, table, out) if len(rows) > 1 else ()
+        else:
+            more = draw_detection_figures(figures, out)
+        pictures = report.write(facts, text, more)
         write_json(out / "report.json", {**facts, "figures": figures, "pictures": pictures})
         click.echo(f"{out / 'report.md'}: tables, curves, pictures of mistakes", err=True)
     return figures

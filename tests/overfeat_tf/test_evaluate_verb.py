@@ -130,7 +130,10 @@ def test_a_report_has_figures_tables_and_pictures(detector, data, tmp_path, monk
     report = json.loads((out / "report.json").read_text())
     assert report["figures"] == figures and report["images"] == IMAGES and report["seconds"] > 0
     assert report["options"]["scales"] == [1, 2] and report["network"] == "tiny" and report["data"]["split"] == "val"
-    assert {"detection_confusion.png", "detection_precision_recall.png"} <= set(report["pictures"])
+    # 51 x 51 of 72 x 88 pixels: of the last group but one.
+    assert figures["objects"] == figures["objects/share/1_3_to_2_3"] == IMAGES and "| share/above_2_3" in printed
+    pictures = ("confusion", "precision_recall", "by_score", "by_size", "reliability")
+    assert {f"detection_{name}.png" for name in pictures} <= set(report["pictures"])
     assert (
         all((out / name).is_file() for name in report["pictures"])
         and printed.strip() in (out / "report.md").read_text()

@@ -114,6 +114,14 @@ def test_progress_counts_the_images_that_are_scored(monkeypatch):
 
 DETECTION = {"map", "map50", "map75", "voc07_map", "voc_map", "ilsvrc_map"}
 DETECTION |= {f"{prefix}/{name}" for prefix in ("ap50", "voc_ap") for name in "abc"}
+GROUPS = {"area/small", "area/medium", "area/large"}
+GROUPS |= {f"share/{name}" for name in ("below_1_8", "1_8_to_1_3", "1_3_to_2_3", "above_2_3")}
+GROUPS |= {f"aspect/{name}" for name in ("below_1.5", "1.5_to_3", "above_3")}
+DETECTION |= {"objects", "recall", "calibration_error"}
+DETECTION |= {f"{figure}/{name}" for figure in ("map", "map50", "objects", "recall") for name in GROUPS}
+DETECTION |= {f"reliability/{bin:02}/{kind}" for bin in range(15) for kind in ("count", "score", "right")}
+DISPLAYED = {"display_threshold", "displayed_per_image", "precision_displayed", "recall_displayed", "f1_displayed"}
+DISPLAYED |= {"duplicates", "duplicates_per_image", *(f"recall_displayed/{name}" for name in GROUPS)}
 
 
 @pytest.mark.parametrize(
@@ -131,6 +139,14 @@ def test_a_protocol_asks_and_gives_its_own(protocols, call, names):
     assert {name for name, _ in model.calls} == {call}
 
 
+def test_a_display_threshold_adds_the_figures_of_what_is_shown():
+    source = small()
+    names = evaluate(Echo(source), source, "val", quiet=True, display_threshold=0.5)
+    assert set(names) == DETECTION | DISPLAYED | {"images"}
+    hidden = evaluate(Echo(source), source, "val", quiet=True, display_threshold=0.95)
+    assert [names["recall_displayed"], hidden["recall_displayed"], hidden["recall"]] == [1, 0, 1]
+
+
 def test_an_unreadable_image_is_counted_once_and_its_objects_are_missed():
     source = small(8)
     model = Echo(source, unreadable=("1", "3"))  # one object each of 0 + 1 + 2 + 0 + 1 + 2 + 0 + 1; 3 has none
@@ -138,6 +154,9 @@ def test_an_unreadable_image_is_counted_once_and_its_objects_are_missed():
     assert figures["unreadable"] == 2 and figures["images"] == 8
     assert figures["localization1_error"] == pytest.approx(1 / 5)
     assert 0.5 < figures["map50"] < 1
+    # Of the object that was missed the size is not known: it is in no group.
+    assert figures["objects"] == 7 and figures["recall"] == pytest.approx(6 / 7)
+    assert figures["objects/share/1_3_to_2_3"] == 6 and figures["map50/share/1_3_to_2_3"] == pytest.approx(1)
 
 
 def test_seen_gets_each_record_with_its_own_detections_up_to_the_limit():

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from independent import by_pycocotools, overlap
 
-from training.metrics import CocoDetection, Guesses, iou
+from training.detection_matching import box_iou
+from training.metrics import CocoDetection, Guesses
 from training.sources.record import Record
 
 NAMES = ("a", "b", "c")
-SIZES = ((100, 200), (160, 120), (90, 90))  # height, width
+SIZES = ((100, 200), (460, 320), (90, 90))  # height, width
 
 
 def record(boxes, labels, **flags) -> Record:
@@ -57,7 +58,7 @@ def random_pairs(seed: int, images: int = 12):
         near = shrunk + rng.normal(0, 0.03, boxes.shape)
         places = np.concatenate([near, random_boxes(rng, 3)])
         named = np.concatenate([np.where(rng.random(count) < 0.8, labels, 0), rng.integers(0, 3, 3)])
-        scores = np.sort(rng.random(len(named)))[::-1]
+        scores = np.sort(rng.random(len(named)).round(1))[::-1]  # some are equal
         yield record(boxes, labels, difficult=crowd, crowd=crowd), answer(places, named, scores, SIZES[number % 3])
 
 
@@ -72,16 +73,53 @@ def test_the_figures_are_pycocotools_own(seed, images):
     with TemporaryDirectory() as folder:
         found, stats = figures(pairs), by_pycocotools(pairs, NAMES, Path(folder))
     np.testing.assert_allclose([found["map"], found["map50"], found["map75"]], stats[:3], atol=1e-9)
+    by_area = np.nan_to_num([found[f"map/area/{name}"] for name in ("small", "medium", "large")], nan=-1.0)
+    np.testing.assert_allclose(by_area, stats[3:6], atol=1e-9)
     np.testing.assert_allclose(np.nanmean([found[f"ap50/{name}"] for name in NAMES]), found["map50"])
+
+
+def test_a_hundred_detections_of_an_image_count_whatever_images_are_scored_together(tmp_path):
+    rng = np.random.default_rng(0)
+    none, one = record([], []), record([EASY], [0])
+    false = [answer(random_boxes(rng, n), [0] * n, np.linspace(0.9, 0.1, n)) for n in (60, 60, 130)]
+    late = answer([*false[2]["detection_boxes"][:120], EASY], [0] * 121)  # right, but in place 121
+    pairs = [(none, false[0]), (none, false[1]), (one, late), (none, false[2]), (one, answer([EASY], [0], [0.6]))]
+    found, stats = figures(pairs), by_pycocotools(pairs, NAMES, tmp_path)
+    assert 0 < found["map"] < 0.5
+    got = [found[name] for name in ("map", "map50", "map/area/medium")]
+    assert got == pytest.approx(stats[[0, 1, 4]].tolist(), abs=1e-9)
+
+
+def test_a_group_ignores_the_objects_and_the_false_detections_of_others():
+    # 100 x 400 pixels: a bar of 4 x 300, a square of 40 x 40, and a difficult one of 20 x 20.
+    bar, square, hard = [0.5, 0, 0.54, 0.75], [0, 0.1, 0.4, 0.2], [0.7, 0.5, 0.9, 0.55]
+    truth = record([bar, square, hard], [0, 0, 0], difficult=[False, False, True])
+    false_bar, false_square = [0.9, 0, 0.94, 0.75], [0, 0.6, 0.4, 0.7]
+    found = figures([(truth, answer([false_square, bar, false_bar, hard, square], [0] * 5, size=(100, 400)))])
+    assert found["map50"] == pytest.approx(51 / 101 * 0.5 + 50 / 101 * 0.5)  # false, right, false, right: 1/2 and 2/4
+    expected = {
+        "share/above_2_3": 1.0,  # of the false ones only the bar is as long, and it scores less
+        "share/below_1_8": 0.5,  # false_square, then square: a share of 0.1
+        "aspect/above_3": 1.0,
+        "aspect/below_1.5": 0.5,
+        "area/medium": 0.5,  # all but the difficult one
+    }
+    assert {name: found[f"map50/{name}"] for name in expected} == pytest.approx(expected)
+    for empty in ("area/small", "area/large", "share/1_8_to_1_3", "share/1_3_to_2_3", "aspect/1.5_to_3"):
+        assert math.isnan(found[f"map50/{empty}"]) and math.isnan(found[f"map/{empty}"])
 
 
 def test_perfect_answers_score_one_and_none_score_nothing():
     truths = [truth for truth, _ in random_pairs(0)]
     perfect = [(truth, answer(truth.boxes, truth.labels)) for truth in truths]
-    names = ("map", "map50", "map75", "ap50/a", "ap50/b", "ap50/c")
-    assert figures(perfect) == pytest.approx(dict.fromkeys(names, 1.0))
-    empty = [(truth, answer([], [])) for truth in truths]
-    assert set(figures(empty).values()) == {0.0}
+    names = {"map", "map50", "map75", "ap50/a", "ap50/b", "ap50/c"}
+    found = figures(perfect)
+    assert names < found.keys() and all(value == pytest.approx(1) or math.isnan(value) for value in found.values())
+    assert not any(math.isnan(found[name]) for name in names)
+    empty = figures([(truth, answer([], [])) for truth in truths])
+    assert {name: 0.0 for name in found if not math.isnan(found[name])} == {
+        name: value for name, value in empty.items() if not math.isnan(value)
+    }
 
 
 def test_a_class_without_objects_has_no_figure_and_does_not_count():
@@ -143,10 +181,9 @@ def counted(pairs) -> dict[str, float]:
 def test_iou_is_what_it_says():
     rng = np.random.default_rng(0)
     boxes = random_boxes(rng, 30)
-    wanted = [overlap(boxes[0], box) for box in boxes]
-    np.testing.assert_allclose(iou(boxes[0], boxes), wanted, atol=1e-6)
-    assert wanted[0] == pytest.approx(1) and 0 < np.mean(wanted) < 1
-    assert iou(boxes[0], np.zeros((2, 4))).tolist() == [0, 0]
+    wanted = [[overlap(box, other) for other in boxes[10:]] for box in boxes[:20]]
+    np.testing.assert_allclose(box_iou(boxes[:20], boxes[10:]), wanted, atol=1e-6)
+    assert box_iou(boxes[0], np.zeros((2, 4))).tolist() == [[0, 0]]
 
 
 def guess_errors(pairs) -> dict[str, float]:

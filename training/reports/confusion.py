@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from training.metrics import Answer, guessed, iou
+from training.detection_matching import box_iou
+from training.metrics import Answer, guessed
 from training.reports.exhibits import Exhibit, figure, literal, save, shortened
 from training.reports.tables import markdown_table
 from training.sources.record import Record
 
 SHOWN = 20  # classes in the picture, those of most mistakes where there are more; and pairs in the table
 NOTHING, OTHERS = -1, -2  # in place of a class
-# Of a detection that counts, s / (1 + s): all votes of one sure window. The many fainter ones would hide all else.
+# Of a detection that counts, where the model has no display threshold. The many fainter ones would hide all else.
 LEAST_SCORE = 0.5
 
 
@@ -22,8 +23,9 @@ class _Confusion:
 
     file, title, note = "", "", ""
 
-    def __init__(self, class_names: Sequence[str]):
+    def __init__(self, class_names: Sequence[str], display_threshold: float | None = None):
         self._names = tuple(class_names)
+        self.least_score = LEAST_SCORE if display_threshold is None else display_threshold
         self.counts: Counter[tuple[int, int]] = Counter()
 
     def draw(self, folder: Path) -> Iterator[Exhibit]:
@@ -34,7 +36,7 @@ class _Confusion:
         rows = [[self._name(a), self._name(b), str(count)] for (a, b), count in wrong.most_common(SHOWN)]
         text = markdown_table(["what it is", "taken for", "times"], rows) if rows else "No mistakes."
         self._draw_matrix(folder / self.file, wrong)
-        yield Exhibit(self.title, self.file, f"{self.note}\n\n{text}")
+        yield Exhibit(self.title, self.file, f"{self.note.format(self.least_score)}\n\n{text}")
 
     def _draw_matrix(self, path: Path, wrong: Counter) -> None:
         labels = self._shown(wrong)
@@ -95,19 +97,20 @@ class DetectionConfusion(_Confusion):
 
     file, title = "detection_confusion.png", "Objects taken for others"
     note = (
-        f"Detections that score at least {LEAST_SCORE}, matched with objects by place at an IoU of 0.5, each at most "
-        "once; the row (nothing) has those where no object is, the column (nothing) the objects not found."
+        "Detections that score at least {:.2g}, matched with objects by place at an IoU of 0.5, each at most once; the "
+        "row (nothing) has those where no object is, the column (nothing) the objects not found."
     )
 
     def process(self, record: Record, answer: Answer) -> None:
         """Count an image's objects and detections, unless it has a class without a box."""
         if not record.boxed.all():
             return
-        free = np.ones(len(record.labels), bool)
-        for i, label in enumerate(guessed(answer)):  # scores fall
-            if answer["detection_scores"][i] < LEAST_SCORE:
+        # Not `match_detections`, which keeps to one class: here an object may be taken by a detection of another.
+        free, labels = np.ones(len(record.labels), bool), guessed(answer)
+        every = box_iou(answer["detection_boxes"][: len(labels)], record.boxes)
+        for label, score, overlaps in zip(labels, answer["detection_scores"], every, strict=False):  # scores fall
+            if score < self.least_score:
                 break
-            overlaps = iou(answer["detection_boxes"][i], record.boxes)
             # Objects that count come first, then those of the same class, then the nearest.
             merits = np.where(free & (overlaps >= 0.5), overlaps + (record.labels == label) + 2 * ~record.difficult, 0)
             best = int(merits.argmax()) if len(merits) else NOTHING

@@ -7,14 +7,14 @@ from training.metrics import Answer
 from training.reports.confusion import ClassConfusion, DetectionConfusion
 from training.reports.exhibits import Exhibit, Observer
 from training.reports.mistakes import FalsePositives, Misses, WrongClasses, WrongPlaces
-from training.reports.precision_recall import PrecisionRecallCurves
+from training.reports.precision_recall import PrecisionRecallCurves, ScoreCurves
 from training.sources.record import Record
 
-# A line an observer, by the protocol whose answers it watches.
-OBSERVERS: dict[str, tuple[Callable[[Sequence[str]], Observer], ...]] = {
+# A line an observer, made from class names and display threshold, by the protocol whose answers it watches.
+OBSERVERS: dict[str, tuple[Callable[[Sequence[str], float | None], Observer], ...]] = {
     "classification": (ClassConfusion, WrongClasses),
     "localization": (WrongPlaces,),
-    "detection": (PrecisionRecallCurves, DetectionConfusion, FalsePositives, Misses),
+    "detection": (PrecisionRecallCurves, ScoreCurves, DetectionConfusion, FalsePositives, Misses),
 }
 PAGE = "report.md"
 
@@ -22,7 +22,13 @@ PAGE = "report.md"
 class Report:
     """The observers of an evaluation, and what they draw in the end."""
 
-    def __init__(self, folder: Path, protocols: Sequence[str], class_names: Sequence[str]):
+    def __init__(
+        self,
+        folder: Path,
+        protocols: Sequence[str],
+        class_names: Sequence[str],
+        display_threshold: float | None = None,
+    ):
         """Make the folder, before hours of inference rather than after.
 
         Raises:
@@ -30,7 +36,9 @@ class Report:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._observers = {name: [kind(class_names) for kind in OBSERVERS[name]] for name in protocols}
+        self._observers = {
+            name: [kind(class_names, display_threshold) for kind in OBSERVERS[name]] for name in protocols
+        }
 
     @property
     def watching(self) -> Mapping[str, Sequence[Callable[[Record, Answer], None]]]:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from training.size_groups import GROUP_FIGURES, group_names
+
 
 def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Render a table whose columns are as wide as their widest cell; all but the first are set to the right."""
@@ -18,19 +20,28 @@ def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def figure_tables(figures: Mapping[str, float]) -> str:
-    """Render what `evaluate` gives: the figures of the whole, and those of each class, named KIND/CLASS."""
-    whole = [[name, number(value)] for name, value in figures.items() if "/" not in name]
-    tables = [markdown_table(["figure", "value"], whole)]
+    """Render what `evaluate` gives: overall figures, those by size and shape, and those of each class.
+
+    The reliability table is left out: a report shows it with its diagram.
+    """
+    overall = [[name, number(value)] for name, value in figures.items() if "/" not in name]
+    tables = [markdown_table(["figure", "value"], overall)]
     kinds = list(dict.fromkeys(name.partition("/")[0] for name in figures if "/" in name))
-    if kinds:
-        classes = dict.fromkeys(name.partition("/")[2] for name in figures if "/" in name)
-        rows = [[name, *(number(figures.get(f"{kind}/{name}", math.nan)) for kind in kinds)] for name in classes]
-        tables.append(markdown_table(["class", *kinds], rows))
+    if by_group := [kind for kind in GROUP_FIGURES if kind in kinds]:
+        tables.append(_table("objects by", by_group, group_names(), figures))
+    if by_class := [kind for kind in kinds if kind not in (*GROUP_FIGURES, "reliability")]:
+        classes = dict.fromkeys(name.partition("/")[2] for name in figures if name.partition("/")[0] in by_class)
+        tables.append(_table("class", by_class, list(classes), figures))
     return "\n\n".join(tables)
 
 
+def _table(title: str, kinds: Sequence[str], names: Sequence[str], figures: Mapping[str, float]) -> str:
+    rows = [[name, *(number(figures.get(f"{kind}/{name}", math.nan)) for kind in kinds)] for name in names]
+    return markdown_table([title, *kinds], rows)
+
+
 def number(value: float) -> str:
-    """Write a figure with four decimals, a count without, and "-" for one that there is not."""
+    """Format a figure with four decimals, a count without, and "-" for one that there is not."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.4f}"
     return str(value)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.average_precision import RIGHT, WRONG
-from training.curves import judged
+from training.evaluate import METRICS, PROTOCOLS
 from training.reports import Report
 from training.reports.confusion import NOTHING, ClassConfusion, DetectionConfusion
+from training.reports.detection_figures import draw_detection_figures
 from training.reports.mistakes import KEPT, FalsePositives, Misses, WrongClasses, WrongPlaces
 from training.reports.precision_recall import RECALLS, best_precision
 from training.reports.scales import draw_scales
+from training.reports.tables import figure_tables
 from training.sources.record import Record
 
 NAMES = ("ant", "bee", "cat")
@@ -65,11 +66,6 @@ def test_classes_are_counted_by_the_best_guess():
     assert confusion.counts == {(2, 2): 1, (0, 1): 1, (1, NOTHING): 1}
 
 
-def test_a_second_find_is_wrong_and_the_rest_is_missed():
-    verdicts, found = judged(record([HERE, THERE], [0, 0]), answer([HERE, HERE], [0, 0], [0.9, 0.8]))
-    assert verdicts.tolist() == [RIGHT, WRONG] and found.tolist() == [True, False]
-
-
 @pytest.mark.parametrize(
     "kind, truth, found, caption",
     [
@@ -113,26 +109,41 @@ def test_a_curve_is_the_best_precision_at_each_recall_or_beyond():
 @pytest.mark.parametrize("classes", [1, 300])
 def test_a_report_has_a_page_and_every_picture(classes, tmp_path):
     names = tuple(f"a ${number} of rather long a name" for number in range(classes))
-    report = Report(tmp_path / "report", ("classification", "localization", "detection"), names)
+    report = Report(tmp_path / "report", PROTOCOLS, names, 0.4)
+    metrics = [make(names, 0.4) for make in METRICS["detection"]]
     rng = np.random.default_rng(1)
     for number in range(40):
         label = number % classes
         wrong, score = (label + int(rng.integers(0, 2))) % classes, float(rng.random())
         truth = record([HERE, THERE], [label, label], str(number))
         found = answer([HERE if number % 2 else THERE, ELSEWHERE], [wrong, label], [score, score / 2])
+        for metric in metrics:
+            metric.process(truth, found)
         for watchers in report.watching.values():
             for see in watchers:
                 see(truth, found)
-    pictures = report.write({"options": {"scales": (1, 2)}}, "the table")
+    figures = {name: value for metric in metrics for name, value in metric.evaluate()}
+    more = draw_detection_figures(figures, tmp_path / "report")
+    pictures = report.write({"options": {"scales": (1, 2)}}, "the table", more)
     page = (tmp_path / "report" / "report.md").read_text()
     assert "- options: scales=1 2" in page and "the table" in page
-    expected = {"confusion", "precision_recall", "false_positives", "misses"}
+    assert "| 0.93 to 1.00 |" in page and "score at least 0.4" in page
+    expected = {"confusion", "precision_recall", "by_score", "by_size", "reliability", "false_positives", "misses"}
     assert {f"detection_{name}.png" for name in expected} <= set(pictures)
     assert ("classification_mistakes.png" in pictures) == (classes > 1)  # of one class none is another
     for picture in pictures:
         assert f"({picture})" in page
         with Image.open(tmp_path / "report" / picture) as image:
             assert min(image.size) > 200 and np.asarray(image.convert("L")).std() > 5
+
+
+def test_figures_stand_in_tables_of_their_own():
+    figures = {"map": 0.5, "objects": 3, "ap50/a/b": 0.25, "map/share/above_2_3": float("nan"), "objects/area/small": 2}
+    tables = figure_tables(figures | {"reliability/00/count": 7}).split("\n\n")
+    assert [table.split("|")[1].strip() for table in tables] == ["figure", "objects by", "class"]
+    assert "| map     | 0.5000 |" in tables[0] and "7" not in "".join(tables)
+    assert "| area/small       |       2 |   - |" in tables[1] and "| share/above_2_3  |       - |   - |" in tables[1]
+    assert "| a/b   | 0.2500 |" in tables[2]
 
 
 def test_errors_are_drawn_against_scales(tmp_path):

@@ -1,0 +1,79 @@
+"""Recall of objects by size and shape, and precision and recall of the detections that a user is shown."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from training.detection_matching import box_iou, match_answer
+from training.metrics import MOST, Answer
+from training.size_groups import group_names, memberships
+from training.sources.record import Record
+
+
+class DetectionRecall:
+    """Recall of all objects at an IoU of 0.5, and what the detections at the model's display threshold are.
+
+    Recall is over all objects of all classes together, not a mean over classes. `difficult` objects and crowds do not
+    count, nor do the detections matched to them.
+    """
+
+    def __init__(self, class_names: Sequence[str] = (), display_threshold: float | None = None):
+        """Take the score from which detections are shown; without one only recall is measured."""
+        self._threshold = display_threshold
+        groups = 1 + len(group_names())  # all objects, then each group
+        self._objects, self._found, self._displayed = (np.zeros(groups, int) for _ in range(3))
+        self._images = self._shown = self._right = self._duplicates = 0
+
+    def process(self, record: Record, answer: Answer) -> None:
+        """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
+        if not record.boxed.all():
+            return
+        count = min(int(answer["num_detections"]), MOST)
+        matches = match_answer(record, answer, most=MOST)
+        groups = np.insert(memberships(record.boxes, answer["image_size"]), 0, True, axis=1)
+        self._images += 1
+        self._objects += groups[~record.difficult].sum(axis=0)
+        self._found += groups[matches.found].sum(axis=0)
+        if self._threshold is None:
+            return
+        shown = answer["detection_scores"][:count] >= self._threshold
+        found = np.zeros(len(record.labels), bool)
+        found[matches.truth[matches.right & shown]] = True
+        again = box_iou(answer["detection_boxes"][:count], record.boxes[found]) >= 0.5
+        self._displayed += groups[found].sum(axis=0)
+        self._shown += int((shown & ~matches.ignored).sum())
+        self._right += int((shown & matches.right).sum())
+        self._duplicates += int((shown & matches.wrong & again.any(axis=1)).sum())
+
+    def evaluate(self) -> Iterator[tuple[str, float]]:
+        """Yield objects and recall, of all and of each group as recall/GROUPING/GROUP (nan without objects).
+
+        With a display threshold also display_threshold; displayed_per_image, the detections that reach it;
+        precision_displayed, recall_displayed (of each group too) and f1_displayed, of these detections; duplicates,
+        how many of them are further boxes, of whatever class, with an IoU of 0.5 with an object that another one has
+        found; and duplicates_per_image.
+        """
+        yield from self._each("objects", self._objects.tolist())
+        yield from self._each("recall", _shares(self._found, self._objects))
+        if self._threshold is None:
+            return
+        objects = int(self._objects[0])
+        yield "display_threshold", self._threshold
+        yield "displayed_per_image", _share(self._shown, self._images)
+        yield "precision_displayed", _share(self._right, self._shown)
+        yield from self._each("recall_displayed", _shares(self._displayed, self._objects))
+        yield "f1_displayed", _share(2 * self._right, self._shown + objects)
+        yield "duplicates", self._duplicates
+        yield "duplicates_per_image", _share(self._duplicates, self._images)
+
+    def _each(self, figure: str, values: Sequence[float]) -> Iterator[tuple[str, float]]:
+        names = [figure, *(f"{figure}/{name}" for name in group_names())]
+        yield from zip(names, values, strict=True)
+
+
+def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float]:
+    return [_share(part, whole) for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)]
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
