@@ -13,7 +13,17 @@ class Callables:
 
     `images` is uint8 [B, H, W, 3], or a list of uint8 [H, W, 3] of any sizes, or a list of encoded images (bytes).
     Answers are numpy arrays by the contract's names, the batch first.
+
+    Attributes:
+        tasks: What it was trained for: of classification, localization, detection.
     """
+
+    tasks: tuple[str, ...]
+
+    @property
+    def answered_tasks(self) -> tuple[str, ...]:
+        """The tasks that its calls answer: here those that it was trained for."""
+        return self.tasks
 
     def detect(self, images: Images) -> Answers:
         """Find all objects: boxes by falling accumulated score (4.3, 5); see `Inference.box_outputs`."""
@@ -72,3 +82,18 @@ def _pixels(images: np.ndarray) -> np.ndarray:
 
 def _describe(images: object) -> str:
     return f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
+
+
+def choose_task(model: Callables, task: str | None = None) -> str:
+    """Return the task that is asked for, or else the last of the three that the model was trained for.
+
+    Raises:
+        ValueError: the model does not answer it.
+    """
+    if task is None:
+        return next(name for name in ("detection", "localization", "classification") if name in model.tasks)
+    if task not in model.answered_tasks:
+        raise ValueError(
+            f"expected a task that the model answers, of {', '.join(model.answered_tasks) or 'none'}; got '{task}'"
+        )
+    return task

@@ -65,6 +65,12 @@ class Model(Callables):
         """The network and the committee's other members."""
         return (self.network, *self.others)
 
+    @property
+    def answered_tasks(self) -> tuple[str, ...]:
+        """The tasks that its calls answer: what localizes also detects, without a background class (introduction)."""
+        extra = ("detection",) if "localization" in self.tasks and "detection" not in self.tasks else ()
+        return (*self.tasks, *extra)
+
     def parts_of(self, network: Network) -> dict[str, keras.Model]:
         """Give a member's models by name; the regressor is among them, built if need be, where the tasks need boxes."""
         return {**network.parts, "regressor": network.regressor} if self._has_boxes else network.parts

@@ -1,11 +1,15 @@
 """How inference is run: one frozen dataclass, written beside every run and export."""
 
+import math
 from dataclasses import dataclass
+from numbers import Integral
 
 from overfeat_tf.arithmetic import ARITHMETICS
 from overfeat_tf.presets import Preset
 
 VIEWS = ("dense", "centre", "ten")
+SCALE_FITS = ("aspect", "exact")
+LOCALIZE_BY = ("vote", "accumulated")
 AVERAGES = ("weighted", "plain")
 
 
@@ -19,13 +23,20 @@ class InferenceOptions:
         fine: Take the last pooling at every offset (fine stride) rather than at the first alone (coarse).
         top_k: Classes that a scale may propose (4.3 a), and guesses of `localize` and `classify`.
         min_score: Least softmax score with which a window votes for a class in detection.
-        max_windows: Windows that take part in merging; the least confident are left out first.
+        max_windows: Windows that take part in merging; the least confident are left out first. Localization by
+            "accumulated" merges all windows, as 4.3 does.
         merge_threshold: The t of 4.3: boxes merge while the smallest match score does not exceed it.
         merge_average: How two boxes become one: "weighted" by the predictions that each stands for, or "plain".
         merge_across_classes: Whether boxes of different classes merge too; the class is then read off the sums.
         max_detections: Boxes in an answer.
-        views: "dense" scans the scales; "centre" and "ten" show crops of the window's size: the centre one, or the
-            four corners, the centre and their mirror images (Table 2).
+        views: "dense" scans the scales; "centre" and "ten" show crops of the window's size, cut from the central
+            square of the resized image: the centre one, or the four corners, the centre and their mirror images
+            (Table 2).
+        scale_fit: How an image is fitted to a scale. "aspect" keeps the image's aspect and the scale's area; "exact"
+            stretches the image to the scale's own height and width, as Table 5 has them.
+        localize_by: How `localize` ranks classes and picks windows. "vote" ranks by the vote of 3.3 and merges the
+            most confident windows of each class; "accumulated" is 4.3: each scale proposes its top k classes, all
+            windows of these take part, and the merged boxes with the largest accumulated scores are the answer.
         arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, from the
             same weights (`overfeat_tf.arithmetic`); equal but for rounding.
     """
@@ -42,16 +53,28 @@ class InferenceOptions:
     max_detections: int = 100
     views: str = "dense"
     arithmetic: str = ARITHMETICS[0]
+    scale_fit: str = SCALE_FITS[0]
+    localize_by: str = LOCALIZE_BY[0]
 
     def __post_init__(self) -> None:
-        if self.views not in VIEWS:
-            raise ValueError(f"expected views to be one of {', '.join(VIEWS)}; got '{self.views}'")
-        if self.merge_average not in AVERAGES:
-            raise ValueError(f"expected merge_average to be one of {', '.join(AVERAGES)}; got '{self.merge_average}'")
-        if self.arithmetic not in ARITHMETICS:
-            raise ValueError(f"expected arithmetic to be one of {', '.join(ARITHMETICS)}; got '{self.arithmetic}'")
-        if not self.merge_threshold >= 0:
-            raise ValueError(f"expected merge_threshold to be at least 0; got {self.merge_threshold}")
+        choices = {
+            "views": VIEWS,
+            "scale_fit": SCALE_FITS,
+            "localize_by": LOCALIZE_BY,
+            "merge_average": AVERAGES,
+            "arithmetic": ARITHMETICS,
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{getattr(self, name)}'")
+        for name in ("top_k", "max_windows", "max_detections"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"expected {name} to be a whole number, at least 1; got {value}")
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"expected min_score, a softmax score, to be between 0 and 1; got {self.min_score}")
+        if not 0 <= self.merge_threshold < math.inf:
+            raise ValueError(f"expected merge_threshold to be at least 0, and finite; got {self.merge_threshold}")
 
     def scale_sizes(self, preset: Preset) -> tuple[tuple[int, int], ...]:
         """Return the (height, width) of the chosen scales.

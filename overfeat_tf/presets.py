@@ -30,8 +30,9 @@ class Preset:
         full: Channels of the two hidden fully connected layers of the classifier.
         regressor: Channels of the two hidden layers of the regressor (4.2).
         scales: Sizes (height, width) in pixels of the scales, smallest first; `views.fit_scale` adapts
-            them to an image's aspect.
-        shorter_side: Shorter side in pixels of the images that ten views and single crops are taken from (3.1: 256).
+            them to an image's aspect, unless `InferenceOptions.scale_fit` asks for exactly these.
+        shorter_side: Shorter side in pixels of the images whose central square ten views and single crops are taken
+            from (3.1: 256).
         mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.
         dropout: Rate on the hidden fully connected layers.
         init_std: Standard deviation of the initial weights (3.1: 0.01); None asks for He's in all but the last

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf import tasks
-from overfeat_tf.callables import Answers
+from overfeat_tf.callables import Answers, choose_task
 from overfeat_tf.decode import decode_image
 from overfeat_tf.inference import ONE_IMAGE
 from overfeat_tf.model import Model
@@ -13,17 +13,22 @@ from overfeat_tf.tasks import Detections, Stages
 
 
 class StagedModel:
-    """A run's first task of detection, localization and classification, with the stages of its answers.
+    """A task of a run's, with the stages of its answers.
+
+    Args:
+        model: The run.
+        task: Of its `answered_tasks`; if left out, the first that it was trained for of detection, localization and
+            classification.
 
     Attributes:
         model: The run.
         task: Which of the three it is.
 
     Raises:
-        ValueError: a SavedModel, a committee, or views that are crops.
+        ValueError: a SavedModel, a committee, views that are crops, or a task that the run does not answer.
     """
 
-    def __init__(self, model: object):
+    def __init__(self, model: object, task: str | None = None):
         if not isinstance(model, Model):
             raise ValueError(
                 "expected a run to show the stages of; got a SavedModel, which gives answers alone: use its run"
@@ -33,7 +38,7 @@ class StagedModel:
         if model.options.views != "dense":
             raise ValueError(f"expected dense views to show the stages of; got '{model.options.views}': use its scales")
         self.model = model
-        self.task = next(task for task in ("detection", "localization", "classification") if task in model.tasks)
+        self.task = choose_task(model, task)
         self._run = tf.function(self._stages, [ONE_IMAGE], autograph=False)
 
     def __call__(self, image: bytes) -> tuple[Answers, Stages | None]:

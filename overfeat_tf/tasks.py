@@ -91,52 +91,63 @@ def classify_in_stages(networks: Sequence[Network], image: tf.Tensor, options: I
 def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> Detections:
     """Find one box for each of the top k classes (4): windows vote for their boxes, which are merged.
 
+    By "vote" (`options.localize_by`) the classes are those of the largest votes (3.3), and their scores the votes, in
+    0..1. By "accumulated" (4.3) they are those of the merged boxes with the largest accumulated scores s, given as
+    s / (1 + s).
+
     Returns:
-        `Detections` with N = k: classes by falling vote, each with its best merged box. Their scores are the
-        classes' votes, in 0..1, since the classes are the guesses here.
+        `Detections` with N = k: classes by falling score, each with its best merged box; a class without a usable box
+        has the whole image.
     """
     return localize_in_stages(network, image, options).answer
 
 
 def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
-    """Localize as `localize` does: the guessed classes' most confident windows are the candidates."""
+    """Localize as `localize` does.
+
+    The candidates are the most confident windows of the classes with the largest votes, or, by "accumulated", all
+    windows of the classes that each scale proposes (4.3 a-c).
+    """
     scans = scan(network, image, options)
     votes = vote(scans, network.background)
     k = min(options.top_k, network.num_classes)
     best = tf.math.top_k(votes, k)
-    lines = tf.concat([window_scores(s, network.background) for s in scans], axis=0)
-    each = tf.minimum(options.max_windows // k, tf.shape(lines)[0])
-    scores, windows = tf.math.top_k(tf.transpose(tf.gather(lines, best.indices, axis=1)), each)  # [k, each]
-    labels = tf.repeat(best.indices, each)
-    candidates = _candidates(scans, tf.reshape(windows, [-1]), labels, tf.reshape(scores, [-1]))
+    accumulated = options.localize_by == "accumulated"
+    if accumulated:
+        candidates = _all_of_proposed(scans, k, network.background)
+    else:
+        candidates = _most_confident(scans, best.indices, max(options.max_windows // k, 1), network.background)
     merged = merge_candidates(candidates, tf.shape(image)[:2], options)
+    # Where fewer than k classes have a usable box, those of the largest votes follow them.
+    ranked = tf.unique(tf.concat([merged.classes - 1, best.indices], axis=0)).y[:k] if accumulated else best.indices
+    guesses = tf.ensure_shape(ranked, [k])
     # Merged boxes come by falling score, so the first of a class is its best; the whole image where it has none.
     answers = tf.concat([merged.boxes, tf.constant([[0.0, 0.0, 1.0, 1.0]])], axis=0)
-    its_own = tf.pad(merged.classes[None] == best.indices[:, None] + 1, [[0, 0], [0, 1]], constant_values=True)
-    chosen = tf.gather(answers, tf.argmax(its_own, axis=1))
-    answer = Detections(chosen, best.values, best.indices + 1, tf.constant(k))
+    its_own = tf.pad(merged.classes[None] == guesses[:, None] + 1, [[0, 0], [0, 1]], constant_values=True)
+    chosen = tf.argmax(its_own, axis=1)
+    sums = tf.gather(tf.pad(merged.scores, [[0, 1]]), chosen)
+    scores = sums / (1.0 + sums) if accumulated else best.values
+    answer = Detections(tf.gather(answers, chosen), scores, guesses + 1, tf.constant(k))
     return Stages(scans, candidates, merged, answer)
 
 
 def detect(network: Network, image: tf.Tensor, options: InferenceOptions) -> Detections:
     """Find all objects (5): confident windows vote for their boxes, which are merged and accumulate their scores.
 
+    A network without a background class detects too, as the paper's introduction has it: a window that shows no object
+    still votes for some class, but few others agree with its box, so that its score stays low beside an object's.
+
     Returns:
         `Detections` with N = `options.max_detections`.
-
-    Raises:
-        ValueError: the network has no background class: it was not trained to detect.
     """
     return detect_in_stages(network, image, options).answer
 
 
 def detect_in_stages(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
     """Detect as `detect` does: the confident windows are the candidates."""
-    if not network.background:
-        raise ValueError("expected a network with a background class; got one that was not trained for detection")
     scans = scan(network, image, options)
     # (a) a scale proposes the top k classes by their maximum over its windows
-    proposed = [_propose(scan, min(options.top_k, network.num_classes)) for scan in scans]
+    proposed = [_propose(scan, min(options.top_k, network.num_classes), network.background) for scan in scans]
     probabilities = tf.concat(proposed, axis=0)  # [windows, classes]
     flat = tf.reshape(probabilities, [-1])
     scores, picked = tf.math.top_k(flat, tf.minimum(options.max_windows, tf.size(flat)))
@@ -158,11 +169,34 @@ def window_scores(scan: ScaleScan, background: bool) -> tf.Tensor:
     return tf.reshape(probabilities, [-1, probabilities.shape[-1]])
 
 
-def _propose(scan: ScaleScan, k: int) -> tf.Tensor:
+def _propose(scan: ScaleScan, k: int, background: bool) -> tf.Tensor:
     """Give a scale's softmax scores [windows, classes], 0 for the classes that are not its top k (4.3 a)."""
-    lines = window_scores(scan, background=True)
+    lines = window_scores(scan, background)
     peaks = tf.reduce_max(lines, axis=0)
     return lines * tf.cast(peaks >= tf.math.top_k(peaks, k).values[-1], lines.dtype)
+
+
+def _most_confident(scans: list[ScaleScan], classes: tf.Tensor, count: int, background: bool) -> Candidates:
+    """Return the boxes of the `count` windows with the highest scores for each of classes [k] from 0."""
+    lines = tf.concat([window_scores(one, background) for one in scans], axis=0)
+    each = tf.minimum(count, tf.shape(lines)[0])
+    scores, windows = tf.math.top_k(tf.transpose(tf.gather(lines, classes, axis=1)), each)  # [k, each]
+    return _candidates(scans, tf.reshape(windows, [-1]), tf.repeat(classes, each), tf.reshape(scores, [-1]))
+
+
+def _all_of_proposed(scans: list[ScaleScan], k: int, background: bool) -> Candidates:
+    """Return the boxes of all windows of each scale for the scale's top k classes (4.3 a-c): k boxes a window."""
+    scores, windows, labels = [], [], []
+    before = tf.constant(0)
+    for one in scans:
+        lines = window_scores(one, background)
+        count = tf.shape(lines)[0]
+        top = tf.math.top_k(tf.reduce_max(lines, axis=0), k).indices
+        scores.append(tf.reshape(tf.gather(lines, top, axis=1), [-1]))
+        windows.append(before + tf.repeat(tf.range(count), k))
+        labels.append(tf.tile(top, [count]))
+        before += count
+    return _candidates(scans, tf.concat(windows, axis=0), tf.concat(labels, axis=0), tf.concat(scores, axis=0))
 
 
 def _candidates(scans: list[ScaleScan], windows: tf.Tensor, labels: tf.Tensor, scores: tf.Tensor) -> Candidates:

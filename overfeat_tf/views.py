@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from overfeat_tf.options import InferenceOptions
+from overfeat_tf.options import SCALE_FITS, InferenceOptions
 from overfeat_tf.presets import Preset
 
 # A strip longer than this is squeezed to it: a scale's cost stays within a few times that of a square image.
@@ -37,7 +37,7 @@ def draw_views(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> l
         return [_draw_crops(preset, image, options)]
     groups = []
     for scale in options.scale_sizes(preset):
-        canvas, size = draw_scale(preset, scale, image)
+        canvas, size = draw_scale(preset, scale, image, options.scale_fit)
         views = [canvas]
         if options.flips:
             # Mirrored within its own content, so that the padding stays at the right.
@@ -72,13 +72,40 @@ def fit_scale(preset: Preset, scale, image_size: tf.Tensor) -> tuple[tf.Tensor, 
     return tf.where(stretched, canvas, natural), canvas
 
 
-def draw_scale(preset: Preset, scale: tuple[int, int], image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def exact_scale(scale: tuple[int, int], image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return a scale's own size, whatever the image's aspect, as Table 5 has it.
+
+    Table 5 lists sizes at least as wide as they are high, and the paper does not say how it shows a taller image.
+    Here an image that is higher than wide gets the size turned on its side, 317x281 for 281x317: it has as many
+    windows, and is stretched no more than the same image lying down.
+
+    Args:
+        scale: (height, width) in pixels, as in Table 5.
+        image_size: int32 [2], height and width in pixels, at least 1.
+
+    Returns:
+        int32 [2] and int32 [2]: the size to resize to, and that of the canvas, which is the same.
+    """
+    size = tf.where(image_size[0] > image_size[1], tf.constant((max(scale), min(scale))), tf.constant(scale))
+    return size, size
+
+
+def draw_scale(
+    preset: Preset, scale: tuple[int, int], image: tf.Tensor, fit: str = SCALE_FITS[0]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Resize an image [H, W, 3] to a scale, antialiased, and pad it with the mean pixel.
+
+    Args:
+        preset: The network.
+        scale: (height, width) in pixels, as in Table 5.
+        image: The image, 0..255.
+        fit: Of `options.SCALE_FITS`: `fit_scale` or `exact_scale`.
 
     Returns:
         The canvas float32 [h, w, 3], and the int32 [2] size of the image on it.
     """
-    resized, canvas = fit_scale(preset, scale, tf.shape(image)[:2])
+    image_size = tf.shape(image)[:2]
+    resized, canvas = fit_scale(preset, scale, image_size) if fit == "aspect" else exact_scale(scale, image_size)
     return pad(preset, _resize(image, resized), canvas), resized
 
 
@@ -89,26 +116,32 @@ def pad(preset: Preset, pixels: tf.Tensor, size: tf.Tensor | int) -> tf.Tensor:
 
 
 def _draw_crops(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> Views:
-    """Draw the centre crop, or the four corners and the centre, of the image at `preset.shorter_side` (Table 2)."""
+    """Draw the centre crop, or the four corners and the centre, of the image's central square (Table 2).
+
+    The image is resized to a shorter side of `preset.shorter_side`, and its central square of that side is what the
+    crops are cut from, as the authors' script does: a wide image's corners are those of its middle.
+    """
+    side, window = preset.shorter_side, preset.window
     sides = tf.cast(tf.shape(image)[:2], tf.float64)
-    wanted = sides * preset.shorter_side / tf.reduce_min(sides)
-    size = tf.cast(tf.round(tf.minimum(wanted, preset.shorter_side * MAX_ASPECT)), tf.int32)
-    resized = _resize(image, size)
-    spare = size - preset.window  # never negative: the shorter side holds a window
-    corners = [[0, 0], [0, spare[1]], [spare[0], 0], [spare[0], spare[1]]] if options.views == "ten" else []
-    origins = tf.stack([*(tf.stack(corner) for corner in corners), spare // 2])
+    wanted = sides * side / tf.reduce_min(sides)
+    size = tf.cast(tf.round(tf.minimum(wanted, side * MAX_ASPECT)), tf.int32)
+    first = (size - side) // 2
+    square = _resize(image, size)[first[0] : first[0] + side, first[1] : first[1] + side]
+    square = tf.ensure_shape(square, [side, side, 3])
+    last = side - window  # never negative: the square holds a window
+    corners = [(0, 0), (0, last), (last, 0), (last, last)] if options.views == "ten" else []
+    places = [*corners, (last // 2, last // 2)]
     mirrors = [False, True] if options.flips or options.views == "ten" else [False]
     crops = [
-        (tf.reverse(resized, [1]) if mirrored else resized)[
-            origin[0] : origin[0] + preset.window, origin[1] : origin[1] + preset.window
-        ]
+        (tf.reverse(square, [1]) if mirrored else square)[y : y + window, x : x + window]
         for mirrored in mirrors
-        for origin in tf.unstack(origins, num=len(corners) + 1)
+        for y, x in places
     ]
-    pixels = tf.ensure_shape(tf.stack(crops), [None, preset.window, preset.window, 3])
-    each = len(corners) + 1
-    origins = tf.tile(tf.cast(origins, tf.float32), [len(mirrors), 1])
-    return Views(pixels, origins, size, tuple(mirrored for mirrored in mirrors for _ in range(each)))
+    # In the mirror image the square begins as far from the left as it ends from the right in the image.
+    starts = [tf.stack([first[0], size[1] - side - first[1]]) if mirrored else first for mirrored in mirrors]
+    origins = tf.concat([start + tf.constant(places) for start in starts], axis=0)
+    each = tuple(mirrored for mirrored in mirrors for _ in places)
+    return Views(tf.stack(crops), tf.cast(origins, tf.float32), size, each)
 
 
 def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

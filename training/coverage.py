@@ -155,7 +155,9 @@ def parse_scales(text: str) -> Scales:
         if any(len(pair) > 2 or min(pair) < 1 for pair in pairs):
             raise ValueError
     except ValueError:
-        raise ValueError(f"expected scales to be auto, preset, or sizes such as 117,165,229x325; got '{text}'") from None
+        raise ValueError(
+            f"expected scales to be auto, preset, or sizes such as 117,165,229x325; got '{text}'"
+        ) from None
     return tuple(sorted(sizes, key=lambda size: size[0] * size[1]))
 
 

@@ -12,6 +12,8 @@ from training.reports.tables import markdown_table
 from training.sources.record import Source
 
 FEW = (1, 2, 4, 6)  # the "4 scales" of Table 2
+DENSE: dict[str, Any] = {"views": "dense", "flips": True, "fine": True, "scale_fit": "exact"}  # Table 5's own sizes
+MERGING: dict[str, Any] = {"localize_by": "accumulated", "merge_average": "plain"}  # as 4.3 has it
 
 
 @dataclass(frozen=True)
@@ -47,27 +49,31 @@ def rows(table: str, scales: int, members: int = 1) -> tuple[Row, ...]:
     in the paper than one network. Fig. 9's are the localization errors of `accurate`.
     """
     if table == "table2":
-        dense: dict[str, Any] = {"views": "dense", "flips": True, "fine": True}
         few = "fast 38.57 / 16.39; accurate 35.74 / 14.18"
         listed = [
             Row("centre crop", {"views": "centre", "flips": False}),
             Row("ten views", {"views": "ten"}, "accurate 35.60 / 14.71"),
-            Row("1 scale, coarse stride", dense | {"scales": (1,), "fine": False}, "fast 39.28 / 17.12"),
-            Row("1 scale, fine stride", dense | {"scales": (1,)}, "fast 39.01 / 16.97"),
-            Row("4 scales, fine stride", dense | {"scales": FEW}, few),
-            Row("all scales, fine stride", dense | {"scales": None}, "fast 38.12 / 16.27"),
-            Row("all scales, no flips", dense | {"scales": None, "flips": False}),
+            Row("1 scale, coarse stride", DENSE | {"scales": (1,), "fine": False}, "fast 39.28 / 17.12"),
+            Row("1 scale, fine stride", DENSE | {"scales": (1,)}, "fast 39.01 / 16.97"),
+            Row("4 scales, fine stride", DENSE | {"scales": FEW}, few),
+            Row("all scales, fine stride", DENSE | {"scales": None}, "fast 38.12 / 16.27"),
+            Row("all scales, no flips", DENSE | {"scales": None, "flips": False}),
         ]
         if members > 1:
             sevens = {"4 scales, fine stride": "7 fast 35.10 / 13.86; 7 accurate 33.96 / 13.24"}
             listed = [replace(row, paper=sevens.get(row.name, "")) for row in listed]
     else:
-        published = {2: "31.5", 3: "30.0", 4: "30.0"}
-        listed = [Row("centre crop", {"views": "centre", "flips": False}, "about 40")]
+        published = {2: "31.5", 4: "30.0"}  # three scales have no figure in the text
+        listed = [Row("centre crop", {"views": "centre", "flips": False} | MERGING, "about 40")]
         for count in range(1, scales + 1):
-            changes = {"views": "dense", "flips": True, "fine": True, "scales": tuple(range(1, count + 1))}
+            changes = DENSE | MERGING | {"scales": tuple(range(1, count + 1))}
             listed.append(Row(f"{count} scale{'s' * (count > 1)}", changes, published.get(count, "")))
     return tuple(row for row in listed if max(row.changes.get("scales") or (1,)) <= scales)
+
+
+def row_options(table: str) -> set[str]:
+    """Return the inference options that a table's rows set, by the names of their fields."""
+    return {"scales", *(name for row in rows(table, 1) for name in row.changes)}
 
 
 def table_of(protocol: str | None) -> str | None:

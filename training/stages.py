@@ -70,7 +70,8 @@ def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> keras.M
     """Let both losses through the whole network: where the features move, each head has to follow them."""
     _let_learn(network, network.features, network.classifier, network.regressor)
     whole = network.whole(_view_side(recipe), recipe.fine)
-    scores = DetectionLoss(recipe.negatives) if network.background else ObjectLoss()
+    negatives = (recipe.negatives, recipe.negatives_per_object, recipe.negatives_at_least)
+    scores = DetectionLoss(*negatives) if network.background else ObjectLoss()
     losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     weights = {"scores": 1.0, "boxes": recipe.box_weight}
     return _compiled(whole.input, whole.output, network, recipe, schedule, loss=losses, loss_weights=weights)

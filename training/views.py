@@ -217,9 +217,7 @@ class Pyramid:
         return assign(self.preset, self.matching, *objects, self.canvases[scale], origins)
 
 
-def draw_image(
-    seed: tf.Tensor, image: tf.Tensor, frame: tf.Tensor, side: int, fill: float, colour: float
-) -> tf.Tensor:
+def draw_image(seed: tf.Tensor, image: tf.Tensor, frame: tf.Tensor, side: int, fill: float, colour: float) -> tf.Tensor:
     """Draw an image [H, W, 3] as `augment.resample` does and change its colours, but not those of the padding."""
     pixels = augment.jitter_colour(seed, augment.resample(image, frame, side, fill), colour)
     return tf.ensure_shape(tf.where(augment.shows_image(frame, side), pixels, fill), [side, side, 3])

@@ -15,6 +15,7 @@ from overfeat_tf.cli.options import (
     Connection,
     connection_options,
     inference_options,
+    option_name,
     require_run,
     require_server,
     split_names,
@@ -32,8 +33,8 @@ from overfeat_tf.cli.quiet import load_tensorflow
 @click.option(
     "--protocol",
     metavar="NAMES",
-    help="Of classification,localization,detection; the model's last task. Or runs by the rows of the paper's tables: "
-    "table2, fig9, or a row such as table2:ten-views.",
+    help="Of classification,localization,detection; the model's last task if left out. A run that localizes detects "
+    "too. Or runs by the rows of the paper's tables: table2, fig9, or a row such as table2:ten-views.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
 @inference_options
@@ -57,23 +58,26 @@ def evaluate(
     load_tensorflow()
     from training.answering import served_tasks
     from training.evaluate import PROTOCOLS, require_fit
-    from training.ladders import TABLES, row_of, table_of
+    from training.ladders import TABLES, row_of, row_options, table_of
     from training.sources import open_source
 
     table = table_of(protocol)
-    if table and changes.keys() - {"arithmetic"}:
-        raise ValueError(f"expected {table} without --scales, --stride, --flips, --views: its rows are made of them")
+    if table and (twice := changes.keys() & row_options(table)):
+        raise ValueError(
+            f"expected {table} without {', '.join(map(option_name, sorted(twice)))}: its rows say so themselves"
+        )
     source = open_source(data)
     with ExitStack() as stack:
         if server is None:
             answering = with_changes(_loaded(models), changes)
-            labels, tasks = answering.labels, answering.tasks
+            labels, tasks, answered = answering.labels, answering.tasks, answering.answered_tasks
         else:
             client = _connected(server, models, connection)
             answering, signatures = _served(stack.enter_context(client), changes, source.class_names)
             labels, tasks = source.class_names, served_tasks(signatures)
+            answered = tasks
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
-        require_fit(labels, tasks, source, (TABLES[table],) if table else protocols)
+        require_fit(labels, answered, source, (TABLES[table],) if table else protocols)
         asked = ",".join(protocols)
         row = row_of(require_run(answering), asked) if table else None
         described = _facts(answering.with_options(**row.changes) if row else answering, models, server)

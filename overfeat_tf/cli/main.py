@@ -19,6 +19,7 @@ from overfeat_tf.cli.options import (
     Connection,
     connection_options,
     inference_options,
+    option_name,
     require_server,
     with_changes,
     write_json,
@@ -170,6 +171,12 @@ def check(address: str, model: str, requests: int, json_file: Path | None, conne
 @click.option("--json", "json_file", type=FILE, help="Also write the answers there.")
 @click.option("--least-score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Boxes to draw.")
 @click.option(
+    "--task",
+    metavar="NAME",
+    help="classification, localization or detection; the last that MODEL was trained for if left out. A run that "
+    "localizes detects too.",
+)
+@click.option(
     "--stages", is_flag=True, help="Also draw what each answer came from, as the paper's Fig. 6; needs a run."
 )
 @connection_options
@@ -181,15 +188,15 @@ def predict(
     out: Path,
     json_file: Path | None,
     least_score: float,
+    task: str | None,
     stages: bool,
     changes: Changes,
     connection: Connection,
 ) -> None:
     """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
     if server is not None and changes:
-        raise ValueError(
-            "expected no scales, stride, flips, views or arithmetic with --server; the served model has its own"
-        )
+        given = ", ".join(map(option_name, changes))
+        raise ValueError(f"expected no {given} with --server; the served model has the options of its export")
     if server is not None and stages:
         raise ValueError("expected no --stages with --server, which gives answers alone; use the model's run")
     require_server(server, connection)
@@ -197,7 +204,7 @@ def predict(
     from overfeat_tf.cli.image_files import find_files
     from overfeat_tf.cli.predict import run
 
-    answers = run(model, find_files(images), server, out, least_score, changes, stages, connection)
+    answers = run(model, find_files(images), server, out, least_score, changes, stages, connection, task)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

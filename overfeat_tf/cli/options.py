@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,49 @@ from typing import Any
 import click
 
 from overfeat_tf.arithmetic import ARITHMETICS, suits_this_machine
-from overfeat_tf.options import VIEWS, InferenceOptions
+from overfeat_tf.options import LOCALIZE_BY, SCALE_FITS, VIEWS, InferenceOptions
 
 Changes = dict[str, Any]
 Connection = dict[str, Any]  # what serving.client.Client takes: whom to trust, what to show, which version to ask
+
+_INFERENCE = tuple(field.name for field in fields(InferenceOptions))
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def inference_options(verb: Callable) -> Callable:
-    """Give a verb --scales, --stride, --flips, --views and --arithmetic; its argument `changes` has what was chosen."""
+    """Give a verb the options of inference; its argument `changes` has what was chosen, by the names of the fields.
+
+    Raises:
+        ValueError: a value that `InferenceOptions` refuses.
+    """
 
     @wraps(verb)
-    def gathered(*args, scales, stride, flips, views, arithmetic, **kwargs):
-        fine = stride and stride == "fine"
-        given = {"scales": scales, "fine": fine, "flips": flips, "views": views, "arithmetic": arithmetic}
-        return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
+    def gathered(*args, stride, **kwargs):
+        given = {name: kwargs.pop(name) for name in _INFERENCE if name in kwargs}
+        given["fine"] = stride and stride == "fine"
+        changes = {key: value for key, value in given.items() if value is not None}
+        InferenceOptions(**changes)
+        return verb(*args, changes=changes, **kwargs)
 
     for option in (
         click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Which one suits this machine, if left out."),
+        click.option("--max-detections", type=int, help="Boxes in an answer of detection."),
+        click.option("--merge-threshold", type=float, help="Boxes merge up to this match score (the t of 4.3)."),
+        click.option("--max-windows", type=int, help="So many windows are merged, the most confident ones."),
+        click.option("--min-score", type=float, help="Windows of at least this score vote in detection."),
+        click.option("--top-k", type=int, help="Classes that a scale proposes, and guesses of an answer (4.3 a)."),
+        click.option(
+            "--localize-by",
+            type=click.Choice(LOCALIZE_BY),
+            help="Rank classes by their vote, or by the accumulated scores of all their windows' boxes (4.3).",
+        ),
+        click.option(
+            "--scale-fit",
+            type=click.Choice(SCALE_FITS),
+            help="Keep the image's aspect at each scale, or stretch it to the scale's exact size (Table 5).",
+        ),
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
         click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
@@ -37,6 +61,11 @@ def inference_options(verb: Callable) -> Callable:
     ):
         gathered = option(gathered)
     return gathered
+
+
+def option_name(field: str) -> str:
+    """Return the command line's option of a field of `InferenceOptions`: --stride for `fine`."""
+    return "--" + {"fine": "stride"}.get(field, field).replace("_", "-")
 
 
 def connection_options(verb: Callable) -> Callable:
@@ -97,7 +126,7 @@ def require_run(model):
 
     if not isinstance(model, Model):
         raise ValueError(
-            "expected a run where scales, stride, flips, views or arithmetic are chosen;"
+            "expected a run where inference options are chosen, such as --scales or --min-score;"
             " a SavedModel has those of its export"
         )
     return model

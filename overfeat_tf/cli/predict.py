@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from overfeat_tf.callables import choose_task
 from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
 from overfeat_tf.cli.progress import Progress
@@ -19,6 +20,7 @@ from overfeat_tf.model import Model
 from overfeat_tf.stages import StagedModel
 
 BATCH = 8
+SIGNATURE_OF = {"detection": "detect", "localization": "localize", "classification": "classify"}
 
 Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
@@ -41,20 +43,22 @@ def run(
     changes: Changes,
     stages: bool = False,
     connection: Connection | None = None,
+    task: str | None = None,
 ) -> list[dict]:
     """Run files through the model, write a picture for each into `out`, and return an answer for each.
 
     A file that cannot be read, or that the server refuses, is reported on stderr and has its status in the answer.
-    With `stages`, which needs a run, each gets a second picture, of what its answer came from.
+    With `stages`, which needs a run, each gets a second picture, of what its answer came from. The task is the last of
+    classification, localization and detection that the model was trained for, or the one that is asked for.
     """
     names = picture_names(files)
     if server is not None:
-        answered = _served(model, files, server, connection or {})
+        answered = _served(model, files, server, connection or {}, task)
     elif stages:
         sheets = {file: out / stages_name(name) for file, name in names.items()}
-        answered = _in_stages(with_changes(load(model), changes), sheets, least_score)
+        answered = _in_stages(with_changes(load(model), changes), sheets, least_score, task)
     else:
-        answered = _answered(with_changes(load(model), changes), files)
+        answered = _answered(with_changes(load(model), changes), files, task)
     out.mkdir(parents=True, exist_ok=True)
     answers = []
     with Progress(len(files)) as progress:
@@ -134,18 +138,20 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
     return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
 
 
-def _answered(model: Model | Exported, files: Sequence[Path]) -> Iterator[Answered]:
-    for task, call in (("detection", model.detect), ("localization", model.localize)):
-        if task in model.tasks:
-            return _batched(call, files)
-    return _batched(lambda images: _with_status(images, model.classify(images)), files)
+def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
+    chosen = choose_task(model, task)
+    if chosen == "classification":
+        return _batched(lambda images: _with_status(images, model.classify(images)), files)
+    return _batched(model.detect if chosen == "detection" else model.localize, files)
 
 
-def _in_stages(model: Model | Exported, sheets: dict[Path, Path], least_score: float) -> Iterator[Answered]:
+def _in_stages(
+    model: Model | Exported, sheets: dict[Path, Path], least_score: float, task: str | None
+) -> Iterator[Answered]:
     """Answer images one at a time, drawing the stages of each answer into its sheet."""
-    staged = StagedModel(model)
+    staged = StagedModel(model, task)
     if staged.task == "classification":
-        print("overfeat: the run was trained to classify only: its stages end with the class scores", file=sys.stderr)
+        print("overfeat: classification has no boxes: its stages end with the class scores", file=sys.stderr)
     return (_in_stages_one(staged, file, sheet, least_score) for file, sheet in sheets.items())
 
 
@@ -159,16 +165,23 @@ def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: fl
     return Answered(file, data, answer)
 
 
-def _served(name: str, files: Sequence[Path], server: str, connection: Connection) -> Iterator[Answered]:
+def _served(
+    name: str, files: Sequence[Path], server: str, connection: Connection, task: str | None
+) -> Iterator[Answered]:
     from serving.client import Client
     from serving.pipelining import Unsent, in_order
 
     with Client(server, name, **connection) as client:
         signatures = client.metadata()
-        call: Call = next(
-            (call for call in (client.detect, client.localize) if call.__name__ in signatures),
-            lambda images: _with_status(images, _named(client.classify(images))),
-        )
+        calls: dict[str, Call] = {
+            "detection": client.detect,
+            "localization": client.localize,
+            "classification": lambda images: _with_status(images, _named(client.classify(images))),
+        }
+        served = [known for known in calls if SIGNATURE_OF[known] in signatures]
+        if task is not None and task not in served:
+            raise ValueError(f"expected a task that '{name}' serves, of {', '.join(served) or 'none'}; got '{task}'")
+        call = calls[task or next(iter(served), "classification")]
         images = ((file, *read_image(file)) for file in files)
         for sent in in_order(call, (Unsent(*image) for image in images)):
             yield Answered(sent.item, sent.image, sent.outputs, sent.problem)

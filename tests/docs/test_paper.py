@@ -88,6 +88,13 @@ def test_what_is_in_no_table_is_on_the_page_with_its_figure(run, figure):
     assert any(figure in line.partition("#")[2] for line in asked)
 
 
+def test_three_scales_have_no_figure_and_the_pages_own_scales_are_exact():
+    (three,) = [line for line in COMMANDS if "fig9:3-scales" in line]
+    assert "#" not in three
+    chosen = [given for verb, given in map(parsed, COMMANDS) if verb == "evaluate" and given["scales"]]
+    assert chosen and all(given["scale_fit"] == "exact" for given in chosen)
+
+
 def test_the_runs_that_are_scored_are_trained_on_the_page():
     trained = {str(given["run"]) for verb, given in map(parsed, COMMANDS) if verb == "train"}
     scored = {name for verb, given in map(parsed, COMMANDS) if verb == "evaluate" for name in given["models"]}

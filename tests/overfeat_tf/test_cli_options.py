@@ -1,7 +1,7 @@
 """The command line with classifiers, committees, and other scales, strides, flips and views than a run's own."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from small_classifiers import LABELS
 
 import overfeat_tf as of
 from overfeat_tf.arithmetic import suits_this_machine
-from overfeat_tf.cli.options import with_changes
+from overfeat_tf.cli.options import option_name, with_changes
 from overfeat_tf.loading import load_run
 from serving.embedded.server import start
 
@@ -70,6 +70,7 @@ def test_a_classifier_predicts_classes_on_pictures(classifiers, pictures, tmp_pa
     [
         (["--scales", "2,3", "--stride", "coarse", "--flips"], {"scales": (2, 3), "fine": False, "flips": True}),
         (["--views", "centre"], {"views": "centre"}),
+        (["--scales", "3", "--scale-fit", "exact"], {"scales": (3,), "scale_fit": "exact"}),
     ],
 )
 def test_options_change_what_is_scanned(chosen, options, classifiers, pictures, tmp_path, monkeypatch):
@@ -77,6 +78,54 @@ def test_options_change_what_is_scanned(chosen, options, classifiers, pictures, 
     expected = model.with_options(**options).classify(pixels(pictures))["probs"]
     assert np.abs(expected - model.classify(pixels(pictures))["probs"]).max() > 0.01
     assert_classes(predicted(monkeypatch, tmp_path, classifiers[0], pictures, *chosen), expected)
+
+
+def test_every_option_is_written_into_the_export(classifiers, pictures, tmp_path, monkeypatch):
+    chosen = {"top_k": 2, "min_score": 0.1, "max_windows": 7, "merge_threshold": 0.2, "max_detections": 9}
+    chosen |= {"scale_fit": "exact", "localize_by": "accumulated", "arithmetic": "direct"}
+    given = [part for key, value in chosen.items() for part in (option_name(key), value)]
+    assert run(monkeypatch, "export", classifiers[0], "--to", tmp_path / "saved", *given) == 0
+    config = json.loads((tmp_path / "saved/1/config.json").read_text())["model"]
+    assert config["options"] == {**asdict(load_run(classifiers[0]).options), **chosen, "scales": [1, 2]}
+    answer = predicted(monkeypatch, tmp_path, tmp_path / "saved", pictures)["0.png"]
+    assert len(answer["classes"]) == 2
+
+
+@pytest.fixture(scope="module")
+def localizer(tmp_path_factory) -> Path:
+    """A run trained to classify and localize, without a background class."""
+    tf.keras.utils.set_random_seed(5)
+    network = of.build("tiny", 3)
+    last = network.classifier.layers[-1]
+    last.kernel.assign(last.kernel * 150)
+    network.regressor.layers[-1].bias.assign([0.2, 0.2, 0.8, 0.8])
+    model = of.Model(network, LABELS, of.InferenceOptions(scales=(1, 2)), ("classification", "localization"))
+    folder = tmp_path_factory.mktemp("localizer")
+    model.save_weights(folder / "weights")
+    (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {}}))
+    return folder
+
+
+def test_a_run_that_localizes_detects_where_asked(localizer, pictures, tmp_path, monkeypatch, capsys):
+    options = ["--min-score", 0.2, "--max-windows", 50, "--max-detections", 4, "--arithmetic", "direct"]
+    model = of.load(localizer).with_options(min_score=0.2, max_windows=50, max_detections=4)
+    images = [(pictures / f"{number}.png").read_bytes() for number in range(3)]
+    localized, detected = model.localize(images), model.detect(images)
+    default = predicted(monkeypatch, tmp_path, localizer, pictures, *options)
+    asked = predicted(monkeypatch, tmp_path, localizer, pictures, *options, "--task", "detection", "--stages")
+    for number in range(3):
+        for rows, answer in ((default, localized), (asked, detected)):
+            found = rows[f"{number}.png"]["objects"]
+            count = int(answer["num_detections"][number])
+            scores = answer["detection_scores"][number, :count]
+            np.testing.assert_allclose([one["score"] for one in found], scores, rtol=1e-4)
+    assert max(len(row["objects"]) for row in asked.values()) == 4
+    assert Path(asked["0.png"]["stages"]).is_file()
+    saved = tmp_path / "saved"
+    assert run(monkeypatch, "export", localizer, "--to", saved) == 0
+    assert not any(name.startswith("detect") for name in of.load(saved)._loaded.signatures)
+    assert run(monkeypatch, "predict", saved, pictures, "--task", "detection") == 2
+    assert "of classification, localization; got 'detection'" in capsys.readouterr().err
 
 
 def test_several_runs_export_as_a_committee(classifiers, committee, pictures, tmp_path, monkeypatch):
@@ -125,6 +174,11 @@ def test_a_classifier_is_evaluated_without_a_regressor(classifiers, tmp_path):
         (["--scales", "some"], "expected numbers of scales such as 1,2; got 'some'"),
         (["--stride", "finest"], "'finest' is not one of"),
         (["--views", "twelve"], "'twelve' is not one of"),
+        (["--scale-fit", "near"], "'near' is not one of"),
+        (["--top-k", 0], "expected top_k to be a whole number, at least 1; got 0"),
+        (["--min-score", 2], "expected min_score, a softmax score, to be between 0 and 1; got 2.0"),
+        (["--merge-threshold", -1], "expected merge_threshold to be at least 0, and finite; got -1.0"),
+        (["--task", "detection"], "expected a task that the model answers, of classification; got 'detection'"),
     ],
 )
 def test_options_that_can_not_be_are_refused(chosen, message, classifiers, pictures, monkeypatch, capsys):

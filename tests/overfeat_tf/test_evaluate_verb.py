@@ -98,7 +98,7 @@ def test_several_runs_their_savedmodel_and_its_server_score_the_same(classifiers
         asked = ("both", "--server", server.address)
         assert scored(monkeypatch, tmp_path, *asked, *source) == pytest.approx(wanted)
         assert run(monkeypatch, "evaluate", *asked, *source, "--protocol", "table2") == 2
-        assert "expected a run where scales" in capsys.readouterr().err
+        assert "expected a run where inference options are chosen" in capsys.readouterr().err
         assert run(monkeypatch, "evaluate", *asked, "--data", "digits") == 2
         assert "expected a model of the data's 10 classes; the server's has 3" in capsys.readouterr().err
 
@@ -118,6 +118,20 @@ def test_options_and_rows_of_table_2_are_what_they_say(chosen, options, classifi
     (row,) = found.get("table2", [found])
     assert {name: row[name] for name in wanted} == pytest.approx(wanted)
     assert row.get("paper", "35.60").endswith("14.71") or "row" not in row
+
+
+def test_options_of_merging_reach_the_model_that_is_scored(detector, data, tmp_path, monkeypatch):
+    options = ["--min-score", 0.2, "--max-windows", 12, "--merge-threshold", 0.1, "--max-detections", 3, "--top-k", 1]
+    chosen = {"min_score": 0.2, "max_windows": 12, "merge_threshold": 0.1, "max_detections": 3, "top_k": 1}
+    arguments = [detector, "--data", f"voc:{data}", "--protocol", "detection", "--out", tmp_path, *options]
+    figures = scored(monkeypatch, tmp_path, *arguments, "--arithmetic", "direct")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {name: report["options"][name] for name in chosen} == chosen
+    from training.evaluate import evaluate
+    from training.sources import open_source
+
+    wanted = evaluate(of.load(detector).with_options(**chosen), open_source(f"voc:{data}"), "val", quiet=True)
+    assert figures["map"] == pytest.approx(wanted["map"], nan_ok=True)
 
 
 def test_a_report_has_figures_tables_and_pictures(detector, data, tmp_path, monkeypatch, capsys):
@@ -162,7 +176,12 @@ def test_a_report_of_one_row_has_its_options_and_pictures_and_of_all_rows_their_
         ("detector", ["--data", "folder:{unboxed}"], "expected boxes to score detection by"),
         ("classifiers", ["--data", "voc:{data}", "--protocol", "fig9"], "expected a model trained for localization"),
         ("classifiers", ["--data", "voc:{data}", "--protocol", "table2:9-views"], "ten-views, 1-scale-coarse-stride"),
-        ("classifiers", ["--data", "voc:{data}", "--protocol", "table2", "--flips"], "table2 without --scales"),
+        ("classifiers", ["--data", "voc:{data}", "--protocol", "table2", "--flips"], "table2 without --flips"),
+        (
+            "detector",
+            ["--data", "voc:{data}", "--protocol", "fig9", "--localize-by", "vote", "--scale-fit", "aspect"],
+            "expected fig9 without --localize-by, --scale-fit: its rows say so themselves",
+        ),
         ("detector", ["--data", "voc:{data}", "--protocol", ","], "localization, detection; got ''"),
         ("classifiers", ["--data", "voc:{data}", "--server", "localhost:1"], "expected one MODEL with --server"),
     ],

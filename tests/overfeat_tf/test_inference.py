@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -10,11 +11,12 @@ import tensorflow as tf
 from PIL import Image
 from test_merging import plain_merge
 
+import overfeat_tf as of
 from overfeat_tf import features, tasks
 from overfeat_tf.inference import Inference
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.scan import scan
+from overfeat_tf.scan import ScaleScan, scan
 
 LABELS = ("cat", "dog", "bird")
 OPTIONS = InferenceOptions(scales=(1, 2, 3), top_k=2, min_score=0.4, max_windows=60, max_detections=12)
@@ -149,6 +151,16 @@ def test_pixels_are_answered_in_a_graph_and_batch_as_eager_and_alone(inference, 
     assert shapes(graph(nobody)) == shapes(getattr(inference, call)(nobody)) == empty_shapes(together)
 
 
+@pytest.mark.parametrize("options", [{"localize_by": "accumulated"}, {"scale_fit": "exact", "flips": True}])
+def test_the_options_of_localization_hold_in_a_graph_and_a_batch(network, options):
+    inference = Inference(network, LABELS, replace(OPTIONS, **options))
+    graph = tf.function(inference.localize, [tf.TensorSpec([None], tf.string)], autograph=False)
+    some = [GOOD["jpeg"], BROKEN["empty"], GOOD["strip"]]
+    alone = [numpy_of(inference.localize(tf.constant([data]))) for data in some]
+    together = numpy_of(graph(tf.constant(some)))
+    assert_equal(together, {key: np.concatenate([row[key] for row in alone]) for key in alone[0]})
+
+
 def test_there_are_detections_of_several_classes(batched):
     counts = batched["detect"]["num_detections"][~np.array(STATUS)]
     assert counts[:-3].min() >= 1  # else the tests here would compare nothing with nothing
@@ -274,6 +286,40 @@ def test_localize_gives_each_of_the_top_classes_its_best_merged_box(network, siz
     assert not np.allclose(found.boxes[0], found.boxes[1])
 
 
+@pytest.mark.parametrize(
+    ("size", "scales", "flips", "per_class"),
+    [((70, 100), (1, 2), False, False), ((120, 55), (2,), True, False), ((70, 100), (1, 2), False, True)],
+)
+def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, flips, per_class):
+    options = InferenceOptions(
+        scales=scales, flips=flips, top_k=2, max_windows=1, localize_by="accumulated", merge_threshold=0.8
+    )
+    if per_class:
+        keras.utils.set_random_seed(4)
+        network = build("tiny", 3, background=True, per_class=True)
+        outputs = network.whole()(tf.cast(picture(100, 100)[None], tf.float32))
+        spread(network.classifier, outputs["scores"], 0.0, 1.5)
+        spread(network.regressor, outputs["boxes"], np.tile([0.2, 0.2, 0.8, 0.8], 3), 0.15)
+    image = picture(*size, 6)
+    votes = []
+    for one in scan(network, tf.constant(image), options):
+        scores = softmax(one.logits.numpy())[..., 1:].reshape(-1, 3)
+        boxes = one.boxes.numpy().reshape(len(scores), -1, 4)
+        proposed = np.argsort(-scores.max(axis=0))[:2]  # (a) C_s
+        for label in proposed:  # (b) B_s: a box of every location; (c) their union
+            own = boxes[:, label if per_class else 0]
+            votes += [(score, label + 1, box) for score, box in zip(scores[:, label], own, strict=True)]
+    merged = merge_plainly(image, votes, options.merge_threshold)  # (d-g), by falling accumulated score
+    best = {}
+    for score, label, box in merged:
+        best.setdefault(label, (score, box))
+    expected = list(best.items())[:2]
+    found = tasks.localize(network, tf.constant(image), options)
+    np.testing.assert_array_equal(found.classes, [label for label, _ in expected])
+    np.testing.assert_allclose(found.scores, [score / (1 + score) for _, (score, _) in expected], rtol=1e-4)
+    np.testing.assert_allclose(found.boxes, [box for _, (_, box) in expected], atol=1e-3)
+
+
 def test_classify_is_the_logarithm_of_the_votes(network, inference):
     image = picture(70, 100)
     votes = np.mean([p.max(axis=0) for p, _ in windows_of(network, image, OPTIONS)], axis=0)
@@ -317,10 +363,34 @@ def test_without_one_usable_box_there_is_an_answer_still(edges):
     found = tasks.localize(network, image, options)
     np.testing.assert_array_equal(found.boxes, [[0, 0, 1, 1]] * 3)  # the class is known all the same
     assert sorted(found.classes.numpy()) == [1, 2, 3]
+    found = tasks.localize(network, image, replace(options, localize_by="accumulated"))
+    np.testing.assert_array_equal(found.boxes, [[0, 0, 1, 1]] * 3)
+    assert sorted(found.classes.numpy()) == [1, 2, 3] and not found.scores.numpy().any()
 
 
-def test_a_network_without_background_detects_nothing():
-    network = build("tiny", 2)
-    with pytest.raises(ValueError, match="expected a network with a background class"):
-        tasks.detect(network, tf.constant(picture(40, 40)), InferenceOptions(scales=(1,)))
-    assert tasks.localize(network, tf.constant(picture(40, 40)), InferenceOptions(scales=(1,))).boxes.shape == (2, 4)
+def test_a_network_without_background_detects_what_many_windows_agree_on():
+    image, network = np.full((100, 100, 3), 118, np.uint8), build("tiny", 2)
+    windows = scan(network, tf.constant(image), OPTIONS)[-1].windows.numpy()
+    logits, boxes = np.zeros((*windows.shape[:2], 2), np.float32), windows[:, :, None].copy()
+    # All windows are sure of the second class, with boxes of their own; those in the middle agree on one box.
+    logits[..., 1] = 6.0
+    boxes += np.random.default_rng(1).normal(0, 0.1, boxes.shape).astype(np.float32)
+    middle = slice(5, 12)
+    boxes[middle, middle] = [0.3, 0.4, 0.6, 0.7]
+    one = ScaleScan(tf.constant(logits), tf.constant(boxes), tf.constant(windows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "scan", lambda *_: [one])
+        found = tasks.detect(network, tf.constant(image), replace(OPTIONS, max_windows=400, merge_threshold=0.3))
+    assert found.classes.numpy()[: int(found.count)].tolist() == [2] * int(found.count) and int(found.count) > 1
+    np.testing.assert_allclose(found.boxes[0], [0.3, 0.4, 0.6, 0.7], atol=0.06)
+    evidence = found.scores / (1 - found.scores)
+    assert evidence[0] > 24 and evidence[1] < evidence[0] / 3  # strays fade
+
+
+def test_a_model_that_localizes_detects_too():
+    model = of.Model(build("tiny", 3), LABELS, OPTIONS, tasks=("classification", "localization"))
+    assert model.answered_tasks == ("classification", "localization", "detection")
+    answer = model.detect([GOOD["jpeg"]])
+    np.testing.assert_array_equal(
+        answer["detection_boxes"], of.detect(model.network, [GOOD["jpeg"]], OPTIONS)["detection_boxes"]
+    )

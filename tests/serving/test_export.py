@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from overfeat_tf.options import InferenceOptions
 from serving.client import Client
 from serving.embedded.loading import read_signature_defs
 from serving.embedded.server import start
+from serving.export import export
 
 
 def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):
@@ -47,6 +49,14 @@ def test_reloaded_answers_as_live_for_every_signature(model: Model, exported: Pa
     classes = reloaded.classify(images)
     assert_equal_answers(classes, {key: model.classify(images)[key] for key in classes})
     np.testing.assert_allclose(model.extract_features(pixels), reloaded.extract_features(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_localization_by_accumulation_at_exact_scales_is_reloaded_as_live(model: Model, images: list[bytes], tmp_path):
+    options = {"localize_by": "accumulated", "scale_fit": "exact", "scales": (1, 2)}
+    changed = replace(model.with_options(**options), tasks=("localization",))
+    reloaded, live = load(export(changed, tmp_path / "pets")), changed.localize(images[:2])
+    assert_equal_answers(live, reloaded.localize(images[:2]))
+    assert not np.allclose(live["detection_scores"], model.localize(images[:2])["detection_scores"])
 
 
 def test_served_answers_as_live(model: Model, exported: Path, images: list[bytes]):

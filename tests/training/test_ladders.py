@@ -1,5 +1,7 @@
 """The rows of the paper's tables: the options that they stand for, and a run scored by each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from small_source import SmallSource, few_digits
@@ -7,6 +9,7 @@ from small_source import SmallSource, few_digits
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
+from overfeat_tf.presets import get_preset
 from training import fixed_box, ladders
 from training.fixed_box import FixedBox, median_box
 from training.ladders import TABLES, as_markdown, climb, rows
@@ -19,6 +22,9 @@ def test_rows_are_options_of_scales_that_there_are(table):
     for row in rows(table, 3):
         scales = InferenceOptions(**row.changes).scales
         assert scales is None or max(scales) <= 3
+    dense = [row.changes for row in rows(table, 6) if row.changes["views"] == "dense"]
+    assert all(changes["scale_fit"] == "exact" for changes in dense)
+    assert all(row.changes["localize_by"] == "accumulated" for row in rows("fig9", 6))
     assert [row.name for row in rows("fig9", 2)] == ["centre crop", "1 scale", "2 scales"]
     assert "4 scales, fine stride" not in [row.name for row in rows("table2", 5)]
 
@@ -33,16 +39,27 @@ def test_a_run_is_scored_by_each_row_of_table_2():
 
 
 def test_a_run_is_scored_by_each_row_of_fig_9_beside_a_fixed_box():
-    model = Model(build("tiny", 10, per_class=True), tuple("0123456789"), tasks=("localization",))
+    model = Model(
+        build(replace(get_preset("tiny"), scales=((36, 36), (52, 52), (68, 68))), 10, per_class=True),
+        tuple("0123456789"),
+        tasks=("localization",),
+    )
     found = list(climb(model, few_digits(2, 2), "val", "fig9"))
-    named = [name for row in rows("fig9", 7) for name in (f"{row.name}, PCR", f"{row.name}, a fixed box")]
+    named = [name for row in rows("fig9", 3) for name in (f"{row.name}, PCR", f"{row.name}, a fixed box")]
     assert [row["row"] for row in found] == ["a fixed box, right class", *named]
-    assert [row["scales"] for row in found] == [0, *(n for n in range(8) for _ in range(2))]
+    assert [row["scales"] for row in found] == [0, *(n for n in range(4) for _ in range(2))]
     assert all(0 <= row["localization1_error"] <= 1 and "top1_error" not in row for row in found)
     (only,) = climb(model, few_digits(2, 2), "val", "fig9:2-scales")
     assert only == found[5]
     # The paper's figures by scales are those of one regressor for all classes.
     table = as_markdown("fig9", found)
+    assert {row.name: row.paper for row in rows("fig9", 4)} == {
+        "centre crop": "about 40",
+        "1 scale": "",
+        "2 scales": "31.5",
+        "3 scales": "",
+        "4 scales": "30.0",
+    }
     assert "| 3 scales, PCR " in table and "30.0" not in table and "44.1" in table.splitlines()[-1]
 
 

@@ -33,6 +33,8 @@ def test_the_papers_recipe_has_the_papers_numbers(name, window):
     assert (schedule.momentum, schedule.weight_decay, schedule.decay) == (0.6, 1e-5, "l2")
     assert (schedule.rate, schedule.factor, schedule.drop_epochs) == (5e-2, 0.5, (30, 50, 60, 70, 80))
     assert schedule.batch == 128 and schedule.clip is None
+    options = recipe.inference
+    assert (options.flips, options.merge_average, options.localize_by) == (True, "plain", "accumulated")
     assert recipe.views.plain and recipe.views.mirror and recipe.views.per_image == 5
     assert round(step_multiply_adds(recipe, "classification", 1000) / 1e12, 2) == {"fast": 1.08, "accurate": 2.06}[name]
 
@@ -51,7 +53,8 @@ def test_a_run_of_an_earlier_version_is_still_the_same_recipe():
     now = json.loads(json.dumps(asdict(RECIPE)))
     began = json.loads(json.dumps(asdict(RECIPE)))
     del began["context"], began["classification"]["decay"], began["views"]["plain"]
-    del began["detection"]["drop_epochs"]
+    del began["detection"]["drop_epochs"], began["negatives_per_object"], began["negatives_at_least"]
+    del began["inference"]["scale_fit"], began["inference"]["localize_by"]
     assert json.loads(json.dumps(with_later_fields(began))) == now
 
 
@@ -75,6 +78,8 @@ def test_an_unknown_recipe_names_the_nearest():
         ("box_form=centre_size", "box_form", "centre_size"),
         ("fine=false", "fine", False),
         ("views.mirror=True", "views.mirror", True),
+        ("negatives_per_object=5", "negatives_per_object", 5),
+        ("inference.scale_fit=exact", "inference.scale_fit", "exact"),
         ("box_weight=2", "box_weight", 2.0),
         ("detection.rate=1e-3", "detection.rate", 1e-3),
         ("detection.steps=2000", "detection.steps", 2000),
@@ -140,6 +145,9 @@ def test_settings_that_do_together_come_in_any_order():
         ("box_form=corners", "expected box_form to be one of edges, centre_size; got 'corners'"),
         ("box_loss=l1", "expected box_loss to be one of l2, iou, giou; got 'l1'"),
         ("negatives=worst", "expected negatives to be one of offending, random; got 'worst'"),
+        ("negatives_per_object=-1", "expected negatives_per_object to be 0 or more; got -1"),
+        ("negatives_at_least=0", "expected negatives_at_least to be 1 or more; got 0"),
+        ("inference.max_windows=0", "expected max_windows to be a whole number, at least 1; got 0"),
         ("precision=float16", "expected precision to be one of float32, mixed_bfloat16, mixed_float16; got 'float16'"),
         ("detection.accumulate=5", "expected accumulate to divide the batch of 32; got 5"),
         ("detection.decay=l1", "expected decay to be one of decoupled, l2; got 'l1'"),

@@ -21,7 +21,9 @@ MATCHING = Matching()
 def assigned(boxes, labels, canvas, home=None, crowd=None, matching=MATCHING, preset=TINY, fine=True, first=(0, 0)):
     """Run `assign` over all windows of a square as long as the canvas; labels, edges and box classes in numpy."""
     boxes = tf.constant(np.asarray(boxes, np.float32).reshape(-1, 4))
-    home, crowd = (tf.constant(flags, tf.bool) for flags in (home or [True] * len(labels), crowd or [False] * len(labels)))
+    home, crowd = (
+        tf.constant(flags, tf.bool) for flags in (home or [True] * len(labels), crowd or [False] * len(labels))
+    )
     origins = window_origins(preset, max(canvas), fine) + tf.constant(first, tf.float32)
     objects = (boxes, tf.constant(np.asarray(labels, np.int32)), crowd, home)
     return [part.numpy() for part in _assign(preset, matching, *objects, tf.constant(canvas), origins)]
@@ -197,5 +199,3 @@ def test_matching_refuses_what_it_cannot_do():
     for values in ({"sizes": (0.8, 0.4)}, {"margin": 0.5}, {"smallest": 0.6}, {"box_sizes": (1.0, 0.2)}):
         with pytest.raises(ValueError, match="expected matching"):
             Matching(**values)
-
-

@@ -15,7 +15,7 @@ from overfeat_tf.views import draw_scale
 from training import pipeline
 from training import train as module
 from training.sources.record import Record
-from training.targets import BACKGROUND, IGNORED, Matching
+from training.targets import IGNORED, Matching
 from training.train import train
 from training.views import ViewOptions, square_side
 
@@ -60,7 +60,9 @@ class BrokenError(Exception):
 @pytest.mark.parametrize("stages", [["localization"], ["detection"]])
 def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch, stages):
     schedule = replace(RECIPE.detection, steps=5, epochs=1)
-    recipe = replace(RECIPE, localization=schedule, detection=schedule, views=replace(RECIPE.views, whole=True), val_split="none")
+    recipe = replace(
+        RECIPE, localization=schedule, detection=schedule, views=replace(RECIPE.views, whole=True), val_split="none"
+    )
     source = few_digits(6, 1)
     unbroken = train(recipe, source, tmp_path / "unbroken", stages)
 

@@ -131,6 +131,8 @@ class Recipe:
             at the regressor; the classifier then learns along, so as to follow the features.
         context: Whether each scale also takes a lower-resolution one as input (5).
         negatives: How detection picks its negatives: "offending" or "random" (5).
+        negatives_per_object: How many negatives an image gives for each of its windows that show an object.
+        negatives_at_least: How many it gives at least, even without an object.
         box_weight: Weight of the box loss beside the classifier's wherever both are fitted: in the third stage,
             where the regressor follows the features, and in the second with `through_features`.
         inference: Options of validation and of the exported model.
@@ -160,6 +162,8 @@ class Recipe:
     through_features: bool = False
     context: bool = False
     negatives: str = NEGATIVES[0]
+    negatives_per_object: int = 3
+    negatives_at_least: int = 8
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)
     validation_images: int = 40
@@ -179,6 +183,8 @@ class Recipe:
             got = f"scales={self.scales} with inference.scales={self.inference.scales}"
             raise ValueError(f"expected inference.scales only with scales=preset, whose numbers they are; got {got}")
         check_range("validation_images", self.validation_images, self.validation_images >= 1, "1 or more")
+        check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
+        check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")
 
 
