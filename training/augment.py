@@ -1,8 +1,4 @@
-"""Resampling and colour changes of views.
-
-Everything here is a pure function, of its seed where it is random, so that a pipeline gives the same batches again
-after a restart.
-"""
+"""Resampling and colour changes of views: pure functions, of chances drawn elsewhere where they are random."""
 
 import tensorflow as tf
 
@@ -36,9 +32,12 @@ def shows_image(frame: tf.Tensor, side: int) -> tf.Tensor:
     return (rows[:, None] & columns[None, :])[..., None]
 
 
-def jitter_colour(seed: tf.Tensor, pixels: tf.Tensor, strength: float) -> tf.Tensor:
-    """Change brightness, contrast and each channel's gain by up to `strength` (0 = not at all); 0..255 in and out."""
-    gains = 1.0 + strength * tf.random.stateless_uniform([5], seed, -1.0, 1.0)
+def jitter_colour(chances: tf.Tensor, pixels: tf.Tensor, strength: float) -> tf.Tensor:
+    """Change brightness, contrast and each channel's gain by up to `strength` (0 = not at all); 0..255 in and out.
+
+    `chances` is float32 [5], each in 0..1; at 0.5 nothing changes.
+    """
+    gains = 1.0 + strength * (2.0 * chances - 1.0)
     mean = tf.reduce_mean(pixels)
     changed = (pixels - mean) * gains[0] + mean * gains[1]
     return tf.clip_by_value(changed * gains[2:], 0.0, 255.0)

@@ -99,10 +99,10 @@ def measure_coverage(objects: Objects, preset: Preset, scales: Scales, matching:
     small, large = (longer < least).all(axis=0), (longer > most).all(axis=0)
     # Between two scales that are far apart an object may be too small for one and too large for the other.
     gap = ~(found | small | large)
-    count = len(found)
-    share = [float(part.mean()) if count else float("nan") for part in (found, small | gap, large)]
+    count = longer.shape[1]
+    covered, too_small, too_large = (float(p.mean()) if count else float("nan") for p in (found, small | gap, large))
     marks = np.percentile(objects.shares, (1, 50, 99)).tolist() if count else [float("nan")] * 3
-    return Coverage(count, *share, *marks, tuple(scales))
+    return Coverage(count, covered, too_small, too_large, *marks, scales=tuple(scales))
 
 
 def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scales:
@@ -155,9 +155,8 @@ def parse_scales(text: str) -> Scales:
         if any(len(pair) > 2 or min(pair) < 1 for pair in pairs):
             raise ValueError
     except ValueError:
-        raise ValueError(
-            f"expected scales to be auto, preset, or sizes such as 117,165,229x325; got '{text}'"
-        ) from None
+        known = "auto, preset, or sizes such as 117,165,229x325"
+        raise ValueError(f"expected scales to be {known}; got '{text}'") from None
     return tuple(sorted(sizes, key=lambda size: size[0] * size[1]))
 
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 from overfeat_tf.presets import Preset
 from training import pipeline
 from training.order import Bookmarks, dealt_batches
-from training.views import ViewOptions
+from training.views import ViewOptions, below
 
 # Batches from one that shows an image to the next that does: ten in a row of the same images would pull one way. With
 # what is drawn ahead that takes 2 GB of memory for `fast` at the paper's batch of 128, in proportion for smaller ones.
@@ -43,7 +43,7 @@ def crop_batches(
         # All that is random in one draw: small operations add up where an image takes a millisecond.
         chances = tf.random.stateless_uniform([views.per_image, 4], pipeline.view_seed(seed, place))
         crops = random_crops(chances[:, :3], shrink(record["image"], preset.shorter_side), preset.window, views.mirror)
-        chosen = tf.gather(labels, _below(chances[:, 3], tf.size(labels)))
+        chosen = tf.gather(labels, below(chances[:, 3], tf.size(labels)))
         return place, tuple(zip(crops, tf.unstack(chosen) * (len(crops) // views.per_image), strict=True))
 
     classed = data.filter(lambda record: tf.reduce_any(~record["crowd"]))
@@ -88,8 +88,8 @@ def random_crops(chances: tf.Tensor, image: tf.Tensor, window: int, mirror: bool
         uint8 [window, window, 3] each; with `mirror` the second half shows the first mirrored, in the same order.
     """
     height, width = tf.unstack(tf.shape(image)[:2])
-    tops = tf.unstack(_below(chances[:, 0], height - window + 1))
-    lefts = tf.unstack(_below(chances[:, 1], width - window + 1))
+    tops = tf.unstack(below(chances[:, 0], height - window + 1))
+    lefts = tf.unstack(below(chances[:, 1], width - window + 1))
 
     def cut(rows: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
         return tf.reshape(tf.slice(rows, [top, 3 * left], [window, 3 * window]), [window, window, 3])
@@ -107,8 +107,3 @@ def random_crops(chances: tf.Tensor, image: tf.Tensor, window: int, mirror: bool
         return [cut(side, top, left) for top, left in zip(tops, across, strict=True)]
 
     return half(sides[0], first) + half(sides[1], ~first)
-
-
-def _below(chances: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-    """Turn chances in 0..1 into whole numbers below a count; a product may be rounded up to it."""
-    return tf.minimum(tf.cast(chances * tf.cast(count, tf.float32), tf.int32), count - 1)

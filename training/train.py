@@ -178,7 +178,8 @@ def _batches(
     schedule, preset, seed = getattr(recipe, stage), model.network.preset, recipe.seed
     marks = marks or Bookmarks()
     data = pipeline.records(source, split, seed, marks.place)
-    drawing = pipeline.Drawing(preset, model.options.scale_sizes(preset), recipe.matching, recipe.views)
+    scales = model.options.scale_sizes(preset)
+    drawing = pipeline.Drawing(preset, scales, recipe.matching, recipe.views, model.options.scale_fit)
     if stage == "classification" and recipe.views.plain:
         batches = crops.crop_batches(data, preset, recipe.views, schedule.batch, seed, marks)
     elif stage == "classification":

@@ -5,7 +5,8 @@ A view is made in three steps. `random_picture` makes a picture of an image: a p
 same grid of windows. `draw` cuts a square out of one canvas, at a place where windows of the scan begin, in one
 resampling, and changes its colours.
 
-Everything is a pure function of its seed, so that a pipeline gives the same batches again after a restart.
+Everything is a pure function of chances, numbers in 0..1 that a view draws all at once from its seed: a pipeline gives
+the same batches again after a restart, and small operations, which add up here, are few.
 """
 
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf import geometry
+from overfeat_tf.options import SCALE_FITS
 from overfeat_tf.presets import Preset
-from overfeat_tf.views import fit_scale
+from overfeat_tf.views import exact_scale, fit_scale
 from training import augment
 from training.limits import check_range
 from training.targets import Matching, WindowTargets, assign, centred_shift, home_scales, reachable_centres
@@ -84,12 +86,12 @@ class Picture(NamedTuple):
 
 
 def random_picture(
-    seed: tf.Tensor, image: tf.Tensor, record: dict[str, tf.Tensor], subject: tf.Tensor, options: ViewOptions
+    chances: tf.Tensor, image: tf.Tensor, record: dict[str, tf.Tensor], subject: tf.Tensor, options: ViewOptions
 ) -> tuple[Picture, tf.Tensor]:
     """Make a random picture of an image.
 
     Args:
-        seed: int32 [2].
+        chances: float32 [6], each in 0..1.
         image: uint8 [H, W, 3].
         record: With "boxes" float32 [n, 4] normalised yxyx, "labels" int32 [n] and "crowd" bool [n].
         subject: int32 scalar, the object that the picture keeps; -1 for none.
@@ -98,7 +100,6 @@ def random_picture(
     Returns:
         The picture, and the subject's index in it (-1 for none).
     """
-    zoom_seed, place_seed, stretch_seed, mirror_seed = tf.unstack(tf.random.split(seed, 4))
     boxes, labels, crowd = record["boxes"], record["labels"], record["crowd"]
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     everything = tf.constant([0.0, 0.0, 1.0, 1.0])
@@ -106,12 +107,11 @@ def random_picture(
 
     part = everything
     if options.zoom > 1:
-        zoom = tf.exp(tf.random.stateless_uniform([], zoom_seed, 0.0, log(options.zoom)))
-        extent = tf.maximum(1.0 / zoom, tf.reduce_max(kept[2:] - kept[:2]))
+        extent = tf.maximum(tf.exp(-chances[0] * log(options.zoom)), tf.reduce_max(kept[2:] - kept[:2]))
         first, last = tf.maximum(kept[2:] - extent, 0.0), tf.minimum(kept[:2], 1.0 - extent)
         # A part that need not keep an object lies anywhere.
         first, last = (tf.where(subject >= 0, edge, other) for edge, other in ((first, 0.0), (last, 1.0 - extent)))
-        corner = first + tf.random.stateless_uniform([2], place_seed) * tf.maximum(last - first, 0.0)
+        corner = first + chances[1:3] * tf.maximum(last - first, 0.0)
         edges = tf.concat([tf.floor(corner * sides + 1e-3), tf.math.ceil((corner + extent) * sides - 1e-3)], axis=0)
         edges = tf.clip_by_value(edges, 0.0, tf.concat([sides, sides], axis=0))
         part = edges / tf.concat([sides, sides], axis=0)
@@ -129,10 +129,10 @@ def random_picture(
     clipped, labels, crowd = (tf.gather(values, there) for values in (clipped, labels, cut_off))
 
     if options.mirror:
-        mirrored = tf.random.stateless_uniform([], mirror_seed) < 0.5
+        mirrored = chances[3] < 0.5
         image = tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, mirrored, False]))
         clipped = tf.where(mirrored, box_ops.flip(clipped), clipped)
-    squeeze = tf.exp(tf.random.stateless_uniform([2], stretch_seed, -0.5, 0.5) * log(1.0 + options.stretch))
+    squeeze = tf.exp((chances[4:6] - 0.5) * log(1.0 + options.stretch))
     size = tf.cast(tf.shape(image)[:2], tf.float32) * squeeze
     return Picture(image, size, clipped, labels, crowd), index
 
@@ -154,23 +154,38 @@ class Pyramid:
         scales: tuple[tuple[int, int], ...],
         picture: Picture,
         jitter: tf.Tensor | float = 1.0,
+        scale_fit: str = SCALE_FITS[0],
     ):
-        """Lay a picture out; `jitter` is a factor on the sides of all scales."""
+        """Lay a picture out.
+
+        Args:
+            preset: The network.
+            matching: Which windows show an object.
+            scales: (height, width) of the scales, in pixels.
+            picture: What is laid out.
+            jitter: A factor on the sides of all scales; exact ones are as they are.
+            scale_fit: Of `options.SCALE_FITS`.
+        """
         self.preset, self.matching, self.picture = preset, matching, picture
-        heights, widths = tf.unstack(tf.constant(scales, tf.float32) * jitter, axis=1)
-        self.sizes, self.canvases = fit_scale(preset, (heights, widths), picture.size)
+        if scale_fit == "aspect":
+            heights, widths = tf.unstack(tf.constant(scales, tf.float32) * jitter, axis=1)
+            self.sizes, self.canvases = fit_scale(preset, (heights, widths), picture.size)
+        else:
+            self.sizes = self.canvases = tf.stack([exact_scale(scale, picture.size)[0] for scale in scales])
         extents = tf.cast(tf.concat([self.sizes, self.sizes], axis=1), tf.float32)
         self.boxes = picture.boxes * extents[:, None]
         self.home = home_scales(preset, matching, self.boxes)
 
-    def home_of(self, seed: tf.Tensor, subject: tf.Tensor) -> tf.Tensor:
+    def home_of(self, chance: tf.Tensor, subject: tf.Tensor) -> tf.Tensor:
         """Draw one of the scales that an object belongs to: int32 scalar."""
         homes = tf.where(self.home[:, subject])[:, 0]
-        drawn = tf.random.stateless_uniform([], seed, 0, tf.size(homes), tf.int32)
-        return tf.cast(homes[drawn], tf.int32)
+        return tf.cast(homes[below(chance, tf.size(homes))], tf.int32)
 
-    def positive_window(self, seed: tf.Tensor, scale: tf.Tensor, subject: tf.Tensor) -> tf.Tensor:
-        """Draw a positive window of an object at a scale: its first pixel, int32 [2], on the grid of fine windows."""
+    def positive_window(self, chances: tf.Tensor, scale: tf.Tensor, subject: tf.Tensor) -> tf.Tensor:
+        """Draw a positive window of an object at a scale: its first pixel, int32 [2], on the grid of fine windows.
+
+        `chances` is float32 [2], as of the views.
+        """
         step, window, box = self.preset.fine_stride, float(self.preset.window), self.boxes[scale, subject]
         shift = centred_shift(self.preset, self.matching)
         middle = reachable_centres(self.preset, box[None], self.canvases[scale])[0] - window / 2.0
@@ -181,22 +196,22 @@ class Pyramid:
         last, nearest = (self.canvases[scale] - self.preset.window) // step, tf.round(middle / step)
         low, high = (tf.where(low > high, nearest, limit) for limit in (low, high))
         low, high = (tf.clip_by_value(tf.cast(limit, tf.int32), 0, last) for limit in (low, high))
-        return step * (low + uniform_below(seed, high - low + 1))
+        return step * (low + below(chances, high - low + 1))
 
-    def view_around(self, seed: tf.Tensor, scale: tf.Tensor, window: tf.Tensor, side: int, fine: bool) -> tf.Tensor:
+    def view_around(self, chances: tf.Tensor, scale: tf.Tensor, window: tf.Tensor, side: int, fine: bool) -> tf.Tensor:
         """Draw the first pixel int32 [2] of a view of `side` pixels that has the window at int32 [2] on its grid."""
         step = geometry.stride(self.preset, fine)
         count = geometry.window_count(self.preset, side, fine)
         # The view begins so many windows before: not before the canvas, and no further back than it is long.
         most = tf.minimum(window // step, count - 1)
         least = tf.minimum(tf.maximum(-((self._last_view(scale, count, step) - window) // step), 0), most)
-        return window - step * (least + uniform_below(seed, most - least + 1))
+        return window - step * (least + below(chances, most - least + 1))
 
-    def view_anywhere(self, seed: tf.Tensor, scale: tf.Tensor, side: int, fine: bool) -> tf.Tensor:
+    def view_anywhere(self, chances: tf.Tensor, scale: tf.Tensor, side: int, fine: bool) -> tf.Tensor:
         """Draw the first pixel int32 [2] of any view of `side` pixels of a scale."""
         step, count = geometry.stride(self.preset, fine), geometry.window_count(self.preset, side, fine)
         places = self._last_view(scale, count, step) // self.preset.fine_stride + 1
-        return self.preset.fine_stride * uniform_below(seed, places)
+        return self.preset.fine_stride * below(chances, places)
 
     def _last_view(self, scale: tf.Tensor, count: int, step: int) -> tf.Tensor:
         """Return the last first pixel [2] of a view of so many windows: all windows of the canvas are in some view."""
@@ -204,11 +219,14 @@ class Pyramid:
         beyond = self.canvases[scale] - self.preset.window - (count - 1) * step
         return tf.maximum(-(-beyond // grid) * grid, step - grid)
 
-    def draw(self, seed: tf.Tensor, scale: tf.Tensor, first: tf.Tensor, side: int, colour: float) -> tf.Tensor:
-        """Draw the square of `side` pixels of a scale that begins at pixel int32 [2]: float32 [side, side, 3]."""
+    def draw(self, chances: tf.Tensor, scale: tf.Tensor, first: tf.Tensor, side: int, colour: float) -> tf.Tensor:
+        """Draw the square of `side` pixels of a scale that begins at pixel int32 [2]: float32 [side, side, 3].
+
+        `chances` is float32 [5], of the colours.
+        """
         top_left = tf.cast(-first, tf.float32)
         frame = tf.concat([top_left, top_left + tf.cast(self.sizes[scale], tf.float32)], axis=0)
-        return draw_image(seed, self.picture.pixels, frame, side, self.preset.mean, colour)
+        return draw_image(chances, self.picture.pixels, frame, side, self.preset.mean, colour)
 
     def targets(self, scale: tf.Tensor, first: tf.Tensor, grid: tf.Tensor) -> WindowTargets:
         """Assign targets to the windows float32 [h, w, 2], first pixels in a view that begins at pixel int32 [2]."""
@@ -217,15 +235,17 @@ class Pyramid:
         return assign(self.preset, self.matching, *objects, self.canvases[scale], origins)
 
 
-def draw_image(seed: tf.Tensor, image: tf.Tensor, frame: tf.Tensor, side: int, fill: float, colour: float) -> tf.Tensor:
+def draw_image(
+    chances: tf.Tensor, image: tf.Tensor, frame: tf.Tensor, side: int, fill: float, colour: float
+) -> tf.Tensor:
     """Draw an image [H, W, 3] as `augment.resample` does and change its colours, but not those of the padding."""
-    pixels = augment.jitter_colour(seed, augment.resample(image, frame, side, fill), colour)
+    pixels = augment.jitter_colour(chances, augment.resample(image, frame, side, fill), colour)
     return tf.ensure_shape(tf.where(augment.shows_image(frame, side), pixels, fill), [side, side, 3])
 
 
-def random_jitter(seed: tf.Tensor, factor: float) -> tf.Tensor | float:
-    """Draw a factor on the pyramid's sides, log-uniform from 1 / `factor` to `factor`."""
-    return tf.exp(tf.random.stateless_uniform([], seed, -log(factor), log(factor))) if factor > 1 else 1.0
+def random_jitter(chance: tf.Tensor, factor: float) -> tf.Tensor:
+    """Return a factor on the pyramid's sides, log-uniform from 1 / `factor` to `factor`."""
+    return tf.exp((2.0 * chance - 1.0) * log(factor))
 
 
 def square_side(preset: Preset, scale: tuple[int, int]) -> int:
@@ -238,7 +258,6 @@ def square_side(preset: Preset, scale: tuple[int, int]) -> int:
     return preset.smallest_input + preset.coarse_stride * steps
 
 
-def uniform_below(seed: tf.Tensor, limits: tf.Tensor) -> tf.Tensor:
-    """Draw whole numbers from 0 to below limits int32 [n], each at least 1."""
-    drawn = tf.random.stateless_uniform(tf.shape(limits), seed) * tf.cast(limits, tf.float32)
-    return tf.minimum(tf.cast(drawn, tf.int32), limits - 1)
+def below(chances: tf.Tensor, limits: tf.Tensor) -> tf.Tensor:
+    """Turn chances in 0..1 into whole numbers from 0 to below limits int32, each at least 1; a product may round up."""
+    return tf.minimum(tf.cast(chances * tf.cast(limits, tf.float32), tf.int32), limits - 1)

@@ -21,9 +21,8 @@ MATCHING = Matching()
 def assigned(boxes, labels, canvas, home=None, crowd=None, matching=MATCHING, preset=TINY, fine=True, first=(0, 0)):
     """Run `assign` over all windows of a square as long as the canvas; labels, edges and box classes in numpy."""
     boxes = tf.constant(np.asarray(boxes, np.float32).reshape(-1, 4))
-    home, crowd = (
-        tf.constant(flags, tf.bool) for flags in (home or [True] * len(labels), crowd or [False] * len(labels))
-    )
+    flags = (home or [True] * len(labels), crowd or [False] * len(labels))
+    home, crowd = (tf.constant(each, tf.bool) for each in flags)
     origins = window_origins(preset, max(canvas), fine) + tf.constant(first, tf.float32)
     objects = (boxes, tf.constant(np.asarray(labels, np.int32)), crowd, home)
     return [part.numpy() for part in _assign(preset, matching, *objects, tf.constant(canvas), origins)]
@@ -67,9 +66,13 @@ def _answer(window, boxes, labels, canvas, home, crowd, matching):
         lesson = [(edge - window[n % 2]) / WINDOW for n, edge in enumerate(box)], number + 1
         if at_home and enough and longer >= matching.smallest and shift <= max(matching.shift * WINDOW, GRID / 2):
             positives.append((shift, lesson))
-        elif enough and (at_home or longer >= matching.sizes[0] / matching.margin) and label == BACKGROUND:
-            if shift <= max(longer * WINDOW / 2, matching.shift * WINDOW, GRID / 2):
-                label = IGNORED
+        elif (
+            enough
+            and (at_home or longer >= matching.sizes[0] / matching.margin)
+            and shift <= max(longer * WINDOW / 2, matching.shift * WINDOW, GRID / 2)
+            and label == BACKGROUND
+        ):
+            label = IGNORED
         if shared >= matching.visible * area:
             placed.append((not at_home, shift, lesson))
     if positives:

@@ -16,8 +16,8 @@ TINY, MATCHING = PRESETS["tiny"], Matching()
 STILL = ViewOptions(stretch=0.0, zoom=1.0, scale_jitter=1.0, colour=0.0, mirror=False)
 
 
-def seed(number: int) -> tf.Tensor:
-    return tf.constant([3, number], tf.int32)
+def chances(count: int, number: int) -> tf.Tensor:
+    return tf.random.stateless_uniform([count], [3, number])
 
 
 def noise(height: int, width: int) -> tf.Tensor:
@@ -40,8 +40,8 @@ def test_a_view_is_cut_out_of_the_canvas_that_the_scan_shows(size):
         np.testing.assert_array_equal(shown.canvases[number], canvas.shape[:2])
         np.testing.assert_array_equal(shown.sizes[number], resized)
         for draw in range(3):
-            first = shown.view_anywhere(seed(draw), tf.constant(number), side, fine=True)
-            view = shown.draw(seed(0), tf.constant(number), first, side, colour=0.0)
+            first = shown.view_anywhere(chances(2, draw), tf.constant(number), side, fine=True)
+            view = shown.draw(chances(5, 0), tf.constant(number), first, side, colour=0.0)
             top, left = first.numpy()
             there = canvas[top : top + side, left : left + side].numpy()
             np.testing.assert_allclose(view[: there.shape[0], : there.shape[1]], there, atol=0.06)
@@ -61,12 +61,12 @@ def test_every_object_gets_a_view_with_a_positive_window_of_the_scan(name, sides
     corner = (1 - np.array(sides)) * place
     shown = pyramid(tf.zeros([300, 400, 3], tf.uint8), [*corner, *(corner + sides)], preset)
     subject, side = tf.constant(0), preset.smallest_input + preset.coarse_stride
-    scale = shown.home_of(seed(number), subject)
-    window = shown.positive_window(seed(number + 1), scale, subject)
+    scale = shown.home_of(chances(1, number)[0], subject)
+    window = shown.positive_window(chances(2, number + 1), scale, subject)
     longer = max(shown.boxes[scale, 0, 2:] - shown.boxes[scale, 0, :2]) / preset.window
     label = shown.targets(scale, window, tf.zeros([1, 1, 2])).labels[0, 0]
     assert label == (1 if longer >= MATCHING.smallest else -1)
-    first = shown.view_around(seed(number + 2), scale, window, side, fine)
+    first = shown.view_around(chances(2, number + 2), scale, window, side, fine)
     apart = (window - first).numpy()
     step, count = geometry.stride(preset, fine), geometry.window_count(preset, side, fine)
     assert (first.numpy() >= 0).all() and (first.numpy() % preset.fine_stride == 0).all()
@@ -79,7 +79,7 @@ def test_views_anywhere_reach_every_window_of_a_canvas():
     shown, side, scale = pyramid(noise(90, 90)), 44, tf.constant(2)
     for fine in (True, False):
         grid = window_origins(TINY, side, fine).numpy()
-        firsts = [shown.view_anywhere(seed(draw), scale, side, fine).numpy() for draw in range(500)]
+        firsts = [shown.view_anywhere(chances(2, draw), scale, side, fine).numpy() for draw in range(500)]
         seen = {tuple(origin) for first in firsts for origin in (grid + first).reshape(-1, 2)}
         last = int(shown.canvases[scale][0]) - TINY.window
         wanted = range(0, last + 1, TINY.fine_stride)
@@ -99,7 +99,7 @@ def test_a_random_picture_keeps_its_subject_and_its_boxes_stay_on_what_they_box(
     options = ViewOptions(stretch=0.2, zoom=2.5, mirror=True)
     sizes, crowds, lefts = set(), [], set()
     for number in range(80):
-        picture, index = random_picture(seed(number), tf.constant(image), record, tf.constant(1), options)
+        picture, index = random_picture(chances(6, number), tf.constant(image), record, tf.constant(1), options)
         pixels, labels = picture.pixels.numpy(), picture.labels.numpy().tolist()
         assert labels[index] == 4 and not picture.crowd[index]
         for box, label, crowd in zip(picture.boxes.numpy(), labels, picture.crowd.numpy(), strict=True):
@@ -119,7 +119,7 @@ def test_a_random_picture_keeps_its_subject_and_its_boxes_stay_on_what_they_box(
 def test_nothing_changes_where_nothing_may():
     image = noise(40, 50)
     record = {"boxes": tf.constant([[0.1, 0.2, 0.5, 0.6]]), "labels": tf.constant([3]), "crowd": tf.constant([False])}
-    picture, index = random_picture(seed(0), image, record, tf.constant(-1), STILL)
+    picture, index = random_picture(chances(6, 0), image, record, tf.constant(-1), STILL)
     np.testing.assert_array_equal(picture.pixels, image)
     np.testing.assert_allclose(picture.boxes, record["boxes"])
     assert picture.size.numpy().tolist() == [40, 50] and index == -1

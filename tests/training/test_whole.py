@@ -60,9 +60,8 @@ class BrokenError(Exception):
 @pytest.mark.parametrize("stages", [["localization"], ["detection"]])
 def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch, stages):
     schedule = replace(RECIPE.detection, steps=5, epochs=1)
-    recipe = replace(
-        RECIPE, localization=schedule, detection=schedule, views=replace(RECIPE.views, whole=True), val_split="none"
-    )
+    views = replace(RECIPE.views, whole=True)
+    recipe = replace(RECIPE, localization=schedule, detection=schedule, views=views, val_split="none")
     source = few_digits(6, 1)
     unbroken = train(recipe, source, tmp_path / "unbroken", stages)
 
