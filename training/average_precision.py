@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from training.metrics import Answer, iou
+from training.detection_matching import box_iou, match_detections
+from training.metrics import Answer, guessed
 from training.rows import Rows, by_label
 from training.sources.record import Record
 
 Curve = tuple[np.ndarray, np.ndarray]  # precision and recall, best detection first
 Area = Callable[[np.ndarray, np.ndarray], float]
-# Of the detections that `_match` gives: right, wrong, or left out of the count.
+Judge = Callable[[Record, Answer], np.ndarray]  # tells what each detection is: int [n]
+# What a detection is: right, wrong, or left out of the count.
 RIGHT, WRONG, EXCUSED = 1, 0, -1
 
 
@@ -44,7 +46,7 @@ class VocDetection:
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
         if record.boxed.all():
-            self._counts.add(record, answer, ~record.difficult, _voc_match)
+            self._counts.add(record, answer, ~record.difficult, _voc_verdicts)
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield voc07_map and voc_map, then each class's voc_ap/NAME by area (nan without objects)."""
@@ -71,7 +73,7 @@ class IlsvrcDetection:
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
         if record.boxed.all():
-            self._counts.add(record, answer, np.ones(len(record.labels), bool), _ilsvrc_match)
+            self._counts.add(record, answer, np.ones(len(record.labels), bool), _ilsvrc_verdicts)
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield ilsvrc_map."""
@@ -86,16 +88,11 @@ class _Counts:
         self._found = Rows(label="i4", score="f8", right="i1")
         self._objects = np.zeros(len(self._names), int)
 
-    def add(self, record: Record, answer: Answer, counting: np.ndarray, match: Callable[..., Iterator[int]]) -> None:
+    def add(self, record: Record, answer: Answer, counting: np.ndarray, judge: Judge) -> None:
         np.add.at(self._objects, record.labels[counting], 1)
-        count = int(answer["num_detections"])
-        labels = answer["detection_classes"][:count].astype(int) - 1
-        verdicts = np.full(count, WRONG)
-        for label in np.unique(record.labels):
-            mine, own = labels == label, record.labels == label
-            boxes = answer["detection_boxes"][:count][mine]
-            verdicts[mine] = list(match(boxes, record.boxes[own], counting[own], answer["image_size"]))
-        self._found.append(count, label=labels, score=answer["detection_scores"][:count], right=verdicts)
+        labels, verdicts = guessed(answer), judge(record, answer)
+        scores = answer["detection_scores"][: len(labels)]
+        self._found.append(len(labels), label=labels, score=scores, right=verdicts)
 
     def curves(self) -> list[Curve | None]:
         """Give each class's precision and recall after each detection, best first; None without objects."""
@@ -120,28 +117,32 @@ def _curve(found: np.ndarray, objects: int) -> Curve:
     return true / np.arange(1, len(right) + 1), true / objects
 
 
-def _voc_match(boxes: np.ndarray, truths: np.ndarray, counting: np.ndarray, _: np.ndarray) -> Iterator[int]:
-    free = np.ones(len(truths), bool)
-    for box in boxes:
-        overlaps = iou(box, truths)
-        best = int(overlaps.argmax())
-        if overlaps[best] < 0.5:
-            yield WRONG
-        elif not counting[best]:
-            yield EXCUSED
-        else:
-            yield RIGHT if free[best] else WRONG
-            free[best] = False
+def _voc_verdicts(record: Record, answer: Answer) -> np.ndarray:
+    # Not `match_detections`: a detection belongs to the object that it overlaps most, even if that is taken.
+    labels = guessed(answer)
+    verdicts = np.full(len(labels), WRONG)
+    if not len(record.labels):
+        return verdicts
+    overlaps = box_iou(answer["detection_boxes"][: len(labels)], record.boxes)
+    overlaps = np.where(labels[:, None] == record.labels, overlaps, -1.0)
+    nearest, near = overlaps.argmax(axis=1), overlaps.max(axis=1) >= 0.5
+    difficult = record.difficult[nearest]
+    verdicts[near & difficult] = EXCUSED
+    candidates = np.flatnonzero(near & ~difficult)
+    _, first = np.unique(nearest[candidates], return_index=True)  # scores fall
+    verdicts[candidates[first]] = RIGHT
+    return verdicts
 
 
-def _ilsvrc_match(boxes: np.ndarray, truths: np.ndarray, _: np.ndarray, size: np.ndarray) -> Iterator[int]:
-    sides = (truths[:, 2:] - truths[:, :2]) * size
-    enough = np.minimum(0.5, sides.prod(axis=1) / (sides + 10.0).prod(axis=1))
-    free = np.ones(len(truths), bool)
-    for box in boxes:
-        overlaps = np.where(free, iou(box, truths), -1.0)
-        overlaps[overlaps < enough] = -1.0
-        best = int(overlaps.argmax())
-        right = overlaps[best] >= 0
-        yield RIGHT if right else WRONG
-        free[best] &= not right
+def _ilsvrc_verdicts(record: Record, answer: Answer) -> np.ndarray:
+    count, sides = int(answer["num_detections"]), (record.boxes[:, 2:] - record.boxes[:, :2]) * answer["image_size"]
+    matches = match_detections(
+        answer["detection_boxes"][:count],
+        answer["detection_scores"][:count],
+        guessed(answer),
+        record.boxes,
+        record.labels,
+        np.zeros(len(record.labels), bool),
+        np.minimum(0.5, sides.prod(axis=1) / (sides + 10.0).prod(axis=1)),
+    )
+    return np.where(matches.right, RIGHT, WRONG)

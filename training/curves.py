@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from training.average_precision import EXCUSED, RIGHT, WRONG
-from training.metrics import Answer, iou
+from training.detection_matching import match_answer
+from training.metrics import Answer, guessed
 from training.sources.record import Record
 
 THRESHOLDS = 101
@@ -17,7 +17,7 @@ class PrecisionRecall:
     """Counts right and wrong detections, class by class.
 
     A detection is right where it has an IoU of at least 0.5 with an object of its class that no better one has found;
-    those on `difficult` objects count for nothing. As pycocotools matches them, but for crowds.
+    those on `difficult` objects and crowds count for nothing.
     """
 
     def __init__(self, class_names: Sequence[str]):
@@ -31,11 +31,10 @@ class PrecisionRecall:
         if not record.boxed.all():
             return
         np.add.at(self._objects, record.labels[~record.difficult], 1)
-        verdicts, _ = judged(record, answer)
-        for i in np.flatnonzero(verdicts != EXCUSED):
-            label = int(answer["detection_classes"][i]) - 1
-            right = int(verdicts[i] == RIGHT)
-            self._found[label, right, np.searchsorted(LEVELS, answer["detection_scores"][i], "right")] += 1
+        matches, labels = match_answer(record, answer), guessed(answer)
+        reached = np.searchsorted(LEVELS, answer["detection_scores"][: len(labels)], "right")
+        counted = ~matches.ignored
+        np.add.at(self._found, (labels[counted], matches.right[counted].astype(int), reached[counted]), 1)
 
     def evaluate(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield "all" and the first classes that have objects, each with float64 [6, THRESHOLDS].
@@ -47,26 +46,6 @@ class PrecisionRecall:
         yield "all", _curve(self._found.sum(axis=0), int(self._objects.sum()))
         for label in np.flatnonzero(self._objects)[:EACH]:
             yield self.class_names[label], _curve(self._found[label], int(self._objects[label]))
-
-
-def judged(record: Record, answer: Answer) -> tuple[np.ndarray, np.ndarray]:
-    """Match detections, best first, with objects of their class at an IoU of 0.5.
-
-    Returns:
-        Of each detection RIGHT, WRONG or EXCUSED, int [n], and of each object whether it was found, bool.
-    """
-    count = int(answer["num_detections"])
-    verdicts, free = np.full(count, WRONG), np.ones(len(record.labels), bool)
-    labels = answer["detection_classes"][:count].astype(int) - 1
-    for i in np.flatnonzero(np.isin(labels, record.labels)):  # scores fall
-        overlaps = np.where(record.labels == labels[i], iou(answer["detection_boxes"][i], record.boxes), 0.0)
-        # Objects that count come first, as in COCO: only then may a difficult one excuse it.
-        merits = np.where(free & (overlaps >= 0.5), overlaps + ~record.difficult, 0.0)
-        best = int(merits.argmax())
-        if merits[best] > 0.0:
-            verdicts[i] = EXCUSED if record.difficult[best] else RIGHT
-            free[best] = record.difficult[best]
-    return verdicts, ~free
 
 
 def _curve(found: np.ndarray, objects: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from training.detection_matching import box_iou
 from training.rows import Rows, by_label
 from training.sources.record import Record
 
@@ -177,16 +178,10 @@ def named(record: Record, answer: Answer) -> np.ndarray:
 
 def placed(record: Record, answer: Answer) -> np.ndarray:
     """Tell of each guess whether its box has an IoU of at least 0.5 with an object of its class: bool [n]."""
-    pairs = zip(answer["detection_boxes"], guessed(answer), strict=False)  # beyond the guesses there is padding
-    return np.array([(iou(box, record.boxes[record.labels == label]) >= 0.5).any() for box, label in pairs], bool)
-
-
-def iou(box: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return intersection over union of one box [4] and others [n, 4], yxyx, in numpy."""
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    shared = np.prod(np.maximum(sides, 0), axis=1)
-    areas = np.prod(others[:, 2:] - others[:, :2], axis=1) + np.prod(box[2:] - box[:2])
-    return shared / np.maximum(areas - shared, 1e-12)
+    # Not `match_detections`: ILSVRC lets several guesses name one object.
+    labels = guessed(answer)
+    overlaps = box_iou(answer["detection_boxes"][: len(labels)], record.boxes)
+    return ((labels[:, None] == record.labels) & (overlaps >= 0.5)).any(axis=1)
 
 
 def _xywh(boxes: np.ndarray, size: np.ndarray) -> np.ndarray:

@@ -47,6 +47,29 @@ def overlap(a, b) -> float:
     return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
 
 
+def match_by_loops(boxes, scores, labels, truth, classes, ignored, threshold, crowd) -> list[int]:
+    """Give the object of each detection, -1 without one: greedy by score, ignored ones last, repeatedly."""
+    matched = [-1] * len(boxes)
+    for i in sorted(range(len(boxes)), key=lambda i: -scores[i]):
+        for turn in (False, True):
+            best = 0.0
+            for j in range(len(truth)):
+                taken = j in matched and not ignored[j]
+                if ignored[j] != turn or taken or classes[j] != labels[i]:
+                    continue
+                shared = overlap(boxes[i], truth[j])
+                if crowd[j]:
+                    top, left = max(boxes[i][0], truth[j][0]), max(boxes[i][1], truth[j][1])
+                    bottom, right = min(boxes[i][2], truth[j][2]), min(boxes[i][3], truth[j][3])
+                    area = (boxes[i][2] - boxes[i][0]) * (boxes[i][3] - boxes[i][1])
+                    shared = max(bottom - top, 0) * max(right - left, 0) / area
+                if shared >= threshold and shared > best:
+                    best, matched[i] = shared, j
+            if matched[i] >= 0:
+                break
+    return matched
+
+
 def by_the_kit(pairs, label: int, rule: str) -> tuple[float, float]:
     """Give a class's average precision by eleven points and by area; detections of all images in one falling list."""
     flat = [

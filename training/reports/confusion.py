@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.metrics import Answer, guessed, iou
+from training.detection_matching import box_iou
+from training.metrics import Answer, guessed
 from training.reports.exhibits import Exhibit, figure, literal, save, shortened
 from training.reports.tables import markdown_table
 from training.sources.record import Record
@@ -103,11 +104,12 @@ class DetectionConfusion(_Confusion):
         """Count an image's objects and detections, unless it has a class without a box."""
         if not record.boxed.all():
             return
-        free = np.ones(len(record.labels), bool)
-        for i, label in enumerate(guessed(answer)):  # scores fall
-            if answer["detection_scores"][i] < LEAST_SCORE:
+        # Not `match_detections`, which keeps to one class: here an object may be taken by a detection of another.
+        free, labels = np.ones(len(record.labels), bool), guessed(answer)
+        every = box_iou(answer["detection_boxes"][: len(labels)], record.boxes)
+        for label, score, overlaps in zip(labels, answer["detection_scores"], every, strict=False):  # scores fall
+            if score < LEAST_SCORE:
                 break
-            overlaps = iou(answer["detection_boxes"][i], record.boxes)
             # Objects that count come first, then those of the same class, then the nearest.
             merits = np.where(free & (overlaps >= 0.5), overlaps + (record.labels == label) + 2 * ~record.difficult, 0)
             best = int(merits.argmax()) if len(merits) else NOTHING

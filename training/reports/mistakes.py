@@ -11,9 +11,8 @@ from PIL import Image
 
 from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import draw_boxes
-from training.average_precision import WRONG
-from training.curves import judged
-from training.metrics import Answer, guessed, iou, named, placed
+from training.detection_matching import box_iou, match_answer
+from training.metrics import Answer, guessed, named, placed
 from training.reports.exhibits import Exhibit, figure, listed, literal, save, shortened
 from training.sources.record import Record
 
@@ -127,7 +126,7 @@ class WrongPlaces(_Sheet):
         if placed(record, answer)[0]:
             return None
         score, own = float(answer["detection_scores"][0]), record.labels == guessed(answer)[0]
-        overlap = iou(answer["detection_boxes"][0], record.boxes[own]).max(initial=0.0)
+        overlap = box_iou(answer["detection_boxes"][0], record.boxes[own]).max(initial=0.0)
         why = f"box off: IoU {overlap:.2f}" if own.any() else "wrong class"
         objects = np.arange(len(record.labels))
         return Mistake(score, 0, record, f"{why}\nis {self._truth(record)}", objects, self._detection(answer, 0))
@@ -143,11 +142,11 @@ class FalsePositives(_Sheet):
         """Give the image's surest wrong detection."""
         if not record.boxed.all():
             return None
-        wrong = np.flatnonzero(judged(record, answer)[0] == WRONG)
+        wrong = np.flatnonzero(match_answer(record, answer).wrong)
         if not len(wrong):
             return None
         i = int(wrong[0])  # scores fall
-        overlaps, label = iou(answer["detection_boxes"][i], record.boxes), guessed(answer)[i]
+        overlaps, label = box_iou(answer["detection_boxes"][i], record.boxes)[0], guessed(answer)[i]
         own = record.labels == label
         nearest = overlaps.argsort()[::-1][:1] if overlaps.any() else NO_OBJECTS
         if (overlaps[own] >= 0.5).any():
@@ -173,7 +172,7 @@ class Misses(_Sheet):
         """Give the image's largest object that was not found."""
         if not record.boxed.all():
             return None
-        missed = np.flatnonzero(~judged(record, answer)[1] & ~record.difficult)
+        missed = np.flatnonzero(~match_answer(record, answer).found & ~record.difficult)
         if not len(missed):
             return None
         areas = (record.boxes[missed, 2:] - record.boxes[missed, :2]).prod(axis=1)
