@@ -17,6 +17,7 @@ from overfeat_tf.model import TASKS, Model
 from training import crops, pipeline, run_folder, whole
 from training.allocation import keep_freed_memory
 from training.boards import stage_boards
+from training.calibrate import calibrate
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
 from training.ending import AskedToEnd
@@ -99,6 +100,8 @@ def train(
                 model = with_background(model)
             _fit(stage, model, recipe, source, run, profile)
             model = replace(model, tasks=(*model.tasks, stage))
+            if stage == "detection" and writes(strategy):
+                model = replace(model, calibration=calibrate(model, source, recipe.val_split, seed=recipe.seed))
             if writes(strategy):
                 run_folder.commit(run, config_of(model, recipe, source, run), model.save_weights)
         meet(strategy)

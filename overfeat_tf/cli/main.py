@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from overfeat_tf.cli.benchmark import benchmark
+from overfeat_tf.cli.calibrating import calibrate
 from overfeat_tf.cli.evaluating import evaluate
 from overfeat_tf.cli.fitting import inspect, train
 from overfeat_tf.cli.options import (
@@ -51,7 +52,7 @@ def overfeat() -> None:
     """OverFeat: classify, localize and detect with one ConvNet, from boxed images to boxes over gRPC."""
 
 
-for _verb in (train, evaluate, inspect, serve, benchmark):
+for _verb in (train, evaluate, calibrate, inspect, serve, benchmark):
     overfeat.add_command(_verb)
 
 
@@ -168,7 +169,9 @@ def check(address: str, model: str, requests: int, json_file: Path | None, conne
 @click.option("--server", metavar="HOST:PORT", help="Ask a server; MODEL is then the model's name there.")
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Where the pictures go.")
 @click.option("--json", "json_file", type=FILE, help="Also write the answers there.")
-@click.option("--least-score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Boxes to draw.")
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), help="Least score of a box to draw; the model's own if left out."
+)
 @click.option(
     "--stages", is_flag=True, help="Also draw what each answer came from, as the paper's Fig. 6; needs a run."
 )
@@ -180,12 +183,17 @@ def predict(
     server: str | None,
     out: Path,
     json_file: Path | None,
-    least_score: float,
+    threshold: float | None,
     stages: bool,
     changes: Changes,
     connection: Connection,
 ) -> None:
-    """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
+    """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON.
+
+    Pictures show boxes from the model's display threshold up, the score of the best F1 on its validation split; 0.5
+    where the model is not calibrated, and with --server, which does not tell it. The JSON has all boxes, and whether
+    each is shown.
+    """
     if server is not None and changes:
         raise ValueError(
             "expected no scales, stride, flips, views or arithmetic with --server; the served model has its own"
@@ -197,7 +205,7 @@ def predict(
     from overfeat_tf.cli.image_files import find_files
     from overfeat_tf.cli.predict import run
 
-    answers = run(model, find_files(images), server, out, least_score, changes, stages, connection)
+    answers = run(model, find_files(images), server, out, threshold, changes, stages, connection)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

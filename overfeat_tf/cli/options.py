@@ -1,6 +1,7 @@
 """What verbs share: kinds of options, the options of every inference call, and results for programs."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from functools import wraps
@@ -10,7 +11,9 @@ from typing import Any
 import click
 
 from overfeat_tf.arithmetic import ARITHMETICS, suits_this_machine
-from overfeat_tf.options import VIEWS, InferenceOptions
+from overfeat_tf.options import SCORES, VIEWS, InferenceOptions
+
+_log = logging.getLogger(__name__)
 
 Changes = dict[str, Any]
 Connection = dict[str, Any]  # what serving.client.Client takes: whom to trust, what to show, which version to ask
@@ -20,16 +23,20 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def inference_options(verb: Callable) -> Callable:
-    """Give a verb --scales, --stride, --flips, --views and --arithmetic; its argument `changes` has what was chosen."""
+    """Give a verb --scales, --stride, --flips, --views, --scores and --arithmetic; `changes` has what was chosen."""
 
     @wraps(verb)
-    def gathered(*args, scales, stride, flips, views, arithmetic, **kwargs):
+    def gathered(*args, scales, stride, flips, views, scores, arithmetic, **kwargs):
         fine = stride and stride == "fine"
-        given = {"scales": scales, "fine": fine, "flips": flips, "views": views, "arithmetic": arithmetic}
+        given = {"scales": scales, "fine": fine, "flips": flips, "views": views}
+        given |= {"scores": scores, "arithmetic": arithmetic}
         return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
 
     for option in (
         click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Which one suits this machine, if left out."),
+        click.option(
+            "--scores", type=click.Choice(SCORES), help="Of detection: probabilities, or s / (1 + s) of the summed votes s."
+        ),
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
         click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
@@ -84,7 +91,13 @@ def with_changes(model, changes: Changes):
         return model
     for network in require_run(model).networks:
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    return model.with_options(**{"arithmetic": suits_this_machine(), **changes})
+    changed = model.with_options(**{"arithmetic": suits_this_machine(), **changes})
+    if changed.calibration and changed.options.scores == "calibrated":
+        others = changed.calibration.changed_options(changed.options)
+        if others:
+            names = ", ".join(others)
+            _log.info("scores were calibrated with other %s: `overfeat calibrate` with these options fits them", names)
+    return changed
 
 
 def require_run(model):

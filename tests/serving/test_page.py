@@ -48,7 +48,7 @@ def test_its_files_come_from_the_same_origin_and_ask_no_other(server):
         for path in wanted:
             answer = client.get(path)
             assert answer.text == _read(path[1:]) and answer.headers["x-content-type-options"] == "nosniff"
-        assert client.get("/page/models").json() == {"models": ["m"]}
+        assert client.get("/page/models").json() == {"models": ["m"], "thresholds": {}}
     assert not [name for name in FILES if re.search(r"https?://|//[a-z]", _read(name).replace("// ", ""))]
 
 
