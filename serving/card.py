@@ -72,22 +72,24 @@ def _identity(model: Model, training: Mapping, made: Mapping[str, str]) -> str:
 
 
 def _scores(model: Model) -> list[str]:
-    shown = f"- Display threshold: {model.display_threshold:.3f}"
-    if model.calibration is None or model.options.scores == "accumulated":
+    """Say what the scores of `detect` mean, and from which on a box is worth showing."""
+    known, threshold = model.calibration, f"- Display threshold: {model.display_threshold:.3f}"
+    if known is None or model.options.scores == "accumulated":
+        why = "; the model is not calibrated" if known is None else ", the score of the best F1 on validation images"
         return [
             "- Scores of `detect` are the accumulated score s of the windows behind a box, as s / (1 + s): 0.5 is the\n"
             "  evidence of one fully certain window",
-            f"{shown}; the scores are not calibrated",
+            threshold + why,
         ]
-    known = model.calibration
-    others = known.changed_options(model.options)
-    warning = [f"- The scores were calibrated with other {', '.join(others)}: take them as an order"] if others else []
-    return [
+    lines = [
         "- Scores of `detect` are probabilities: of the boxes that score 0.7 seven in ten are right (an IoU of 0.5 with\n"
-        f"  an object of their class), as on the {known.images} validation images and {known.detections} boxes that they were fitted on",
-        f"{shown}, the score of the best F1 there: what scores less is hardly worth showing",
-        *warning,
+        "  an object of their class that no better box has found), as fitted on"
+        f" {known.images} validation images and {known.detections} boxes",
+        f"{threshold}, the score of the best F1 there; a program that draws boxes should leave out those below",
     ]
+    if others := known.changed_options(model.options):
+        lines.append(f"- The scores were calibrated with other {', '.join(others)}: trust their order alone")
+    return lines
 
 
 def _metrics(metrics: Mapping | None, training: Mapping) -> str:

@@ -35,7 +35,9 @@ def inference_options(verb: Callable) -> Callable:
     for option in (
         click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Which one suits this machine, if left out."),
         click.option(
-            "--scores", type=click.Choice(SCORES), help="Of detection: probabilities, or s / (1 + s) of the summed votes s."
+            "--scores",
+            type=click.Choice(SCORES),
+            help="Of detection: probabilities, or s / (1 + s) of the summed votes s.",
         ),
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),

@@ -15,7 +15,14 @@ from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
 
-KNOWN = Calibration(1.3, 0.8, -2.0, threshold=0.4, accumulated_threshold=0.7, options=relevant_options(InferenceOptions(min_score=0.0, max_windows=60)))
+KNOWN = Calibration(
+    1.3,
+    0.8,
+    -2.0,
+    threshold=0.4,
+    accumulated_threshold=0.7,
+    options=relevant_options(InferenceOptions(min_score=0.0, max_windows=60)),
+)
 weights = st.floats(0, 4)
 
 
@@ -99,7 +106,9 @@ class TestModel:
         assert again.calibration == KNOWN and again.display_threshold == 0.4
         assert again.with_options(scores="accumulated").display_threshold == 0.7
         assert not again.calibration.changed_options(again.options)
-        assert KNOWN.changed_options(InferenceOptions(scales=(1,), min_score=0.0, max_windows=50, arithmetic="transformed")) == [
+        assert KNOWN.changed_options(
+            InferenceOptions(scales=(1,), min_score=0.0, max_windows=50, arithmetic="transformed")
+        ) == [
             "scales",
             "max_windows",
         ]
