@@ -82,9 +82,9 @@ def _scores(model: Model) -> list[str]:
             threshold + why,
         ]
     lines = [
-        "- Scores of `detect` are probabilities: of the boxes that score 0.7 seven in ten are right (an IoU of 0.5 with\n"
-        "  an object of their class that no better box has found), as fitted on"
-        f" {known.images} validation images and {known.detections} boxes",
+        "- Scores of `detect` are probabilities: of the boxes that score 0.7 seven in ten are right (an IoU of 0.5\n"
+        "  with an object of their class that no better box has found), as fitted on"
+        f" {known.images} validation images\n  and {known.detections} boxes",
         f"{threshold}, the score of the best F1 there; a program that draws boxes should leave out those below",
     ]
     if others := known.changed_options(model.options):

@@ -99,9 +99,10 @@ def train(
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
             _fit(stage, model, recipe, source, run, profile)
-            model = replace(model, tasks=(*model.tasks, stage))
-            if stage == "detection" and writes(strategy):
-                model = replace(model, calibration=calibrate(model, source, recipe.val_split, seed=recipe.seed))
+            calibration, tasks = None, (*model.tasks, stage)
+            if "detection" in tasks and writes(strategy):
+                calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
+            model = replace(model, tasks=tasks, calibration=calibration)
             if writes(strategy):
                 run_folder.commit(run, config_of(model, recipe, source, run), model.save_weights)
         meet(strategy)

@@ -23,13 +23,13 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def inference_options(verb: Callable) -> Callable:
-    """Give a verb --scales, --stride, --flips, --views, --scores and --arithmetic; `changes` has what was chosen."""
+    """Give a verb the options of inference; its argument `changes` has what was chosen."""
 
     @wraps(verb)
-    def gathered(*args, scales, stride, flips, views, scores, arithmetic, **kwargs):
+    def gathered(*args, scales, stride, flips, views, scores, one_box_per_object, arithmetic, **kwargs):
         fine = stride and stride == "fine"
         given = {"scales": scales, "fine": fine, "flips": flips, "views": views}
-        given |= {"scores": scores, "arithmetic": arithmetic}
+        given |= {"scores": scores, "one_box_per_object": one_box_per_object, "arithmetic": arithmetic}
         return verb(*args, changes={key: value for key, value in given.items() if value is not None}, **kwargs)
 
     for option in (
@@ -38,6 +38,11 @@ def inference_options(verb: Callable) -> Callable:
             "--scores",
             type=click.Choice(SCORES),
             help="Of detection: probabilities, or s / (1 + s) of the summed votes s.",
+        ),
+        click.option(
+            "--one-box-per-object/--several-per-object",
+            default=None,
+            help="Leave out all but the best class [several].",
         ),
         click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
