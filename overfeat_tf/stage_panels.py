@@ -124,7 +124,7 @@ def merged_panel(scene: Scene, stages: Stages, least_score: float) -> Panel:
 
     def paint(axes) -> None:
         _show(axes, scene.picture)
-        kept = answer_scores(merged, scene.model.options, scene.model.calibration).numpy() >= least_score
+        kept = np.asarray(answer_scores(merged, scene.model.options, scene.model.calibration)) >= least_score
         for i in range(len(merged.scores))[::-1]:
             colour = scene.colour(merged.classes[i])
             _frame(axes, merged.boxes[i], colour, 2.5 if kept[i] else 1.0, 1.0 if kept[i] else 0.6)
