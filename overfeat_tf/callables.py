@@ -26,7 +26,7 @@ class Callables:
         return self.tasks
 
     def detect(self, images: Images) -> Answers:
-        """Find all objects: boxes by falling accumulated score (4.3, 5); see `Inference.box_outputs`."""
+        """Find all objects: boxes by falling score (4.3, 5); see `Detections` and `Inference.box_outputs`."""
         return self._answer("detect", "detect_images", "image_bytes", images)
 
     def localize(self, images: Images) -> Answers:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from overfeat_tf import features
 from overfeat_tf import tasks as functions
+from overfeat_tf.calibration import Calibration
 from overfeat_tf.decode import decode_image
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
@@ -30,17 +31,23 @@ class Inference:
         labels: Class names, in the order of the classifier's outputs without the background.
         options: Inference options.
         others: Further members of a committee, whose votes `classify` averages with the network's (Table 2).
+        calibration: What turns `detect`'s accumulated scores into probabilities, if known.
     """
 
     def __init__(
-        self, network: Network, labels: Sequence[str], options: InferenceOptions, others: Sequence[Network] = ()
+        self,
+        network: Network,
+        labels: Sequence[str],
+        options: InferenceOptions,
+        others: Sequence[Network] = (),
+        calibration: Calibration | None = None,
     ):
         if len(labels) != network.num_classes:
             raise ValueError(f"expected {network.num_classes} labels, one for each class; got {len(labels)}")
         self.network, self.labels, self.options = network, tuple(labels), options
         self._classify = _traced_once(lambda image: functions.classify((network, *others), image, options))
         self._localize = _traced_once(lambda image: functions.localize(network, image, options))
-        self._detect = _traced_once(lambda image: functions.detect(network, image, options))
+        self._detect = _traced_once(lambda image: functions.detect(network, image, options, calibration))
 
     @property
     def guesses(self) -> int:

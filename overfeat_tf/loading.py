@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.calibration import Calibration, display_threshold
 from overfeat_tf.callables import Answers, Callables
 from overfeat_tf.model import CONFIG, Model
+from overfeat_tf.options import SCORES
 
 
 class Exported(Callables):
@@ -25,6 +27,12 @@ class Exported(Callables):
             self._loaded = tf.saved_model.load(str(folder))
         except OSError as error:
             raise ValueError(f"expected a SavedModel in '{folder}'; it is damaged: {error}") from None
+
+    @property
+    def display_threshold(self) -> float:
+        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
+        scores = self._config.get("options", {}).get("scores", SCORES[0])
+        return display_threshold(Calibration.from_config(self._config.get("calibration")), scores)
 
     def config(self) -> dict:
         """Describe the model that was exported, as `Model.config` does."""

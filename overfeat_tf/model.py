@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.calibration import Calibration, display_threshold
 from overfeat_tf.callables import Answers, Callables
 from overfeat_tf.features import extract
 from overfeat_tf.inference import Inference
@@ -31,6 +32,7 @@ class Model(Callables):
         options: Inference options.
         tasks: What it was trained for: of classification, localization, detection.
         others: Further members of a committee (Table 2), each a network of the same classes.
+        calibration: What turns `detect`'s accumulated scores into probabilities; None where it was never fitted.
     """
 
     network: Network
@@ -38,6 +40,7 @@ class Model(Callables):
     options: InferenceOptions = field(default_factory=InferenceOptions)
     tasks: tuple[str, ...] = TASKS
     others: tuple[Network, ...] = ()
+    calibration: Calibration | None = None
 
     @classmethod
     def committee(cls, members: Sequence["Model"]) -> "Model":
@@ -78,7 +81,12 @@ class Model(Callables):
     @cached_property
     def inference(self) -> Inference:
         """The network's tf.functions."""
-        return Inference(self.network, self.labels, self.options, self.others)
+        return Inference(self.network, self.labels, self.options, self.others, self.calibration)
+
+    @property
+    def display_threshold(self) -> float:
+        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
+        return display_threshold(self.calibration, self.options.scores)
 
     def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
         if signature not in self._traced:
@@ -123,6 +131,7 @@ class Model(Callables):
             "labels": list(self.labels),
             "tasks": list(self.tasks),
             "options": asdict(self.options),
+            "calibration": self.calibration and self.calibration.config(),
         }
 
     @classmethod
@@ -134,9 +143,10 @@ class Model(Callables):
         """
         try:
             networks = [_build(each, weights) for each in (config, *config.get("others", ()))]
-            options = {**config["options"], "scales": _tuples(config["options"]["scales"])}
+            options = InferenceOptions(**{**config["options"], "scales": _tuples(config["options"]["scales"])})
+            calibration = Calibration.from_config(config.get("calibration"))  # not in the first runs
             labels, tasks = tuple(config["labels"]), tuple(config["tasks"])
-            return cls(networks[0], labels, InferenceOptions(**options), tasks, tuple(networks[1:]))
+            return cls(networks[0], labels, options, tasks, tuple(networks[1:]), calibration)
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected the configuration of a model; it is damaged: {error}") from None
 

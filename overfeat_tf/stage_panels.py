@@ -12,7 +12,7 @@ from overfeat_tf.draw import class_colour
 from overfeat_tf.model import Model
 from overfeat_tf.scan import ScaleScan
 from overfeat_tf.stages import score_map
-from overfeat_tf.tasks import Stages
+from overfeat_tf.tasks import Stages, answer_scores
 from overfeat_tf.voting import vote
 
 LONGEST = 800  # pixels of the picture behind a panel
@@ -124,7 +124,7 @@ def merged_panel(scene: Scene, stages: Stages, least_score: float) -> Panel:
 
     def paint(axes) -> None:
         _show(axes, scene.picture)
-        kept = merged.scores / (1 + merged.scores) >= least_score
+        kept = np.asarray(answer_scores(merged, scene.model.options, scene.model.calibration)) >= least_score
         for i in range(len(merged.scores))[::-1]:
             colour = scene.colour(merged.classes[i])
             _frame(axes, merged.boxes[i], colour, 2.5 if kept[i] else 1.0, 1.0 if kept[i] else 0.6)
@@ -152,8 +152,9 @@ def legend_panel(scene: Scene, stages: Stages, least_score: float) -> Panel:
     else:
         note = (
             "The number at a merged box is s, the sum of the scores\nof the boxes that it was merged from;"
-            " detection answers\ns / (1 + s), localization the vote for the class."
-            f"\nFaint and without a number: s / (1 + s) below {least_score:g}."
+            " detection answers\nthe probability of being right that s stands for, or\ns / (1 + s) where it is not"
+            " calibrated; localization\nanswers the vote for the class."
+            f"\nFaint and without a number: scores below {least_score:.2g}."
         )
     if len(set(np.ravel(stages.merged.classes if stages.merged else []))) > MOST_CLASSES:
         note += "\nBoxes of further classes are in grey."

@@ -59,7 +59,7 @@ class StagedModel:
     def _stages(self, image: tf.Tensor) -> Stages:
         network, options = self.model.network, self.model.options
         if self.task == "detection":
-            return tasks.detect_in_stages(network, image, options)
+            return tasks.detect_in_stages(network, image, options, self.model.calibration)
         if self.task == "localization":
             return tasks.localize_in_stages(network, image, options)
         return tasks.classify_in_stages([network], image, options)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
+from overfeat_tf.calibration import RIVAL_IOU, Calibration, saturating
 from overfeat_tf.merging import Merged, merge
 from overfeat_tf.network import Network
 from overfeat_tf.options import InferenceOptions
@@ -23,8 +24,11 @@ class Detections(NamedTuple):
 
     Attributes:
         boxes: float32 [N, 4] yxyx, normalised in the image and clipped to it.
-        scores: float32 [N], falling. The accumulated score s of 4.3, given as s / (1 + s), so that it lies in
-            0..1 and never saturates: 0.5 is the evidence of one fully certain window.
+        scores: float32 [N], falling, in 0..1. `detect` gives the probability that the box is right (an IoU of at
+            least 0.5 with an object of its class that no better box has found), read off the accumulated score s of
+            4.3 by the model's `Calibration`. Without a calibration, or where the options ask for accumulated scores,
+            it gives s / (1 + s): 0.5 is the evidence of one fully certain window, and s = score / (1 - score).
+            `localize` gives the votes for the classes.
         classes: int32 [N], from 1; 0 is padding.
         count: int32 scalar, how many are not padding.
     """
@@ -131,19 +135,29 @@ def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOpt
     return Stages(scans, candidates, merged, answer)
 
 
-def detect(network: Network, image: tf.Tensor, options: InferenceOptions) -> Detections:
+def detect(
+    network: Network, image: tf.Tensor, options: InferenceOptions, calibration: Calibration | None = None
+) -> Detections:
     """Find all objects (5): confident windows vote for their boxes, which are merged and accumulate their scores.
 
     A network without a background class detects too, as the paper's introduction has it: a window that shows no object
     still votes for some class, but few others agree with its box, so that its score stays low beside an object's.
 
+    Args:
+        network: The network.
+        image: uint8 [H, W, 3], at least one pixel.
+        options: Inference options.
+        calibration: What turns accumulated scores into probabilities, if known.
+
     Returns:
         `Detections` with N = `options.max_detections`.
     """
-    return detect_in_stages(network, image, options).answer
+    return detect_in_stages(network, image, options, calibration).answer
 
 
-def detect_in_stages(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
+def detect_in_stages(
+    network: Network, image: tf.Tensor, options: InferenceOptions, calibration: Calibration | None = None
+) -> Stages:
     """Detect as `detect` does: the confident windows are the candidates."""
     scans = scan(network, image, options)
     # (a) a scale proposes the top k classes by their maximum over its windows
@@ -155,7 +169,7 @@ def detect_in_stages(network: Network, image: tf.Tensor, options: InferenceOptio
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
     candidates = _candidates(scans, picked // network.num_classes, picked % network.num_classes, scores)
     merged = merge_candidates(candidates, tf.shape(image)[:2], options)
-    return Stages(scans, candidates, merged, _pad(merged, options.max_detections))
+    return Stages(scans, candidates, merged, best_detections(merged, options, calibration))
 
 
 def no_detections(length: int) -> Detections:
@@ -229,12 +243,27 @@ def merge_candidates(candidates: Candidates, size: tf.Tensor, options: Inference
     return merged._replace(boxes=box_ops.clip(merged.boxes / sides))
 
 
-def _pad(merged: Merged, length: int) -> Detections:
-    count = tf.minimum(tf.shape(merged.scores)[0], length)
+def answer_scores(merged: Merged, options: InferenceOptions, calibration: Calibration | None) -> tf.Tensor:
+    """Return the scores [m] in 0..1 that merged boxes are answered with: probabilities where the map is known."""
+    if calibration is None or options.scores == "accumulated":
+        return saturating(merged.scores)
+    return calibration(merged.scores, merged.boxes)
+
+
+def best_detections(merged: Merged, options: InferenceOptions, calibration: Calibration | None) -> Detections:
+    """Score the merged boxes of most evidence, order them by their scores, and pad to `options.max_detections`."""
+    length = options.max_detections
+    merged = Merged(*(values[:length] for values in merged))
+    scores = answer_scores(merged, options, calibration)
+    if options.one_box_per_object:
+        order = tf.image.non_max_suppression(merged.boxes, scores, length, RIVAL_IOU)
+    else:
+        order = tf.argsort(scores, direction="DESCENDING", stable=True)
+    count = tf.size(order)
 
     def fill(values: tf.Tensor) -> tf.Tensor:
         rest = [[0, 0]] * (values.shape.rank - 1)
-        return tf.ensure_shape(tf.pad(values[:length], [[0, length - count], *rest]), [length, *values.shape[1:]])
+        best = tf.gather(values, order)
+        return tf.ensure_shape(tf.pad(best, [[0, length - count], *rest]), [length, *values.shape[1:]])
 
-    scores = merged.scores / (1.0 + merged.scores)
     return Detections(fill(merged.boxes), fill(scores), fill(merged.classes), count)

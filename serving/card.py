@@ -67,11 +67,29 @@ def _identity(model: Model, training: Mapping, made: Mapping[str, str]) -> str:
         f"- Signatures: {', '.join(f'`{key}`' for key in signature_names(model))}",
     ]
     if "detection" in model.tasks:
-        lines.append(
-            "- Scores of `detect` are the accumulated score s of the windows behind a box, as s / (1 + s): 0.5 is the\n"
-            "  evidence of one fully certain window"
-        )
+        lines += _scores(model)
     return "\n".join(lines)
+
+
+def _scores(model: Model) -> list[str]:
+    """Say what the scores of `detect` mean, and from which on a box is worth showing."""
+    known, threshold = model.calibration, f"- Display threshold: {model.display_threshold:.3f}"
+    if known is None or model.options.scores == "accumulated":
+        why = "; the model is not calibrated" if known is None else ", the score of the best F1 on validation images"
+        return [
+            "- Scores of `detect` are the accumulated score s of the windows behind a box, as s / (1 + s): 0.5 is the\n"
+            "  evidence of one fully certain window",
+            threshold + why,
+        ]
+    lines = [
+        "- Scores of `detect` are probabilities: of the boxes that score 0.7 seven in ten are right (an IoU of 0.5\n"
+        "  with an object of their class that no better box has found), as fitted on"
+        f" {known.images} validation images\n  and {known.detections} boxes",
+        f"{threshold}, the score of the best F1 there; a program that draws boxes should leave out those below",
+    ]
+    if others := known.changed_options(model.options):
+        lines.append(f"- The scores were calibrated with other {', '.join(others)}: trust their order alone")
+    return lines
 
 
 def _metrics(metrics: Mapping | None, training: Mapping) -> str:

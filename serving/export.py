@@ -66,7 +66,13 @@ def export(
         (folder / "assets").mkdir(exist_ok=True)
         (folder / "assets" / LABELS).write_text("".join(f"{label}\n" for label in model.labels))
         made = {"tensorflow": tf.__version__, "date": datetime.now(UTC).date().isoformat()}
-        config = {"model": model.config(), "training": learnt, "metrics": dict(metrics or {}), "exported": made}
+        config = {
+            "model": model.config(),
+            "display_threshold": model.display_threshold,
+            "training": learnt,
+            "metrics": dict(metrics or {}),
+            "exported": made,
+        }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (folder / "batching_params.pbtxt").write_text(BATCHING)
         _log.info("%s: writing warm-up requests", to)

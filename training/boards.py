@@ -185,7 +185,8 @@ class Validation(keras.callbacks.Callback):
                 shown.append((record, answer))
 
         figures = evaluate(self._scored, self._source, self._split, limit=self._images, seen=seen, quiet=True)
-        self._draw([_boxes(self._source, record, answer) for record, answer in shown])
+        least = curves.best_threshold()  # calibrated once the stage is done
+        self._draw([_boxes(self._source, record, answer, least) for record, answer in shown])
         for name, curve in curves.evaluate():
             written = pr_curve.raw_data_pb(f"precision_recall/{name}", *curve, num_thresholds=THRESHOLDS)
             tf.summary.experimental.write_raw_pb(written.SerializeToString(), step=epoch)
@@ -238,9 +239,9 @@ class Overheard:
         return answers
 
 
-def _boxes(source: Source, record: Record, answer: Answer) -> Image.Image:
+def _boxes(source: Source, record: Record, answer: Answer, least_score: float = 0.0) -> Image.Image:
     names = [source.class_names[label] for label in record.labels]
-    return draw_boxes(record.image_bytes, answer, (record.boxes, names), least_score=0.3)
+    return draw_boxes(record.image_bytes, answer, (record.boxes, names), least_score)
 
 
 def flat(settings: dict, before: str = "") -> dict[str, bool | int | float | str]:

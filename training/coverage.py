@@ -102,7 +102,7 @@ def measure_coverage(objects: Objects, preset: Preset, scales: Scales, matching:
     count = longer.shape[1]
     covered, too_small, too_large = (float(p.mean()) if count else float("nan") for p in (found, small | gap, large))
     marks = np.percentile(objects.shares, (1, 50, 99)).tolist() if count else [float("nan")] * 3
-    return Coverage(count, covered, too_small, too_large, *marks, scales=tuple(scales))
+    return Coverage(count, covered, too_small, too_large, marks[0], marks[1], marks[2], tuple(scales))
 
 
 def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scales:

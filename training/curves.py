@@ -47,6 +47,12 @@ class PrecisionRecall:
         for label in np.flatnonzero(self._objects)[:EACH]:
             yield self.class_names[label], _curve(self._found[label], int(self._objects[label]))
 
+    def best_threshold(self) -> float:
+        """Return the threshold of the best F1 over all classes; 0.5 where nothing is right yet."""
+        true, false, _, missed, *_ = _curve(self._found.sum(axis=0), int(self._objects.sum()))
+        f1 = true / np.maximum(true + (false + missed) / 2, 1)
+        return float(LEVELS[f1.argmax()]) if f1.max() > 0 else 0.5
+
 
 def _curve(found: np.ndarray, objects: int) -> np.ndarray:
     false, true = found[:, :0:-1].cumsum(axis=1)[:, ::-1]

@@ -17,6 +17,7 @@ from overfeat_tf.model import TASKS, Model
 from training import crops, pipeline, run_folder
 from training.allocation import keep_freed_memory
 from training.boards import stage_boards
+from training.calibrate import calibrate
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
 from training.coverage import ENOUGH, measure_coverage, read_objects, remedy
@@ -101,7 +102,10 @@ def train(
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
             _fit(stage, model, recipe, source, run, profile)
-            model = replace(model, tasks=(*model.tasks, stage))
+            calibration, tasks = None, (*model.tasks, stage)
+            if "detection" in tasks and writes(strategy):
+                calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
+            model = replace(model, tasks=tasks, calibration=calibration)
             if writes(strategy):
                 run_folder.commit(run, config_of(model, recipe, source, run), model.save_weights)
         meet(strategy)

@@ -47,12 +47,13 @@ def run(out: Path) -> None:
 
     _say(4, "serve it over gRPC in a process of its own")
     pictures: list[Image.Image] = []
+    threshold = load_run(folder).display_threshold
 
     def seen(record, answer) -> None:
         if len(pictures) < 2 * PICTURES and len(record.labels) > 0:
             names = [source.class_names[label] for label in record.labels]
             pictures.append(draw_boxes(record.image_bytes, truth=(record.boxes, names)))
-            pictures.append(draw_boxes(record.image_bytes, answer, least_score=0.5))
+            pictures.append(draw_boxes(record.image_bytes, answer, least_score=threshold))
 
     with _server(exported.parent) as address, Client(address, NAME) as client:
         _say(5, f"send {SCENES} held-out scenes to {address} as JPEG files, and score the answers")

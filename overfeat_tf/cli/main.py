@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from overfeat_tf.cli.benchmark import benchmark
+from overfeat_tf.cli.calibrating import calibrate
 from overfeat_tf.cli.evaluating import evaluate
 from overfeat_tf.cli.fitting import inspect, train
 from overfeat_tf.cli.options import (
@@ -52,7 +53,7 @@ def overfeat() -> None:
     """OverFeat: classify, localize and detect with one ConvNet, from boxed images to boxes over gRPC."""
 
 
-for _verb in (train, evaluate, inspect, serve, benchmark):
+for _verb in (train, evaluate, calibrate, inspect, serve, benchmark):
     overfeat.add_command(_verb)
 
 
@@ -169,7 +170,9 @@ def check(address: str, model: str, requests: int, json_file: Path | None, conne
 @click.option("--server", metavar="HOST:PORT", help="Ask a server; MODEL is then the model's name there.")
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Where the pictures go.")
 @click.option("--json", "json_file", type=FILE, help="Also write the answers there.")
-@click.option("--least-score", type=click.FloatRange(0, 1), default=0.3, show_default=True, help="Boxes to draw.")
+@click.option(
+    "--threshold", type=click.FloatRange(0, 1), help="Least score of a box to draw; the model's own if left out."
+)
 @click.option(
     "--task",
     metavar="NAME",
@@ -187,13 +190,18 @@ def predict(
     server: str | None,
     out: Path,
     json_file: Path | None,
-    least_score: float,
+    threshold: float | None,
     task: str | None,
     stages: bool,
     changes: Changes,
     connection: Connection,
 ) -> None:
-    """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON."""
+    """Find objects in IMAGES (files, folders, globs): pictures with boxes, labels and scores, and JSON.
+
+    Pictures show boxes from the model's display threshold up, the score of the best F1 on its validation split; 0.5
+    where the model is not calibrated, and with --server, which does not tell it. The JSON has all boxes, and whether
+    each is shown.
+    """
     if server is not None and changes:
         given = ", ".join(map(option_name, changes))
         raise ValueError(f"expected no {given} with --server; the served model has the options of its export")
@@ -204,7 +212,7 @@ def predict(
     from overfeat_tf.cli.image_files import find_files
     from overfeat_tf.cli.predict import run
 
-    answers = run(model, find_files(images), server, out, least_score, changes, stages, connection, task)
+    answers = run(model, find_files(images), server, out, threshold, changes, stages, connection, task)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

@@ -1,6 +1,7 @@
 """What verbs share: kinds of options, the options of every inference call, and results for programs."""
 
 import json
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,7 +12,9 @@ from typing import Any
 import click
 
 from overfeat_tf.arithmetic import ARITHMETICS, suits_this_machine
-from overfeat_tf.options import LOCALIZE_BY, SCALE_FITS, VIEWS, InferenceOptions
+from overfeat_tf.options import LOCALIZE_BY, SCALE_FITS, SCORES, VIEWS, InferenceOptions
+
+_log = logging.getLogger(__name__)
 
 Changes = dict[str, Any]
 Connection = dict[str, Any]  # what serving.client.Client takes: whom to trust, what to show, which version to ask
@@ -39,6 +42,16 @@ def inference_options(verb: Callable) -> Callable:
 
     for option in (
         click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Which one suits this machine, if left out."),
+        click.option(
+            "--scores",
+            type=click.Choice(SCORES),
+            help="Of detection: probabilities, or s / (1 + s) of the summed votes s.",
+        ),
+        click.option(
+            "--one-box-per-object/--several-per-object",
+            default=None,
+            help="Leave out all but the best class [several].",
+        ),
         click.option("--max-detections", type=int, help="Boxes in an answer of detection."),
         click.option("--merge-threshold", type=float, help="Boxes merge up to this match score (the t of 4.3)."),
         click.option("--max-windows", type=int, help="So many windows are merged, the most confident ones."),
@@ -113,7 +126,13 @@ def with_changes(model, changes: Changes):
         return model
     for network in require_run(model).networks:
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    return model.with_options(**{"arithmetic": suits_this_machine(), **changes})
+    changed = model.with_options(**{"arithmetic": suits_this_machine(), **changes})
+    if changed.calibration and changed.options.scores == "calibrated":
+        others = changed.calibration.changed_options(changed.options)
+        if others:
+            names = ", ".join(others)
+            _log.info("scores were calibrated with other %s: `overfeat calibrate` with these options fits them", names)
+    return changed
 
 
 def require_run(model):

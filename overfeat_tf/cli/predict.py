@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from overfeat_tf.calibration import UNCALIBRATED_THRESHOLD
 from overfeat_tf.callables import choose_task
 from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
@@ -39,7 +40,7 @@ def run(
     files: Sequence[Path],
     server: str | None,
     out: Path,
-    least_score: float,
+    threshold: float | None,
     changes: Changes,
     stages: bool = False,
     connection: Connection | None = None,
@@ -48,17 +49,22 @@ def run(
     """Run files through the model, write a picture for each into `out`, and return an answer for each.
 
     A file that cannot be read, or that the server refuses, is reported on stderr and has its status in the answer.
-    With `stages`, which needs a run, each gets a second picture, of what its answer came from. The task is the last of
-    classification, localization and detection that the model was trained for, or the one that is asked for.
+    Pictures show the boxes that score at least `threshold`: the model's own if None, 0.5 where a server answers, which
+    does not tell it. With `stages`, which needs a run, each file gets a second picture, of what its answer came from.
+    The task is the last of classification, localization and detection that the model was trained for, or the one that
+    is asked for.
     """
     names = picture_names(files)
-    if server is not None:
-        answered = _served(model, files, server, connection or {}, task)
+    loaded = with_changes(load(model), changes) if server is None else None
+    if threshold is None:
+        threshold = loaded.display_threshold if loaded is not None else UNCALIBRATED_THRESHOLD
+    if loaded is None:
+        answered = _served(model, files, str(server), connection or {}, task)
     elif stages:
         sheets = {file: out / stages_name(name) for file, name in names.items()}
-        answered = _in_stages(with_changes(load(model), changes), sheets, least_score, task)
+        answered = _in_stages(loaded, sheets, threshold, task)
     else:
-        answered = _answered(with_changes(load(model), changes), files, task)
+        answered = _answered(loaded, files, task)
     out.mkdir(parents=True, exist_ok=True)
     answers = []
     with Progress(len(files)) as progress:
@@ -67,9 +73,9 @@ def run(
             if status:
                 progress.report(file, status)
             pictures = {} if status else {"picture": str(out / names[file])}
-            found = _found(outputs)
+            found = _found(outputs, threshold)
             if not status:
-                _draw(data, outputs, found, least_score).save(out / names[file])
+                _draw(data, outputs, found, threshold).save(out / names[file])
             if stages and not status:
                 pictures["stages"] = str(out / stages_name(names[file]))
             answers.append({"file": str(file), "status": status, **pictures, **found})
@@ -78,16 +84,16 @@ def run(
     return [{**answer, kind: answer.get(kind, [])} for answer in answers]
 
 
-def _found(outputs: dict[str, np.ndarray]) -> dict[str, list[dict]]:
+def _found(outputs: dict[str, np.ndarray], threshold: float) -> dict[str, list[dict]]:
     """List what an image's outputs say in JSON's types, under what they are; nothing where there are none."""
     if not outputs:
         return {}
-    return {"objects": objects(outputs)} if "detection_boxes" in outputs else {"classes": classes(outputs)}
+    return {"objects": objects(outputs, threshold)} if "detection_boxes" in outputs else {"classes": classes(outputs)}
 
 
-def _draw(data: bytes, outputs: dict[str, np.ndarray], found: dict[str, list[dict]], least_score: float):
+def _draw(data: bytes, outputs: dict[str, np.ndarray], found: dict[str, list[dict]], threshold: float):
     if "objects" in found:
-        return draw_boxes(data, outputs, least_score=least_score)
+        return draw_boxes(data, outputs, least_score=threshold)
     return draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
 
 
@@ -116,13 +122,14 @@ def stages_name(picture: str) -> str:
     return f"{picture.removesuffix('.png')}.stages.png"
 
 
-def objects(answer: dict[str, np.ndarray]) -> list[dict]:
-    """List an image's detections in JSON's types: label, score, box as normalised yxyx and in pixels."""
+def objects(answer: dict[str, np.ndarray], threshold: float) -> list[dict]:
+    """List an image's detections in JSON's types: label, score, whether it is shown, box normalised and in pixels."""
     height, width = (int(side) for side in answer["image_size"])
     return [
         {
             "label": answer["detection_class_entities"][i].decode(),
             "score": float(answer["detection_scores"][i]),
+            "shown": bool(answer["detection_scores"][i] >= threshold),
             "box": [float(edge) for edge in answer["detection_boxes"][i]],
             "box_pixels": [
                 float(e * s) for e, s in zip(answer["detection_boxes"][i], (height, width) * 2, strict=True)
@@ -146,22 +153,22 @@ def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) 
 
 
 def _in_stages(
-    model: Model | Exported, sheets: dict[Path, Path], least_score: float, task: str | None
+    model: Model | Exported, sheets: dict[Path, Path], threshold: float, task: str | None
 ) -> Iterator[Answered]:
     """Answer images one at a time, drawing the stages of each answer into its sheet."""
     staged = StagedModel(model, task)
     if staged.task == "classification":
         print("overfeat: classification has no boxes: its stages end with the class scores", file=sys.stderr)
-    return (_in_stages_one(staged, file, sheet, least_score) for file, sheet in sheets.items())
+    return (_in_stages_one(staged, file, sheet, threshold) for file, sheet in sheets.items())
 
 
-def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, least_score: float) -> Answered:
+def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, threshold: float) -> Answered:
     data, problem = read_image(file)
     if problem:
         return Answered(file, data, {}, problem)
     answer, stages = staged(data)
     if stages is not None:
-        draw_stages(data, stages, staged.model, least_score).save(sheet)
+        draw_stages(data, stages, staged.model, threshold).save(sheet)
     return Answered(file, data, answer)
 
 

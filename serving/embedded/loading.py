@@ -1,5 +1,6 @@
 """Loads TF Serving's model directories, `BASE/VERSION/`: finds the versions, loads them and warms them up."""
 
+import json
 import logging
 import time
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from serving.refusal import refusal_of
 # The places and names are TF Serving's.
 GRAPH_FILE = "saved_model.pb"
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+CONFIG_FILE = "config.json"  # our exports have it; other models do not
 _MAX_WARMUP_RECORDS = 1000
 _SERVE_TAG = "serve"
 _LINE_SECONDS = 10.0  # between the lines of a long warm-up
@@ -72,7 +74,7 @@ def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servabl
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
         raise LoadError(f"{path} cannot be loaded: {refusal_of(error).message}; export it again") from error
-    servable = Servable(name, version, signature_defs, dict(loaded.signatures))
+    servable = Servable(name, version, signature_defs, dict(loaded.signatures), read_display_threshold(path))
     loaded_at = time.perf_counter()
     count = warm_up(servable, path / WARMUP_FILE, max_bytes)
     warm_at = time.perf_counter()
@@ -98,6 +100,15 @@ def read_signature_defs(path: Path) -> dict[str, meta_graph_pb2.SignatureDef]:
         if _SERVE_TAG in graph.meta_info_def.tags:
             return dict(graph.signature_def)
     raise LoadError(f"{file} has no graph with the tag {_SERVE_TAG!r}; export it with tf.saved_model.save")
+
+
+def read_display_threshold(path: Path) -> float | None:
+    """Reads the display threshold that an export's config.json tells; None where it tells none."""
+    try:
+        threshold = float(json.loads((path / CONFIG_FILE).read_text())["display_threshold"])
+    except (OSError, ValueError, TypeError, KeyError):  # another program's model
+        return None
+    return threshold if 0.0 <= threshold <= 1.0 else None
 
 
 def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:

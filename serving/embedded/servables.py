@@ -26,12 +26,14 @@ class Servable:
         version: its number.
         signature_defs: the signatures as the SavedModel describes them, under their keys.
         signatures: the functions that run them: keyword tensors in, a dict of tensors out.
+        display_threshold: the score from which a detection is worth showing, where the model's folder tells it.
     """
 
     name: str
     version: int
     signature_defs: Mapping[str, meta_graph_pb2.SignatureDef]
     signatures: Mapping[str, Callable[..., Mapping[str, tf.Tensor]]]
+    display_threshold: float | None = None
 
     def model_spec(self, signature_name: str | None = None) -> model_pb2.ModelSpec:
         """Makes the ModelSpec of an answer: who answered, and with which signature."""
@@ -77,6 +79,16 @@ class Models:
         """Lists the name and number of every version that is served."""
         with self._lock:
             return sorted((name, version) for name, versions in self._served.items() for version in versions)
+
+    def display_thresholds(self) -> dict[str, dict[str, float]]:
+        """Gives the display thresholds of the versions that tell one, by name and number."""
+        with self._lock:
+            every = [servable for versions in self._served.values() for servable in versions.values()]
+        found: dict[str, dict[str, float]] = {}
+        for each in every:
+            if each.display_threshold is not None:
+                found.setdefault(each.name, {})[str(each.version)] = each.display_threshold
+        return found
 
     @property
     def unloading(self) -> bool:

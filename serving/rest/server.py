@@ -80,7 +80,7 @@ class RestServer:
             metrics.gauge("overfeat_rest_requests", "REST requests that are read, wait or run.", lambda: self.held)
             routes.append(Route(METRICS_PATH, _metrics_page(metrics)))
         if page:
-            routes += page_routes(lambda: door.models.names)
+            routes += page_routes(lambda: door.models.names, lambda: door.models.display_thresholds())
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
         require_free(host, port)
         self._socket = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)

@@ -23,7 +23,7 @@ FLOORS = (
         "greedy",
         "greedy_round",
     ),
-    ("scan", "features", "voting", "merging", "draw"),
+    ("scan", "features", "voting", "merging", "calibration", "draw"),
     ("tasks",),
     ("inference", "callables"),
     ("model",),

@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from overfeat_tf.calibration import Calibration, relevant_options
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
 from overfeat_tf.options import InferenceOptions
@@ -22,14 +23,16 @@ LABELS = ("cat", "dog", "owl")
 
 @pytest.fixture(scope="session")
 def model() -> Model:
-    """A network of random weights, sharpened so that its windows disagree and some are confident."""
+    """A calibrated network of random weights, sharpened so that its windows disagree and some are confident."""
     tf.keras.utils.set_random_seed(7)
     network = build("tiny", len(LABELS), background=True)
     last = network.classifier.get_layer("scores")
     kernel, bias = last.get_weights()
     last.set_weights([kernel * 150, bias])
     options = InferenceOptions(scales=(1, 2, 4), top_k=2, min_score=0.5, max_windows=60, max_detections=20)
-    return Model(network, LABELS, options)
+    known = relevant_options(options)
+    calibration = Calibration(1.5, 1.0, -1.0, 0.42, options=known, images=60, detections=700)
+    return Model(network, LABELS, options, calibration=calibration)
 
 
 @pytest.fixture(scope="session")

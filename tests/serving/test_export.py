@@ -41,6 +41,7 @@ def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):
 def test_reloaded_answers_as_live_for_every_signature(model: Model, exported: Path, images: list[bytes]):
     reloaded = load(exported.parent)
     assert isinstance(reloaded, Exported) and reloaded.labels == LABELS
+    assert reloaded.display_threshold == model.display_threshold == 0.42
     pixels = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
     for name in ("detect", "localize"):
         assert_equal_answers(getattr(model, name)(images), getattr(reloaded, name)(images))
@@ -62,6 +63,7 @@ def test_localization_by_accumulation_at_exact_scales_is_reloaded_as_live(model:
 def test_served_answers_as_live(model: Model, exported: Path, images: list[bytes]):
     with start([exported.parent], port=0) as server, Client(server.address, "pets") as client:
         assert_equal_answers(model.detect(images), client.detect(images))
+        assert server.door.models.display_thresholds() == {"pets": {"1": 0.42}}
         assert_equal_answers(model.localize(images), client.localize(images))
         named = client.classify(images[:2])
     expected = model.classify(images[:2])

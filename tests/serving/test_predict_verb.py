@@ -4,11 +4,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_model import png
 
 from overfeat_tf.cli import main, progress
 from overfeat_tf.cli.predict import picture_names
+from overfeat_tf.draw import draw_boxes
 
 
 def _predict(monkeypatch, *arguments) -> int:
@@ -45,6 +47,27 @@ def test_a_file_that_cannot_be_answered_costs_its_own_row_only(server, max_bytes
             assert thing["score"] == pytest.approx(number / 255, abs=1e-6) and Path(row["picture"]).is_file()
     error = capsys.readouterr().err
     assert "05.png: Unknown image file format" in error and "20 of 20 images" in error
+
+
+def test_pictures_show_what_reaches_the_display_threshold(model, exported, images, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(images[0])
+    scores = model.detect(images[:1])["detection_scores"][0]
+    scores = scores[scores > 0]
+    out, drawn = tmp_path / "answers.json", []
+    monkeypatch.setattr(
+        "overfeat_tf.cli.predict.draw_boxes",
+        lambda data, answer, least_score: drawn.append(least_score) or draw_boxes(data, answer, None, least_score),
+    )
+    middle = float(np.median(scores))  # so that some are shown and some are not
+    for asked, threshold in [((), 0.42), (("--threshold", middle), middle)]:
+        assert (
+            _predict(monkeypatch, exported, tmp_path / "a.png", "--out", tmp_path / "out", "--json", out, *asked) == 0
+        )
+        found = json.loads(out.read_text())[0]["objects"]
+        assert [one["score"] for one in found] == pytest.approx(scores.tolist(), rel=1e-4)
+        assert [one["shown"] for one in found] == [one["score"] >= threshold for one in found]
+        assert drawn.pop() == threshold
+    assert {one["shown"] for one in found} == {True, False}
 
 
 def test_files_that_vanish_are_rows_too_and_none_is_sent(server, tmp_path, monkeypatch, capsys):

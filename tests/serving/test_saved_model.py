@@ -178,6 +178,8 @@ def test_the_card_says_what_it_is_how_good_and_what_it_takes(exported: Path, mod
         "recipe `none`",
         f"by TensorFlow {tf.__version__}",
         "| map50 | 0.2500 |",
+        "Display threshold: 0.420, the score of the best F1",
+        "60 validation images\n  and 700 boxes",
         f"{parameters:,}",
     ):
         assert words in card

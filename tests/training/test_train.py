@@ -14,6 +14,7 @@ from small_run import EPOCHS, RECIPE, SCHEDULE, Epochs
 from small_source import few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from overfeat_tf.calibration import Calibration
 from overfeat_tf.loading import load, read_config
 from overfeat_tf.model import TASKS
 from training import train as module
@@ -47,7 +48,7 @@ def whole(source, tmp_path_factory):
     """A run of all stages, broken off after the first epochs of classification and of detection, and finished."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     before, after, fit = {}, {}, module._fit
-    broken, taken_up = {}, {}
+    broken, taken_up, calibrations = {}, {}, []
 
     class Breaking(Epochs):
         seen: ClassVar = {}
@@ -67,15 +68,26 @@ def whole(source, tmp_path_factory):
         fit(stage, model, *rest)
         after[stage] = weights(model.network)
 
+    def calibrated(model, source, split, seed):  # after so few steps there is nothing to fit one on
+        calibrations.append((split, seed, model.tasks))
+        return Calibration(threshold=0.3)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_fit", watched)
         patch.setattr(module, "Report", Breaking)
+        patch.setattr(module, "calibrate", calibrated)
         for _ in ("classification", "detection"):
             with pytest.raises(KeyboardInterrupt):
                 train(RECIPE, source, run)
         model = train(RECIPE, source, run)
     moments = {"before": before, "after": after, "broken": broken, "taken_up": taken_up}
+    moments["calibrations"] = calibrations
     return SimpleNamespace(run=run, model=model, epochs=Breaking.seen, **moments)
+
+
+def test_the_finished_detector_is_calibrated_once_and_the_run_keeps_it(whole):
+    assert whole.calibrations == [("val", RECIPE.seed, ("classification", "localization"))]
+    assert load(whole.run).display_threshold == whole.model.display_threshold == 0.3
 
 
 # --- What is left ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """A page to try what is served: an image in, boxes, labels, scores and stages out; it talks to the REST API alone."""
 
 import importlib.resources
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -32,16 +32,20 @@ _FILES = {
 OPEN_PATHS = frozenset(_FILES)
 
 
-def page_routes(names: Callable[[], Iterable[str]]) -> list[Route]:
+def page_routes(
+    names: Callable[[], Iterable[str]], thresholds: Callable[[], Mapping[str, Mapping[str, float]]]
+) -> list[Route]:
     """Makes the page's routes.
 
     Args:
         names: gives the names of the models that are served.
+        thresholds: gives the display thresholds that are known, by name and version.
     """
 
     async def models(request: Request) -> Response:
         served = await run_in_threadpool(lambda: sorted(names()))
-        return Response(dumps({"models": served}), headers=_HEADERS, media_type="application/json")
+        known = {"models": served, "thresholds": await run_in_threadpool(thresholds)}
+        return Response(dumps(known), headers=_HEADERS, media_type="application/json")
 
     return [*(_file(path, *file) for path, file in _FILES.items()), Route(MODELS_PATH, models)]
 

@@ -5,6 +5,8 @@ const $ = (id) => document.getElementById(id);
 const encode = encodeURIComponent;
 let image = null; // {file, url, bitmap, base64}
 let found = []; // the main answer's rows
+let thresholds = {}; // display thresholds by model and version, where the server knows them
+let shown = ""; // the model and version that the slider was set for
 let turn = 0; // a newer image or model makes older answers void
 
 async function api(path, body) {
@@ -28,7 +30,8 @@ function fail(error) {
 }
 
 async function listModels() {
-  const { models } = await api("/page/models");
+  const { models, thresholds: known } = await api("/page/models");
+  thresholds = known ?? {};
   const options = [];
   for (const name of models) {
     const states = (await api(`/v1/models/${encode(name)}`)).model_version_status;
@@ -81,6 +84,7 @@ async function run() {
     const has = (name) => name in metadata.metadata.signature_def.signature_def;
     const main = ["detect", "localize", "classify"].find(has);
     if (!main) throw new Error("This model has none of the signatures detect, localize and classify.");
+    setThreshold(metadata.model_spec, main);
     const begun = performance.now();
     const answer = await ask(model, main);
     if (mine !== turn) return;
@@ -97,6 +101,15 @@ async function run() {
       document.body.removeAttribute("aria-busy");
     }
   }
+}
+
+// Sets the slider to the model's own display threshold; what a person chose stays while the model does.
+function setThreshold(spec, signature) {
+  const key = `${spec.name}/${spec.version}/${signature}`;
+  if (key === shown) return;
+  shown = key;
+  const own = signature === "detect" ? thresholds[spec.name]?.[spec.version] : undefined;
+  $("least").value = own ?? (signature === "classify" ? 0.3 : 0.5);
 }
 
 // Gives {rows: [{label, score, colour, box?}], size?, status}.
@@ -149,7 +162,7 @@ async function showStages(model, has, known, mine) {
     ["extract_features", "Features", "heat", "Brighter where the features of a window are stronger"],
     ["classify", "Classes", "classes", "The whole image's classes, best first"],
     ["localize", "Localization", "boxes", "A box for each of the best classes"],
-    ["detect", "Detection", "boxes", "The boxes of all windows, merged, whatever their score"],
+    ["detect", "Detection", "boxes", "The boxes of all windows, merged, that score enough to be shown"],
   ].filter(([signature]) => has(signature) && (signature !== "extract_features" || image.bitmap));
   const cards = stages.map(([, title, , note], i) => card(`${i + 1}  ${title}`, note));
   $("cards").replaceChildren(...cards.map((each) => each.element));
@@ -163,7 +176,8 @@ async function showStages(model, has, known, mine) {
         continue;
       }
       const answer = known[signature] ?? (await ask(model, signature));
-      if (kind === "boxes") cards[i].picture(image, answer.rows);
+      const least = signature === "detect" ? Number($("least").value) : 0;
+      if (kind === "boxes") cards[i].picture(image, answer.rows.filter((row) => row.score >= least));
       else cards[i].classes(answer.rows);
     } catch (error) {
       cards[i].fault(error.message);
