@@ -9,7 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.decode import decode_image
+from overfeat_tf.presets import get_preset
+from training.coverage import Coverage, Objects, measure_coverage
 from training.progress import progress
+from training.recipes import Recipe
 from training.sources import open_source
 from training.sources.checks import Finding, Kind, Report, read_orientation
 from training.sources.record import Record, Source, as_dataset, check_split
@@ -34,6 +37,8 @@ class SplitCounts:
         sizes: Of the boxes, as the square root of their share of the image.
         aspects: Of the boxes, width by height in pixels.
         shared: Images that an earlier split has too, under the same id, by that split's name.
+        box_images, box_sides: Of the boxes that are no crowds, the (height, width) of their images in pixels, and their
+            own as shares of it.
     """
 
     images: int = 0
@@ -46,6 +51,14 @@ class SplitCounts:
     sizes: list[float] = field(default_factory=list)
     aspects: list[float] = field(default_factory=list)
     shared: Counter = field(default_factory=Counter)
+    box_images: list[tuple[int, int]] = field(default_factory=list)
+    box_sides: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def sized_objects(self) -> Objects:
+        """The objects' sizes, of which a pyramid covers some."""
+        shape = (len(self.box_sides), 2)
+        return Objects(*(np.reshape(np.asarray(rows, np.float32), shape) for rows in (self.box_images, self.box_sides)))
 
     def add(self, record: Record, size: tuple[int, int], names: Sequence[str]) -> None:
         """Count a record whose image is of (height, width) pixels."""
@@ -56,6 +69,9 @@ class SplitCounts:
         self.per_class.update(names[label] for label in record.labels)
         self.heights.append(size[0])
         self.widths.append(size[1])
+        single = np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
+        self.box_images += [size] * len(single)
+        self.box_sides += list(single[:, 2:] - single[:, :2])
         heights, widths = (record.boxes[record.boxed, 2:] - record.boxes[record.boxed, :2]).T
         self.sizes += np.sqrt(heights * widths).tolist()
         self.aspects += (widths * size[1] / (heights * size[0])).tolist()
@@ -82,6 +98,8 @@ class Inspection:
         self.counts: dict[str, SplitCounts] = {}
         self.totals: Counter[tuple[str, Kind]] = Counter()
         self.findings: dict[tuple[str, Kind], list[Finding]] = defaultdict(list)
+        self.coverage: dict[str, Coverage] = {}
+        self.recipe = ""
         self._split = ""
         self._of_image: dict[str, list[Finding]] = defaultdict(list)  # waiting for the split's next records
         self._first: dict[bytes, tuple[str, str, tuple[int, ...]]] = {}  # split, id and classes by the bytes' digest
@@ -138,6 +156,16 @@ class Inspection:
                 self._split = having[0]
                 self.add(Finding(Kind.ONE_SPLIT, name, f"{self.counts[having[0]].per_class[name]} objects"))
 
+    def measure_coverage(self, recipe: Recipe) -> None:
+        """Measure which objects of each split a recipe's scales cover; scales=auto goes by its training split."""
+        self.recipe, preset = recipe.name, get_preset(recipe.preset)
+        boxed = {split: counts.sized_objects for split, counts in self.counts.items() if counts.box_sides}
+        if not boxed:
+            return
+        scales = recipe.scales_for(preset, boxed.get(recipe.train_split, next(iter(boxed.values()))))
+        for split, objects in boxed.items():
+            self.coverage[split] = measure_coverage(objects, preset, scales, recipe.matching)
+
     def as_dict(self) -> dict:
         """Give everything in JSON's types; of the findings the first `EXAMPLES` of a kind and split."""
         return {
@@ -145,6 +173,8 @@ class Inspection:
             "classes": list(self.class_names),
             "quantiles": list(QUANTILES),
             "splits": {split: counts.as_dict() for split, counts in self.counts.items()},
+            "recipe": self.recipe,
+            "coverage": {split: coverage.as_dict() for split, coverage in self.coverage.items()},
             "faults": self.faults,
             "findings": [
                 {

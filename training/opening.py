@@ -12,7 +12,7 @@ from overfeat_tf.model import CONFIG, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import Preset, get_preset
 from training import run_folder
-from training.coverage import choose_scales, parse_scales, read_objects
+from training.coverage import read_objects
 from training.recipes import Recipe, with_later_fields
 from training.sources.record import Source, check_classes
 from training.start import start_from
@@ -90,9 +90,7 @@ def _with_scales(recipe: Recipe, source: Source) -> Preset:
     preset = get_preset(recipe.preset)
     if recipe.scales == "preset":
         return preset
-    if recipe.scales != "auto":
-        return replace(preset, scales=parse_scales(recipe.scales))
-    return replace(preset, scales=choose_scales(read_objects(source, recipe.train_split), preset, recipe.matching))
+    return replace(preset, scales=recipe.scales_for(preset, read_objects(source, recipe.train_split)))
 
 
 def _changes(began: dict, now: dict) -> list[str]:

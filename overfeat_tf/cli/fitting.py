@@ -55,10 +55,17 @@ def train(
 @click.option("--split", help="One split; all if left out.")
 @click.option("--out", type=FOLDER, help="Draw pictures with boxes there.")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images of a split.")
+@click.option("--recipe", default="voc", show_default=True, help="Say which objects this recipe's scales cover.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 where there are faults.")
 @click.option("--json", "json_file", type=FILE, help="Also write counts and findings there.")
 def inspect(
-    source: str, split: str | None, out: Path | None, limit: int | None, strict: bool, json_file: Path | None
+    source: str,
+    split: str | None,
+    out: Path | None,
+    limit: int | None,
+    recipe: str,
+    strict: bool,
+    json_file: Path | None,
 ) -> None:
     """Count what is in a data set, draw it, and find what is wrong with it.
 
@@ -77,7 +84,7 @@ def inspect(
     load_tensorflow()
     from overfeat_tf.cli.inspect import lines, run
 
-    found = run(source, split, out, limit)
+    found = run(source, split, out, limit, recipe)
     click.echo("\n".join(lines(found)))
     write_json(json_file, found.as_dict())
     sys.exit(1 if strict and found.faults else 0)

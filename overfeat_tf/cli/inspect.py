@@ -9,7 +9,9 @@ from PIL import Image
 
 from overfeat_tf.decode import decode_image
 from overfeat_tf.draw import contact_sheet, draw_boxes, draw_classes
+from training.coverage import ENOUGH, remedy
 from training.inspection import Inspection, inspect
+from training.recipes import get_recipe
 from training.sources import open_source
 from training.sources.checks import Finding
 from training.sources.record import Record
@@ -63,12 +65,14 @@ class Pictures:
         return draw_boxes(pixels, truth=(record.boxes, names))
 
 
-def run(spec: str, split: str | None, out: Path | None, limit: int | None) -> Inspection:
-    """Inspect a SOURCE, one split or all, and draw pictures into `out`."""
+def run(spec: str, split: str | None, out: Path | None, limit: int | None, recipe: str = "voc") -> Inspection:
+    """Inspect a SOURCE, one split or all, draw pictures into `out`, and measure what a recipe's scales cover."""
+    chosen = get_recipe(recipe)
     pictures = Pictures(out, open_source(spec).class_names) if out is not None else None
     splits = [split] if split is not None else None
     see = pictures.see if pictures is not None else None
     inspection = inspect(lambda report: open_source(spec, report), splits, limit, see)
+    inspection.measure_coverage(chosen)
     if pictures is not None:
         pictures.close()
     return inspection
@@ -97,9 +101,22 @@ def lines(inspection: Inspection) -> Iterator[str]:
             values = (f"{counts[key][place]:g}" if key in counts else "-" for counts in splits.values())
             yield _row(f"{title}, {name}", values)
     yield ""
+    yield from _coverage(inspection)
     yield from _classes(inspection)
     yield ""
     yield from _findings(inspection)
+
+
+def _coverage(inspection: Inspection) -> Iterator[str]:
+    if not inspection.coverage:
+        return
+    yield f"objects that the scales of recipe {inspection.recipe} cover"
+    for split, coverage in inspection.coverage.items():
+        yield from (f"  {split}: {line}" for line in coverage.lines())
+        if coverage.found < ENOUGH:
+            way = remedy(get_recipe(inspection.recipe).scales)
+            yield f"  {split}: warning: fewer than {ENOUGH:.0%} are covered: {way}"
+    yield ""
 
 
 def _classes(inspection: Inspection) -> Iterator[str]:

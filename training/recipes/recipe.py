@@ -7,7 +7,8 @@ from typing import Any
 
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.options import InferenceOptions
-from training.coverage import parse_scales
+from overfeat_tf.presets import Preset
+from training.coverage import Objects, Scales, choose_scales, parse_scales
 from training.limits import check_choice, check_range
 from training.losses import BOX_LOSSES, NEGATIVES
 from training.targets import Matching
@@ -170,6 +171,12 @@ class Recipe:
     seed: int = 0
     precision: str = PRECISIONS[0]
     jit_compile: bool = False
+
+    def scales_for(self, preset: Preset, objects: Objects) -> Scales:
+        """Return the (height, width) of the scales that this recipe shows to a network and its training objects."""
+        if self.scales == "auto":
+            return choose_scales(objects, preset, self.matching)
+        return self.inference.scale_sizes(preset) if self.scales == "preset" else parse_scales(self.scales)
 
     def __post_init__(self) -> None:
         # Said here, before two stages have been fitted.
