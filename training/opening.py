@@ -57,7 +57,8 @@ def finished(run: Path) -> tuple[str, ...]:
 
 def has_features(model: Model, run: Path) -> bool:
     """Tell whether the features of the folder's run have learnt anything."""
-    return bool({"classification", "detection"} & set(model.tasks) or read_config(run).get("started_from"))
+    telling = {"classification", "detection"} if len(model.labels) > 1 else {"detection"}
+    return bool(telling & set(model.tasks) or read_config(run).get("started_from"))
 
 
 def config_of(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:

@@ -101,7 +101,10 @@ def train(
                 )
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
-            _fit(stage, model, recipe, source, run, profile)
+            if stage == "classification" and len(model.labels) == 1 and "detection" in left:
+                log.info("classification: one class, so there is nothing to tell apart: detection learns the features")
+            else:
+                _fit(stage, model, recipe, source, run, profile)
             calibration, tasks = None, (*model.tasks, stage)
             if "detection" in tasks and writes(strategy):
                 calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
