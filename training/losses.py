@@ -10,7 +10,9 @@ from training.limits import check_choice
 from training.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
-BOX_LOSSES = ("l2", "iou", "giou")
+BOX_LOSSES = ("l2", "relative", "iou", "giou")
+# Of "relative": an object half a window long counts as by "l2", and one of less than a sixteenth of a window as that.
+USUAL_SIDE, LEAST_SIDE = 0.5, 1 / 16
 
 
 class BoxLoss(keras.losses.Loss):
@@ -21,9 +23,10 @@ class BoxLoss(keras.losses.Loss):
     (PCR, 4.3).
 
     Args:
-        kind: "l2" is the squared distance (4.2); "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with
-            the squared distance added where the boxes share nothing: IoU has a gradient only "provided there is some
-            overlap", and generalised IoU has none for a box turned inside out.
+        kind: "l2" is the squared distance (4.2). "relative" is the squared distance of the edges over the object's side
+            along the same axis: an error that a wide object bears loses a narrow one. "iou" is 1 - IoU (6, ii) and
+            "giou" 1 - generalised IoU, both with the squared distance added where the boxes share nothing: IoU has a
+            gradient only "provided there is some overlap", and generalised IoU has none for a box turned inside out.
         form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
     """
 
@@ -36,7 +39,11 @@ class BoxLoss(keras.losses.Loss):
         truth, taught = y_true[..., :4], tf.cast(y_true[..., 4], tf.int32)
         values = own_boxes(y_pred, taught)
         distance = tf.reduce_sum(tf.square(box_ops.encode(truth, self.form) - values), axis=-1)
-        if self.kind != "l2":
+        if self.kind == "relative":
+            sides = tf.maximum(truth[..., 2:] - truth[..., :2], LEAST_SIDE)
+            errors = (box_ops.decode(values, self.form) - truth) * USUAL_SIDE / tf.concat([sides, sides], axis=-1)
+            distance = tf.reduce_sum(tf.square(errors), axis=-1)
+        elif self.kind != "l2":
             found = box_ops.decode(values, self.form)
             overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
             apart = box_ops.intersection(truth, found) <= 0.0
