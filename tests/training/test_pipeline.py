@@ -40,9 +40,9 @@ def classification(source, seed=0, views=VIEWS):
     return pipeline.classification_batches(data, drawing(views), BATCH, seed)
 
 
-def spatial(source, seed=0, views=VIEWS, fine=True):
+def spatial(source, seed=0, views=VIEWS, fine=True, voting_only=False):
     data = pipeline.records(source, "train", seed)
-    return pipeline.spatial_batches(data, drawing(views), BATCH, SIDE, fine, seed)
+    return pipeline.spatial_batches(data, drawing(views), BATCH, SIDE, fine, seed, voting_only=voting_only)
 
 
 def first(batches, count=3):
@@ -90,6 +90,16 @@ def test_targets_hold_together(digits):
     assert (box_classes[scores <= BACKGROUND] > 0).any() and box_classes.min() == 0
     boxes = np.stack([targets["boxes"][..., :4] for _, targets in got])
     assert not boxes[box_classes == 0].any()
+
+
+def test_detection_learns_boxes_at_all_windows_but_those_of_the_background(digits):
+    for (_, every), (_, voting) in zip(
+        first(spatial(digits), 2), first(spatial(digits, voting_only=True), 2), strict=True
+    ):
+        np.testing.assert_array_equal(voting["scores"], every["scores"])
+        background = every["scores"] == BACKGROUND
+        assert every["boxes"][background][:, 4].any() and not voting["boxes"][background][:, 4].any()
+        np.testing.assert_array_equal(voting["boxes"][~background], every["boxes"][~background])
 
 
 def test_a_classification_view_shows_the_object_that_it_is_labelled_with(coloured):
