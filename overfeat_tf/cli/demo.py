@@ -38,7 +38,9 @@ def run(out: Path) -> None:
     trained = time.monotonic()
 
     _say(2, f"evaluate the run on {SCENES} held-out scenes: digits and parts of photographs that it has not seen")
-    in_process = evaluate(load_run(folder), source, "test", limit=SCENES)
+    model = load_run(folder)
+    threshold = model.display_threshold
+    in_process = evaluate(model, source, "test", limit=SCENES, display_threshold=threshold)
     click.echo(f"    mAP at IoU 0.5: {in_process['map50']:.3f}", err=True)
 
     _say(3, f"export a SavedModel  ({exported})")
@@ -47,7 +49,6 @@ def run(out: Path) -> None:
 
     _say(4, "serve it over gRPC in a process of its own")
     pictures: list[Image.Image] = []
-    threshold = load_run(folder).display_threshold
 
     def seen(record, answer) -> None:
         if len(pictures) < 2 * PICTURES and len(record.labels) > 0:
@@ -58,7 +59,7 @@ def run(out: Path) -> None:
     with _server(exported.parent) as address, Client(address, NAME) as client:
         _say(5, f"send {SCENES} held-out scenes to {address} as JPEG files, and score the answers")
         sent = time.monotonic()
-        served = evaluate(client, source, "test", limit=SCENES, seen=seen)
+        served = evaluate(client, source, "test", limit=SCENES, seen=seen, display_threshold=threshold)
         answered = time.monotonic()
     sheet = contact_sheet(pictures, columns=6, titles=("truth", "answer") * 3)
     sheet.save(out / "detections.png")
@@ -73,6 +74,8 @@ def run(out: Path) -> None:
     click.echo(
         f"\nmAP at IoU 0.5: {served['map50']:.3f}   0.5:0.95: {served['map']:.3f}   "
         f"({served['images']} scenes over gRPC, scored by pycocotools; {result['seconds']:.0f} s in all)\n"
+        f"in the picture: boxes from a score of {threshold:.2f}; of all such boxes {served['precision_displayed']:.0%} "
+        f"are right, and they find {served['recall_displayed']:.0%} of the digits\n"
         f"picture:      {out / 'detections.png'}\n"
         f"figures:      {out / 'result.json'}\n"
         f"TensorBoard:  tensorboard --logdir {folder / 'logs'}\n"
