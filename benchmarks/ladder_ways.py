@@ -164,13 +164,19 @@ _FOUR = _DENSE | {"scales": (1, 2, 3, 4)}
 LADDERS = {
     "digits": Ladder(
         "digits-quick",
-        (),
+        ("scales=preset",),  # whose numbers the ways of scales have
         ("classification", "localization", "detection"),
         (*_detecting(7), *_TRAINED_DETECTORS),
     ),
     "voc": Ladder(
         "voc",
-        ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
+        (
+            "scales=preset",
+            "box_form=edges",
+            "classification.steps=1000",
+            "localization.steps=100",
+            "detection.steps=700",
+        ),
         ("classification", "localization", "detection"),
         (*_detecting(5), *_TRAINED_DETECTORS),
     ),

@@ -99,8 +99,11 @@ def test_run_export_and_server_score_the_same(model: Model, exported: Path, imag
     protocols = ("--protocol", "classification,localization,detection")
     with start([exported.parent], port=0) as server:
         served = scored("pets", "--server", server.address, *protocols)
-    assert served == pytest.approx(scored(str(run), *protocols), abs=1e-6, nan_ok=True)
-    assert served == pytest.approx(scored(str(exported.parent), *protocols), abs=1e-6, nan_ok=True)
+    # A server does not tell its display threshold, so the figures at the threshold are left out.
+    for here in (scored(str(run), *protocols), scored(str(exported.parent), *protocols)):
+        displayed = {name for name in here if "display" in name or name.startswith("duplicates")}
+        assert displayed == here.keys() - served.keys() and displayed
+        assert served == pytest.approx({name: here[name] for name in served}, abs=1e-6, nan_ok=True)
     assert served["images"] == 2 and len(served) > 10 and served["map50"] > 0
 
 
