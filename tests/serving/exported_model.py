@@ -31,7 +31,7 @@ def model() -> Model:
     last.set_weights([kernel * 150, bias])
     options = InferenceOptions(scales=(1, 2, 4), top_k=2, min_score=0.5, max_windows=60, max_detections=20)
     known = relevant_options(options)
-    calibration = Calibration(1.5, 1.0, 1.0, 0.42, options=known, images=60, detections=700)
+    calibration = Calibration(1.5, 1.0, -1.0, 0.42, options=known, images=60, detections=700)
     return Model(network, LABELS, options, calibration=calibration)
 
 

@@ -133,7 +133,7 @@ def test_a_program_for_the_object_detection_api_runs_unchanged(loaded, images: l
     height, width = image.shape[:2]
     drawn = []
     for i in range(min(200, answer["detection_boxes"].shape[0])):
-        if answer["detection_scores"][i] > 0.3:
+        if answer["detection_scores"][i] > 0.05:  # its min_score_thresh; this model has learnt nothing
             ymin, xmin, ymax, xmax = tuple(answer["detection_boxes"][i].tolist())
             left, right, top, bottom = xmin * width, xmax * width, ymin * height, ymax * height
             assert 0 <= left < right <= width and 0 <= top < bottom <= height
