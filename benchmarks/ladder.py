@@ -62,7 +62,7 @@ def measure(
         raise ValueError(f"expected a ladder, one of {', '.join(LADDERS)}; got '{name}'")
     ladder = LADDERS[name]
     ladder = replace(ladder, settings=(*ladder.settings, *settings))
-    recipe = override(get_recipe(ladder.recipe), list(ladder.settings))
+    recipe = override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings])
     if data is None and recipe.data is None:
         raise ValueError(f"expected --data SOURCE: the ladder '{name}' has no data of its own")
     source = open_source(data or str(recipe.data))
@@ -150,7 +150,7 @@ def _trained(ladder: Ladder, way: Way, seed: int, source: Source, folder: Path) 
     """Train the run of a way and seed, unless it is there; ways that share the first stage share its weights."""
 
     def recipe(settings: Sequence[str]) -> Recipe:
-        return override(get_recipe(ladder.recipe), [*ladder.settings, *settings, f"seed={seed}"])
+        return override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings, *settings, f"seed={seed}"])
 
     def fitted(name: str, settings: Sequence[str], stages: Sequence[str], start: Path | None = None) -> Path:
         run = folder / f"{name}-{seed}"

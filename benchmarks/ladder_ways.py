@@ -58,6 +58,7 @@ class Ladder:
         stages: What is trained.
         questions: What is asked.
         split: What it is scored on.
+        pinned: Settings of the recipe as it was when the questions were asked, which its ways are set against.
     """
 
     recipe: str
@@ -65,6 +66,7 @@ class Ladder:
     stages: tuple[str, ...]
     questions: tuple[Question, ...]
     split: str = "val"
+    pinned: tuple[str, ...] = ()
 
 
 def _scales(count: int, protocol: str) -> Question:
@@ -164,21 +166,17 @@ _FOUR = _DENSE | {"scales": (1, 2, 3, 4)}
 LADDERS = {
     "digits": Ladder(
         "digits-quick",
-        ("scales=preset",),  # whose numbers the ways of scales have
+        (),
         ("classification", "localization", "detection"),
         (*_detecting(7), *_TRAINED_DETECTORS),
+        pinned=("scales=preset",),  # whose numbers the ways of scales have
     ),
     "voc": Ladder(
         "voc",
-        (
-            "scales=preset",
-            "box_form=edges",
-            "classification.steps=1000",
-            "localization.steps=100",
-            "detection.steps=700",
-        ),
+        ("classification.steps=1000", "localization.steps=100", "detection.steps=700"),
         ("classification", "localization", "detection"),
         (*_detecting(5), *_TRAINED_DETECTORS),
+        pinned=("scales=preset", "box_form=edges"),
     ),
     "tinyimagenet": Ladder(
         "tinyimagenet",

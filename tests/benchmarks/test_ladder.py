@@ -27,7 +27,7 @@ def test_every_way_can_be_gone_and_differs_from_the_others(ladder: Ladder, quest
     assert question.protocol in PROTOCOLS and question.protocol in ladder.stages
     gone = []
     for way in question.ways:
-        recipe = override(get_recipe(ladder.recipe), [*ladder.settings, *way.settings])
+        recipe = override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings, *way.settings])
         options: InferenceOptions = replace(recipe.inference, **way.changes)
         options.scale_sizes(get_preset(recipe.preset))
         gone.append((recipe, options, way.suppress, way.committee, way.fixed_box))
