@@ -78,15 +78,10 @@ class Coverage:
 
 def read_objects(source: Source, split: str, limit: int = IMAGES) -> Objects:
     """Read the sizes of a split's objects, from its first `limit` images; crowds and objects without a box are not."""
-    return gather_objects((record, _size(record)) for record in islice(source.records(split), limit))
-
-
-def gather_objects(records: Iterator[tuple[Record, tuple[int, int]]]) -> Objects:
-    """Gather the objects of records with their images' (height, width) in pixels; images of no pixels are left out."""
     images, sides = [np.zeros((0, 2), np.float32)], [np.zeros((0, 2), np.float32)]
-    for record, size in records:
-        boxes = np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
-        if min(size) > 0 and len(boxes):
+    for record in islice(source.records(split), limit):
+        size, boxes = _size(record), np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
+        if min(size) > 0 and len(boxes):  # an image that can't be read has no pixels
             images.append(np.tile(np.asarray(size, np.float32), (len(boxes), 1)))
             sides.append(boxes[:, 2:] - boxes[:, :2])
     return Objects(np.concatenate(images), np.concatenate(sides))

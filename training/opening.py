@@ -1,6 +1,7 @@
 """A run's folder, begun or taken up again: what it is fitted to, and that this has not changed since."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,13 +13,15 @@ from overfeat_tf.model import CONFIG, Model
 from overfeat_tf.network import build
 from overfeat_tf.presets import Preset, get_preset
 from training import run_folder
-from training.coverage import read_objects
+from training.coverage import Objects
 from training.recipes import Recipe, with_later_fields
 from training.sources.record import Source, check_classes
 from training.start import start_from
 
 
-def open_run(recipe: Recipe, source: Source, run: Path, start: Path | None, writing: bool) -> Model:
+def open_run(
+    recipe: Recipe, source: Source, run: Path, start: Path | None, writing: bool, objects: Callable[[], Objects]
+) -> Model:
     """Take up the run in the folder, or begin one.
 
     Args:
@@ -27,12 +30,13 @@ def open_run(recipe: Recipe, source: Source, run: Path, start: Path | None, writ
         run: The folder.
         start: A run whose weights a new run starts from.
         writing: Whether this process writes in the folder.
+        objects: Reads the training split's objects, where a new run chooses its scales from them.
 
     Raises:
         ValueError: the folder's run began with other settings, data or classes, or is damaged.
     """
     if not (run / CONFIG).is_file():
-        return _begin(recipe, source, run, start, writing)
+        return _begin(recipe, source, run, start, writing, objects)
     config = read_config(run)
     if not {"model", "training"} <= config.keys():
         raise ValueError(f"expected the configuration of a run in '{run / CONFIG}'; it is damaged: use another --run")
@@ -68,9 +72,11 @@ def config_of(model: Model, recipe: Recipe, source: Source, run: Path, start: Pa
     return {"model": model.config(), "training": _described(recipe, source), "started_from": start and str(start)}
 
 
-def _begin(recipe: Recipe, source: Source, run: Path, start: Path | None, writing: bool) -> Model:
+def _begin(
+    recipe: Recipe, source: Source, run: Path, start: Path | None, writing: bool, objects: Callable[[], Objects]
+) -> Model:
     network = build(
-        _with_scales(recipe, source),
+        _with_scales(recipe, objects),
         len(source.class_names),
         per_class=recipe.per_class,
         box_form=recipe.box_form,
@@ -86,12 +92,12 @@ def _begin(recipe: Recipe, source: Source, run: Path, start: Path | None, writin
     return model
 
 
-def _with_scales(recipe: Recipe, source: Source) -> Preset:
+def _with_scales(recipe: Recipe, objects: Callable[[], Objects]) -> Preset:
     """Return the recipe's network with the pyramid that the recipe asks for."""
     preset = get_preset(recipe.preset)
     if recipe.scales == "preset":
         return preset
-    return replace(preset, scales=recipe.scales_for(preset, read_objects(source, recipe.train_split)))
+    return replace(preset, scales=recipe.scales_for(preset, objects()))
 
 
 def _changes(began: dict, now: dict) -> list[str]:

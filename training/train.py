@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import keras
@@ -20,7 +21,7 @@ from training.boards import stage_boards
 from training.calibrate import calibrate
 from training.callbacks import FiniteLoss, Report
 from training.checkpoints import Checkpoints
-from training.coverage import ENOUGH, measure_coverage, read_objects, remedy
+from training.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
 from training.ending import AskedToEnd
 from training.opening import config_of, finished, has_features, open_run
 from training.order import Bookmarks
@@ -84,11 +85,12 @@ def train(
             if not set(stages) <= set(finished(run)):
                 run_folder.require_room(run, room(recipe, len(source.class_names)))
         meet(strategy)
-        model = open_run(recipe, source, run, start, writes(strategy))
+        objects = cache(lambda: read_objects(source, recipe.train_split))  # seconds: once, and only where needed
+        model = open_run(recipe, source, run, start, writes(strategy), objects)
         left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
         meet(strategy)
         if writes(strategy) and set(left) - {"classification"}:
-            _report_coverage(model, recipe, source)
+            _report_coverage(model, recipe, objects())
         if left[:1] == ["localization"] and not recipe.through_features and not has_features(model, run):
             log.warning(
                 "localization: the features that it is fitted on have learnt nothing yet: --stage classification,"
@@ -150,10 +152,9 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
             )
 
 
-def _report_coverage(model: Model, recipe: Recipe, source: Source) -> None:
+def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
     """Log how many of the objects the pyramid covers, and what to do where they are few."""
     preset, options = model.network.preset, model.options
-    objects = read_objects(source, recipe.train_split)
     found = measure_coverage(objects, preset, options.scale_sizes(preset), recipe.matching)
     for line in found.lines():
         log.info("%s", line)
