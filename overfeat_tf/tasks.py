@@ -130,7 +130,7 @@ def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOpt
     its_own = tf.pad(merged.classes[None] == guesses[:, None] + 1, [[0, 0], [0, 1]], constant_values=True)
     chosen = tf.argmax(its_own, axis=1)
     sums = tf.gather(tf.pad(merged.scores, [[0, 1]]), chosen)
-    scores = sums / (1.0 + sums) if accumulated else best.values
+    scores = saturating(sums) if accumulated else best.values
     answer = Detections(tf.gather(answers, chosen), scores, guesses + 1, tf.constant(k))
     return Stages(scans, candidates, merged, answer)
 
