@@ -16,7 +16,11 @@ from training.targets import Matching
 Scales = tuple[tuple[int, int], ...]
 
 STEP = 1.4  # from scale to scale (4.2)
-WANTED, ENOUGH = 0.99, 0.95  # share of the objects that chosen scales cover, and below which a user is warned
+WANTED = 0.99  # share of the objects that chosen scales cover
+# Share of them that chosen scales still cover without the smallest, and without the largest: nearly every object then
+# shows at two sizes. mAP50 on 73 pictures of cards was 0.79 so, 0.75 with one scale fewer.
+TWICE = 0.95
+ENOUGH = 0.95  # share of the objects below which a user is warned
 FEWEST = 3  # scales, whose votes are averaged: with one alone the paper's error is a point higher (Table 2)
 LARGEST = 2.0  # times the preset's largest scale: four times its arithmetic
 ANCHORS = 4  # ladders that are tried, a fraction of a step apart
@@ -102,17 +106,21 @@ def measure_coverage(objects: Objects, preset: Preset, scales: Scales, matching:
 
 
 def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scales:
-    """Choose the scales, at least `FEWEST` and `STEP` apart, that cover `WANTED` of the objects at the least cost.
+    """Choose the scales, at least `FEWEST` and `STEP` apart, that cover the objects at the least cost.
 
-    The cost is the area of the canvases; of equal cost (no canvas is smaller than a window), the largest scales. Where
-    no scales up to `LARGEST` times the preset's cover so many, those that cover most.
+    They cover `WANTED` of the objects, and `TWICE` of them without the smallest scale, and without the largest: what
+    is found at two scales accumulates more evidence, and better boxes (4.3), than what is found at one. The cost is
+    the area of the canvases; of equal cost (no canvas is smaller than a window), the largest scales. Where no scales
+    up to `LARGEST` times the preset's cover so many, those that cover most.
 
     Returns:
         Sizes (height, width) in pixels, smallest first; the preset's own where there are no objects.
     """
     if not len(objects.sides):
         return preset.scales
-    first = matching.sizes[0] * preset.window  # smaller, and a picture that an object fills shows it too small
+    first = matching.sizes[0] * preset.window
+    # Smaller still, and the longest object, which is longer than this in a picture that is not square, is too small.
+    first *= min(1.0, matching.sizes[0] / float(_in_windows(objects, preset, [(round(first),) * 2]).max()))
     last = LARGEST * max((height * width) ** 0.5 for height, width in preset.scales)
     count = int(np.log(last / first) / np.log(STEP) * ANCHORS) + 1
     ladder = [round(first * STEP ** (number / ANCHORS)) for number in range(count)]
@@ -124,8 +132,11 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     for start in range(len(squares)):
         for stop in range(start + ANCHORS * (FEWEST - 1), len(squares), ANCHORS):
             numbers = range(start, stop + 1, ANCHORS)
-            share = found[list(numbers)].any(axis=0).mean()
-            merit = (min(float(share), WANTED), -float(costs[list(numbers)].sum()), start)
+            covered, without_smallest, without_largest = (
+                float(found[list(some)].any(axis=0).mean()) for some in (numbers, numbers[1:], numbers[:-1])
+            )
+            twice = min(without_smallest, without_largest, TWICE)
+            merit = (min(covered, WANTED), twice, -float(costs[list(numbers)].sum()), start)
             if best is None or merit > best[0]:
                 best = merit, numbers
     assert best is not None

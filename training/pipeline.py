@@ -137,7 +137,7 @@ def _view_of_part(drawing: Drawing, side: int, fine: bool, voting_only: bool) ->
             return scale, pyramid.view_around(view_chances, scale, window, side, fine)
 
         def anywhere() -> tuple[tf.Tensor, tf.Tensor]:
-            scale = below(scale_chance, tf.constant(len(drawing.scales)))
+            scale = pyramid.scale_of_any_window(scale_chance)
             return scale, pyramid.view_anywhere(view_chances, scale, side, fine)
 
         scale, first = tf.cond(index >= 0, around, anywhere)

@@ -34,7 +34,7 @@ class ViewOptions:
     Attributes:
         per_image: Views from one decoding (3.1: 5 crops).
         object_share: Share of the views of an image with objects that show a positive window; the rest, and all of an
-            image without objects, are anywhere at any scale.
+            image without objects, are anywhere, where any window of the scan is as likely as any other.
         stretch: Greatest change of the aspect, as a factor less 1.
         zoom: Greatest factor by which a part of the image is enlarged to be the picture; an object is kept in it.
         scale_jitter: Greatest factor by which the sides of the pyramid are changed, up or down; half a step of it,
@@ -180,6 +180,12 @@ class Pyramid:
         """Draw one of the scales that an object belongs to: int32 scalar."""
         homes = tf.where(self.home[:, subject])[:, 0]
         return tf.cast(homes[below(chance, tf.size(homes))], tf.int32)
+
+    def scale_of_any_window(self, chance: tf.Tensor) -> tf.Tensor:
+        """Draw the scale of a window of the scan, all windows being equally likely: int32 scalar."""
+        windows = (self.canvases - self.preset.window) // self.preset.fine_stride + 1
+        up_to = tf.cast(tf.cumsum(tf.reduce_prod(windows, axis=1)), tf.float32)
+        return tf.minimum(tf.searchsorted(up_to, chance[None] * up_to[-1], side="right")[0], tf.size(up_to) - 1)
 
     def positive_window(self, chances: tf.Tensor, scale: tf.Tensor, subject: tf.Tensor) -> tf.Tensor:
         """Draw a positive window of an object at a scale: its first pixel, int32 [2], on the grid of fine windows.

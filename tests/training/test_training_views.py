@@ -75,6 +75,13 @@ def test_every_object_gets_a_view_with_a_positive_window_of_the_scan(name, sides
     assert labels[tuple(apart // step)] == label
 
 
+def test_any_window_of_the_scan_is_as_likely_as_any_other():
+    shown = pyramid(noise(120, 90))
+    windows = [int(((canvas - TINY.window) // TINY.fine_stride + 1).prod()) for canvas in shown.canvases.numpy()]
+    draws = [int(shown.scale_of_any_window(tf.constant((n + 0.5) / 1000))) for n in range(1000)]
+    np.testing.assert_allclose(np.bincount(draws) / 1000, np.array(windows) / sum(windows), atol=2e-3)
+
+
 def test_views_anywhere_reach_every_window_of_a_canvas():
     shown, side, scale = pyramid(noise(90, 90)), 44, tf.constant(2)
     for fine in (True, False):
