@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
@@ -90,6 +91,24 @@ def relevant_options(options: InferenceOptions) -> dict[str, Any]:
     """Return the options that boxes and evidence depend on, in JSON's types."""
     kept = {key: value for key, value in asdict(options).items() if key not in WITHOUT_EFFECT}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+
+
+def displayed(boxes: np.ndarray, scores: np.ndarray, threshold: float, several: bool = False) -> np.ndarray:
+    """Return which of an image's detections are worth showing: bool [n].
+
+    Those are the ones that score at least `threshold` and overlap none that scores better: one object, one box.
+
+    Args:
+        boxes: float32 [n, 4] yxyx.
+        scores: float32 [n].
+        threshold: The least score.
+        several: Whether overlapping ones are shown too.
+    """
+    shown = scores >= threshold
+    if not several and shown.any():
+        apart = tf.image.non_max_suppression(boxes, scores, len(scores), RIVAL_IOU).numpy()
+        shown = shown & np.isin(np.arange(len(scores)), apart)
+    return shown
 
 
 def display_threshold(calibration: Calibration | None, scores: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from overfeat_tf.calibration import displayed
 from overfeat_tf.decode import decode_image
 
 LONGEST = 1600  # pixels: a picture to look at needs no more
@@ -18,6 +19,7 @@ def draw_boxes(
     answer: Mapping[str, np.ndarray] | None = None,
     truth: Truth | None = None,
     least_score: float = 0.0,
+    several: bool = False,
 ) -> Image.Image:
     """Draw the detections of one image, labelled with class and score, and the true boxes in white beneath.
 
@@ -26,6 +28,7 @@ def draw_boxes(
         answer: One image's rows of the contract's outputs.
         truth: True boxes and names.
         least_score: Leave out detections that score less.
+        several: Draw detections that overlap a better one, too.
 
     Raises:
         ValueError: the image can't be read.
@@ -38,13 +41,12 @@ def draw_boxes(
         for box, name in zip(*truth, strict=True):
             _box(pen, box, picture.size, "white", name, font, line, below=answer is not None)
     if answer is not None:
-        for i in reversed(range(int(answer["num_detections"]))):  # the best one's label on top
-            score = float(answer["detection_scores"][i])
-            if score >= least_score:
-                name = answer["detection_class_entities"][i].decode()
-                colour = class_colour(int(answer["detection_classes"][i]))
-                text = f"{name}: {score:.2f}"
-                _box(pen, answer["detection_boxes"][i], picture.size, colour, text, font, line)
+        count = int(answer["num_detections"])
+        boxes, scores = answer["detection_boxes"][:count], answer["detection_scores"][:count]
+        for i in np.flatnonzero(displayed(boxes, scores, least_score, several))[::-1]:  # the best one's label on top
+            name = answer["detection_class_entities"][i].decode()
+            colour = class_colour(int(answer["detection_classes"][i]))
+            _box(pen, boxes[i], picture.size, colour, f"{name}: {scores[i]:.2f}", font, line)
     return picture
 
 

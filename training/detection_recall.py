@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from overfeat_tf.calibration import displayed
 from training.detection_matching import box_iou, match_answer
 from training.metrics import MOST, Answer
 from training.size_groups import group_names, memberships
@@ -11,7 +12,7 @@ from training.sources.record import Record
 
 
 class DetectionRecall:
-    """Recall of all objects at an IoU of 0.5, and what the detections at the model's display threshold are.
+    """Recall of all objects at an IoU of 0.5, and of what is shown at the model's display threshold (`displayed`).
 
     Recall is over all objects of all classes together, not a mean over classes. `difficult` objects and crowds do not
     count, nor do the detections matched to them.
@@ -36,10 +37,11 @@ class DetectionRecall:
         self._found += groups[matches.found].sum(axis=0)
         if self._threshold is None:
             return
-        shown = answer["detection_scores"][:count] >= self._threshold
+        boxes, scores = answer["detection_boxes"][:count], answer["detection_scores"][:count]
+        shown = displayed(boxes, scores, self._threshold)
         found = np.zeros(len(record.labels), bool)
         found[matches.truth[matches.right & shown]] = True
-        again = box_iou(answer["detection_boxes"][:count], record.boxes[found]) >= 0.5
+        again = box_iou(boxes, record.boxes[found]) >= 0.5
         self._displayed += groups[found].sum(axis=0)
         self._shown += int((shown & ~matches.ignored).sum())
         self._right += int((shown & matches.right).sum())
@@ -48,7 +50,7 @@ class DetectionRecall:
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield objects and recall, of all and of each group as recall/GROUPING/GROUP (nan without objects).
 
-        With a display threshold also display_threshold; displayed_per_image, the detections that reach it;
+        With a display threshold also display_threshold; displayed_per_image, the detections that are shown;
         precision_displayed, recall_displayed (of each group too) and f1_displayed, of these detections; duplicates,
         how many of them are further boxes, of whatever class, with an IoU of 0.5 with an object that another one has
         found; and duplicates_per_image.

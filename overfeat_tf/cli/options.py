@@ -50,7 +50,7 @@ def inference_options(verb: Callable) -> Callable:
         click.option(
             "--one-box-per-object/--several-per-object",
             default=None,
-            help="Leave out all but the best class [several].",
+            help="Answer with the best of boxes that overlap, or with all [several]; `predict` shows the best.",
         ),
         click.option("--max-detections", type=int, help="Boxes in an answer of detection."),
         click.option("--merge-threshold", type=float, help="Boxes merge up to this match score (the t of 4.3)."),

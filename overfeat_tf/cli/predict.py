@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from overfeat_tf.calibration import UNCALIBRATED_THRESHOLD
+from overfeat_tf.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.callables import choose_task
 from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
@@ -27,12 +28,13 @@ Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
 
 class Answered(NamedTuple):
-    """A file, its bytes, and the outputs for it, or in their place why there are none."""
+    """A file, its bytes, and a task's outputs for it, or in their place why there are none."""
 
     file: Path
     data: bytes
     outputs: dict[str, np.ndarray]
     problem: str = ""
+    task: str = ""
 
 
 def run(
@@ -50,9 +52,9 @@ def run(
 
     A file that cannot be read, or that the server refuses, is reported on stderr and has its status in the answer.
     Pictures show the boxes that score at least `threshold`: the model's own if None, 0.5 where a server answers, which
-    does not tell it. With `stages`, which needs a run, each file gets a second picture, of what its answer came from.
-    The task is the last of classification, localization and detection that the model was trained for, or the one that
-    is asked for.
+    does not tell it. Of detections that overlap they show the best, unless `changes` ask for several. With `stages`,
+    which needs a run, each file gets a second picture, of what its answer came from. The task is the last of
+    classification, localization and detection that the model was trained for, or the one that is asked for.
     """
     names = picture_names(files)
     loaded = with_changes(load(model), changes) if server is None else None
@@ -68,14 +70,16 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     answers = []
     with Progress(len(files)) as progress:
-        for file, data, outputs, problem in answered:
+        for file, data, outputs, problem, answered_task in answered:
+            # Localization gives each of the best classes a box, which may well be the same.
+            several = changes.get("one_box_per_object") is False or answered_task == "localization"
             status = problem or bytes(outputs["status"]).decode()
             if status:
                 progress.report(file, status)
             pictures = {} if status else {"picture": str(out / names[file])}
-            found = _found(outputs, threshold)
+            found = _found(outputs, threshold, several)
             if not status:
-                _draw(data, outputs, found, threshold).save(out / names[file])
+                _draw(data, outputs, found, threshold, several).save(out / names[file])
             if stages and not status:
                 pictures["stages"] = str(out / stages_name(names[file]))
             answers.append({"file": str(file), "status": status, **pictures, **found})
@@ -84,16 +88,20 @@ def run(
     return [{**answer, kind: answer.get(kind, [])} for answer in answers]
 
 
-def _found(outputs: dict[str, np.ndarray], threshold: float) -> dict[str, list[dict]]:
+def _found(outputs: dict[str, np.ndarray], threshold: float, several: bool) -> dict[str, list[dict]]:
     """List what an image's outputs say in JSON's types, under what they are; nothing where there are none."""
     if not outputs:
         return {}
-    return {"objects": objects(outputs, threshold)} if "detection_boxes" in outputs else {"classes": classes(outputs)}
+    if "detection_boxes" in outputs:
+        return {"objects": objects(outputs, threshold, several)}
+    return {"classes": classes(outputs)}
 
 
-def _draw(data: bytes, outputs: dict[str, np.ndarray], found: dict[str, list[dict]], threshold: float):
+def _draw(
+    data: bytes, outputs: dict[str, np.ndarray], found: dict[str, list[dict]], threshold: float, several: bool
+) -> Image.Image:
     if "objects" in found:
-        return draw_boxes(data, outputs, least_score=threshold)
+        return draw_boxes(data, outputs, least_score=threshold, several=several)
     return draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
 
 
@@ -122,20 +130,22 @@ def stages_name(picture: str) -> str:
     return f"{picture.removesuffix('.png')}.stages.png"
 
 
-def objects(answer: dict[str, np.ndarray], threshold: float) -> list[dict]:
+def objects(answer: dict[str, np.ndarray], threshold: float, several: bool = False) -> list[dict]:
     """List an image's detections in JSON's types: label, score, whether it is shown, box normalised and in pixels."""
     height, width = (int(side) for side in answer["image_size"])
+    count = int(answer["num_detections"])
+    shown = displayed(answer["detection_boxes"][:count], answer["detection_scores"][:count], threshold, several)
     return [
         {
             "label": answer["detection_class_entities"][i].decode(),
             "score": float(answer["detection_scores"][i]),
-            "shown": bool(answer["detection_scores"][i] >= threshold),
+            "shown": bool(shown[i]),
             "box": [float(edge) for edge in answer["detection_boxes"][i]],
             "box_pixels": [
                 float(e * s) for e, s in zip(answer["detection_boxes"][i], (height, width) * 2, strict=True)
             ],
         }
-        for i in range(int(answer["num_detections"]))
+        for i in range(count)
     ]
 
 
@@ -148,8 +158,8 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
 def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
     chosen = choose_task(model, task)
     if chosen == "classification":
-        return _batched(lambda images: _with_status(images, model.classify(images)), files)
-    return _batched(model.detect if chosen == "detection" else model.localize, files)
+        return _batched(lambda images: _with_status(images, model.classify(images)), files, chosen)
+    return _batched(model.detect if chosen == "detection" else model.localize, files, chosen)
 
 
 def _in_stages(
@@ -169,7 +179,7 @@ def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, threshold: floa
     answer, stages = staged(data)
     if stages is not None:
         draw_stages(data, stages, staged.model, threshold).save(sheet)
-    return Answered(file, data, answer)
+    return Answered(file, data, answer, task=staged.task)
 
 
 def _served(
@@ -188,10 +198,10 @@ def _served(
         served = [known for known in calls if SIGNATURE_OF[known] in signatures]
         if task is not None and task not in served:
             raise ValueError(f"expected a task that '{name}' serves, of {', '.join(served) or 'none'}; got '{task}'")
-        call = calls[task or next(iter(served), "classification")]
+        chosen = task or next(iter(served), "classification")
         images = ((file, *read_image(file)) for file in files)
-        for sent in in_order(call, (Unsent(*image) for image in images)):
-            yield Answered(sent.item, sent.image, sent.outputs, sent.problem)
+        for sent in in_order(calls[chosen], (Unsent(*image) for image in images)):
+            yield Answered(sent.item, sent.image, sent.outputs, sent.problem, chosen)
 
 
 def _named(rows: Sequence[Sequence[tuple[str, float]]]) -> dict[str, np.ndarray]:
@@ -207,7 +217,7 @@ def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict
     return {**answer, "status": np.array(statuses, object)}
 
 
-def _batched(call: Call, files: Sequence[Path]) -> Iterator[Answered]:
+def _batched(call: Call, files: Sequence[Path], task: str) -> Iterator[Answered]:
     for first in range(0, len(files), BATCH):
         read = [(file, *read_image(file)) for file in files[first : first + BATCH]]
         images = [data for _, data, problem in read if not problem]
@@ -216,4 +226,4 @@ def _batched(call: Call, files: Sequence[Path]) -> Iterator[Answered]:
         for file, data, problem in read:
             row = None if problem else next(rows)
             found = {} if row is None else {key: values[row] for key, values in outputs.items()}
-            yield Answered(file, data, found, problem)
+            yield Answered(file, data, found, problem, task)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overfeat_tf import tasks
-from overfeat_tf.calibration import Calibration, relevant_options
+from overfeat_tf.calibration import Calibration, displayed, relevant_options
 from overfeat_tf.merging import Merged
 from overfeat_tf.model import Model
 from overfeat_tf.network import build
@@ -43,6 +43,19 @@ def some_boxes(count):
     rng = np.random.default_rng(0)
     corners = rng.uniform(0, 0.5, (count, 2))
     return np.concatenate([corners, corners + rng.uniform(0.01, 0.5, (count, 2))], axis=1).astype(np.float32)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_is_displayed_scores_enough_and_overlaps_nothing_better_that_is_displayed(several):
+    boxes, scores = some_boxes(60), np.linspace(1, 0, 60).astype(np.float32)
+    shown = []
+    for number in range(60):
+        if scores[number] >= 0.3 and (several or not any(rivals(boxes[number], boxes[other]) for other in shown)):
+            shown.append(number)
+    assert np.flatnonzero(displayed(boxes, scores, 0.3, several)).tolist() == shown
+    assert several or len(shown) < 40
+    assert displayed(boxes[:0], scores[:0], 0.3, several).shape == (0,)
+    assert displayed(boxes[:1], scores[:1], float(scores[0]), several).all()
 
 
 @settings(max_examples=20, deadline=None)

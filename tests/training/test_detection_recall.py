@@ -55,25 +55,27 @@ def test_recall_is_counted_in_each_group():
 
 def test_what_is_shown_is_counted_and_second_boxes_of_what_was_found_are_duplicates():
     truth = Record.of_objects(b"", "", [DOT, SLAB, ELSEWHERE], [0, 1, 0], difficult=[False, False, True])
+    above, below = [0.04, 0.1, 0.24, 0.2], [0.16, 0.1, 0.36, 0.2]  # an IoU of 0.54 with DOT, of 0.25 with each other
     found = answer(
-        [SLAB, DOT, ELSEWHERE, DOT, DOT, BAR, SLAB, BAR],
-        [0, 0, 0, 0, 1, 0, 1, 0],
-        [0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.4, 0.3],
+        [SLAB, above, ELSEWHERE, DOT, DOT, below, BAR, SLAB, BAR],
+        [0, 0, 0, 0, 1, 1, 0, 1, 0],
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.5, 0.5, 0.4, 0.3],
     )
-    # Shown from 0.5: SLAB as another class, DOT, the difficult one, DOT again in its class and in another, BAR.
+    # Shown from 0.5: SLAB as another class, DOT by the box above it, the difficult one, DOT again below, BAR; but not
+    # the two boxes on DOT that overlap a better one, nor, from 0.4, SLAB as what it is.
     empty = Record.of_objects(b"", "", [], []), answer([], [], [])
-    got = figures([(truth, found), empty], 0.5)
-    assert got["displayed_per_image"] == 2.5 and got["precision_displayed"] == pytest.approx(1 / 5)
-    assert got["recall_displayed"] == 0.5 and got["recall"] == 1
-    assert got["recall_displayed/area/small"] == 1 and got["recall_displayed/area/large"] == 0
-    assert got["f1_displayed"] == pytest.approx(2 / (1 / 0.2 + 1 / 0.5))
-    assert got["duplicates"] == 2 and got["duplicates_per_image"] == 1
-    # From 0.4 the SLAB is found, and its box of the other class, though it scores more, is a second one.
-    assert figures([(truth, found)], 0.4)["duplicates"] == 3
+    for threshold in (0.5, 0.4):
+        got = figures([(truth, found), empty], threshold)
+        assert got["displayed_per_image"] == 2 and got["precision_displayed"] == pytest.approx(1 / 4)
+        assert got["recall_displayed"] == 0.5 and got["recall"] == 1
+        assert got["recall_displayed/area/small"] == 1 and got["recall_displayed/area/large"] == 0
+        assert got["f1_displayed"] == pytest.approx(2 / (1 / 0.25 + 1 / 0.5))
+        assert got["duplicates"] == 1 and got["duplicates_per_image"] == 0.5
 
 
 def test_only_a_hundred_detections_of_an_image_count():
-    boxes = np.tile(ELSEWHERE, (100, 1))
+    corners = np.stack(np.meshgrid(np.arange(10), np.arange(10)), axis=-1).reshape(100, 2) / 40 + [0.4, 0.5]
+    boxes = np.concatenate([corners, corners + 0.02], axis=1)  # side by side
     truth = Record.of_objects(b"", "", [DOT], [0])
     for before, recall in ((99, 1), (100, 0)):
         found = answer([*boxes[:before], DOT], [0] * (before + 1), np.linspace(0.9, 0.6, before + 1))

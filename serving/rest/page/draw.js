@@ -22,6 +22,25 @@ export function rows(pairs, boxes) {
   return all.map((row) => ({ ...row, colour: colour(row.label) }));
 }
 
+// Gives the rows that score enough and, unless several may, whose boxes overlap no better one of them.
+export function shownOf(all, least, several) {
+  const kept = [];
+  for (const row of all) {
+    const again = !several && row.box && kept.some((better) => iou(better.box, row.box) > RIVAL_IOU);
+    if (row.score >= least && !again) kept.push(row);
+  }
+  return kept;
+}
+
+const RIVAL_IOU = 0.4; // as overfeat_tf.calibration has it
+
+function iou(one, other) {
+  const side = (axis) => Math.min(one[axis + 2], other[axis + 2]) - Math.max(one[axis], other[axis]);
+  const area = ([top, left, bottom, right]) => (bottom - top) * (right - left);
+  const shared = Math.max(side(0), 0) * Math.max(side(1), 0);
+  return shared / (area(one) + area(other) - shared) || 0;
+}
+
 export function drawBoxes(frame, found) {
   const boxes = found.filter((row) => row.box).map((row) => {
     const [top, left, bottom, right] = row.box;

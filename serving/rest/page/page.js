@@ -1,5 +1,5 @@
 // Sends an image to the REST API and shows what comes back. It asks this server alone, and keeps nothing.
-import { drawBoxes, drawClasses, drawHeat, card, rows } from "/draw.js";
+import { drawBoxes, drawClasses, drawHeat, card, rows, shownOf } from "/draw.js";
 
 const $ = (id) => document.getElementById(id);
 const encode = encodeURIComponent;
@@ -141,6 +141,8 @@ function show(all, words, signature) {
   found = all;
   $("found").dataset.words = words ?? "";
   $("slider").hidden = Boolean(words);
+  // Localization gives each of the best classes a box, which may well be the same.
+  $("found").dataset.several = signature === "localize" ? "yes" : "";
   $("found").dataset.kind = signature === "detect" ? "object" : "class";
   filter();
 }
@@ -148,7 +150,7 @@ function show(all, words, signature) {
 function filter() {
   const least = Number($("least").value);
   $("level").textContent = least.toFixed(2);
-  const kept = found.filter((row) => row.score >= least);
+  const kept = shownOf(found, least, $("found").dataset.several);
   const { words, kind } = $("found").dataset;
   const many = `${kept.length} ${kind}${kept.length === 1 ? "" : kind === "class" ? "es" : "s"}`;
   $("found").textContent = words || (kept.length === found.length ? many : `${many} of ${found.length}`);
@@ -177,7 +179,7 @@ async function showStages(model, has, known, mine) {
       }
       const answer = known[signature] ?? (await ask(model, signature));
       const least = signature === "detect" ? Number($("least").value) : 0;
-      if (kind === "boxes") cards[i].picture(image, answer.rows.filter((row) => row.score >= least));
+      if (kind === "boxes") cards[i].picture(image, shownOf(answer.rows, least, signature === "localize"));
       else cards[i].classes(answer.rows);
     } catch (error) {
       cards[i].fault(error.message);
