@@ -11,8 +11,7 @@ from training.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
 BOX_LOSSES = ("l2", "relative", "iou", "giou")
-# Of "relative": an object half a window long counts as by "l2", and one of less than a sixteenth of a window as that.
-USUAL_SIDE, LEAST_SIDE = 0.5, 1 / 16
+NARROWEST = 4.0  # of "relative": a narrower object counts as one of this aspect
 
 
 class BoxLoss(keras.losses.Loss):
@@ -23,9 +22,9 @@ class BoxLoss(keras.losses.Loss):
     (PCR, 4.3).
 
     Args:
-        kind: "l2" is the squared distance (4.2). "relative" is the squared distance of the edges over the object's side
-            along the same axis: an error that a wide object bears loses a narrow one. "iou" is 1 - IoU (6, ii) and
-            "giou" 1 - generalised IoU, both with the squared distance added where the boxes share nothing: IoU has a
+        kind: "l2" is the squared distance (4.2). "relative" is the squared distance of the edges, where an error across
+            an object counts as many times as the object is longer than wide: a square object bears it, a narrow one
+            does not. "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with the squared distance added where the boxes share nothing: IoU has a
             gradient only "provided there is some overlap", and generalised IoU has none for a box turned inside out.
         form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
     """
@@ -40,8 +39,10 @@ class BoxLoss(keras.losses.Loss):
         values = own_boxes(y_pred, taught)
         distance = tf.reduce_sum(tf.square(box_ops.encode(truth, self.form) - values), axis=-1)
         if self.kind == "relative":
-            sides = tf.maximum(truth[..., 2:] - truth[..., :2], LEAST_SIDE)
-            errors = (box_ops.decode(values, self.form) - truth) * USUAL_SIDE / tf.concat([sides, sides], axis=-1)
+            sides = truth[..., 2:] - truth[..., :2]
+            longer = tf.reduce_max(sides, axis=-1, keepdims=True)
+            weights = tf.math.divide_no_nan(longer, tf.maximum(sides, longer / NARROWEST))
+            errors = (box_ops.decode(values, self.form) - truth) * tf.concat([weights, weights], axis=-1)
             distance = tf.reduce_sum(tf.square(errors), axis=-1)
         elif self.kind != "l2":
             found = box_ops.decode(values, self.form)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_model import png
 
+from overfeat_tf.calibration import displayed
 from overfeat_tf.cli import main, progress
 from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.draw import draw_boxes
@@ -56,16 +57,24 @@ def test_pictures_show_what_reaches_the_display_threshold(model, exported, image
     out, drawn = tmp_path / "answers.json", []
     monkeypatch.setattr(
         "overfeat_tf.cli.predict.draw_boxes",
-        lambda data, answer, least_score: drawn.append(least_score) or draw_boxes(data, answer, None, least_score),
+        lambda data, answer, least_score, several: (
+            drawn.append(least_score) or draw_boxes(data, answer, None, least_score, several)
+        ),
     )
     middle = float(np.median(scores))  # so that some are shown and some are not
-    for asked, threshold in [((), 0.42), (("--threshold", middle), middle)]:
+    every = ("--several-per-object", "--threshold", middle)
+    for asked, threshold in [((), 0.42), (("--threshold", middle), middle), (every, middle)]:
         assert (
             _predict(monkeypatch, exported, tmp_path / "a.png", "--out", tmp_path / "out", "--json", out, *asked) == 0
         )
         found = json.loads(out.read_text())[0]["objects"]
         assert [one["score"] for one in found] == pytest.approx(scores.tolist(), rel=1e-4)
-        assert [one["shown"] for one in found] == [one["score"] >= threshold for one in found]
+        shown = [one["shown"] for one in found]
+        if asked == every:
+            assert shown == [one["score"] >= threshold for one in found]
+        else:
+            boxes = np.array([one["box"] for one in found], np.float32)
+            assert shown == displayed(boxes, np.array([one["score"] for one in found]), threshold).tolist()
         assert drawn.pop() == threshold
     assert {one["shown"] for one in found} == {True, False}
 

@@ -130,9 +130,10 @@ def test_each_loss_of_each_form_window_by_window(form, kind, seed):
             distance = sum((t - f) ** 2 for t, f in zip(numbers, found[b, i, j].tolist(), strict=True))
             overlap, shared = plain_overlap(kind, truth[b, i, j].tolist(), edges)
             if kind == "relative":
-                height, width = (max(float(side), 1 / 16) for side in truth[b, i, j, 2:] - truth[b, i, j, :2])
-                pairs = zip(edges, truth[b, i, j].tolist(), (height, width, height, width), strict=True)
-                values.append(sum(((edge - true) * 0.5 / side) ** 2 for edge, true, side in pairs))
+                height, width = (float(side) for side in truth[b, i, j, 2:] - truth[b, i, j, :2])
+                down, across = (min(max(height, width) / side, 4) for side in (height, width))
+                pairs = zip(edges, truth[b, i, j].tolist(), (down, across, down, across), strict=True)
+                values.append(sum(((edge - true) * weight) ** 2 for edge, true, weight in pairs))
             else:
                 values.append(distance if kind == "l2" else 1 - overlap + (0 if shared else distance))
         wanted.append(np.mean(values) if values else 0.0)
