@@ -1,4 +1,4 @@
-"""What the rule of `overfeat_tf.arithmetic` expects of each layer's tiles, and what they take."""
+"""What the rule of `overfeat_tf.compute.arithmetic` expects of each layer's tiles, and what they take."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,11 +6,11 @@ import keras
 import tensorflow as tf
 
 from benchmarks.machine import MatrixProduct, seconds
-from overfeat_tf.arithmetic import Shape, feature_sizes, transformed_cost
-from overfeat_tf.dense import Windows, find_windows, run_heads, windows_of
-from overfeat_tf.execution import Execution, is_wide
-from overfeat_tf.network import Network
-from overfeat_tf.tiles import lay_tiles, run_tiles
+from overfeat_tf.compute.arithmetic import Shape, feature_sizes, transformed_cost
+from overfeat_tf.compute.dense import Windows, find_windows, run_heads, windows_of
+from overfeat_tf.compute.execution import Execution, is_wide
+from overfeat_tf.compute.winograd import lay_tiles, run_tiles
+from overfeat_tf.network.convnet import Network
 
 REPETITIONS = 3
 

@@ -17,12 +17,12 @@ import tensorflow as tf
 from benchmarks.machine import describe, seconds
 from benchmarks.report import Report
 from benchmarks.suppression import Predictions, Scored, compare
-from overfeat_tf.loading import load_run
-from overfeat_tf.merging import merge
-from overfeat_tf.network import Network, build
+from overfeat_tf.merge.accumulation import merge
+from overfeat_tf.models.loading import load_run
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import get_preset
-from overfeat_tf.scan import scan
+from overfeat_tf.scan.dense_scan import scan
 from training.sources import open_source
 
 CLASSES = 5

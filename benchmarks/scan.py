@@ -21,14 +21,14 @@ import tensorflow as tf
 from benchmarks.layers import layer_table
 from benchmarks.machine import MatrixProduct, describe, seconds
 from benchmarks.report import Report
-from overfeat_tf.arithmetic import ARITHMETICS
-from overfeat_tf.dense import feature_maps, find_windows, run_heads
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
-from overfeat_tf.loading import load, load_run
-from overfeat_tf.model import CONFIG, Model
-from overfeat_tf.network import Network, build
-from overfeat_tf.presets import Preset, get_preset
-from overfeat_tf.views import draw_scale, fit_scale
+from overfeat_tf.compute.arithmetic import ARITHMETICS
+from overfeat_tf.compute.dense import feature_maps, find_windows, run_heads
+from overfeat_tf.models.loading import load, load_run
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.geometry import feature_multiply_adds, head_multiply_adds, window_count
+from overfeat_tf.network.presets import Preset, get_preset
+from overfeat_tf.scan.pyramid import draw_scale, fit_scale
 
 CLASSES = 1000
 OBJECTS = 20  # classes of the detector

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.inference import ONE_IMAGE
-from overfeat_tf.model import Model
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.batches import ONE_IMAGE
+from overfeat_tf.models.inference import Candidates, detect_in_stages, merge_candidates
+from overfeat_tf.models.model import Model
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.tasks import Candidates, detect_in_stages, merge_candidates
 from training.metrics import CocoDetection
 from training.sources.record import Record, Source
 

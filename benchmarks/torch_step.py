@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.network.presets import Preset, get_preset
 
 
 @contextmanager

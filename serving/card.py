@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from overfeat_tf.decode import MAX_PIXELS
-from overfeat_tf.model import Model
-from overfeat_tf.presets import Preset
+from overfeat_tf.images.decode import MAX_PIXELS
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.presets import Preset
 from serving.comparison import Comparison
 from serving.figures import OWN
 from serving.footprint import SIZE

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from overfeat_tf.callables import Callables
-from overfeat_tf.decode import decode_image
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.predictor import Callables
 from training.metrics import Answer
 
 GUESSES = 5  # that top-5 error counts

@@ -1,7 +1,7 @@
 """How much of a disk a run takes."""
 
-from overfeat_tf.model import TASKS
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.models.model import TASKS
+from overfeat_tf.network.presets import Preset, get_preset
 from training.boards import PICTURES, SIDE
 from training.checkpoints import KEPT
 from training.recipes import Recipe

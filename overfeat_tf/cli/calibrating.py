@@ -22,7 +22,7 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     `predict` and `export`.
     """
     load_tensorflow()
-    from overfeat_tf.loading import load_run, read_config
+    from overfeat_tf.models.loading import load_run, read_config
     from training import run_folder
     from training.calibrate import IMAGES
     from training.calibrate import calibrate as fit

@@ -91,8 +91,8 @@ def _loaded(models: Sequence[str]):
     Raises:
         ValueError: no model there, or members that are not runs or do not go together.
     """
-    from overfeat_tf.loading import load
-    from overfeat_tf.model import Model
+    from overfeat_tf.models.loading import load
+    from overfeat_tf.models.model import Model
 
     if len(models) == 1:
         return load(models[0])

@@ -9,13 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.callables import Callables
 from overfeat_tf.cli.feature_files import check_suffix, name_apart, writing
 from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.progress import Progress
-from overfeat_tf.decode import MAX_PIXELS, decode_image
-from overfeat_tf.loading import load
-from overfeat_tf.model import SHARED_PRODUCT
+from overfeat_tf.images.decode import MAX_PIXELS, decode_image
+from overfeat_tf.models.loading import load
+from overfeat_tf.models.model import SHARED_PRODUCT
+from overfeat_tf.models.predictor import Callables
 
 # Images that are being decoded at a time, and that wait for the network: 1.8 GB together if all were the largest.
 DECODERS, AHEAD = min(os.cpu_count() or 1, 8), 4

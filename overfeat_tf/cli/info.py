@@ -1,9 +1,9 @@
 """`overfeat info`: a network as the paper's tables have it."""
 
-from overfeat_tf.features import layer_names
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
-from overfeat_tf.network import Network, build
-from overfeat_tf.presets import get_preset
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.geometry import feature_multiply_adds, head_multiply_adds, window_count
+from overfeat_tf.network.presets import get_preset
+from overfeat_tf.scan.features import layer_names
 
 CLASSES = 1000  # as in Table 4
 

@@ -129,8 +129,8 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
     other machines. The card has time and memory of both.
     """
     load_tensorflow()
-    from overfeat_tf.loading import load_run, read_config
-    from overfeat_tf.model import Model
+    from overfeat_tf.models.loading import load_run, read_config
+    from overfeat_tf.models.model import Model
     from serving.export import export as write
     from serving.figures import read_metrics, run_figures
 
@@ -257,8 +257,8 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
 def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> None:
     """Turn a weight FILE of the authors' 2013 release, of your own download, into a run."""
     load_tensorflow()
-    from overfeat_tf.release_weights import import_weights as read
-    from overfeat_tf.release_weights import released
+    from overfeat_tf.models.release_weights import import_weights as read
+    from overfeat_tf.models.release_weights import released
 
     read(file, released(preset), run, labels)
     click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{preset}", err=True)

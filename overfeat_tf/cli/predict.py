@@ -8,17 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overfeat_tf.calibration import UNCALIBRATED_THRESHOLD
-from overfeat_tf.callables import choose_task
 from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
 from overfeat_tf.cli.progress import Progress
-from overfeat_tf.decode import decode_image
-from overfeat_tf.draw import draw_boxes, draw_classes
-from overfeat_tf.draw_stages import draw_stages
-from overfeat_tf.loading import Exported, load
-from overfeat_tf.model import Model
-from overfeat_tf.stages import StagedModel
+from overfeat_tf.draw.pictures import draw_boxes, draw_classes
+from overfeat_tf.draw.stage_sheet import draw_stages
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD
+from overfeat_tf.models.loading import Exported, load
+from overfeat_tf.models.model import Model
+from overfeat_tf.models.predictor import choose_task
+from overfeat_tf.models.staged_model import StagedModel
 
 BATCH = 8
 SIGNATURE_OF = {"detection": "detect", "localization": "localize", "classification": "classify"}

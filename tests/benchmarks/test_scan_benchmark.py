@@ -7,9 +7,9 @@ import pytest
 from benchmarks import scan
 from benchmarks.layers import layer_table
 from benchmarks.report import Report
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds
-from overfeat_tf.loading import load, load_run
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.models.loading import load, load_run
+from overfeat_tf.network.geometry import feature_multiply_adds, head_multiply_adds
+from overfeat_tf.network.presets import PRESETS
 
 ACCURATE = PRESETS["accurate"]
 
@@ -39,7 +39,7 @@ def test_a_report_has_medians_spread_and_machine():
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
-    monkeypatch.setattr("overfeat_tf.arithmetic.SAVED", -1e12)  # have every layer transformed
+    monkeypatch.setattr("overfeat_tf.compute.arithmetic.SAVED", -1e12)  # have every layer transformed
     preset = PRESETS["tiny"]
     run, *versions = scan._write(preset, tmp_path)
     models = [load(version) for version in versions]

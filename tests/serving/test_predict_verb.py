@@ -10,7 +10,7 @@ from small_model import png
 
 from overfeat_tf.cli import main, progress
 from overfeat_tf.cli.predict import picture_names
-from overfeat_tf.draw import draw_boxes
+from overfeat_tf.draw.pictures import draw_boxes
 
 
 def _predict(monkeypatch, *arguments) -> int:

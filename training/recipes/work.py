@@ -1,7 +1,7 @@
 """How much arithmetic a recipe asks for."""
 
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
-from overfeat_tf.presets import get_preset
+from overfeat_tf.network.geometry import feature_multiply_adds, head_multiply_adds, window_count
+from overfeat_tf.network.presets import get_preset
 from training.recipes.recipe import Recipe
 from training.views import square_side
 
