@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_cli import run
-from test_inference import LABELS, OPTIONS, encode, network, picture  # noqa: F401  a fixture
+from command_line import run
+from small_network import LABELS, OPTIONS, encode, picture
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.cli.predict import picture_names, stages_name
@@ -24,7 +24,7 @@ IMAGE = picture(90, 120)
 
 
 @pytest.fixture(scope="module")
-def model(network):  # noqa: F811
+def model(network):
     return Model(network, LABELS, OPTIONS)
 
 
