@@ -73,7 +73,7 @@ def _speed(name: str, repetitions: int) -> Iterator[dict[str, float]]:
     preset = replace(get_preset(name), init_std=None)  # the paper's own leaves next to nothing of an image
     network = build(preset, CLASSES, background=True, per_class=True)
     pixels = _photograph(*preset.scales[-1])
-    network.regressor(tf.zeros([1, *[preset.head_kernel] * 2, preset.convs[-1].channels]))
+    network.regressor(tf.zeros([1, *[preset.head_kernel] * 2, preset.backbone.channels]))
     _spread_boxes(network, pixels)
     options = InferenceOptions()
 

@@ -4,9 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfeat_tf.models.api import classify, detect, extract_features, localize
     from overfeat_tf.models.loading import Exported, load
-    from overfeat_tf.models.model import Model
+    from overfeat_tf.models.model import Model, classify, detect, extract_features, localize
     from overfeat_tf.network.convnet import Network, build
     from overfeat_tf.options import InferenceOptions
 
@@ -24,9 +23,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "models.api": ("classify", "detect", "extract_features", "localize"),
     "models.loading": ("Exported", "load"),
-    "models.model": ("Model",),
+    "models.model": ("Model", "classify", "detect", "extract_features", "localize"),
     "network.convnet": ("Network", "build"),
     "options": ("InferenceOptions",),
 }

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from numbers import Integral
 
-from overfeat_tf.compute.arithmetic import ARITHMETICS
 from overfeat_tf.network.presets import Preset
 
 VIEWS = ("dense", "centre", "ten")
@@ -12,6 +11,7 @@ SCALE_FITS = ("aspect", "exact")
 LOCALIZE_BY = ("vote", "accumulated")
 AVERAGES = ("weighted", "plain")
 SCORES = ("calibrated", "accumulated")
+ARITHMETICS = ("direct", "transformed")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class InferenceOptions:
             most confident windows of each class; "accumulated" is 4.3: each scale proposes its top k classes, all
             windows of these take part, and the merged boxes with the largest accumulated scores are the answer.
         arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, from the
-            same weights (`overfeat_tf.compute.arithmetic`); equal but for rounding.
+            same weights (`overfeat_tf.compute.execution`); equal but for rounding.
     """
 
     scales: tuple[int, ...] | None = None

@@ -7,8 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.compute.arithmetic import ARITHMETICS
-from overfeat_tf.compute.execution import execution_of
+from overfeat_tf.compute.execution import ARITHMETICS, execution_of
 from overfeat_tf.models.model import Model
 from serving.contract import DEFAULT_KEY
 from serving.footprint import Footprint, measure

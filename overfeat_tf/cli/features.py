@@ -15,7 +15,7 @@ from overfeat_tf.cli.progress import Progress
 from overfeat_tf.images.decode import MAX_PIXELS, decode_image
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import SHARED_PRODUCT
-from overfeat_tf.models.predictor import Callables
+from overfeat_tf.models.predictor import Predictor
 
 # Images that are being decoded at a time, and that wait for the network: 1.8 GB together if all were the largest.
 DECODERS, AHEAD = min(os.cpu_count() or 1, 8), 4
@@ -68,7 +68,7 @@ def run(
 
 
 def extract_files(
-    model: Callables, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
+    model: Predictor, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
 ) -> Extraction:
     """Do what `run` does, with a model that is loaded."""
     for scale in scales:
@@ -122,7 +122,7 @@ def _groups(images: Iterator[Decoded]) -> Iterator[list[Decoded]]:
 
 
 def _extract(
-    model: Callables,
+    model: Predictor,
     group: list[Decoded],
     layer: str | None,
     fine: bool,

@@ -1,6 +1,5 @@
 """The command line: verbs, options and exit statuses; what they do is elsewhere."""
 
-import difflib
 import gc
 import logging
 import os
@@ -27,6 +26,7 @@ from overfeat_tf.cli.options import (
 )
 from overfeat_tf.cli.quiet import load_tensorflow
 from overfeat_tf.cli.serving import serve
+from overfeat_tf.suggestion import suggest
 
 # Mistakes of the user's, by the exceptions that our own code raises for them.
 MISTAKES = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
@@ -42,8 +42,8 @@ class Verbs(click.Group):
         try:
             return super().resolve_command(context, args)
         except click.UsageError:
-            near = difflib.get_close_matches(args[0], self.list_commands(context), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f", one of {', '.join(self.list_commands(context))}"
+            known = self.list_commands(context)
+            hint = suggest(args[0], known) or f", one of {', '.join(known)}"
             raise click.UsageError(f"expected a verb; got '{args[0]}'{hint}", context) from None
 
 

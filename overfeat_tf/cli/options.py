@@ -11,8 +11,7 @@ from typing import Any
 
 import click
 
-from overfeat_tf.compute.arithmetic import ARITHMETICS, suits_this_machine
-from overfeat_tf.options import LOCALIZE_BY, SCALE_FITS, SCORES, VIEWS, InferenceOptions
+from overfeat_tf.options import ARITHMETICS, LOCALIZE_BY, SCALE_FITS, SCORES, VIEWS, InferenceOptions
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +119,7 @@ def with_changes(model, changes: Changes):
     Raises:
         ValueError: options for a SavedModel, whose own are part of it, or scales that the network does not have.
     """
+    from overfeat_tf.compute.execution import suits_this_machine
     from overfeat_tf.models.model import Model
 
     if not changes and not isinstance(model, Model):

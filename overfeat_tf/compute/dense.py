@@ -3,11 +3,11 @@
 A head's first full layer sees k-apart cells of the last feature map pooled with stride 1 (k the last pooling's side):
 window (i, j) takes the m x m cells from (i, j). Gathering each window's cells into a row makes the layer a plain matrix
 product, whose rate on a CPU is nearly twice that of the dilated convolution that it stands for, and whose rows come
-out interleaved (3.3 e) as they are. The windows of every map share it, since one of few rows waits for its weights: 9
-rows against `accurate`'s first layer reach a quarter of the rate of 300. The variables stay the convolutions that are
-trained; only their shape is read otherwise. The last feature layers go the same way where their weights outgrow a
-CPU's caches. With transformed arithmetic such layers, and further ones, are tiles of windows rather than rows
-(`overfeat_tf.compute.winograd`), wherever there are enough windows for it to pay (`overfeat_tf.compute.arithmetic`).
+out interleaved (3.3 e) as they are. The windows of every map share one product, since a product of few rows waits for
+its weights: 9 rows against `accurate`'s first layer reach a quarter of the rate of 300. The variables stay the
+convolutions that are trained; only their shape is read differently. The last feature layers are computed the same way
+where their weights outgrow a CPU's caches. With Winograd's arithmetic such layers, and further ones, are computed by
+tiles of windows rather than rows (`winograd`), wherever there are enough windows for it to pay (`execution`).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,16 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from overfeat_tf.compute.arithmetic import ARITHMETICS, Shape, direct_cost, tiles_along, transformed_cost
-from overfeat_tf.compute.execution import Execution, execution_of, is_wide
+from overfeat_tf.compute.execution import (
+    ARITHMETICS,
+    Execution,
+    Shape,
+    direct_cost,
+    execution_of,
+    is_wide,
+    tiles_along,
+    winograd_cost,
+)
 from overfeat_tf.compute.winograd import lay_tiles, run_tiles
 from overfeat_tf.network.context import add_context, halve
 from overfeat_tf.network.convnet import PIXELS, Network
@@ -199,7 +207,7 @@ def _by_tiles_or(
 
     shapes = [Shape(windows.taps, windows.apart, windows.cells.shape[1], layer.filters) for layer in firsts]
     tiles, count = (tf.cast(n, tf.float32) for n in (windows.tiles(side), tf.reduce_sum(windows.counts)))
-    transformed = sum(transformed_cost(shape, side, tiles) for shape in shapes)
+    transformed = sum(winograd_cost(shape, side, tiles) for shape in shapes)
     return tf.cond(transformed < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)
 
 

@@ -1,23 +1,96 @@
-"""Tiles: a layer over all windows of all maps by minimal filtering, in one set of products (`overfeat_tf.compute.cook_toom`).
+"""Winograd's minimal filtering: a layer over all windows of all maps in fewer multiplications.
+
+F(m, r) gives m outputs of a correlation with r taps by t = m + r - 1 products instead of m r:
+y = A^T [(G g) * (B^T d)], * element by element, where y_i is the sum over j of d_(i+j) g_j. The two steps around the
+products evaluate polynomials at t points and interpolate them again, transposed (Cook-Toom); `exact_transforms` makes
+their matrices from that definition, in exact fractions. In two dimensions each side is transformed by itself:
+F(m x m, r x r) has t^2 products instead of m^2 r^2.
 
 A tile is m x m windows of one offset of a map: t x t cells, t = m + r - 1, each `apart` from the next. The tiles of
-all maps (scales, flips, offsets, images) are gathered cell by cell, so that what lies at one place of all of them is
-one matrix; the transforms are then products with small matrices, and between them each of the t x t places has a
-product of its own, of all tiles, with the layer's weights as transformed for that place.
+all maps (scales, flips, offsets, images) are gathered cell by cell, so that one place of all of them is one matrix.
+The transforms are then products with small matrices, and between them each of the t x t places has a product of its
+own, of all tiles, with the layer's weights as transformed for that place.
 
-Transformed weights are up to 64 / 9 times as large as the layer's own. They are derived anew in every call, the few
-outputs' of a block at a time: that costs `accurate`'s scan a tenth of its time, where keeping them took 2.5 GB more and
-three times as long to load; and they are always those of the variables.
+Transformed weights are up to 64 / 9 times as large as the layer's own. Every call derives them again, for a block of
+outputs at a time: that costs `accurate`'s scan a tenth of its time, whereas keeping them took 2.5 GB more and three
+times as long to load. They are always those of the variables.
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cache
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.compute.arithmetic import tiles_along
-from overfeat_tf.compute.cook_toom import transforms
+# Small numbers and their inverses keep the matrices' entries, and so the rounding errors, small; the last point of all
+# is infinity. There are seven: with more than eight points float32 is not exact enough for us.
+POINTS = (Fraction(0), *(Fraction(sign * n, d) for n, d in ((1, 1), (2, 1), (1, 2)) for sign in (1, -1)))
+MOST_POINTS = len(POINTS) + 1
+
+Rows = list[list[Fraction]]
+
+
+class Transforms(NamedTuple):
+    """The matrices of F(m, r), float64: data B^T [t, t], taps G [t, r], outputs A^T [m, t]."""
+
+    data: np.ndarray
+    taps: np.ndarray
+    outputs: np.ndarray
+
+    def square(self) -> "Transforms":
+        """Give those of F(m x m, r x r), for squares laid out row by row: [t^2, t^2], [t^2, r^2], [m^2, t^2]."""
+        return Transforms(*(np.kron(matrix, matrix) for matrix in self))
+
+
+@cache
+def transforms(outputs: int, taps: int) -> Transforms:
+    """Make F(outputs, taps).
+
+    Raises:
+        ValueError: it has fewer than two outputs or taps, or more than `MOST_POINTS` points.
+    """
+    return Transforms(*(np.array(rows, float) for rows in exact_transforms(outputs, taps)))
+
+
+def exact_transforms(outputs: int, taps: int) -> tuple[Rows, Rows, Rows]:
+    """Make F(outputs, taps) in fractions: B^T, G and A^T.
+
+    The product of polynomials of degrees m - 1 and r - 1 is s = V_t^-1 [(V_r g) * (V_m h)], V_n being the values of
+    degrees below n at the t points. A correlation is this, transposed in h and s: A^T = V_m^T, G = V_r, B^T = V_t^-T.
+    The rows of V_t^-T are the coefficients of Lagrange's polynomials; their denominators go to G.
+    """
+    count = outputs + taps - 1
+    if min(outputs, taps) < 2 or count > MOST_POINTS:
+        raise ValueError(f"expected F(m, r) of at most {MOST_POINTS} points; got F({outputs}, {taps})")
+    points = POINTS[: count - 1]
+    data, kernel = [], _values(points, taps)
+    for number, point in enumerate(points):
+        others = points[:number] + points[number + 1 :]
+        scale = Fraction(1)
+        for other in others:
+            scale *= point - other
+        data.append([*_with_roots(others), Fraction(0)])
+        kernel[number] = [value / scale for value in kernel[number]]
+    data.append(_with_roots(points))
+    return data, kernel, [list(row) for row in zip(*_values(points, outputs), strict=True)]
+
+
+def _values(points: tuple[Fraction, ...], degrees: int) -> Rows:
+    """List the values of 1, x, x^2 ... at each point, and at infinity, where the highest degree alone counts."""
+    finite = [[point**degree for degree in range(degrees)] for point in points]
+    return [*finite, [Fraction(degree == degrees - 1) for degree in range(degrees)]]
+
+
+def _with_roots(roots: tuple[Fraction, ...]) -> list[Fraction]:
+    """Give the coefficients, lowest first, of the polynomial with these roots and a leading 1."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted, scaled = [Fraction(0), *coefficients], [*(root * value for value in coefficients), Fraction(0)]
+        coefficients = [high - low for high, low in zip(shifted, scaled, strict=True)]
+    return coefficients
+
 
 # Of numbers gathered at a time: 1000 of `accurate`'s largest tiles, half as many again as its six scales with flips.
 TILE_BYTES = 1 << 28
@@ -135,6 +208,12 @@ def _block(width: int) -> int:
     """Give the outputs of a block: as many as divide them all, or all where none such is large enough."""
     most = max(n for n in range(1, BLOCK + 1) if width % n == 0)
     return most if most >= LEAST_BLOCK else width
+
+
+def tiles_along(windows: int, apart: int, side: int) -> int:
+    """Count tiles along a side of a map: each offset of taps that lie `apart` has tiles of its own."""
+    each = -(-windows // apart)
+    return apart * -(-each // side)
 
 
 def _along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tuple:

@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from overfeat_tf.images.header_bytes import Header, cut, number, read, seldom
-from overfeat_tf.images.headers import KINDS, UNKNOWN, read_header, read_kind
+from overfeat_tf.images.headers import KINDS, UNKNOWN, Header, cut, noinline, number, read, read_header, read_kind
 
 # Admits the 50-megapixel photographs of phones (8160 x 6120): 150 MB of RGB, and 460 MB at the peak for a progressive
 # JPEG, for each image decoded at a time. JPEG XL alone is not held by it: its frames may be larger than the picture.
@@ -54,7 +53,7 @@ def _no_pixels() -> tf.Tensor:
     return tf.zeros([0, 0, 3], tf.uint8)
 
 
-@seldom
+@noinline
 def _explain(problem: tf.Tensor, data: tf.Tensor, kind: tf.Tensor, header: Header, limit: tf.Tensor) -> tf.Tensor:
     """Return the status (string []) for a problem (int32 [])."""
     name = tf.gather(KINDS, kind)
@@ -83,10 +82,10 @@ def _read_pixels(header: Header, kind: tf.Tensor) -> tf.Tensor:
         # The default method is TensorFlow's fast one, off by up to 4 levels; this one is as fast today and exact.
         "JPEG": lambda: _attempt(lambda data: tf.io.decode_jpeg(data, 3, dct_method="INTEGER_ACCURATE"), encoded),
         "PNG": lambda: _attempt(lambda data: tf.io.decode_png(data, 3), encoded),
-        "GIF": seldom(lambda: _place(_attempt(_any_channels, encoded), header)),
+        "GIF": noinline(lambda: _place(_attempt(_any_channels, encoded), header)),
         "BMP": lambda: _attempt(_bmp, encoded),
-        "WebP": seldom(lambda: _to_rgb(_attempt(_any_channels, encoded))),
-        "JPEG XL": seldom(lambda: _to_rgb(_attempt(_any_channels, encoded))),
+        "WebP": noinline(lambda: _to_rgb(_attempt(_any_channels, encoded))),
+        "JPEG XL": noinline(lambda: _to_rgb(_attempt(_any_channels, encoded))),
         "unknown": _no_pixels,
     }
     pixels = tf.switch_case(kind, [decoders[name] for name in KINDS])
@@ -174,7 +173,7 @@ def _read_orientation(exif: tf.Tensor) -> tf.Tensor:
     return tf.where((little | big) & (orientation >= 1) & (orientation <= 8), orientation, 1)
 
 
-@seldom
+@noinline
 def _turn_upright(pixels: tf.Tensor, exif: tf.Tensor) -> tf.Tensor:
     """Return pixels (uint8 [H, W, 3]) as displayed: by the orientation, mirrored in the diagonal, then in each axis."""
     orientation = _read_orientation(exif)

@@ -1,19 +1,60 @@
-"""Reading the header of an encoded image with stock graph operations, before anything is decoded.
+"""Read the header of an encoded image with stock graph operations, before anything is decoded.
 
 A decoder trusts the header and allocates what it claims; TensorFlow's GIF decoder also unpacks every frame, and its
 decoder of animated WebP writes past its buffer where the file has no alpha flag (TensorFlow 2.21: heap corruption). So
 the header is read here first, and the decoder gets no more than one still picture of a known size.
 
-Every loop is bounded.
+Reading never fails: bytes past the end read as zeros, so a truncated header is a wrong header. Every loop is bounded.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.images.header_bytes import Header, cut, header, number, read, seldom
-from overfeat_tf.images.jpeg_header import read_jpeg_header
+
+class Header(NamedTuple):
+    """Hold what an encoded image says of itself, and the one picture in it that is to be decoded."""
+
+    encoded: tf.Tensor  # string []: the bytes for the decoder; empty where that picture does not end
+    size: tf.Tensor  # int64 [2]: height and width in pixels as stored; not positive where none was found
+    corner: tf.Tensor  # int64 [2]: top and left of the decoded picture within that size (a GIF frame may be smaller)
+    exif: tf.Tensor  # string []: the Exif block, empty where there is none
+
+
+def noinline(function: Callable) -> Callable:
+    """Make a tf.function that is not inlined: an inlined one runs through each operation of a branch not taken.
+
+    TensorFlow has no other name for it than this attribute, which `experimental_attributes` admits; asked for in
+    https://github.com/tensorflow/tensorflow/issues/47269.
+    """
+    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+
+
+def make_header(encoded: tf.Tensor, size, exif=b"", corner=(0, 0)) -> Header:
+    """Assemble a Header; size and corner may be pairs."""
+    size, corner = (tf.convert_to_tensor(pair, tf.int64) for pair in (size, corner))
+    return Header(tf.identity(encoded), size, corner, tf.convert_to_tensor(exif))
+
+
+def cut(data: tf.Tensor, at, length=2**31 - 1) -> tf.Tensor:
+    """Return up to `length` bytes of a string [] from byte `at`, either of which may lie outside it."""
+    at, length = (tf.maximum(tf.cast(n, tf.int64), 0) for n in (at, length))
+    return tf.strings.substr(data, tf.minimum(at, tf.cast(tf.strings.length(data), tf.int64)), length)
+
+
+def read(data: tf.Tensor, at, count: int, dtype: tf.DType = tf.uint8, big_endian: bool = False) -> tf.Tensor:
+    """Return `count` numbers as int64 [count] from byte `at` of a string []; zeros past its end."""
+    length = count * dtype.size
+    numbers = tf.io.decode_raw(cut(data, at, length), dtype, little_endian=not big_endian, fixed_length=length)
+    return tf.cast(numbers, tf.int64)
+
+
+def number(digits: tf.Tensor) -> tf.Tensor:
+    """Return int64 [...]: the number that bytes (int64 [..., n]) spell, the highest first."""
+    return tf.reduce_sum(digits * [256**n for n in reversed(range(digits.shape[-1]))], axis=-1)
+
 
 ANY = -1
 # The first bytes of each format; the last row fits everything. JPEG XL comes bare or in a container of boxes.
@@ -46,7 +87,7 @@ def read_kind(data: tf.Tensor) -> tf.Tensor:
 
 def read_header(data: tf.Tensor, kind: tf.Tensor) -> Header:
     """Return the Header of encoded image bytes (string []) of a kind (int32 [], an index into KINDS); never fail."""
-    readers = (read_jpeg_header, _png, _gif, _bmp, _webp, _jxl, _jxl_container, lambda data: header(data, (0, 0)))
+    readers = (read_jpeg_header, _png, _gif, _bmp, _webp, _jxl, _jxl_container, lambda data: make_header(data, (0, 0)))
     return tf.switch_case(kind, [lambda reader=reader: reader(data) for reader in readers])
 
 
@@ -73,7 +114,7 @@ def _find(data: tf.Tensor, names: list[bytes], layout: Callable, start: int) -> 
     return name, at, tf.where(name > 0, length, 0)
 
 
-@seldom
+@noinline
 def _png(data: tf.Tensor) -> Header:
     def layout(head):
         return number(head[4:]), number(head[:4]), number(head[:4]) + 12
@@ -83,10 +124,10 @@ def _png(data: tf.Tensor) -> Header:
     proper = tf.cast((first == 13) & (name == _spell(b"IHDR")), tf.int64)
     name, at, length = _find(data, [b"eXIf", b"IDAT"], layout, start=8)
     exif = cut(data, at, tf.where(name == _spell(b"eXIf"), length, 0))
-    return header(data, (height * proper, width * proper), exif)
+    return make_header(data, (height * proper, width * proper), exif)
 
 
-@seldom
+@noinline
 def _webp(data: tf.Tensor) -> Header:
     def layout(head):
         length = number(head[7:3:-1])
@@ -106,18 +147,18 @@ def _webp(data: tf.Tensor) -> Header:
     encoded = tf.cond(still, lambda: data, lambda: tf.strings.join([cut(data, 0, 20), b"\x12", cut(data, 21)]))
     name, at, length = _find(data, [b"EXIF"], layout, start=12)
     exif = cut(data, at, tf.where(flags // 8 % 2 == 1, length, 0))
-    return header(encoded, size[::-1], exif)
+    return make_header(encoded, size[::-1], exif)
 
 
-@seldom
+@noinline
 def _bmp(data: tf.Tensor) -> Header:
     """Read the size of a Windows bitmap, whose height is negative where the rows go down; not OS/2's shorter header."""
     length, width, height = tf.unstack(read(data, 14, 3, tf.int32))
     proper = tf.cast(length >= 40, tf.int64)
-    return header(data, (tf.abs(height) * proper, width * proper))
+    return make_header(data, (tf.abs(height) * proper, width * proper))
 
 
-@seldom
+@noinline
 def _jxl(data: tf.Tensor, stream: tf.Tensor | None = None) -> Header:
     """Read the size of a JPEG XL codestream, a number of bits; its decoder turns the picture upright by itself."""
     stream = data if stream is None else stream
@@ -140,10 +181,10 @@ def _jxl(data: tf.Tensor, stream: tf.Tensor | None = None) -> Header:
     # No more than a first 64 bits are read, and none past a piece of the stream: what is longer has no size here.
     there = tf.minimum(8 * tf.cast(tf.strings.length(stream), tf.int64) - 16, 64)
     proper = tf.cast(used <= there, tf.int64)
-    return header(data, (height * proper, width * proper))
+    return make_header(data, (height * proper, width * proper))
 
 
-@seldom
+@noinline
 def _jxl_container(data: tf.Tensor) -> Header:
     def layout(head):
         length = number(head[:4])
@@ -154,7 +195,7 @@ def _jxl_container(data: tf.Tensor) -> Header:
     return _jxl(data, cut(data, at + index, tf.minimum(length - index, 16)))
 
 
-@seldom
+@noinline
 def _gif(data: tf.Tensor) -> Header:
     """Cut a GIF down to its first frame, without the extensions (so a transparent pixel shows its palette colour)."""
     screen = read(data, 6, 2, tf.uint16)[::-1]
@@ -192,4 +233,53 @@ def _gif(data: tf.Tensor) -> Header:
     # The frame goes to the decoder as if at the corner: beyond its own size the decoder would cut it off.
     still = tf.strings.join([cut(data, 0, start), b",\0\0\0\0", cut(data, frame + 5, after - frame - 5), b";"])
     size = tf.maximum(screen, tf.stack([top + height, left + width]))
-    return header(tf.where(state == complete, still, b""), size, corner=(top, left))
+    return make_header(tf.where(state == complete, still, b""), size, corner=(top, left))
+
+
+MAX_SEGMENTS = 512  # in a JPEG; a colour profile alone may take 255
+GLANCE, GLANCED_SEGMENTS = 4096, 8  # bytes and segments before the frame header of most JPEGs; a loop takes longer
+SIZE_ENDS = 9  # bytes into the frame header
+APP1 = 0xFFE1  # the marker of Exif, and of XMP
+
+_SEGMENT, _ALONE, _FILL, _SIZE, _STOP = range(5)  # what a JPEG marker is to the walk below, which ends with two
+_MARKERS = np.full(256, _SEGMENT)
+_MARKERS[[n for n in range(0xC0, 0xD0) if n not in (0xC4, 0xC8, 0xCC)]] = _SIZE
+_MARKERS[[0x01, *range(0xD0, 0xD8)]] = _ALONE
+_MARKERS[0xFF] = _FILL
+_MARKERS[[0x00, 0xD8, 0xD9, 0xDA]] = _STOP
+
+
+def read_jpeg_header(data: tf.Tensor) -> Header:
+    """Find the frame header (SOF: the size) and the first Exif segment; at a glance where a few segments lead there."""
+    start = read(cut(data, 0, GLANCE), 0, GLANCE + 10)  # what leads out of the bytes that are read leads to zeros
+    pairs = start[:-1] * 256 + start[1:]
+    following = tf.minimum(tf.range(2, GLANCE, dtype=tf.int64) + pairs[2:GLANCE], GLANCE)
+    places = [tf.constant(2, tf.int64)]
+    for _ in range(GLANCED_SEGMENTS):
+        places.append(tf.gather(following, tf.minimum(places[-1], GLANCE - 3)))
+    places = tf.stack(places)
+    markers = tf.gather(pairs, places)
+    kinds = tf.gather(_MARKERS, tf.maximum(markers - 0xFF00, 0))
+    last = tf.argmax(kinds != _SEGMENT)
+    within = places[last] <= GLANCE - SIZE_ENDS
+    leads = within & (kinds[last] == _SIZE) & tf.reduce_all(markers[:last] != APP1)
+    size = tf.gather(pairs, places[last] + [5, 7])
+    return tf.cond(leads, lambda: make_header(data, size), lambda: _walk_jpeg(data))
+
+
+@noinline
+def _walk_jpeg(data: tf.Tensor) -> Header:
+    """Walk the markers to the frame header, noting the first Exif segment on the way."""
+
+    def walk(at, _, exif):
+        marker, length = tf.unstack(read(data, at, 2, tf.uint16, big_endian=True))
+        kind = tf.gather(_MARKERS, tf.maximum(marker - 0xFF00, 0))
+        is_exif = (marker == APP1) & (cut(data, at + 4, 6) == b"Exif\0\0") & (exif == 0)
+        step = tf.gather(tf.constant([2, 2, 1, 0, 0], tf.int64), kind) + tf.where(kind == _SEGMENT, length, 0)
+        return at + step, kind, tf.where(is_exif, at, exif)
+
+    begin = tf.constant(2, tf.int64), tf.constant(_SEGMENT, tf.int64), tf.constant(0, tf.int64)
+    at, kind, exif = tf.while_loop(lambda _, kind, __: kind < _SIZE, walk, begin, maximum_iterations=MAX_SEGMENTS)
+    size = read(data, at + 5, 2, tf.uint16, big_endian=True) * tf.cast(kind == _SIZE, tf.int64)
+    length = read(data, exif + 2, 1, tf.uint16, big_endian=True)[0]
+    return make_header(data, size, cut(data, exif + 4, tf.where(exif > 0, length - 2, 0)))

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.merge.calibration import Calibration
-from overfeat_tf.models import inference as functions
-from overfeat_tf.models.inference import Detections
+from overfeat_tf.models import inference
+from overfeat_tf.models.inference import Detections, Stages
+from overfeat_tf.models.tasks import DETECTION, LOCALIZATION, TASKS
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan import features
@@ -45,9 +46,16 @@ class Inference:
         if len(labels) != network.num_classes:
             raise ValueError(f"expected {network.num_classes} labels, one for each class; got {len(labels)}")
         self.network, self.labels, self.options = network, tuple(labels), options
-        self._classify = _traced_once(lambda image: functions.classify((network, *others), image, options))
-        self._localize = _traced_once(lambda image: functions.localize(network, image, options))
-        self._detect = _traced_once(lambda image: functions.detect(network, image, options, calibration))
+        self._others, self._calibration = tuple(others), calibration
+        self._classify, self._localize, self._detect = (self._one_image(task) for task in TASKS)
+
+    def stages(self, task: str, image: tf.Tensor) -> Stages:
+        """Answer one image uint8 [H, W, 3], at least one pixel: a task's answer with the stages that it came from."""
+        if task == DETECTION.name:
+            return inference.detect(self.network, image, self.options, self._calibration)
+        if task == LOCALIZATION.name:
+            return inference.localize(self.network, image, self.options)
+        return inference.classify((self.network, *self._others), image, self.options)
 
     @property
     def guesses(self) -> int:
@@ -121,18 +129,17 @@ class Inference:
             "status": status,
         }
 
+    def _one_image(self, task: str) -> Callable:
+        """Make a task's tf.function of one image, traced once whatever signatures call it."""
+        return tf.function(lambda image: self.stages(task, image).answer, [ONE_IMAGE], autograph=False)
+
     def _boxes_of_encoded(self, function: Callable, image_bytes: tf.Tensor, length: int) -> Outputs:
-        return self.box_outputs(*_over_encoded(function, image_bytes, functions.no_detections(length)))
+        return self.box_outputs(*_over_encoded(function, image_bytes, inference.no_detections(length)))
 
     def _boxes_of_pixels(self, function: Callable, images: tf.Tensor, length: int) -> Outputs:
-        found = _over_pixels(function, images, functions.no_detections(length))
+        found = _over_pixels(function, images, inference.no_detections(length))
         batch, size = tf.shape(images)[:1], tf.shape(images)[1:3]
         return self.box_outputs(found, tf.tile(size[None], [batch[0], 1]), tf.fill(batch, ""))
-
-
-def _traced_once(function: Callable) -> Callable:
-    """Make a tf.function of one image, traced once whatever signatures call it."""
-    return tf.function(function, input_signature=[ONE_IMAGE], autograph=False)
 
 
 def _over_encoded(function: Callable, image_bytes: tf.Tensor, nothing):

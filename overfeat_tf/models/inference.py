@@ -1,7 +1,7 @@
-"""THE inference functions: classify, localize, detect one image, in the graph.
+"""The inference functions: classify, localize and detect one image, in the graph.
 
-Everything else - the Python calls, evaluation, the command line, the exported signatures - calls these. Each is the
-last of its `Stages`, so that what is shown of an answer's making is what made it.
+Everything else calls these: the Python calls, evaluation, the command line and the exported signatures. Each returns
+its `Stages`, so that what is drawn of an answer is what made it.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from overfeat_tf.merge.accumulation import Merged, merge
 from overfeat_tf.merge.calibration import RIVAL_IOU, Calibration, saturating
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.scan.dense_scan import ScaleScan, scan
-from overfeat_tf.scan.voting import vote
+from overfeat_tf.scan.dense_scan import ScaleScan, scan, vote
 
 
 class Detections(NamedTuple):
@@ -71,7 +70,7 @@ class Stages(NamedTuple):
     answer: Detections | tf.Tensor
 
 
-def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> tf.Tensor:
+def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> Stages:
     """Vote over all windows, scales and flips, and over the members of a committee (3.3, Table 2).
 
     Args:
@@ -80,37 +79,25 @@ def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOp
         options: Inference options.
 
     Returns:
-        float32 [classes]: the logarithms of the votes, so that their softmax is the votes over their sum.
+        The scans of the members one after the other; the answer is float32 [classes]: the logarithms of the votes, so
+        that their softmax is the votes over their sum.
     """
-    return classify_in_stages(networks, image, options).answer
-
-
-def classify_in_stages(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> Stages:
-    """Classify as `classify` does; the scans of a committee's members follow each other."""
     scans = [scan(network, image, options, with_boxes=False) for network in networks]
     votes = tf.add_n([vote(s, n.background) for s, n in zip(scans, networks, strict=True)]) / len(networks)
     return Stages(list(chain(*scans)), None, None, tf.math.log(tf.maximum(votes, 1e-30)))
 
 
-def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> Detections:
+def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
     """Find one box for each of the top k classes (4): windows vote for their boxes, which are merged.
 
     By "vote" (`options.localize_by`) the classes are those of the largest votes (3.3), and their scores the votes, in
-    0..1. By "accumulated" (4.3) they are those of the merged boxes with the largest accumulated scores s, given as
-    s / (1 + s).
+    0..1; the candidates are their most confident windows. By "accumulated" (4.3 a-c) the candidates are all windows of
+    the classes that each scale proposes, the classes are those of the merged boxes with the largest accumulated scores
+    s, and their scores s / (1 + s).
 
     Returns:
-        `Detections` with N = k: classes by falling score, each with its best merged box; a class without a usable box
-        has the whole image.
-    """
-    return localize_in_stages(network, image, options).answer
-
-
-def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
-    """Localize as `localize` does.
-
-    The candidates are the most confident windows of the classes with the largest votes, or, by "accumulated", all
-    windows of the classes that each scale proposes (4.3 a-c).
+        The answer is `Detections` with N = k: classes by falling score, each with its best merged box; a class without
+        a usable box has the whole image.
     """
     scans = scan(network, image, options)
     votes = vote(scans, network.background)
@@ -137,11 +124,11 @@ def localize_in_stages(network: Network, image: tf.Tensor, options: InferenceOpt
 
 def detect(
     network: Network, image: tf.Tensor, options: InferenceOptions, calibration: Calibration | None = None
-) -> Detections:
+) -> Stages:
     """Find all objects (5): confident windows vote for their boxes, which are merged and accumulate their scores.
 
     A network without a background class detects too, as the paper's introduction has it: a window that shows no object
-    still votes for some class, but few others agree with its box, so that its score stays low beside an object's.
+    still votes for some class, but few others agree with its box, so its score stays low beside an object's.
 
     Args:
         network: The network.
@@ -150,15 +137,8 @@ def detect(
         calibration: What turns accumulated scores into probabilities, if known.
 
     Returns:
-        `Detections` with N = `options.max_detections`.
+        The candidates are the confident windows, the answer is `Detections` with N = `options.max_detections`.
     """
-    return detect_in_stages(network, image, options, calibration).answer
-
-
-def detect_in_stages(
-    network: Network, image: tf.Tensor, options: InferenceOptions, calibration: Calibration | None = None
-) -> Stages:
-    """Detect as `detect` does: the confident windows are the candidates."""
     scans = scan(network, image, options)
     # (a) a scale proposes the top k classes by their maximum over its windows
     proposed = [_propose(scan, min(options.top_k, network.num_classes), network.background) for scan in scans]

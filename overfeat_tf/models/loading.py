@@ -8,11 +8,12 @@ import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
 from overfeat_tf.models.model import CONFIG, Model
-from overfeat_tf.models.predictor import Answers, Callables
+from overfeat_tf.models.predictor import Answers, Predictor
+from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.options import SCORES
 
 
-class Exported(Callables):
+class Exported(Predictor):
     """A SavedModel, run by its signatures alone.
 
     Attributes:
@@ -38,11 +39,11 @@ class Exported(Callables):
         """Describe the model that was exported, as `Model.config` does."""
         return self._config
 
-    def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
+    def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
         if signature not in self._loaded.signatures:
             known = ", ".join(sorted(self._loaded.signatures))
             raise ValueError(f"expected a model with the signature '{signature}'; this one has {known}")
-        if signature == "classify":
+        if signature == CLASSIFICATION.call:
             inputs = {"inputs": np.array([_example(data) for data in inputs["inputs"]], object)}
         tensors = {k: tf.constant(v, tf.string if v.dtype == object else tf.uint8) for k, v in inputs.items()}
         return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
@@ -50,7 +51,7 @@ class Exported(Callables):
     def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
         if layer is not None or scale is not None or fine:
             raise ValueError("expected the default layer, native size and coarse stride of a SavedModel; use its run")
-        return [self._call("extract_features", images=image[None])["features"][0] for image in images]
+        return [self._run("extract_features", images=image[None])["features"][0] for image in images]
 
 
 def load_run(folder: Path) -> Model:

@@ -1,4 +1,4 @@
-"""A network with what is needed to answer, and its weights on disk."""
+"""A network with what is needed to answer, its weights on disk, and the calls on a network alone."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,19 +11,19 @@ import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
 from overfeat_tf.models.batches import Inference
-from overfeat_tf.models.predictor import Answers, Callables
+from overfeat_tf.models.predictor import Answers, Images, Predictor
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import Conv, Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.features import extract
 
-TASKS = ("classification", "localization", "detection")
 CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
 SHARED_PRODUCT = 8  # images whose features are computed together: enough rows for the heads to run at full rate
 
 
 @dataclass(frozen=True)
-class Model(Callables):
+class Model(Predictor):
     """A network with what is needed to answer.
 
     Attributes:
@@ -55,13 +55,13 @@ class Model(Callables):
         for number, member in enumerate(members, start=1):
             if member.labels != first.labels:
                 raise ValueError(f"expected members of a committee to know the same classes; member {number} differs")
-            if "classification" not in member.tasks:
+            if CLASSIFICATION.name not in member.tasks:
                 raise ValueError(
                     f"expected classifiers; member {number} was trained for {', '.join(member.tasks) or 'nothing'}"
                 )
         # Copies of the networks, sharing all but the regressors: a committee has no use for those.
         networks = [replace(network) for member in members for network in member.networks]
-        return cls(networks[0], first.labels, first.options, ("classification",), tuple(networks[1:]))
+        return cls(networks[0], first.labels, first.options, (CLASSIFICATION.name,), tuple(networks[1:]))
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -71,8 +71,8 @@ class Model(Callables):
     @property
     def answered_tasks(self) -> tuple[str, ...]:
         """The tasks that its calls answer: what localizes also detects, without a background class (introduction)."""
-        extra = ("detection",) if "localization" in self.tasks and "detection" not in self.tasks else ()
-        return (*self.tasks, *extra)
+        detects = LOCALIZATION.name in self.tasks and DETECTION.name not in self.tasks
+        return (*self.tasks, DETECTION.name) if detects else self.tasks
 
     def parts_of(self, network: Network) -> dict[str, keras.Model]:
         """Give a member's models by name; the regressor is among them, built if need be, where the tasks need boxes."""
@@ -88,7 +88,7 @@ class Model(Callables):
         """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
         return display_threshold(self.calibration, self.options.scores)
 
-    def _call(self, signature: str, **inputs: np.ndarray) -> Answers:
+    def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
         if signature not in self._traced:
             self._traced[signature] = tf.function(
                 getattr(self.inference, signature), autograph=False, reduce_retracing=True
@@ -176,7 +176,7 @@ class Model(Callables):
 
     @property
     def _has_boxes(self) -> bool:
-        return bool({"localization", "detection"} & set(self.tasks))
+        return any(BY_NAME[task].has_boxes for task in self.tasks)
 
     def _homes(self, folder: Path) -> list[tuple[Path, Network]]:
         """Give each member of a committee a folder of its own; the first is at home in the folder itself."""
@@ -209,3 +209,35 @@ def _tuples(value):
     return (
         tuple(_tuples(item) for item in value) if isinstance(value, Iterable) and not isinstance(value, str) else value
     )
+
+
+def classify(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
+    """Classify images: see `Model.classify`."""
+    return _model(network, options).classify(images)
+
+
+def localize(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
+    """Give the top k classes, a box each: see `Model.localize`."""
+    return _model(network, options).localize(images)
+
+
+def detect(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
+    """Find all objects: see `Model.detect`."""
+    return _model(network, options).detect(images)
+
+
+def extract_features(
+    network: Network, images: Images, layer: str | None = None, scale: int | None = None, fine: bool = False
+) -> list[np.ndarray]:
+    """Compute a layer's output for each image: see `Model.extract_features`."""
+    return _model(network, None).extract_features(images, layer, scale, fine)
+
+
+def _model(network: Network, options: InferenceOptions | None) -> Model:
+    """Return a network's `Model` with some options; the network keeps it, so that a loop over images traces once."""
+    options = options or InferenceOptions()
+    models = network.cache.setdefault(Model, [])
+    found = next((model for model in models if model.options == options), None)
+    if found is None:
+        models.append(found := Model(network, tuple(str(i) for i in range(network.num_classes)), options))
+    return found

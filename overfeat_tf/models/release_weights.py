@@ -10,13 +10,13 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.tasks import CLASSIFICATION
+from overfeat_tf.network.backbone import Layer
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import PRESETS, Preset
 
@@ -26,19 +26,6 @@ CLASS_ORDER = "ILSVRC2012 development kit ID order, not the sorted-WNID order of
 # The first class of the sorted-WNID order; the development kit's order begins with kit fox.
 FIRST_SORTED = {"tench", "n01440764"}
 MAX_LABEL_BYTES = 2**24  # a thousand names take some 30 KB; bounds what is read of a wrong file
-
-
-class Layer(NamedTuple):
-    """One layer as the file has it: the weight's shape (out, in, height, width) and the place in our network."""
-
-    part: str  # of `Network`
-    name: str
-    shape: tuple[int, int, int, int]
-
-    @property
-    def size(self) -> int:
-        """Floats in the file: weight and bias."""
-        return prod(self.shape) + self.shape[0]
 
 
 def released(name: str) -> Preset:
@@ -52,23 +39,15 @@ def released(name: str) -> Preset:
     return PRESETS[name]
 
 
-def file_layers(preset: Preset) -> list[Layer]:
-    """List a preset's layers in the file's order."""
-    layers, channels = [], 3
-    for number, row in enumerate(preset.convs, start=1):
-        layers.append(Layer("features", f"conv{number}", (row.channels, channels, row.kernel, row.kernel)))
-        channels = row.channels
-    kernel = preset.head_kernel
-    names = (*(f"full{len(preset.convs) + 1 + i}" for i in range(len(preset.full))), "scores")
-    for name, outputs in zip(names, (*preset.full, CLASSES), strict=True):
-        layers.append(Layer("classifier", name, (outputs, channels, kernel, kernel)))
-        channels, kernel = outputs, 1
-    return layers
+def file_layers(preset: Preset) -> list[tuple[str, Layer]]:
+    """List a preset's layers in the file's order, each with the part of `Network` that has it."""
+    classifier = preset.head("classifier", CLASSES)
+    return [*(("features", one) for one in preset.backbone.layers), *(("classifier", one) for one in classifier)]
 
 
 def file_size(preset: Preset) -> int:
-    """Give the size in bytes of a preset's weight file."""
-    return 4 * sum(layer.size for layer in file_layers(preset))
+    """Return the size in bytes of a preset's weight file."""
+    return 4 * sum(layer.parameters for _, layer in file_layers(preset))
 
 
 def import_weights(file: Path, preset: Preset, run: Path, labels: Path | None = None) -> None:
@@ -90,7 +69,7 @@ def import_weights(file: Path, preset: Preset, run: Path, labels: Path | None = 
     names = read_labels(labels) if labels else tuple(f"ILSVRC2012_ID {n + 1}" for n in range(CLASSES))
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    model = Model(build(preset, CLASSES, weights=False), names, tasks=("classification",))
+    model = Model(build(preset, CLASSES, weights=False), names, tasks=(CLASSIFICATION.name,))
     _load(model.network, file)
     training = {
         "name": "import-weights",
@@ -162,26 +141,26 @@ def _check_weights(file: Path, preset: Preset) -> None:
         others = [name for name in RELEASED if size == file_size(PRESETS[name])]
         hint = f"; that is the size of `{others[0]}`: use --preset {others[0]}" if others else ""
         raise ValueError(f"expected {expected} bytes in '{file}', the weights of `{preset.name}`; got {size}{hint}")
-    for layer, weight, bias in _tensors(file, preset):
+    for _, layer, weight, bias in _tensors(file, preset):
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError(f"expected finite weights in '{file}'; those of its layer {layer.name} are not")
         if not weight.any():  # a download that took its space in advance, and broke off
             raise ValueError(f"expected weights in '{file}'; those of its layer {layer.name} are all zero")
 
 
-def _tensors(file: Path, preset: Preset) -> Iterator[tuple[Layer, np.ndarray, np.ndarray]]:
-    """Yield each layer with its weight and bias, mapped and not read: the whole would be a second copy in memory."""
+def _tensors(file: Path, preset: Preset) -> Iterator[tuple[str, Layer, np.ndarray, np.ndarray]]:
+    """Yield each layer with its part, weight and bias, mapped and not read: the whole would be a second copy."""
     numbers, start = np.memmap(file, "<f4", "r"), 0
-    for layer in file_layers(preset):
-        weight, bias = np.split(numbers[start : start + layer.size], [prod(layer.shape)])
-        yield layer, weight.reshape(layer.shape), bias
-        start += layer.size
+    for part, layer in file_layers(preset):
+        weight, bias = np.split(numbers[start : start + layer.parameters], [layer.multiply_adds])
+        yield part, layer, weight.reshape(layer.channels, layer.inputs, layer.kernel, layer.kernel), bias
+        start += layer.parameters
 
 
 def _load(network: Network, file: Path) -> None:
     """Assign a checked file's weights; Keras has a kernel as (height, width, in, out)."""
-    for layer, weight, bias in _tensors(file, network.preset):
-        ours = getattr(network, layer.part).get_layer(layer.name)
+    for part, layer, weight, bias in _tensors(file, network.preset):
+        ours = getattr(network, part).get_layer(layer.name)
         ours.kernel.assign(weight.transpose(2, 3, 1, 0))
         ours.bias.assign(bias)
 

@@ -1,15 +1,15 @@
 """Images answered one at a time, with the stages that each answer came from (Fig. 6)."""
 
-import numpy as np
+from functools import partial
+
 import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.models import inference as tasks
 from overfeat_tf.models.batches import ONE_IMAGE
 from overfeat_tf.models.inference import Detections, Stages
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import Answers, choose_task
-from overfeat_tf.scan.dense_scan import ScaleScan
+from overfeat_tf.models.tasks import BY_NAME
 
 
 class StagedModel:
@@ -39,7 +39,7 @@ class StagedModel:
             raise ValueError(f"expected dense views to show the stages of; got '{model.options.views}': use its scales")
         self.model = model
         self.task = choose_task(model, task)
-        self._run = tf.function(self._stages, [ONE_IMAGE], autograph=False)
+        self._run = tf.function(partial(model.inference.stages, self.task), [ONE_IMAGE], autograph=False)
 
     def __call__(self, image: bytes) -> tuple[Answers, Stages | None]:
         """Answer an encoded image as `Model.detect`, `localize` or `classify` do, without the batch's dimension.
@@ -52,35 +52,13 @@ class StagedModel:
             stages = self._run(pixels)
             answer = self._named(stages.answer, tf.shape(pixels)[:2])
         else:
-            stages, answer = None, self._unread(image)
+            stages = None
+            answer = getattr(self.model.inference, BY_NAME[self.task].call)(tf.constant([image]))
         row = {key: values[0].numpy() for key, values in answer.items()}
         return row, tf.nest.map_structure(lambda value: None if value is None else value.numpy(), stages)
-
-    def _stages(self, image: tf.Tensor) -> Stages:
-        network, options = self.model.network, self.model.options
-        if self.task == "detection":
-            return tasks.detect_in_stages(network, image, options, self.model.calibration)
-        if self.task == "localization":
-            return tasks.localize_in_stages(network, image, options)
-        return tasks.classify_in_stages([network], image, options)
 
     def _named(self, answer: Detections | tf.Tensor, size: tf.Tensor) -> dict[str, tf.Tensor]:
         batch, status = tf.nest.map_structure(lambda value: value[None], answer), tf.constant([""])
         if isinstance(answer, Detections):
             return self.model.inference.box_outputs(batch, size[None], status)
         return self.model.inference.class_outputs(batch, status)
-
-    def _unread(self, image: bytes) -> dict[str, tf.Tensor]:
-        call = {"detection": "detect", "localization": "localize", "classification": "classify"}[self.task]
-        return getattr(self.model.inference, call)(tf.constant([image]))
-
-
-def at_coarse_stride(scan: ScaleScan, last_pool: int) -> ScaleScan:
-    """Leave a fine scan's windows at the first offset of the last pooling alone: what a coarse scan gives (3.3)."""
-    return ScaleScan(*(None if values is None else values[::last_pool, ::last_pool] for values in scan))
-
-
-def score_map(scan: ScaleScan, background: bool) -> np.ndarray:
-    """Give a scan's softmax scores float32 [h, w, classes], without the background's."""
-    lines = tasks.window_scores(scan, background).numpy()
-    return lines.reshape(*scan.logits.shape[:2], -1)

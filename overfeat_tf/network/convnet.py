@@ -1,8 +1,8 @@
-"""The ConvNet as Keras functional models: features, classifier head, regressor head, and the whole."""
+"""The ConvNet: features, classifier and regressor as Keras functional models, and all three as one."""
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -10,11 +10,8 @@ from keras import layers
 
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.network.context import Context
-from overfeat_tf.network.heads import interleave, offset_max_pool
-from overfeat_tf.network.presets import INIT_STD, Preset, get_preset
-
-if TYPE_CHECKING:
-    from overfeat_tf.compute.execution import Execution
+from overfeat_tf.network.heads import DenseHead, build_head
+from overfeat_tf.network.presets import Preset, get_preset
 
 PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
 
@@ -29,7 +26,7 @@ class Network:
         background: Whether the classifier's output 0 is the background class of detection (5).
         per_class: Whether the regressor's last layer has a box for each class (PCR, 4.3) or one for all (SCR).
         box_form: What the four numbers of a box are, one of `boxes.BOX_FORMS`: edges (4.2), or centre and log size.
-        context: Whether the heads also see the features of the view at half the resolution (5): `overfeat_tf.network.context`.
+        context: Whether the heads also see the features of the view at half the resolution (5).
         features: Pixels [B, H, W, 3], 0..255, to the last feature map before its pooling [B, n, m, C].
         classifier: Pooled map [B, p, q, C] to class scores before softmax [B, p - kernel + 1, q - kernel + 1,
             classes].
@@ -54,7 +51,7 @@ class Network:
         return self._regressor(weights=True)
 
     def blank_regressor(self) -> keras.Model:
-        """Build the regressor with zeros, for weights that are about to be loaded."""
+        """Build the regressor with zeros, where there is none yet: its weights are about to be loaded."""
         return self.__dict__.setdefault("regressor", self._regressor(weights=False))
 
     @property
@@ -64,8 +61,8 @@ class Network:
         return {**built, "regressor": self.regressor} if "regressor" in self.__dict__ else built
 
     @cached_property
-    def executions(self) -> dict[str, "Execution"]:
-        """The ways in which it has been run densely, by their arithmetic: `overfeat_tf.compute.execution`."""
+    def cache(self) -> dict[Any, Any]:
+        """What callers derive from the network and want again, such as compiled functions; it goes with the network."""
         return {}
 
     def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
@@ -91,48 +88,7 @@ class Network:
     def _regressor(self, weights: bool) -> keras.Model:
         outputs = 4 * self.num_classes if self.per_class else 4
         with tf.init_scope():  # a trace may be the first to ask
-            return _head(self.preset, "regressor", self.preset.regressor, outputs, "box", weights, self.context)
-
-
-class Conv2D(layers.Conv2D):
-    """A full layer as a convolution (3.5), computed as a matrix product where a map is a single window to it.
-
-    On a CPU the convolution of a map no larger than its kernel, and its gradient, come to a quarter of the rate. It
-    has the name of Keras's own because Keras files weights under it.
-    """
-
-    def call(self, inputs):
-        if self.kernel_size not in ((1, 1), tuple(inputs.shape[1:3])):
-            return super().call(inputs)
-        sides = keras.ops.shape(inputs)[1:3] if self.kernel_size == (1, 1) else (1, 1)
-        kernel = keras.ops.reshape(self.kernel, [-1, self.filters])
-        product = keras.ops.matmul(keras.ops.reshape(inputs, [-1, kernel.shape[0]]), kernel) + self.bias
-        return keras.ops.reshape(product, [-1, *sides, self.filters])
-
-
-class DenseHead(layers.Layer):
-    """Slide a head over unpooled feature maps [B, n, m, C] at fine or coarse stride (3.3 b-e), to be trained.
-
-    Returns [B, n - k m + 1, ..., D] for a last pooling of side k and a head kernel of m; at coarse stride every
-    k-th of these. Inference computes the same as one matrix product: `overfeat_tf.compute.dense`.
-    """
-
-    def __init__(self, head: keras.Model, preset: Preset, fine: bool = True, **kwargs):
-        super().__init__(**kwargs)
-        self.head, self.preset, self.fine = head, preset, fine
-
-    def call(self, maps, training=None):
-        pool = self.preset.last_pool
-        if not self.fine:
-            return self.head(layers.MaxPooling2D(pool)(maps) if pool > 1 else maps, training=training)
-        height, width = (keras.ops.shape(maps)[axis] - pool * self.preset.head_kernel + 1 for axis in (1, 2))
-        return interleave(self.head(offset_max_pool(maps, pool), training=training), pool, height, width)
-
-    def compute_output_shape(self, input_shape):
-        pool, kernel = self.preset.last_pool, self.preset.head_kernel
-        fine = [None if n is None else n - pool * kernel + 1 for n in input_shape[1:3]]
-        sides = [None if n is None else n if self.fine else -(-n // pool) for n in fine]
-        return (input_shape[0], *sides, self.head.output_shape[-1])
+            return build_head(self.preset, "regressor", outputs, self.context, weights)
 
 
 def build(
@@ -173,44 +129,6 @@ def build(
         per_class=per_class,
         box_form=box_form,
         context=context,
-        features=_features(preset, weights),
-        classifier=_head(preset, "classifier", preset.full, num_classes + background, "scores", weights, context),
+        features=preset.backbone.build(weights),
+        classifier=build_head(preset, "classifier", num_classes + background, context, weights),
     )
-
-
-def _initializer(std: float | None, weights: bool):
-    if not weights:
-        return "zeros"
-    return "he_normal" if std is None else keras.initializers.RandomNormal(stddev=std)
-
-
-def _features(preset: Preset, weights: bool) -> keras.Model:
-    pixels = keras.Input((None, None, 3), name="pixels")
-    x = layers.Rescaling(1.0 / preset.std, -preset.mean / preset.std, name="normalise")(pixels)
-    for number, row in enumerate(preset.convs, start=1):
-        if row.padding:
-            x = layers.ZeroPadding2D(row.padding, name=f"pad{number}")(x)
-        initializer = _initializer(preset.init_std, weights)
-        x = layers.Conv2D(row.channels, row.kernel, row.stride, kernel_initializer=initializer, name=f"conv{number}")(x)
-        x = layers.ReLU(name=f"relu{number}")(x)
-        if row.pool > 1 and number < len(preset.convs):  # the last pooling belongs to the heads: 3.3
-            x = layers.MaxPooling2D(row.pool, name=f"pool{number}")(x)
-    return keras.Model(pixels, x, name="features")
-
-
-def _head(
-    preset: Preset, name: str, hidden: tuple[int, int], outputs: int, last: str, weights: bool, context: bool
-) -> keras.Model:
-    """Build two hidden full layers and a linear one, as convolutions (3.5)."""
-    prefix = "full" if name == "classifier" else "regress"
-    maps = keras.Input((None, None, preset.convs[-1].channels * (1 + context)), name="pooled")
-    x = maps
-    for number, channels in enumerate(hidden, start=len(preset.convs) + 1):
-        kernel = preset.head_kernel if x is maps else 1
-        initializer = _initializer(preset.init_std, weights)
-        x = Conv2D(channels, kernel, kernel_initializer=initializer, name=f"{prefix}{number}")(x)
-        x = layers.ReLU(name=f"{prefix}{number}_relu")(x)
-        if name == "classifier":
-            x = layers.Dropout(preset.dropout, name=f"{prefix}{number}_dropout")(x)
-    x = Conv2D(outputs, 1, kernel_initializer=_initializer(INIT_STD, weights), name=last)(x)
-    return keras.Model(maps, x, name=name)

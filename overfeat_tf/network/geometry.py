@@ -4,8 +4,6 @@ With the last pooling taken at every offset, window (i, j) covers the pixels [i 
 [j * s, j * s + window) of the input, s being the fine stride; at one offset alone s is the coarse stride.
 """
 
-from itertools import pairwise
-
 from overfeat_tf.network.presets import Preset
 
 
@@ -27,18 +25,3 @@ def window_count(preset: Preset, side: int, fine: bool = True) -> int:
     """Count the windows along an input of `side` pixels; 0 where none fits."""
     fine_count = max(0, preset.feature_side(side) - preset.last_pool * preset.head_kernel + 1)
     return fine_count if fine else -(-fine_count // preset.last_pool)
-
-
-def feature_multiply_adds(preset: Preset, height: int, width: int) -> int:
-    """Count the multiply-adds of the feature layers on an input of height x width pixels (Table 4)."""
-    channels, total = 3, 0
-    for row, (rows, _), (columns, _) in zip(preset.convs, preset.sides(height), preset.sides(width), strict=True):
-        total += rows * columns * row.channels * row.kernel**2 * channels
-        channels = row.channels
-    return total
-
-
-def head_multiply_adds(preset: Preset, outputs: int) -> int:
-    """Count the multiply-adds of the classifier on one window (Table 4)."""
-    channels = (preset.convs[-1].channels * preset.head_kernel**2, *preset.full, outputs)
-    return sum(before * after for before, after in pairwise(channels))

@@ -1,22 +1,12 @@
 """The networks as data: Table 1 (`fast`), Table 3 (`accurate`) and the small ones, one row a layer."""
 
-import difflib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
+from functools import cached_property
+
+from overfeat_tf.network.backbone import Backbone, Conv, ConvBackbone, Layer
+from overfeat_tf.suggestion import suggest
 
 INIT_STD = 0.01  # 3.1
-
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution row: square `kernel`, ReLU, then a non-overlapping max pool of side `pool` (1 = none)."""
-
-    channels: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    pool: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +41,30 @@ class Preset:
     dropout: float = 0.5
     init_std: float | None = INIT_STD
 
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The feature layers: what is said of them, and their Keras model."""
+        return ConvBackbone(self.convs, self.mean, self.std, self.init_std)
+
+    def head(self, part: str, outputs: int, context: bool = False) -> tuple[Layer, ...]:
+        """Return the three layers of a head, hidden, hidden and linear, numbered on from the feature layers.
+
+        Args:
+            part: "classifier" or "regressor".
+            outputs: Channels of the linear layer.
+            context: Whether the head also sees the features of half the resolution (5).
+        """
+        prefix, hidden, last = {
+            "classifier": ("full", self.full, "scores"),
+            "regressor": ("regress", self.regressor, "box"),
+        }[part]
+        number = len(self.backbone.layers)
+        return (
+            Layer(f"{prefix}{number + 1}", self.backbone.channels * (1 + context), hidden[0], self.head_kernel),
+            Layer(f"{prefix}{number + 2}", *hidden),
+            Layer(last, hidden[1], outputs),
+        )
+
     @property
     def last_pool(self) -> int:
         """Side of the last pooling: k; there are k * k offsets."""
@@ -59,7 +73,7 @@ class Preset:
     @property
     def fine_stride(self) -> int:
         """Pixels between windows when the last pooling is taken at every offset (12 for `accurate`)."""
-        return prod(c.stride * c.pool for c in self.convs) // self.last_pool
+        return self.backbone.stride
 
     @property
     def coarse_stride(self) -> int:
@@ -76,16 +90,9 @@ class Preset:
         """Smallest side for which every offset gives one output (245 for `accurate`)."""
         return self.window + self.fine_stride * (self.last_pool - 1)
 
-    def sides(self, side: int) -> Iterator[tuple[int, int]]:
-        """Yield the map's side after each convolution, and after its pooling, for an input of `side` pixels."""
-        for conv in self.convs:
-            convolved = max((side + 2 * conv.padding - conv.kernel) // conv.stride + 1, 0)
-            side = convolved // conv.pool
-            yield convolved, side
-
     def feature_side(self, side: int) -> int:
-        """Give the side of the last feature map before its pooling, for an input of `side` pixels."""
-        return list(self.sides(side))[-1][0]
+        """Return the side of the last feature map before its pooling, for an input of `side` pixels."""
+        return self.backbone.sides(side)[-1]
 
 
 PRESETS = {
@@ -181,6 +188,4 @@ def get_preset(name: str) -> Preset:
     """
     if name in PRESETS:
         return PRESETS[name]
-    near = difflib.get_close_matches(name, PRESETS, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise ValueError(f"expected a preset, one of {', '.join(PRESETS)}; got '{name}'{hint}")
+    raise ValueError(f"expected a preset, one of {', '.join(PRESETS)}; got '{name}'{suggest(name, PRESETS)}")

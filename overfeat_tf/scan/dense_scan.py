@@ -1,4 +1,4 @@
-"""The dense multi-scale scan: views of an image -> class scores and boxes of every window (3.3, 4)."""
+"""The dense multi-scale scan: an image -> class scores and boxes of every window (3.3, 4), and their vote."""
 
 from typing import NamedTuple
 
@@ -77,3 +77,21 @@ def _in_image(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Vie
     boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window))
     boxes /= tf.concat([size, size], axis=0)
     return [box_ops.flip(boxes[i]) if mirrored else boxes[i] for i, mirrored in enumerate(views.mirrored)]
+
+
+def vote(scans: list[ScaleScan], background: bool) -> tf.Tensor:
+    """Vote over all windows: (i) each class's maximum over a scale's windows, (ii) the mean over scales and flips.
+
+    The votes are softmax scores: scores before softmax are only defined up to a constant at each window, so their
+    maximum over windows would mean nothing.
+
+    Args:
+        scans: What `scan` gives.
+        background: Whether class 0 is the background, which has no vote.
+
+    Returns:
+        float32 [classes], each in 0..1; they need not sum to 1.
+    """
+    maxima = [tf.reduce_max(tf.nn.softmax(scan.logits), axis=[0, 1]) for scan in scans]
+    votes = tf.reduce_mean(tf.stack(maxima), axis=0)
+    return votes[1:] if background else votes

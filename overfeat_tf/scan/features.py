@@ -1,6 +1,5 @@
 """The network as a feature extractor: any layer's output, by its name (3.2)."""
 
-import difflib
 from collections.abc import Callable, Sequence
 
 import keras
@@ -12,11 +11,12 @@ from overfeat_tf.network.convnet import Network
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.pyramid import draw_scale, pad
+from overfeat_tf.suggestion import suggest
 
 
 def default_layer(preset: Preset) -> str:
     """Name the second full layer, before its rectifier: the features of the authors' release."""
-    return f"full{len(preset.convs) + 2}"
+    return preset.head("classifier", 1)[1].name
 
 
 def layer_names(network: Network) -> list[str]:
@@ -37,9 +37,8 @@ def check_layer(network: Network, layer: str) -> None:
     """Raise ValueError, naming the nearest layer, if the network has none of that name."""
     names = layer_names(network)
     if layer not in names:
-        near = difflib.get_close_matches(layer, names, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"expected a layer of '{network.preset.name}', one of {', '.join(names)}; got '{layer}'{hint}")
+        known, hint = ", ".join(names), suggest(layer, names)
+        raise ValueError(f"expected a layer of '{network.preset.name}', one of {known}; got '{layer}'{hint}")
 
 
 def extract(
@@ -100,4 +99,4 @@ def _until(network: Network, layer: str) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def _last_pool(preset: Preset) -> str:
-    return f"pool{len(preset.convs)}"
+    return f"pool{len(preset.backbone.layers)}"

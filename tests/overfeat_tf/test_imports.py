@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {"overfeat_tf.boxes", "overfeat_tf.options", "overfeat_tf.network"}
+BASE = {f"overfeat_tf.{room}" for room in ("boxes", "suggestion", "network", "options")}
 MODELS = BASE | {f"overfeat_tf.{room}" for room in ("compute", "scan", "merge", "images", "models")}
 LIBRARY = MODELS | {"overfeat_tf", "overfeat_tf.draw"}  # overfeat_tf itself: gives the public names
 ALLOWED = {
     "overfeat_tf.boxes": set(),
-    "overfeat_tf.network": {"overfeat_tf.boxes"},
+    "overfeat_tf.suggestion": set(),
+    "overfeat_tf.network": {"overfeat_tf.boxes", "overfeat_tf.suggestion"},
     "overfeat_tf.options": {"overfeat_tf.network"},
     "overfeat_tf.compute": BASE,
     "overfeat_tf.scan": BASE | {"overfeat_tf.compute"},

@@ -13,7 +13,7 @@ from small_classifiers import LABELS
 
 import overfeat_tf as of
 from overfeat_tf.cli.options import option_name, with_changes
-from overfeat_tf.compute.arithmetic import suits_this_machine
+from overfeat_tf.compute.execution import suits_this_machine
 from overfeat_tf.models.loading import load_run
 from serving.embedded.server import start
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overfeat_tf.compute.cook_toom import MOST_POINTS, exact_transforms, transforms
+from overfeat_tf.compute.winograd import MOST_POINTS, exact_transforms, transforms
 
 SIZES = [(m, r) for r in range(2, MOST_POINTS) for m in range(2, MOST_POINTS - r + 2)]
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from overfeat_tf.compute import winograd as tiles
-from overfeat_tf.compute.cook_toom import MOST_POINTS
+from overfeat_tf.compute.winograd import MOST_POINTS
 
 CHANNELS, OUTPUTS = 6, 5
 SIZES = [(m, r) for r in (2, 3, 5, 6, 7) for m in range(2, MOST_POINTS - r + 2)]

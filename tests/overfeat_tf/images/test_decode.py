@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.images.jpeg_header import GLANCE
+from overfeat_tf.images.headers import GLANCE
 
 BAD_INPUT = pathlib.Path(__file__).resolve().parents[4] / "shared" / "datasets" / "bad_input"
 

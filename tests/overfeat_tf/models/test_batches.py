@@ -12,8 +12,8 @@ from plain_merging import plain_merge
 from small_network import LABELS, OPTIONS, encode, picture, spread
 
 import overfeat_tf as of
-from overfeat_tf.models import inference as tasks
 from overfeat_tf.models.batches import Inference
+from overfeat_tf.models.inference import classify, detect, localize
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan import features
@@ -222,7 +222,7 @@ def test_detect_is_proposing_and_merging(network, size, seed, flips):
     expected = merge_plainly(image, votes, options.merge_threshold)[: options.max_detections]
     assert 1 < len(expected) < len(votes)
 
-    found = tasks.detect(network, tf.constant(image), options)
+    found = detect(network, tf.constant(image), options).answer
     count = int(found.count)
     assert count == len(expected)
     np.testing.assert_allclose(found.scores[:count], [s / (1 + s) for s, _, _ in expected], rtol=1e-3)
@@ -245,7 +245,7 @@ def test_localize_gives_each_of_the_top_classes_its_best_merged_box(network, siz
         votes = [(probabilities[row, label], 1, boxes[row]) for row in best]
         expected.append(merge_plainly(image, votes, options.merge_threshold)[0][2])
 
-    found = tasks.localize(network, tf.constant(image), options)
+    found = localize(network, tf.constant(image), options).answer
     np.testing.assert_array_equal(found.classes, top + 1)
     np.testing.assert_allclose(found.scores, mean[top], rtol=1e-4)
     np.testing.assert_allclose(found.boxes, expected, atol=1e-3)
@@ -281,7 +281,7 @@ def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, fli
     for score, label, box in merged:
         best.setdefault(label, (score, box))
     expected = list(best.items())[:2]
-    found = tasks.localize(network, tf.constant(image), options)
+    found = localize(network, tf.constant(image), options).answer
     np.testing.assert_array_equal(found.classes, [label for label, _ in expected])
     np.testing.assert_allclose(found.scores, [score / (1 + score) for _, (score, _) in expected], rtol=1e-4)
     np.testing.assert_allclose(found.boxes, [box for _, (_, box) in expected], atol=1e-3)
@@ -290,7 +290,7 @@ def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, fli
 def test_classify_is_the_logarithm_of_the_votes(network, inference):
     image = picture(70, 100)
     votes = np.mean([p.max(axis=0) for p, _ in windows_of(network, image, OPTIONS)], axis=0)
-    np.testing.assert_allclose(tasks.classify([network], tf.constant(image), OPTIONS), np.log(votes), rtol=1e-4)
+    np.testing.assert_allclose(classify([network], tf.constant(image), OPTIONS).answer, np.log(votes), rtol=1e-4)
     answer = numpy_of(inference.classify_images(tf.constant(image[None])))
     np.testing.assert_allclose(answer["probs"][0], votes / votes.sum(), rtol=1e-4)
     answer = numpy_of(inference.classify(tf.constant([encode(image)])))
@@ -326,11 +326,11 @@ def test_without_one_usable_box_there_is_an_answer_still(edges):
     network.regressor.layers[-1].bias.assign(edges)
     image = tf.constant(picture(40, 50))
     options = InferenceOptions(scales=(1, 2), min_score=0.0)
-    assert int(tasks.detect(network, image, options).count) == 0
-    found = tasks.localize(network, image, options)
+    assert int(detect(network, image, options).answer.count) == 0
+    found = localize(network, image, options).answer
     np.testing.assert_array_equal(found.boxes, [[0, 0, 1, 1]] * 3)  # the class is known all the same
     assert sorted(found.classes.numpy()) == [1, 2, 3]
-    found = tasks.localize(network, image, replace(options, localize_by="accumulated"))
+    found = localize(network, image, replace(options, localize_by="accumulated")).answer
     np.testing.assert_array_equal(found.boxes, [[0, 0, 1, 1]] * 3)
     assert sorted(found.classes.numpy()) == [1, 2, 3] and not found.scores.numpy().any()
 
@@ -346,8 +346,8 @@ def test_a_network_without_background_detects_what_many_windows_agree_on():
     boxes[middle, middle] = [0.3, 0.4, 0.6, 0.7]
     one = ScaleScan(tf.constant(logits), tf.constant(boxes), tf.constant(windows))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "scan", lambda *_: [one])
-        found = tasks.detect(network, tf.constant(image), replace(OPTIONS, max_windows=400, merge_threshold=0.3))
+        patch.setattr("overfeat_tf.models.inference.scan", lambda *_: [one])
+        found = detect(network, tf.constant(image), replace(OPTIONS, max_windows=400, merge_threshold=0.3)).answer
     assert found.classes.numpy()[: int(found.count)].tolist() == [2] * int(found.count) and int(found.count) > 1
     np.testing.assert_allclose(found.boxes[0], [0.3, 0.4, 0.6, 0.7], atol=0.06)
     evidence = found.scores / (1 - found.scores)

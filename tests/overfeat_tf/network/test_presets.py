@@ -39,7 +39,8 @@ def test_layers_are_the_tables_rows(name):
     preset = PRESETS[name]
     rows = [(c.kernel, c.stride, c.padding, c.channels, c.pool) for c in preset.convs]
     assert rows == [row[:5] for row in TABLES[name]]
-    assert list(preset.sides(preset.window)) == [row[5:] for row in TABLES[name]]
+    sides = zip(preset.backbone.sides(preset.window), preset.backbone.layers, strict=True)
+    assert [(side, side // layer.pool) for side, layer in sides] == [row[5:] for row in TABLES[name]]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +64,29 @@ def test_a_preset_fits_its_own_window(preset):
     assert areas == sorted(areas)
 
 
+@pytest.mark.parametrize("name", ["tiny", "small", "thumbnail"])
+@pytest.mark.parametrize("context", [False, True])
+def test_what_is_said_of_a_network_is_what_is_built(name, context):
+    network = build(name, 3, background=True, per_class=True, weights=False, context=context)
+    backbone = network.preset.backbone
+    said = {
+        "features": backbone.layers,
+        "classifier": network.preset.head("classifier", 4, context),
+        "regressor": network.preset.head("regressor", 12, context),
+    }
+    network.blank_regressor()
+    for part, model in network.parts.items():
+        built = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+        assert [layer.name for layer in said[part]] == [layer.name for layer in built]
+        assert [layer.parameters for layer in said[part]] == [layer.count_params() for layer in built]
+    height, width = network.preset.scales[1][0], network.preset.window
+    outputs = [network.features.get_layer(layer.name).output for layer in backbone.layers]
+    shapes = keras.Model(network.features.input, outputs).compute_output_shape((1, height, width, 3))
+    assert [shape[1:3] for shape in shapes] == backbone.map_sizes(height, width)
+    assert backbone.channels == shapes[-1][3] and backbone.parameters == network.features.count_params()
+    assert backbone.largest_map(height, width) == max(prod(shape[1:]) for shape in shapes)
+
+
 # Table 4 says 145 M and 144 M parameters, 2810 M and 5369 M connections; exactly, by the tables' own arithmetic:
 @pytest.mark.parametrize(
     ("name", "parameters", "connections"), [("fast", 145_920_872, 2801.4e6), ("accurate", 144_656_488, 5355.4e6)]
@@ -74,7 +98,7 @@ def test_a_built_network_has_table_4s_sizes(name, parameters, connections):
     assert sum(part.count_params() for part in parts) == parameters
     # A connection is a multiply-add: each weight once for every cell of its map.
     layers = [layer for part in parts for layer in part.layers if isinstance(layer, keras.layers.Conv2D)]
-    cells = [side**2 for side, _ in preset.sides(preset.window)] + [1, 1, 1]
+    cells = [side**2 for side in preset.backbone.sides(preset.window)] + [1, 1, 1]
     multiply_adds = sum(prod(layer.kernel.shape) * n for layer, n in zip(layers, cells, strict=True))
     assert multiply_adds == pytest.approx(connections, rel=2e-5)
     assert network.features.output_shape == (None, None, None, 1024)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from overfeat_tf.scan.dense_scan import ScaleScan
-from overfeat_tf.scan.voting import vote
+from overfeat_tf.scan.dense_scan import ScaleScan, vote
 
 
 def random_scans(*sizes):

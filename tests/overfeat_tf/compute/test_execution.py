@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from overfeat_tf.compute import arithmetic
+from overfeat_tf.compute import execution as arithmetic
 from overfeat_tf.compute import winograd as tiles
-from overfeat_tf.compute.arithmetic import Shape, choose_tiles, direct_cost, tiles_along, transformed_cost
 from overfeat_tf.compute.dense import feature_maps, find_windows, head_maps, run_heads
-from overfeat_tf.compute.execution import execution_of
+from overfeat_tf.compute.execution import Shape, choose_tiles, direct_cost, execution_of, winograd_cost
+from overfeat_tf.compute.winograd import tiles_along
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS, Conv, Preset
@@ -25,7 +25,7 @@ PRESET = Preset("plain", 41, CONVS, (6, 4), (5, 3), ((49, 49), (73, 81)), init_s
 @pytest.fixture
 def everything_pays(monkeypatch):
     monkeypatch.setattr(arithmetic, "SAVED", -1e15)
-    monkeypatch.setattr("overfeat_tf.compute.dense.transformed_cost", lambda *_: 0.0)
+    monkeypatch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
 
 
 def test_the_papers_networks_are_transformed_and_the_smallest_are_not():
@@ -45,9 +45,9 @@ def test_tiles_are_counted_offset_by_offset():
 
 def test_few_windows_stay_direct_and_many_do_not():
     shape = Shape(5, 3, 1024, 4096)
-    assert transformed_cost(shape, 4, 9) > direct_cost(shape, 9)
-    assert transformed_cost(shape, 4, 162) < 0.55 * direct_cost(shape, 1575)
-    assert transformed_cost(shape, 4, 2 * 162) < 0.42 * direct_cost(shape, 2 * 1575)  # with flips
+    assert winograd_cost(shape, 4, 9) > direct_cost(shape, 9)
+    assert winograd_cost(shape, 4, 162) < 0.55 * direct_cost(shape, 1575)
+    assert winograd_cost(shape, 4, 2 * 162) < 0.42 * direct_cost(shape, 2 * 1575)  # with flips
 
 
 @pytest.mark.parametrize("context", [False, True])
