@@ -1,4 +1,4 @@
-"""How inference is run: one frozen dataclass, written beside every run and export."""
+"""The options of inference, a frozen dataclass that is written with every run and export."""
 
 import math
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ class InferenceOptions:
         localize_by: How `localize` ranks classes and picks windows. "vote" ranks by the vote of 3.3 and merges the
             most confident windows of each class; "accumulated" is 4.3: each scale proposes its top k classes, all
             windows of these take part, and the merged boxes with the largest accumulated scores are the answer.
-        arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, from the
-            same weights (`overfeat_tf.compute.execution`); equal but for rounding.
+        arithmetic: "direct", or "transformed": Winograd's, for the layers that it makes faster, from the same weights
+            (`compute.execution`); equal but for rounding.
     """
 
     scales: tuple[int, ...] | None = None

@@ -43,7 +43,7 @@ class Windows(NamedTuple):
     Attributes:
         cells: float32 [n, C], the cells of all maps, row by row.
         maps: int32 [maps, 3], the images, and the cells down and across, of each map.
-        shapes: int32 [maps, 3], the images, and the windows down and across, of each.
+        shapes: int32 [maps, 3], the images, and the windows down and across, of each map.
         taps: Cells along a window's side.
         apart: Cells from one of these to the next.
     """
@@ -74,7 +74,7 @@ class Windows(NamedTuple):
         return tf.reduce_sum(images * tiles_along(down, self.apart, side) * tiles_along(across, self.apart, side))
 
     def split(self, values: tf.Tensor) -> list[tf.Tensor]:
-        """Deal values of all windows [windows, ...] out to the maps: [B, h, w, ...] each."""
+        """Split values of all windows [windows, ...] by map: [B, h, w, ...] each."""
         number, rest = self.shapes.shape[0], values.shape[1:]
         parts = zip(tf.split(values, self.counts, num=number), tf.unstack(self.shapes, number), strict=True)
         return [
@@ -85,9 +85,9 @@ class Windows(NamedTuple):
 
 @cache
 def _places_of(taps: int, apart: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """Make the function that lists `Windows.places` of one map, int32 [3], whose first cell has the given number.
+    """Return the tf.function that lists `Windows.places` of one map, int32 [3], given the number of its first cell.
 
-    One tf.function for all maps of all layers and signatures: the indices of each by itself would be most of a graph.
+    All maps of all layers and signatures share it: tracing the indices of each map would make most of a graph.
     """
 
     def places(shape: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
@@ -103,7 +103,7 @@ def _places_of(taps: int, apart: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Ten
 def feature_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = DIRECT) -> list[tf.Tensor]:
     """Compute the last feature maps before their pooling, [B, n, m, C] each, for pixels float32 [B, H, W, 3] each."""
     execution = execution_of(network, arithmetic)
-    if len(pixels) not in execution.traced:  # once for every task and signature that scans as many views
+    if len(pixels) not in execution.traced:  # shared by every task and signature that scans as many views
 
         def run(*pixels: tf.Tensor) -> list[tf.Tensor]:
             maps = [execution.trunk(each) for each in pixels]
@@ -186,14 +186,14 @@ def _by_tiles_or(
     windows: Windows,
     shaped: Callable[[tf.Tensor], list[tf.Tensor]] = lambda values: [values],
 ) -> list[tf.Tensor]:
-    """Run stacks of layers by tiles, where the execution has their first ones transformed and the sizes make it pay.
+    """Run stacks of layers by tiles where their first layers have them and the sizes make it pay, else `directly`.
 
-    Otherwise `directly`. What comes of each stack, [windows, D], is `shaped` into what `directly` has of it.
+    `shaped` turns the output of each stack, [windows, D], into what `directly` returns for it.
     """
     firsts = [_first(stack) for stack in stacks]
     sides = {execution.sides.get(layer.name) if execution else None for layer in firsts}
     side = sides.pop()
-    if side is None or sides:  # some are not, or not with the same tiles
+    if side is None or sides:  # some have none, or other tiles
         return directly()
 
     def by_tiles() -> list[tf.Tensor]:

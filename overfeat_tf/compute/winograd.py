@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 # Small numbers and their inverses keep the matrices' entries, and so the rounding errors, small; the last point of all
-# is infinity. There are seven: with more than eight points float32 is not exact enough for us.
+# is infinity. There are seven finite ones: with more than eight points the float32 errors are too large.
 POINTS = (Fraction(0), *(Fraction(sign * n, d) for n, d in ((1, 1), (2, 1), (1, 2)) for sign in (1, -1)))
 MOST_POINTS = len(POINTS) + 1
 
@@ -40,7 +40,7 @@ class Transforms(NamedTuple):
     outputs: np.ndarray
 
     def square(self) -> "Transforms":
-        """Give those of F(m x m, r x r), for squares laid out row by row: [t^2, t^2], [t^2, r^2], [m^2, t^2]."""
+        """Return those of F(m x m, r x r), for squares in row-major order: [t^2, t^2], [t^2, r^2], [m^2, t^2]."""
         return Transforms(*(np.kron(matrix, matrix) for matrix in self))
 
 
@@ -84,7 +84,7 @@ def _values(points: tuple[Fraction, ...], degrees: int) -> Rows:
 
 
 def _with_roots(roots: tuple[Fraction, ...]) -> list[Fraction]:
-    """Give the coefficients, lowest first, of the polynomial with these roots and a leading 1."""
+    """Return the coefficients, lowest first, of the polynomial with these roots and a leading 1."""
     coefficients = [Fraction(1)]
     for root in roots:
         shifted, scaled = [Fraction(0), *coefficients], [*(root * value for value in coefficients), Fraction(0)]
@@ -124,17 +124,17 @@ def lay_tiles(maps: tf.Tensor, taps: int, apart: int, side: int) -> Tiles:
     images, down, across = tf.unstack(maps, axis=1)
     each = images * _tiles_along(down, taps, apart, side) * _tiles_along(across, taps, apart, side)
     firsts = (tf.cumsum(count, exclusive=True) for count in (tf.reduce_prod(maps, axis=1), each))
-    number, lay = maps.shape[0], _layer_of_tiles(taps, apart, side)
+    number, lay = maps.shape[0], _tile_layout(taps, apart, side)
     found = [lay(*one) for one in zip(*(tf.unstack(t, number) for t in (maps, *firsts)), strict=True)]
     cells, tile, place = zip(*found, strict=True)
     return Tiles(tf.concat(cells, axis=1), tf.concat(tile, axis=0), tf.concat(place, axis=0))
 
 
 @cache
-def _layer_of_tiles(taps: int, apart: int, side: int) -> Callable[..., tuple]:
-    """Make the function that lays tiles over one map, int32 [3], whose first cell and tile have the given numbers.
+def _tile_layout(taps: int, apart: int, side: int) -> Callable[..., tuple]:
+    """Return the tf.function that lays tiles over one map, int32 [3], given the numbers of its first cell and tile.
 
-    One tf.function for all maps: the indices of each by itself would be most of a graph.
+    All maps share it: tracing the indices of each map would make most of a graph.
     """
 
     def lay(shape: tf.Tensor, first_cell: tf.Tensor, first_tile: tf.Tensor) -> tuple:
@@ -169,7 +169,7 @@ def run_tiles(kernels: Sequence[tf.Tensor], cells: tf.Tensor, tiles: Tiles, side
     points, widths = data.shape[0], [kernel.shape[-1] for kernel in kernels]
     limit = max(1, TILE_BYTES // (4 * points * channels))
     total = tf.shape(tiles.cells)[1]
-    # Pieces of equal length, filled up with tiles that nobody asks for.
+    # Pieces of equal length, padded with tiles that are not read.
     pieces = tf.maximum((total + limit - 1) // limit, 1)
     length = (total + pieces - 1) // pieces
     filled = tf.pad(tiles.cells, [[0, 0], [0, pieces * length - total]])
@@ -178,7 +178,7 @@ def run_tiles(kernels: Sequence[tf.Tensor], cells: tf.Tensor, tiles: Tiles, side
     def run(seen: tf.Tensor) -> list[tf.Tensor]:
         gathered = tf.reshape(tf.gather(cells, seen), [points, -1])
         places = tf.unstack(tf.reshape(tf.matmul(data, gathered), [points, -1, channels]))
-        return [_in_blocks(places, kernel, side) for kernel in kernels]
+        return [_multiply_in_blocks(places, kernel, side) for kernel in kernels]
 
     specs = [tf.TensorSpec([side**2, None, width], tf.float32) for width in widths]
     answers = tf.map_fn(run, filled, fn_output_signature=specs, parallel_iterations=1)
@@ -186,7 +186,7 @@ def run_tiles(kernels: Sequence[tf.Tensor], cells: tf.Tensor, tiles: Tiles, side
     return [tf.gather(tf.reshape(each, [-1, width]), index) for each, width in zip(answers, widths, strict=True)]
 
 
-def _in_blocks(places: list[tf.Tensor], kernel: tf.Tensor, side: int) -> tf.Tensor:
+def _multiply_in_blocks(places: list[tf.Tensor], kernel: tf.Tensor, side: int) -> tf.Tensor:
     """Multiply what lies at each place of all tiles, [tiles, C], with its weights: [m * m, tiles, K]."""
     taps, _, channels, width = kernel.shape
     _, inward, outputs = (tf.constant(matrix, tf.float32) for matrix in transforms(side, taps).square())
@@ -205,7 +205,7 @@ def _in_blocks(places: list[tf.Tensor], kernel: tf.Tensor, side: int) -> tf.Tens
 
 
 def _block(width: int) -> int:
-    """Give the outputs of a block: as many as divide them all, or all where none such is large enough."""
+    """Return the outputs of a block: the largest divisor of `width` up to `BLOCK`, or all where it is too small."""
     most = max(n for n in range(1, BLOCK + 1) if width % n == 0)
     return most if most >= LEAST_BLOCK else width
 
@@ -226,7 +226,7 @@ def _along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tuple:
     each = _tiles_along(cells, taps, apart, side) // apart  # tiles of one offset
     starts = tf.reshape(tf.range(apart)[:, None] + apart * side * tf.range(each), [-1])
     reached = tf.range(side + taps - 1)[:, None] * apart + starts
-    seen = tf.clip_by_value(reached, 0, tf.maximum(cells - 1, 0))  # what lies beyond is in no window
+    seen = tf.clip_by_value(reached, 0, tf.maximum(cells - 1, 0))  # cells beyond the map are in no window
     offset, number = tf.range(windows) % apart, tf.range(windows) // apart
     return apart * each, seen, (offset * each + number // side, number % side)
 

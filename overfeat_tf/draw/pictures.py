@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from overfeat_tf.images.decode import decode_image
 
-LONGEST = 1600  # pixels: a picture to look at needs no more
+LONGEST = 1600  # pixels: enough for a picture to look at
 Truth = tuple[np.ndarray, Sequence[str]]  # boxes normalised yxyx [n, 4], and their names
 
 
@@ -100,7 +100,7 @@ def draw_filters(kernels: np.ndarray, cell: int = 44) -> Image.Image:
 
 
 def class_colour(number: int) -> tuple[int, int, int]:
-    """Give each class a bright colour far from its neighbours', RGB 0..255."""
+    """Return a bright colour for a class, far from its neighbours', RGB 0..255."""
     red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1.0, 0.85, 1.0)  # golden ratio: neighbours differ
     return round(red * 255), round(green * 255), round(blue * 255)
 

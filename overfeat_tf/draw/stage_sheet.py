@@ -48,13 +48,13 @@ class Scene:
         return cls(np.asarray(picture), dimmed, classes, math.ceil(highest * 100) / 100, model)
 
     def name(self, number: int) -> str:
-        """Give a class's name, short enough for a label."""
+        """Return a class's name, short enough for a label."""
         name = self.model.labels[number - 1]
         name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 2]}.."
         return name.replace("$", r"\$")  # matplotlib would read mathematics
 
     def colour(self, number: int) -> tuple[float, ...]:
-        """Give a class's colour, RGB 0..1; grey for one that has none of its own."""
+        """Return a class's colour, RGB 0..1; grey for a class without a colour of its own."""
         if number not in self.classes:
             return (0.75, 0.75, 0.75)
         # By rank: of a thousand classes some have colours alike, and these few have to be told apart.
@@ -159,7 +159,7 @@ def _render(rows: Sequence[_Row]) -> Image.Image:
 
 
 def most_important(stages: Stages, background: bool) -> tuple[int, ...]:
-    """Number the classes to show, from 1: the merged boxes', best first; the three most voted without any."""
+    """Return the classes to show, from 1: those of the merged boxes, best first; without boxes the three most voted."""
     if stages.merged is not None and len(stages.merged.classes):
         return tuple(dict.fromkeys(stages.merged.classes.tolist()))[:MOST_CLASSES]
     votes = vote(stages.scans, background).numpy()
@@ -167,7 +167,7 @@ def most_important(stages: Stages, background: bool) -> tuple[int, ...]:
 
 
 def heat_map(scan: ScaleScan, classes: Sequence[int], background: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Give, at each window, the best of some classes (from 1): its number int [h, w] and its score float32 [h, w].
+    """Return the best of some classes (from 1) at each window: its number int [h, w] and its score float32 [h, w].
 
     The windows of a mirror image are turned to run from left to right.
     """
@@ -290,11 +290,11 @@ def _frame(axes, box, colour, line: float, opacity: float, style: object = "-") 
 
 
 def at_coarse_stride(scan: ScaleScan, last_pool: int) -> ScaleScan:
-    """Leave a fine scan's windows at the first offset of the last pooling alone: what a coarse scan gives (3.3)."""
+    """Return a fine scan's windows at the first offset of the last pooling: those of a coarse scan (3.3)."""
     return ScaleScan(*(None if values is None else values[::last_pool, ::last_pool] for values in scan))
 
 
 def score_map(scan: ScaleScan, background: bool) -> np.ndarray:
-    """Give a scan's softmax scores float32 [h, w, classes], without the background's."""
+    """Return a scan's softmax scores float32 [h, w, classes], without the background's."""
     lines = window_scores(scan, background).numpy()
     return lines.reshape(*scan.logits.shape[:2], -1)

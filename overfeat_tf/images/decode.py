@@ -1,6 +1,6 @@
 """Encoded image bytes -> RGB pixels as displayed, in stock graph operations, with a status in place of an error.
 
-TensorFlow's own decoders read the pixels (beside them `_bmp`, for the palettes that TensorFlow passes over). An error
+TensorFlow's own decoders read the pixels (except `_bmp`, for the palettes that TensorFlow ignores). An error
 in one of them would fail the whole batch, and a graph cannot catch an error, with one exception: a tf.data pipeline may
 ignore the errors of its elements. So each decoder runs as a pipeline of one element.
 """
@@ -18,7 +18,7 @@ MAX_PIXELS = 50_000_000
 EXIF, ORIENTATION, SHORT, LONG = b"Exif\0\0", 0x0112, 3, 4
 MAX_EXIF_ENTRIES = 512  # of 12 bytes; cameras write some 15 into the first directory
 
-READ, EMPTY, STRANGE, SIZELESS, LARGE, DAMAGED = range(6)  # what may become of an image
+READ, EMPTY, STRANGE, SIZELESS, LARGE, DAMAGED = range(6)  # outcomes of an image
 
 
 def decode_image(data: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tuple[tf.Tensor, tf.Tensor]:
@@ -34,7 +34,7 @@ def decode_image(data: tf.Tensor, max_pixels: int = MAX_PIXELS) -> tuple[tf.Tens
 
 @tf.function(autograph=False)
 def _decode_image(data: tf.Tensor, max_pixels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    # Strings live on the host: on a machine with a GPU the small sums here would wander there and back.
+    # Strings live on the host: with a GPU, the small sums here would be copied there and back.
     with tf.device("/CPU:0"):
         kind = read_kind(data)
         header = read_header(data, kind)
@@ -63,14 +63,14 @@ def _explain(problem: tf.Tensor, data: tf.Tensor, kind: tf.Tensor, header: Heade
     first = tf.strings.as_string(tf.io.decode_raw(tf.strings.substr(data, 0, 4), tf.uint8))
     first = tf.strings.reduce_join(first, separator=" ")  # as numbers: a status is text, whatever came
     raw = ": send the image file itself, as raw bytes"
-    whole = ": send the whole file, or save it again as JPEG or PNG"
+    resend = ": send the whole file, or save it again as JPEG or PNG"
     lines = {
         READ: ["", ""],
         EMPTY: ["expected the bytes of an image file, got none", raw],
         STRANGE: ["expected JPEG, PNG, GIF, BMP, WebP or JPEG XL, got ", count, " bytes that begin with ", first, raw],
-        SIZELESS: ["expected an image size, got ", count, " bytes of ", name, " without one", whole],
+        SIZELESS: ["expected an image size, got ", count, " bytes of ", name, " without one", resend],
         LARGE: ["expected at most ", limit, " pixels, got a ", size, ": send a smaller one"],
-        DAMAGED: ["damaged or truncated: expected a ", size, ", got ", count, " bytes that do not decode", whole],
+        DAMAGED: ["damaged or truncated: expected a ", size, ", got ", count, " bytes that do not decode", resend],
     }
     return tf.switch_case(problem, [lambda line=line: tf.strings.join(line) for line in lines.values()])
 
@@ -118,8 +118,8 @@ def _place(frame: tf.Tensor, header: Header) -> tf.Tensor:
     before = header.corner
     after = tf.maximum(header.size - before - tf.shape(frame, tf.int64)[:2], 0)
     margins = tf.concat([tf.stack([before, after], axis=1), tf.zeros([1, 2], tf.int64)], axis=0)
-    whole = (tf.size(frame) == 0) | (tf.reduce_max(margins) == 0)
-    return tf.cond(whole, lambda: frame, lambda: tf.pad(frame, margins))
+    unchanged = (tf.size(frame) == 0) | (tf.reduce_max(margins) == 0)
+    return tf.cond(unchanged, lambda: frame, lambda: tf.pad(frame, margins))
 
 
 def _bmp(data: tf.Tensor) -> tf.Tensor:

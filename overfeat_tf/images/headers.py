@@ -15,7 +15,7 @@ import tensorflow as tf
 
 
 class Header(NamedTuple):
-    """Hold what an encoded image says of itself, and the one picture in it that is to be decoded."""
+    """The header of an encoded image, and the one picture in it to decode."""
 
     encoded: tf.Tensor  # string []: the bytes for the decoder; empty where that picture does not end
     size: tf.Tensor  # int64 [2]: height and width in pixels as stored; not positive where none was found
@@ -33,7 +33,7 @@ def noinline(function: Callable) -> Callable:
 
 
 def make_header(encoded: tf.Tensor, size, exif=b"", corner=(0, 0)) -> Header:
-    """Assemble a Header; size and corner may be pairs."""
+    """Make a Header; size and corner may be pairs."""
     size, corner = (tf.convert_to_tensor(pair, tf.int64) for pair in (size, corner))
     return Header(tf.identity(encoded), size, corner, tf.convert_to_tensor(exif))
 
@@ -120,7 +120,7 @@ def _png(data: tf.Tensor) -> Header:
         return number(head[4:]), number(head[:4]), number(head[:4]) + 12
 
     first, name, width, height = tf.unstack(read(data, 8, 4, tf.int32, big_endian=True))
-    # A size is believed in its proper place only: a decoder may pass over another chunk and meet a second size.
+    # A size counts only in its proper place: a decoder may skip another chunk and find a second size.
     proper = tf.cast((first == 13) & (name == _spell(b"IHDR")), tf.int64)
     name, at, length = _find(data, [b"eXIf", b"IDAT"], layout, start=8)
     exif = cut(data, at, tf.where(name == _spell(b"eXIf"), length, 0))
@@ -178,7 +178,7 @@ def _jxl(data: tf.Tensor, stream: tf.Tensor | None = None) -> Header:
     over, under = tf.unstack(tf.gather(_JXL_RATIOS, ratio))
     width = tf.where(ratio == 0, width, height * over // under)
     used = 1 + height_bits + 3 + tf.where(ratio == 0, width_bits, 0)
-    # No more than a first 64 bits are read, and none past a piece of the stream: what is longer has no size here.
+    # At most 64 bits are read, and none past a piece of the stream: a longer size counts as missing.
     there = tf.minimum(8 * tf.cast(tf.strings.length(stream), tf.int64) - 16, 64)
     proper = tf.cast(used <= there, tf.int64)
     return make_header(data, (height * proper, width * proper))

@@ -1,7 +1,7 @@
 """Accumulation: boxes are merged, and their scores added, rather than suppressed (4.3 d-g).
 
-What a pair's match score and its merged box are stands in `matching`, how all pairs get their turn in `greedy`. Here
-predictions become groups of boxes that may merge, and merged boxes get the sum of the scores they came from.
+`match_score` has the score and the merged box of a pair, `greedy` the order of the pairs. Here predictions become
+groups of boxes that may merge, and merged boxes get the sum of the scores they came from.
 """
 
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def _in_order(boxes: tf.Tensor, scores: tf.Tensor, classes: tf.Tensor, across_cl
 
 
 def _numbered(lines: tf.Tensor) -> tf.Tensor:
-    """Number runs of equal lines [n, d] from 0: int32 [n]."""
+    """Return the number of each line's run of equal lines [n, d], from 0: int32 [n]."""
     new = tf.reduce_any(lines[1:] != lines[:-1], axis=1)
     return tf.cumsum(tf.concat([tf.zeros_like(lines[:1, 0], tf.int32), tf.cast(new, tf.int32)], axis=0))
 

@@ -1,4 +1,4 @@
-"""Scores that mean something: from accumulated evidence (4.3) to the probability that a box is right."""
+"""Calibration: from accumulated scores (4.3) to the probability that a box is right."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -32,7 +32,7 @@ class Calibration:
         slope, contest: Weights, at least 0, so that more evidence never lowers a score.
         offset: Constant term.
         threshold: The display threshold: the score of the best F1 on the images that the map was fitted on.
-        accumulated_threshold: The same of s / (1 + s), where accumulated scores are asked for.
+        accumulated_threshold: The same of s / (1 + s), for options with accumulated scores.
         options: The inference options that the map was fitted with; others gather other sums.
         images, detections: How many the map was fitted on.
     """
@@ -60,7 +60,7 @@ class Calibration:
         return tf.sigmoid(self.slope * evidence + self.contest * share + self.offset)
 
     def changed_options(self, options: InferenceOptions) -> list[str]:
-        """Name the options that differ from those that the map was fitted with, and that matter to it."""
+        """Return the names of the options that matter to the map and differ from those that it was fitted with."""
         now = relevant_options(options)
         return [key for key, value in self.options.items() if key in now and now[key] != value]
 

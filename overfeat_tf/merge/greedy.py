@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from overfeat_tf.merge.match_score import FAR, NO_BOX, ROW, box_merge, match_scores
 
-CROWD = 64  # slots from which it pays to move the boxes that are left together
+CROWD = 64  # slots from which it pays to pack the boxes that are left
 BLOCK = 2**16  # scores found at a time at the start: few enough to stay in a core's cache
 # Pairs that a round tries, and boxes that it searches again: more would save fewer rounds than they cost.
 CANDIDATES = 16
@@ -56,7 +56,7 @@ def merge_groups(rows: tf.Tensor, threshold: tf.Tensor | float, average: str) ->
     """Merge the boxes of each group while the smallest match score of a pair does not exceed the threshold.
 
     Args:
-        rows: float32 [G, m, ROW], see `matching`; a group's boxes first. Their order decides between equal scores.
+        rows: float32 [G, m, ROW], see `match_score`; a group's boxes first. Their order decides between equal scores.
         threshold: The t of (f).
         average: Of `options.AVERAGES`.
 
@@ -127,7 +127,7 @@ def _start(rows: tf.Tensor) -> State:
 
 
 def _pack(state: State, groups: tf.Tensor) -> tuple[State, tf.Tensor]:
-    """Move the boxes that are left to the front, in their order, and give up the slots that no group needs."""
+    """Move the boxes that are left to the front, in their order, and drop the slots that no group needs."""
     old, new = tf.shape(state.nearest)[0] // groups, tf.reduce_max(state.left) + 1
     empty = tf.reshape(state.rows[:, -1] == 0, [groups, old])
     order = tf.argsort(tf.cast(empty, tf.int32), axis=1, stable=True)
@@ -153,7 +153,7 @@ def _roots(parents: tf.Tensor) -> tf.Tensor:
 
 
 class Lines(NamedTuple):
-    """What a round scores: the k boxes that it tries with all slots and with each other, r boxes with all slots.
+    """The scores of a round: of the k boxes that it tries with all slots and each other, and of r boxes with all slots.
 
     Attributes:
         scores: float32 [G, k + r, m + k]; FAR with what a box is made of, and with itself.
@@ -187,12 +187,12 @@ class Round:
         self._starts = tf.reshape(tf.range(groups * (k + r)) * (slots + k), [groups, k + r])
         self._pairs = tf.reshape(tf.range(groups * k), [groups, k])
         made = slots + tf.range(k)
-        itself, beside = self._starts[:, :k] + made, self._starts[:, k:, None] + made
-        self._struck = tf.concat([itself, tf.reshape(beside, [groups, r * k])], axis=1)
+        itself, with_made = self._starts[:, :k] + made, self._starts[:, k:, None] + made
+        self._excluded = tf.concat([itself, tf.reshape(with_made, [groups, r * k])], axis=1)
         self._earlier = tf.range(k)[None] < tf.range(k)[:, None]
 
     def __call__(self, state: State) -> State:
-        """Merge the pairs that have their turn."""
+        """Merge the pairs that the plain loop would merge next."""
         first, second = self._propose(state)
         searched, bound = self._stale(state)
         made = box_merge(tf.gather(state.rows, first), tf.gather(state.rows, second), self._average)
@@ -200,18 +200,18 @@ class Round:
         accepted = self._accept(state, lines, first, second, bound)
         kept, gone = tf.where(accepted, first, self._last), tf.where(accepted, second, self._last)
         state = self._search(state, lines, searched)
-        state = self._hear(state, lines, accepted, kept, gone)
-        return self._settle(state, lines, made, accepted, kept, gone)
+        state = self._update(state, lines, accepted, kept, gone)
+        return self._write(state, lines, made, accepted, kept, gone)
 
     def _propose(self, state: State) -> tuple[tf.Tensor, tf.Tensor]:
-        """Take the best pairs of boxes that are each other's nearest, by their first slots: [G, k] twice."""
+        """Return the best pairs of boxes that are each other's nearest, by their first slots: [G, k] twice."""
         mutual = (tf.gather(state.partner, state.partner) == self._all) & (self._all < state.partner)
         score, slot = tf.math.top_k(-self._by_group(tf.where(mutual, state.nearest, FAR)), self._k)
         first = tf.sort(tf.where(-score <= self._threshold, slot + self._base, self._last), axis=1)
         return first, tf.gather(state.partner, first)
 
     def _stale(self, state: State) -> tuple[tf.Tensor, tf.Tensor]:
-        """Take the boxes to search again, [G, r], and the least score that any such box may have, [G, 1]."""
+        """Return the boxes to search again, [G, r], and the least score that any such box may have, [G, 1]."""
         bounds = self._by_group(tf.where(state.partner == self._all, state.nearest, FAR))
         bound, slot = tf.math.top_k(-bounds, self._r)
         return tf.where(-bound <= self._threshold, slot + self._base, self._last), -bound[:, :1]
@@ -221,18 +221,18 @@ class Round:
         rows = tf.concat([made, tf.gather(state.rows, searched)], axis=1)
         scores = match_scores(rows, tf.concat([boxes, made], axis=1))
         starts = self._starts - self._base
-        struck = [starts[:, : self._k] + first, starts[:, : self._k] + second, starts[:, self._k :] + searched]
-        places = tf.concat([*struck, self._struck], axis=1)
+        excluded = [starts[:, : self._k] + first, starts[:, : self._k] + second, starts[:, self._k :] + searched]
+        places = tf.concat([*excluded, self._excluded], axis=1)
         scores = put(tf.reshape(scores, [-1]), places, tf.fill(tf.shape(places), FAR))
         return Lines(tf.reshape(scores, self._shape), *find_nearest(scores, self._shape, self._starts))
 
     def _accept(self, state: State, lines: Lines, first: tf.Tensor, second: tf.Tensor, bound: tf.Tensor) -> tf.Tensor:
-        """Tell which pairs have their turn before anything that is new: bool [G, k]."""
+        """Return which pairs the plain loop merges before anything new: bool [G, k]."""
         score = tf.gather(state.nearest, first)
         pair = put(tf.fill(tf.shape(self._all), -1), tf.concat([first, second], 1), tf.tile(self._pairs, [1, 2]))
-        robber = tf.gather(pair, state.partner)  # the pair that a box's nearest belongs to
-        robbed = tf.where(robber != pair, state.second, FAR)
-        comes_next = tf.math.unsorted_segment_min(robbed, robber, tf.size(self._pairs))
+        taker = tf.gather(pair, state.partner)  # the pair that a box's nearest belongs to
+        left_with = tf.where(taker != pair, state.second, FAR)
+        comes_next = tf.math.unsorted_segment_min(left_with, taker, tf.size(self._pairs))
         new = tf.minimum(lines.nearest[:, : self._k], tf.reshape(comes_next, tf.shape(first)))
         mine, others = score[:, :, None], score[:, None]
         before = (others < mine) | ((others == mine) & self._earlier)
@@ -240,7 +240,7 @@ class Round:
         return (first < self._last) & (score < bound) & (score < soonest)
 
     def _search(self, state: State, lines: Lines, searched: tf.Tensor) -> State:
-        """Write down what was found for the boxes that were searched again."""
+        """Record the nearest boxes of those that were searched again."""
         there = searched < self._last
         nearest, place, second = (each[:, self._k :] for each in lines[1:])
         return state._replace(
@@ -249,8 +249,8 @@ class Round:
             second=put(state.second, searched, tf.where(there, second, FAR)),
         )
 
-    def _hear(self, state: State, lines: Lines, accepted: tf.Tensor, kept: tf.Tensor, gone: tf.Tensor) -> State:
-        """Tell all boxes of the new ones and of those that are no more."""
+    def _update(self, state: State, lines: Lines, accepted: tf.Tensor, kept: tf.Tensor, gone: tf.Tensor) -> State:
+        """Update all boxes' nearest for the new boxes and for those that are gone."""
         to_new = tf.where(accepted[..., None], lines.scores[:, : self._k, : self._m], FAR)
         closest = tf.reshape(tf.reduce_min(to_new, axis=1), [-1])
         pair = tf.argmin(to_new, axis=1, output_type=tf.int32) + self._pairs[:, :1]
@@ -265,8 +265,8 @@ class Round:
             second=tf.where(nearer, closest, tf.minimum(closest, state.second)),
         )
 
-    def _settle(self, state: State, lines: Lines, made, accepted: tf.Tensor, kept: tf.Tensor, gone: tf.Tensor) -> State:
-        """Put the new boxes into their slots and empty the others."""
+    def _write(self, state: State, lines: Lines, made, accepted: tf.Tensor, kept: tf.Tensor, gone: tf.Tensor) -> State:
+        """Write the new boxes into their slots and empty the others."""
         nearest, place, second = (each[:, : self._k] for each in lines[1:])
         to_new = tf.where(accepted[:, None], lines.scores[:, : self._k, self._m :], FAR)
         new = tf.reduce_min(to_new, axis=2)

@@ -1,4 +1,4 @@
-"""How badly two boxes match, and what they become when they are merged (4.3 e, g).
+"""The match score of two boxes, and the box that they merge into (4.3 e, g).
 
 The paper's match score is "the sum of the distance between centers of the two bounding boxes and the intersection
 area". A larger intersection must make a better match, so it enters with a minus sign; and both terms are measured by
@@ -17,7 +17,7 @@ import tensorflow as tf
 from overfeat_tf import boxes as box_ops
 
 FAR = float("inf")
-# A row is what scores and merges need of a box: its edges, its centre, half its area, and how many predictions it
+# A row holds what scores and merges need of a box: its edges, its centre, half its area, and how many predictions it
 # stands for. No box is infinitely far from every box.
 NO_BOX = (FAR, FAR, -FAR, -FAR, FAR, FAR, 0.0, 0.0)
 ROW = len(NO_BOX)

@@ -1,10 +1,10 @@
 """Batches through the inference functions: encoded images or pixels in, the contract's named outputs out.
 
 The images of a batch are run one after the other, each at its own size and shape: an image's answer cannot depend
-on its batch, and memory does not grow with it. What is given up is one product over several images: measured on two
-cores with images of 500 x 375, nothing for `accurate` at six scales or with ten views (1.00 and 1.03 times as fast
-together), but 1.2 times for `accurate` and 1.4 times for `fast` at one scale, where an image has few windows.
-Features, of which programs ask for many images at one scale, do share it.
+on its batch, and memory does not grow with it. The images share no product. Measured on two cores with images of
+500 x 375, a shared product would gain nothing for `accurate` at six scales or with ten views (1.00 and 1.03 times as
+fast together), but 1.2 times for `accurate` and 1.4 times for `fast` at one scale, where an image has few windows.
+Features share it: programs extract those of many images at one scale.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,7 +50,7 @@ class Inference:
         self._classify, self._localize, self._detect = (self._one_image(task) for task in TASKS)
 
     def stages(self, task: str, image: tf.Tensor) -> Stages:
-        """Answer one image uint8 [H, W, 3], at least one pixel: a task's answer with the stages that it came from."""
+        """Answer one image uint8 [H, W, 3], at least one pixel; return the answer with its stages."""
         if task == DETECTION.name:
             return inference.detect(self.network, image, self.options, self._calibration)
         if task == LOCALIZATION.name:
@@ -71,11 +71,11 @@ class Inference:
         return self._boxes_of_pixels(self._detect, images, self.options.max_detections)
 
     def localize(self, image_bytes: tf.Tensor) -> Outputs:
-        """Give the top k classes of encoded images, string [B], a box each: see `box_outputs`."""
+        """Return the top k classes of encoded images, string [B], a box each: see `box_outputs`."""
         return self._boxes_of_encoded(self._localize, image_bytes, self.guesses)
 
     def localize_images(self, images: tf.Tensor) -> Outputs:
-        """Give the top k classes of images uint8 [B, H, W, 3], a box each: see `box_outputs`."""
+        """Return the top k classes of images uint8 [B, H, W, 3], a box each: see `box_outputs`."""
         return self._boxes_of_pixels(self._localize, images, self.guesses)
 
     def classify(self, image_bytes: tf.Tensor) -> Outputs:
@@ -90,7 +90,7 @@ class Inference:
         return self.class_outputs(logits, status)
 
     def class_outputs(self, logits: tf.Tensor, status: tf.Tensor) -> Outputs:
-        """Name the top k classes of a batch of votes float32 [B, classes] as `classify` does."""
+        """Return the top k classes of a batch of votes float32 [B, classes], named as by `classify`."""
         scores, classes = tf.math.top_k(_probabilities(logits), self.guesses)
         names = tf.where(scores > 0, tf.gather(tf.constant(self.labels), classes), "")
         return {"classes": names, "scores": scores, "status": status}
@@ -106,13 +106,13 @@ class Inference:
 
         Native size and coarse stride (3.2).
         """
-        # An empty batch has no element to take the maps' size from: run one image of its size, and give none back.
+        # An empty batch has no element to take the maps' size from: run one image of its size, and return none.
         batch, shape = tf.shape(images)[0], tf.shape(images)[1:]
         some = tf.cond(batch > 0, lambda: images, lambda: tf.zeros(tf.concat([[1], shape], axis=0), tf.uint8))
         return {"features": features.extract(self.network, [some], arithmetic=self.options.arithmetic)[0][:batch]}
 
     def box_outputs(self, found: Detections, image_size: tf.Tensor, status: tf.Tensor) -> Outputs:
-        """Name a batch of boxes as the contract and the TF Object Detection API do.
+        """Return a batch of boxes by the names of the contract and of the TF Object Detection API.
 
         Returns:
             "detection_boxes" float32 [B, N, 4] normalised yxyx, "detection_scores" float32 [B, N] falling,

@@ -55,13 +55,13 @@ class Candidates(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """What an image's answer came from, step by step (Fig. 6).
+    """The steps that lead to an image's answer (Fig. 6).
 
     Attributes:
         scans: Every window's class scores and box, for each view.
-        candidates: The boxes before merging; None where only classes were asked for.
+        candidates: The boxes before merging; None for classification.
         merged: The merged boxes, normalised and clipped, with their accumulated scores; None likewise.
-        answer: `Detections`, or what `classify` returns.
+        answer: `Detections`, or the votes of `classify`.
     """
 
     scans: list[ScaleScan]
@@ -153,18 +153,18 @@ def detect(
 
 
 def no_detections(length: int) -> Detections:
-    """Give the answer for an image without objects, padded to `length`."""
+    """Return the answer for an image without objects, padded to `length`."""
     return Detections(tf.zeros([length, 4]), tf.zeros([length]), tf.zeros([length], tf.int32), tf.constant(0))
 
 
 def window_scores(scan: ScaleScan, background: bool) -> tf.Tensor:
-    """Give a scale's softmax scores [windows, classes], row by row, without the background's."""
+    """Return a scale's softmax scores [windows, classes], row by row, without the background's."""
     probabilities = tf.nn.softmax(scan.logits)[..., 1 if background else 0 :]
     return tf.reshape(probabilities, [-1, probabilities.shape[-1]])
 
 
 def _propose(scan: ScaleScan, k: int, background: bool) -> tf.Tensor:
-    """Give a scale's softmax scores [windows, classes], 0 for the classes that are not its top k (4.3 a)."""
+    """Return a scale's softmax scores [windows, classes], 0 for the classes that are not its top k (4.3 a)."""
     lines = window_scores(scan, background)
     peaks = tf.reduce_max(lines, axis=0)
     return lines * tf.cast(peaks >= tf.math.top_k(peaks, k).values[-1], lines.dtype)

@@ -75,7 +75,7 @@ class Model(Predictor):
         return (*self.tasks, DETECTION.name) if detects else self.tasks
 
     def parts_of(self, network: Network) -> dict[str, keras.Model]:
-        """Give a member's models by name; the regressor is among them, built if need be, where the tasks need boxes."""
+        """Return a member's models by name, with the regressor, built if it was not, where the tasks need boxes."""
         return {**network.parts, "regressor": network.regressor} if self._has_boxes else network.parts
 
     @cached_property
@@ -100,7 +100,7 @@ class Model(Predictor):
     def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
         if self.others:
             raise ValueError("expected one network to take features from; a committee's members each have their own")
-        extract(self.network, [], layer, scale, fine)  # refuses what it does not have, even where there is no image
+        extract(self.network, [], layer, scale, fine)  # raises for what it does not have, even without an image
         outputs: list[np.ndarray] = []
         for first in range(0, len(images), SHARED_PRODUCT):
             some = images[first : first + SHARED_PRODUCT]
@@ -152,7 +152,7 @@ class Model(Predictor):
 
     def save_weights(self, folder: Path) -> None:
         """Write each part's weights into a folder, replacing what is there."""
-        for home, network in self._homes(folder):
+        for home, network in self._folders(folder):
             home.mkdir(parents=True, exist_ok=True)
             for part, model in self.parts_of(network).items():
                 model.save_weights(home / f"{part}.weights.h5")
@@ -163,7 +163,7 @@ class Model(Predictor):
         Raises:
             ValueError: a file is missing, damaged or of another network.
         """
-        for home, network in self._homes(folder):
+        for home, network in self._folders(folder):
             if self._has_boxes or (home / "regressor.weights.h5").is_file():
                 network.blank_regressor()
             for part, model in network.parts.items():
@@ -178,8 +178,8 @@ class Model(Predictor):
     def _has_boxes(self) -> bool:
         return any(BY_NAME[task].has_boxes for task in self.tasks)
 
-    def _homes(self, folder: Path) -> list[tuple[Path, Network]]:
-        """Give each member of a committee a folder of its own; the first is at home in the folder itself."""
+    def _folders(self, folder: Path) -> list[tuple[Path, Network]]:
+        """Return each member of a committee with its folder; that of the first is the folder itself."""
         others = [(folder / f"member{number}", network) for number, network in enumerate(self.others, start=2)]
         return [(folder, self.network), *others]
 
@@ -217,7 +217,7 @@ def classify(network: Network, images: Images, options: InferenceOptions | None 
 
 
 def localize(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
-    """Give the top k classes, a box each: see `Model.localize`."""
+    """Return the top k classes, a box each: see `Model.localize`."""
     return _model(network, options).localize(images)
 
 

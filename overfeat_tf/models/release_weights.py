@@ -1,8 +1,8 @@
 """Reading the weight files of the authors' 2013 release: net_weight_0 (`fast`) and net_weight_1 (`accurate`).
 
 A file is little-endian float32 without a header: for each layer its weight (out, in, height, width), then its bias
-(out,). The full layers are stored as the convolutions that they are (3.5). A file says nothing of itself, so its size
-is all there is to know it by.
+(out,). The full layers are stored as the convolutions that they are (3.5). A file has no other mark than its size,
+by which it is recognised.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ def file_size(preset: Preset) -> int:
 
 
 def import_weights(file: Path, preset: Preset, run: Path, labels: Path | None = None) -> None:
-    """Turn a weight file into a run's folder, trained for classification; nothing is there before all of it is.
+    """Convert a weight file into a run's folder, trained for classification; the folder appears once it is complete.
 
     Args:
         file: The weight file.
@@ -166,12 +166,12 @@ def _load(network: Network, file: Path) -> None:
 
 
 def _write(model: Model, training: dict, run: Path) -> None:
-    """Write a run's folder beside and rename it into place; what a broken attempt left there makes way."""
-    beside = run.with_name(f".{run.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    """Write a run's folder under a temporary name and rename it into place; remove what a broken attempt left."""
+    staging_dir = run.with_name(f".{run.name}.partial")
+    shutil.rmtree(staging_dir, ignore_errors=True)
     try:
-        model.save_weights(beside / "weights")
-        (beside / CONFIG).write_text(json.dumps({"model": model.config(), "training": training}, indent=2) + "\n")
-        beside.rename(run)
+        model.save_weights(staging_dir / "weights")
+        (staging_dir / CONFIG).write_text(json.dumps({"model": model.config(), "training": training}, indent=2) + "\n")
+        staging_dir.rename(run)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging_dir, ignore_errors=True)

@@ -1,11 +1,11 @@
 """Context (5): each scale also takes a lower-resolution scale as input.
 
-The paper says no more than this. Here a view, halved, goes through the same features, and the map that comes out is
-laid on the view's own, place on place: a cell that a head sees has C channels at the scale's own resolution and C at
-half of it, whose receptive fields reach twice as far, beyond the window. Half of the view rather than the pyramid's
-next scale: so a view's answer depends on the view alone, and training views, crops and any choice of scales are
-answered alike. The views of the first stage are single windows, whose context ends with them; what lies beyond is
-learnt in the spatial stages.
+The paper says no more than this. Here a halved view goes through the same features, and its map is interpolated at the
+places of the view's own map: a cell that a head sees has C channels at the scale's own resolution and C at half of it,
+whose receptive fields reach twice as far, beyond the window. The lower resolution is half of the view rather than the
+pyramid's next scale, so that a view's answer depends on the view alone, for training views, crops and any choice of
+scales. The views of the first stage are single windows, whose context ends at their border; the spatial stages learn
+from the context beyond it.
 """
 
 import tensorflow as tf
@@ -20,7 +20,7 @@ def halve(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def add_context(preset: Preset, maps: tf.Tensor, lower: tf.Tensor) -> tf.Tensor:
-    """Lay the map of a halved view on that of the view.
+    """Concatenate the map of a halved view to that of the view.
 
     Args:
         preset: The network.
@@ -36,7 +36,7 @@ def add_context(preset: Preset, maps: tf.Tensor, lower: tf.Tensor) -> tf.Tensor:
 
 
 def _interpolation(preset: Preset, cells: tf.Tensor, lower: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
-    """Give the weights [cells, lower] with which a map's cells take those of the halved view's map along one axis."""
+    """Return the weights [cells, lower] that interpolate the halved view's map at a map's cells along one axis."""
     # A window's middle is that of its cells, so cell i looks at the pixel stride * (i + first), in either view.
     first = preset.window / (2 * preset.fine_stride) - (preset.last_pool * preset.head_kernel - 1) / 2
     places = (tf.range(cells, dtype=tf.float32) - first) / 2.0

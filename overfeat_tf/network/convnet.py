@@ -45,8 +45,8 @@ class Network:
     def regressor(self) -> keras.Model:
         """Pooled map to the box (top, left, bottom, right) in window sides, or as `box_form` has it: [..., 4] (4).
 
-        With `per_class`, [..., 4 * num_classes], class by class. Built when first asked for: a network that
-        only classifies has no need of its 109 M weights.
+        With `per_class`, [..., 4 * num_classes], class by class. Built on first use: a network that only
+        classifies does without its 109 M weights.
         """
         return self._regressor(weights=True)
 
@@ -56,7 +56,7 @@ class Network:
 
     @property
     def parts(self) -> dict[str, keras.Model]:
-        """The models that there are, by name: the regressor only where something has asked for it."""
+        """The models by name; the regressor only once it is built."""
         built = {"features": self.features, "classifier": self.classifier}
         return {**built, "regressor": self.regressor} if "regressor" in self.__dict__ else built
 

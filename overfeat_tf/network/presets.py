@@ -19,7 +19,7 @@ class Preset:
         convs: The feature layers, first to last; the last one's pool is the one taken at every offset (3.3).
         full: Channels of the two hidden fully connected layers of the classifier.
         regressor: Channels of the two hidden layers of the regressor (4.2).
-        scales: Sizes (height, width) in pixels of the scales, smallest first; `views.fit_scale` adapts
+        scales: Sizes (height, width) in pixels of the scales, smallest first; `pyramid.fit_scale` adapts
             them to an image's aspect, unless `InferenceOptions.scale_fit` asks for exactly these.
         shorter_side: Shorter side in pixels of the images whose central square ten views and single crops are taken
             from (3.1: 256).
@@ -43,7 +43,7 @@ class Preset:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The feature layers: what is said of them, and their Keras model."""
+        """The description of the feature layers, which builds them."""
         return ConvBackbone(self.convs, self.mean, self.std, self.init_std)
 
     def head(self, part: str, outputs: int, context: bool = False) -> tuple[Layer, ...]:

@@ -14,13 +14,13 @@ from overfeat_tf.scan.pyramid import Views, draw_views
 
 
 class ScaleScan(NamedTuple):
-    """What every window of one view (a scale, its mirror image, a crop) answers.
+    """The outputs of every window of one view (a scale, its mirror image, a crop).
 
     Attributes:
         logits: float32 [h, w, classes], before softmax.
         boxes: float32 [h, w, R, 4], yxyx normalised in the image, unclipped; R is 1, or the number of object classes
-            where the regressor has a box for each. None where not asked for.
-        windows: float32 [h, w, 4], what each window sees, likewise; of a mirror image they run from right to left.
+            where the regressor has a box for each. None without the regressor.
+        windows: float32 [h, w, 4], the place of each window, likewise; in a mirror image they run from right to left.
     """
 
     logits: tf.Tensor
@@ -65,14 +65,14 @@ def _window_origins(network: Network, values: tf.Tensor, views: Views, options: 
 
 
 def _image_boxes(network: Network, values: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
-    """Take the regressor's values [V, h, w, 4 R] apart into boxes and bring them into the image's frame."""
+    """Decode the regressor's values [V, h, w, 4 R] into boxes in the image's frame."""
     each = tf.reshape(values, tf.concat([tf.shape(values)[:3], [values.shape[-1] // 4, 4]], axis=0))
     each = tf.ensure_shape(each, [None, None, None, values.shape[-1] // 4, 4])
     return _in_image(network, box_ops.decode(each, network.box_form), origins, views)
 
 
 def _in_image(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
-    """Bring edges in window sides into the image's frame, normalised, a view each; mirrored views are undone."""
+    """Convert edges in window sides to normalised boxes in the image, one tensor a view; undo the mirroring."""
     size = tf.cast(views.size, tf.float32)
     boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window))
     boxes /= tf.concat([size, size], axis=0)

@@ -15,7 +15,7 @@ from overfeat_tf.suggestion import suggest
 
 
 def default_layer(preset: Preset) -> str:
-    """Name the second full layer, before its rectifier: the features of the authors' release."""
+    """Return the name of the second full layer, before its rectifier: the features of the authors' release."""
     return preset.head("classifier", 1)[1].name
 
 
@@ -94,7 +94,7 @@ def extract(
 
 
 def _until(network: Network, layer: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Give the features up to a layer of theirs."""
+    """Return the feature layers up to the one of that name."""
     return keras.Model(network.features.input, network.features.get_layer(layer).output)
 
 

@@ -1,4 +1,4 @@
-"""What the network is shown of an image: a pyramid of whole scales, or crops of the window's size (3.3, Table 5)."""
+"""Views of an image: a pyramid of scales, or crops of the window's size (3.3, Table 5)."""
 
 from typing import NamedTuple
 
@@ -77,7 +77,7 @@ def exact_scale(scale: tuple[int, int], image_size: tf.Tensor) -> tuple[tf.Tenso
 
     Table 5 lists sizes at least as wide as they are high, and the paper does not say how it shows a taller image.
     Here an image that is higher than wide gets the size turned on its side, 317x281 for 281x317: it has as many
-    windows, and is stretched no more than the same image lying down.
+    windows, and is stretched no more than its transpose.
 
     Args:
         scale: (height, width) in pixels, as in Table 5.
