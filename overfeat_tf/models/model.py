@@ -1,6 +1,6 @@
 """A network with what is needed to answer, its weights on disk, and the calls on a network alone."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from overfeat_tf.models.batches import Inference
 from overfeat_tf.models.predictor import Answers, Images, Predictor
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS
 from overfeat_tf.network.convnet import Network, build
-from overfeat_tf.network.presets import Conv, Preset
+from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.features import extract
 
@@ -143,7 +143,8 @@ class Model(Predictor):
         """
         try:
             networks = [_build(each, weights) for each in (config, *config.get("others", ()))]
-            options = InferenceOptions(**{**config["options"], "scales": _tuples(config["options"]["scales"])})
+            scales = config["options"]["scales"]
+            options = InferenceOptions(**{**config["options"], "scales": None if scales is None else tuple(scales)})
             calibration = Calibration.from_config(config.get("calibration"))  # not in the first runs
             labels, tasks = tuple(config["labels"]), tuple(config["tasks"])
             return cls(networks[0], labels, options, tasks, tuple(networks[1:]), calibration)
@@ -186,7 +187,7 @@ class Model(Predictor):
 
 def _network_config(network: Network) -> dict:
     return {
-        "preset": asdict(network.preset),
+        "preset": network.preset.config(),
         "num_classes": network.num_classes,
         "background": network.background,
         "per_class": network.per_class,
@@ -197,17 +198,8 @@ def _network_config(network: Network) -> dict:
 
 def _build(config: Mapping, weights: bool) -> Network:
     later = {key: config[key] for key in ("per_class", "box_form", "context") if key in config}  # not in the first runs
-    return build(_preset(config["preset"]), config["num_classes"], config["background"], weights=weights, **later)
-
-
-def _preset(values: Mapping) -> Preset:
-    rows = {key: _tuples(value) for key, value in values.items() if key != "convs"}
-    return Preset(convs=tuple(Conv(**row) for row in values["convs"]), **rows)
-
-
-def _tuples(value):
-    return (
-        tuple(_tuples(item) for item in value) if isinstance(value, Iterable) and not isinstance(value, str) else value
+    return build(
+        Preset.from_config(config["preset"]), config["num_classes"], config["background"], weights=weights, **later
     )
 
 

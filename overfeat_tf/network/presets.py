@@ -1,6 +1,7 @@
 """The networks as data: Table 1 (`fast`), Table 3 (`accurate`) and the small ones, one row a layer."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from overfeat_tf.network.backbone import Backbone, Conv, ConvBackbone, Layer
@@ -93,6 +94,21 @@ class Preset:
     def feature_side(self, side: int) -> int:
         """Return the side of the last feature map before its pooling, for an input of `side` pixels."""
         return self.backbone.sides(side)[-1]
+
+    def config(self) -> dict:
+        """Describe the preset in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "Preset":
+        """Build the preset from `config`.
+
+        Raises:
+            KeyError, TypeError: it is not what `config` returns.
+        """
+        pairs = tuple(tuple(scale) for scale in config["scales"])
+        rows = {key: tuple(config[key]) for key in ("full", "regressor")}
+        return cls(**{**config, "convs": tuple(Conv(**row) for row in config["convs"]), "scales": pairs, **rows})
 
 
 PRESETS = {

@@ -1,8 +1,12 @@
 """A model with its weights on disk and back, and the public calls on it."""
 
+import gc
 import json
 import shutil
+import weakref
+from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -62,6 +66,34 @@ def test_a_configuration_survives_json(model):
         config = json.loads(json.dumps(one.config()))
         assert of.Model.from_config(config).config() == one.config()
         assert of.Model.from_config(config).options == one.options
+
+
+def test_a_run_of_an_earlier_version_loads():
+    folder = Path(__file__).with_name("old_run")  # written before networks described themselves
+    model, config = of.load(folder), json.loads((folder / "config.json").read_text())
+    assert json.loads(json.dumps(model.config())) == config["model"]
+    for part, built in model.network.parts.items():
+        with h5py.File(folder / "weights" / f"{part}.weights.h5") as file:
+            saved = [
+                file["layers"][name]["vars"][i][:] for name in sorted(file["layers"]) for i in "01" if "conv" in name
+            ]
+        assert len(saved) == len(built.weights) == {"features": 4}.get(part, 6)
+        for ours, theirs in zip(built.get_weights(), saved, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert model.detect(IMAGES)["detection_boxes"].shape == (2, 3, 4)
+
+
+def test_a_loop_over_images_traces_once_and_a_network_keeps_no_model_alive():
+    network = of.build("tiny", 2)
+    for _ in range(3):
+        of.classify(network, IMAGES, of.InferenceOptions(scales=(1,)))
+        of.classify(network, IMAGES, of.InferenceOptions(scales=[1]))  # a list, which has no hash
+    one, other = network.cache[of.Model]
+    assert one._traced["classify_images"].experimental_get_tracing_count() == 1
+    alive = [weakref.ref(one), weakref.ref(network)]
+    del one, other, network
+    gc.collect()
+    assert [each() for each in alive] == [None, None]
 
 
 def damage(run, **changes):
@@ -181,7 +213,7 @@ def test_with_options_keeps_the_weights(model):
     assert model.detect(IMAGES)["detection_boxes"].shape == (2, 5, 4)
 
 
-class Door(tf.Module):
+class OneSignature(tf.Module):
     """A SavedModel with one signature, enough for `load` to find."""
 
     def __init__(self, inference):
@@ -195,8 +227,8 @@ class Door(tf.Module):
 def test_load_finds_a_saved_model_and_its_newest_version(model, tmp_path):
     for version, classes in ((9, ("ant", "bee", "cow")), (10, ("x", "y", "z"))):
         folder = tmp_path / str(version)
-        door = Door(Inference(model.network, classes, OPTIONS))
-        tf.saved_model.save(door, str(folder), {"detect_images": door.detect_images})
+        module = OneSignature(Inference(model.network, classes, OPTIONS))
+        tf.saved_model.save(module, str(folder), {"detect_images": module.detect_images})
         (folder / "config.json").write_text(json.dumps({"model": {**model.config(), "labels": classes}}))
     newest, older = of.load(tmp_path), of.load(tmp_path / "9")
     assert isinstance(newest, of.Exported) and newest.labels == ("x", "y", "z")
