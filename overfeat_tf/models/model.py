@@ -197,10 +197,9 @@ def _network_config(network: Network) -> dict:
 
 
 def _build(config: Mapping, weights: bool) -> Network:
+    preset = Preset.from_config(config["preset"])
     later = {key: config[key] for key in ("per_class", "box_form", "context") if key in config}  # not in the first runs
-    return build(
-        Preset.from_config(config["preset"]), config["num_classes"], config["background"], weights=weights, **later
-    )
+    return build(preset, config["num_classes"], config["background"], weights=weights, **later)
 
 
 def classify(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
