@@ -17,20 +17,12 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from overfeat_tf.compute.execution import (
-    ARITHMETICS,
-    Execution,
-    Shape,
-    direct_cost,
-    execution_of,
-    is_wide,
-    tiles_along,
-    winograd_cost,
-)
-from overfeat_tf.compute.winograd import lay_tiles, run_tiles
+from overfeat_tf.compute.execution import Execution, Shape, direct_cost, execution_of, is_wide, winograd_cost
+from overfeat_tf.compute.winograd import lay_tiles, run_tiles, tiles_along
 from overfeat_tf.network.context import add_context, halve
 from overfeat_tf.network.convnet import PIXELS, Network
 from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import ARITHMETICS
 
 # Rows gathered at a time: 2600 of `accurate`'s 25600 numbers, its six scales at once; bounds memory on huge maps.
 ROW_BYTES = 1 << 28

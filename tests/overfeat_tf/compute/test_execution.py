@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from overfeat_tf.compute import execution as arithmetic
+from overfeat_tf.compute import execution
 from overfeat_tf.compute import winograd as tiles
 from overfeat_tf.compute.dense import feature_maps, find_windows, head_maps, run_heads
 from overfeat_tf.compute.execution import Shape, choose_tiles, direct_cost, execution_of, winograd_cost
@@ -24,7 +24,7 @@ PRESET = Preset("plain", 41, CONVS, (6, 4), (5, 3), ((49, 49), (73, 81)), init_s
 
 @pytest.fixture
 def everything_pays(monkeypatch):
-    monkeypatch.setattr(arithmetic, "SAVED", -1e15)
+    monkeypatch.setattr(execution, "SAVED", -1e15)
     monkeypatch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
 
 
