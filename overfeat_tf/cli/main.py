@@ -9,9 +9,6 @@ from pathlib import Path
 import click
 
 from overfeat_tf.cli.benchmark import benchmark
-from overfeat_tf.cli.calibrating import calibrate
-from overfeat_tf.cli.evaluating import evaluate
-from overfeat_tf.cli.fitting import inspect, train
 from overfeat_tf.cli.options import (
     FILE,
     FOLDER,
@@ -19,12 +16,13 @@ from overfeat_tf.cli.options import (
     Connection,
     connection_options,
     inference_options,
+    load_tensorflow,
     option_name,
     require_server,
     with_changes,
     write_json,
 )
-from overfeat_tf.cli.quiet import load_tensorflow
+from overfeat_tf.cli.runs import calibrate, evaluate, inspect, train
 from overfeat_tf.cli.serving import serve
 from overfeat_tf.suggestion import suggest
 

@@ -1,8 +1,9 @@
-"""What verbs share: kinds of options, the options of every inference call, and results for programs."""
+"""What verbs share: kinds of options, the options of every inference call, results for programs, a quiet start."""
 
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -179,3 +180,22 @@ def _finite(value: object) -> object:
 def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     """Split a comma-separated option."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and start it, without the notes that it writes to stderr before logging can be set.
+
+    They come from C++ and heed no setting, hence the detour by the file descriptor. What goes wrong still comes as
+    an exception.
+    """
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        if not os.environ.get("TF_CONFIG"):  # several workers have to be joined first
+            tf.config.list_logical_devices()
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)

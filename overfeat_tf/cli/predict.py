@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from overfeat_tf.cli.image_files import read_image
+from overfeat_tf.cli.image_files import Progress, read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
-from overfeat_tf.cli.progress import Progress
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes
 from overfeat_tf.draw.stage_sheet import draw_stages
 from overfeat_tf.images.decode import decode_image

@@ -14,12 +14,12 @@ from command_line import run
 from PIL import Image
 
 import overfeat_tf as of
-from overfeat_tf.cli import features, progress
-from overfeat_tf.cli.feature_files import name_apart, writing
+from overfeat_tf.cli import features, image_files
+from overfeat_tf.cli.features import name_apart, writing
 from overfeat_tf.cli.info import table
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.model import SHARED_PRODUCT, Model
-from overfeat_tf.models.predictor import Callables
+from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.scan.features import layer_names
 
 SUFFIXES = [".npz", ".h5", ".txt"]
@@ -81,7 +81,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Plain(Callables):
+class Plain(Predictor):
     """Answers with as many numbers as asked, and does what it is told before its n-th call."""
 
     def __init__(self, numbers=4, calls=None):
@@ -351,7 +351,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(image_files, "LINE_EVERY", 0.0)
     monkeypatch.setattr(features, "SHARED_PRODUCT", 3)
     extract(Plain(), [pictures / name for name in SIZES], tmp_path / "x.npz")
     lines = capsys.readouterr().err.splitlines()
