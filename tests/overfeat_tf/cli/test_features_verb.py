@@ -87,6 +87,9 @@ class Plain(Predictor):
     def __init__(self, numbers=4, calls=None):
         self.numbers, self.calls, self.count = numbers, calls or {}, 0
 
+    def _run(self, signature, **inputs):
+        raise AssertionError("expected features to be extracted alone")
+
     def _extract(self, images, layer, scale, fine):
         if not images:
             return []
