@@ -18,9 +18,9 @@ from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import choose_task
 from overfeat_tf.models.staged_model import StagedModel
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 
 BATCH = 8
-SIGNATURE_OF = {"detection": "detect", "localization": "localize", "classification": "classify"}
 
 Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
@@ -145,10 +145,10 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
 
 
 def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
-    chosen = choose_task(model, task)
-    if chosen == "classification":
+    chosen = BY_NAME[choose_task(model, task)]
+    if chosen == CLASSIFICATION:
         return _batched(lambda images: _with_status(images, model.classify(images)), files)
-    return _batched(model.detect if chosen == "detection" else model.localize, files)
+    return _batched(getattr(model, chosen.call), files)
 
 
 def _in_stages(
@@ -156,7 +156,7 @@ def _in_stages(
 ) -> Iterator[Answered]:
     """Answer images one at a time, drawing the stages of each answer into its sheet."""
     staged = StagedModel(model, task)
-    if staged.task == "classification":
+    if staged.task == CLASSIFICATION.name:
         print("overfeat: classification has no boxes: its stages end with the class scores", file=sys.stderr)
     return (_in_stages_one(staged, file, sheet, threshold) for file, sheet in sheets.items())
 
@@ -179,22 +179,22 @@ def _served(
 
     with Client(server, name, **connection) as client:
         signatures = client.metadata()
-        calls: dict[str, Call] = {
-            "detection": client.detect,
-            "localization": client.localize,
-            "classification": lambda images: _with_status(images, _named(client.classify(images))),
-        }
-        served = [known for known in calls if SIGNATURE_OF[known] in signatures]
+        served = [known.name for known in reversed(BY_NAME.values()) if known.call in signatures]
         if task is not None and task not in served:
             raise ValueError(f"expected a task that '{name}' serves, of {', '.join(served) or 'none'}; got '{task}'")
-        call = calls[task or next(iter(served), "classification")]
+        chosen = BY_NAME[task or next(iter(served), CLASSIFICATION.name)]
+
+        def call(images: Sequence[bytes]) -> dict[str, np.ndarray]:
+            answer = getattr(client, chosen.call)(images)
+            return _with_status(images, _named(answer)) if chosen == CLASSIFICATION else answer
+
         images = ((file, *read_image(file)) for file in files)
         for sent in in_order(call, (Unsent(*image) for image in images)):
             yield Answered(sent.item, sent.image, sent.outputs, sent.problem)
 
 
 def _named(rows: Sequence[Sequence[tuple[str, float]]]) -> dict[str, np.ndarray]:
-    """Give the Classify RPC's answer the names of the signature's."""
+    """Return the Classify RPC's answer by the names of the signature."""
     labels = [[label.encode() for label, _ in row] for row in rows]
     return {"classes": np.array(labels, object), "scores": np.array([[score for _, score in row] for row in rows])}
 

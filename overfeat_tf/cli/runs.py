@@ -291,6 +291,7 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     """
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
+    from overfeat_tf.models.tasks import DETECTION
     from training import run_folder
     from training.calibrate import IMAGES
     from training.calibrate import calibrate as fit
@@ -298,7 +299,7 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     from training.sources import open_source
 
     model, source = with_changes(load_run(run), {**changes, "scores": "accumulated"}), open_source(data)
-    require_fit(model.labels, model.tasks, source, ("detection",))
+    require_fit(model.labels, model.tasks, source, (DETECTION.name,))
     with run_folder.held(run):
         calibration = fit(model, source, split, limit or IMAGES)
         if calibration is None:
