@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from overfeat_tf.compute import dense
 from overfeat_tf.compute.dense import find_windows, run_heads
 from overfeat_tf.compute.execution import execution_of
-from overfeat_tf.network.convnet import Conv2D, DenseHead, build
+from overfeat_tf.network.convnet import build
 from overfeat_tf.network.geometry import window_count
+from overfeat_tf.network.heads import Conv2D, DenseHead
 from overfeat_tf.network.presets import PRESETS, Conv, Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan

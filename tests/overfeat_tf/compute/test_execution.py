@@ -55,8 +55,8 @@ def test_few_windows_stay_direct_and_many_do_not():
 def test_the_dense_network_is_the_same_by_either(everything_pays, fine, context):
     keras.utils.set_random_seed(2)
     network = build(replace(PRESET, window=57) if context else PRESET, 3, context=context)
-    execution = execution_of(network, "transformed")
-    assert {"conv2", "conv3", "conv4", "full5", "regress5"} == set(execution.sides)
+    tiled = execution_of(network, "transformed")
+    assert {"conv2", "conv3", "conv4", "full5", "regress5"} == set(tiled.sides)
     pixels = [tf.random.stateless_uniform([n, *size, 3], [n, 1], 0, 255) for n, size in ((2, (90, 77)), (1, (57, 99)))]
 
     def answers(name):
