@@ -11,8 +11,8 @@ from PIL import Image
 
 from benchmarks.machine import seconds
 from overfeat_tf.cli.features import extract_files
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
 
 IMAGES, SIZE = 500, (375, 500)  # height, width: the usual photograph of ImageNet
 SCALE = 1

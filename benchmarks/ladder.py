@@ -14,8 +14,8 @@ import keras
 from benchmarks.ladder_ways import LADDERS, Ladder, Question, Way
 from benchmarks.machine import describe
 from benchmarks.suppression import Predictions, suppression
-from overfeat_tf.loading import load_run, read_config
-from overfeat_tf.model import CONFIG, Model
+from overfeat_tf.models.loading import load_run, read_config
+from overfeat_tf.models.model import CONFIG, Model
 from training.evaluate import evaluate
 from training.fixed_box import FixedBox, median_box
 from training.recipes import Recipe, get_recipe, override

@@ -1,4 +1,4 @@
-"""What the rule of `overfeat_tf.arithmetic` expects of each layer's tiles, and what they take."""
+"""What the rule of `overfeat_tf.compute.execution` expects of each layer's tiles, and what they take."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,11 +6,10 @@ import keras
 import tensorflow as tf
 
 from benchmarks.machine import MatrixProduct, seconds
-from overfeat_tf.arithmetic import Shape, feature_sizes, transformed_cost
-from overfeat_tf.dense import Windows, find_windows, run_heads, windows_of
-from overfeat_tf.execution import Execution, is_wide
-from overfeat_tf.network import Network
-from overfeat_tf.tiles import lay_tiles, run_tiles
+from overfeat_tf.compute.dense import Windows, find_windows, run_heads, windows_of
+from overfeat_tf.compute.execution import Execution, Shape, is_wide, winograd_cost
+from overfeat_tf.compute.winograd import lay_tiles, run_tiles
+from overfeat_tf.network.convnet import Network
 
 REPETITIONS = 3
 
@@ -32,9 +31,9 @@ def layer_table(network: Network) -> str:
 
 def _rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
     execution, preset = Execution(network, "transformed"), network.preset
-    sizes = [feature_sizes(preset, *scale) for scale in preset.scales]
-    for number, row in enumerate(preset.convs):
-        layer = network.features.get_layer(f"conv{number + 1}")
+    sizes = [preset.backbone.map_sizes(*scale) for scale in preset.scales]
+    for number, row in enumerate(preset.backbone.layers):
+        layer = network.features.get_layer(row.name)
         if layer.name not in execution.sides:
             continue
         reach = row.kernel - 1
@@ -42,7 +41,7 @@ def _rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
         windows = windows_of(maps, row.kernel, 1)
         plain = _as_product(layer, windows) if is_wide(layer) else _as_convolutions(layer, maps)
         yield _row(layer, execution, windows, plain, limit)
-    last = [_noise(*size[-1], preset.convs[-1].channels * (1 + network.context)) for size in sizes]
+    last = [_noise(*size[-1], preset.backbone.channels * (1 + network.context)) for size in sizes]
     windows = find_windows(preset, last)
     head = network.classifier
     first = next(layer for layer in head.layers if isinstance(layer, keras.layers.Conv2D))
@@ -65,7 +64,7 @@ def _row(layer, execution: Execution, windows: Windows, plain: Callable, limit: 
         call()
         pairs = [(limit.rate(), seconds(call)) for _ in range(REPETITIONS)]
         rates.append(sorted(work / time / rate for rate, time in pairs)[REPETITIONS // 2])
-    expected = work / transformed_cost(shape, side, int(windows.tiles(side)))
+    expected = work / winograd_cost(shape, side, int(windows.tiles(side)))
     return layer.name, side, count, *rates, expected, work
 
 

@@ -17,12 +17,12 @@ import tensorflow as tf
 from benchmarks.machine import describe, seconds
 from benchmarks.report import Report
 from benchmarks.suppression import Predictions, Scored, compare
-from overfeat_tf.loading import load_run
-from overfeat_tf.merging import merge
-from overfeat_tf.network import Network, build
+from overfeat_tf.merge.accumulation import merge
+from overfeat_tf.models.loading import load_run
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import get_preset
-from overfeat_tf.scan import scan
+from overfeat_tf.scan.dense_scan import scan
 from training.sources import open_source
 
 CLASSES = 5
@@ -73,7 +73,7 @@ def _speed(name: str, repetitions: int) -> Iterator[dict[str, float]]:
     preset = replace(get_preset(name), init_std=None)  # the paper's own leaves next to nothing of an image
     network = build(preset, CLASSES, background=True, per_class=True)
     pixels = _photograph(*preset.scales[-1])
-    network.regressor(tf.zeros([1, *[preset.head_kernel] * 2, preset.convs[-1].channels]))
+    network.regressor(tf.zeros([1, *[preset.head_kernel] * 2, preset.backbone.channels]))
     _spread_boxes(network, pixels)
     options = InferenceOptions()
 

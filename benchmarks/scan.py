@@ -21,14 +21,14 @@ import tensorflow as tf
 from benchmarks.layers import layer_table
 from benchmarks.machine import MatrixProduct, describe, seconds
 from benchmarks.report import Report
-from overfeat_tf.arithmetic import ARITHMETICS
-from overfeat_tf.dense import feature_maps, find_windows, run_heads
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
-from overfeat_tf.loading import load, load_run
-from overfeat_tf.model import CONFIG, Model
-from overfeat_tf.network import Network, build
-from overfeat_tf.presets import Preset, get_preset
-from overfeat_tf.views import draw_scale, fit_scale
+from overfeat_tf.compute.dense import feature_maps, find_windows, run_heads
+from overfeat_tf.compute.execution import ARITHMETICS
+from overfeat_tf.models.loading import load, load_run
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.geometry import window_count
+from overfeat_tf.network.presets import Preset, get_preset
+from overfeat_tf.scan.pyramid import draw_scale, fit_scale
 
 CLASSES = 1000
 OBJECTS = 20  # classes of the detector
@@ -163,15 +163,15 @@ def _scan_work(preset: Preset, height: int, width: int) -> tuple[int, int]:
     """Count the multiply-adds and the windows of an image's scan: all scales, fine stride, one flip."""
     canvases = [fit_scale(preset, scale, tf.constant([height, width]))[1].numpy().tolist() for scale in preset.scales]
     windows = sum(window_count(preset, rows) * window_count(preset, columns) for rows, columns in canvases)
-    work = sum(feature_multiply_adds(preset, rows, columns) for rows, columns in canvases)
-    return work + windows * head_multiply_adds(preset, CLASSES), windows
+    work = sum(preset.backbone.multiply_adds(rows, columns) for rows, columns in canvases)
+    return work + windows * sum(layer.multiply_adds for layer in preset.head("classifier", CLASSES)), windows
 
 
 def _native_work(preset: Preset, height: int, width: int) -> int:
     """Count the multiply-adds of the default features at native size and coarse stride."""
     windows = window_count(preset, height, fine=False) * window_count(preset, width, fine=False)
-    hidden = head_multiply_adds(preset, CLASSES) - preset.full[1] * CLASSES
-    return feature_multiply_adds(preset, height, width) + windows * hidden
+    hidden = sum(layer.multiply_adds for layer in preset.head("classifier", CLASSES)[:-1])
+    return preset.backbone.multiply_adds(height, width) + windows * hidden
 
 
 def _crops(network: Network, image: np.ndarray) -> Callable[[], object]:

@@ -16,9 +16,9 @@ import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc, predict_pb2
 
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
-from overfeat_tf.presets import get_preset
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import get_preset
 from serving.client import image_example
 from serving.embedded.loading import find_versions, read_signature_defs
 from serving.export import export

@@ -21,7 +21,7 @@ from benchmarks.load import Load, Seen, percentile
 from benchmarks.machine import describe, seconds
 from benchmarks.report import Report
 from benchmarks.served import ServerProcess, copy_newest, detection_request, export_preset, photograph
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network.presets import PRESETS
 from serving.embedded.loading import find_versions
 
 WIRE_SECONDS, OVER_IN_PROCESS = 0.003, 1.05  # what the way over gRPC may cost: p50 <= 1.05 x in process + 3 ms

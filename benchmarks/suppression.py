@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.inference import ONE_IMAGE
-from overfeat_tf.model import Model
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.batches import ONE_IMAGE
+from overfeat_tf.models.inference import Candidates, detect, merge_candidates
+from overfeat_tf.models.model import Model
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.tasks import Candidates, detect_in_stages, merge_candidates
 from training.metrics import CocoDetection
 from training.sources.record import Record, Source
 
@@ -48,7 +48,7 @@ class Predictions:
 
         @tf.function(input_signature=[ONE_IMAGE], autograph=False)
         def candidates(image: tf.Tensor) -> Candidates:
-            found = detect_in_stages(network, image, model.options).candidates
+            found = detect(network, image, model.options).candidates
             assert found is not None  # detection has them
             return found
 

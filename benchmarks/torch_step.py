@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.network.presets import Preset, get_preset
 
 
 @contextmanager
@@ -67,17 +67,14 @@ def torch_step(
     from torch import nn
 
     rows: list[nn.Module] = []
-    channels = 3
-    for row in preset.convs:
-        rows += [nn.Conv2d(channels, row.channels, row.kernel, row.stride, row.padding), nn.ReLU()]
+    for row in preset.backbone.layers:
+        rows += [nn.Conv2d(row.inputs, row.channels, row.kernel, row.stride, row.padding), nn.ReLU()]
         rows += [nn.MaxPool2d(row.pool)] if row.pool > 1 else []
-        channels = row.channels
     rows += [nn.Flatten()]
-    inputs = channels * preset.head_kernel**2
-    for outputs in preset.full:
-        rows += [nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(preset.dropout)]
-        inputs = outputs
-    network = nn.Sequential(*rows, nn.Linear(inputs, classes))
+    *hidden, last = preset.head("classifier", classes)
+    for row in hidden:
+        rows += [nn.Linear(row.inputs * row.kernel**2, row.channels), nn.ReLU(), nn.Dropout(preset.dropout)]
+    network = nn.Sequential(*rows, nn.Linear(last.inputs, classes))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     kernels = [p for p in network.parameters() if p.ndim > 1]
     biases = [p for p in network.parameters() if p.ndim == 1]

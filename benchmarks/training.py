@@ -15,9 +15,9 @@ from benchmarks.extraction import write_photographs
 from benchmarks.machine import describe, seconds
 from benchmarks.report import Report
 from benchmarks.torch_step import timed_steps
-from overfeat_tf.decode import decode_image
-from overfeat_tf.network import build
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import Preset, get_preset
 from training import crops, pipeline
 from training.allocation import keep_freed_memory
 from training.recipes import Recipe, get_recipe

@@ -4,10 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from overfeat_tf.api import classify, detect, extract_features, localize
-    from overfeat_tf.loading import Exported, load
-    from overfeat_tf.model import Model
-    from overfeat_tf.network import Network, build
+    from overfeat_tf.models.loading import Exported, load
+    from overfeat_tf.models.model import Model, classify, detect, extract_features, localize
+    from overfeat_tf.network.convnet import Network, build
     from overfeat_tf.options import InferenceOptions
 
 __all__ = [
@@ -24,16 +23,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "api": ("classify", "detect", "extract_features", "localize"),
-    "loading": ("Exported", "load"),
-    "model": ("Model",),
-    "network": ("Network", "build"),
+    "models.loading": ("Exported", "load"),
+    "models.model": ("Model", "classify", "detect", "extract_features", "localize"),
+    "network.convnet": ("Network", "build"),
     "options": ("InferenceOptions",),
 }
 
 
 def __getattr__(name: str):
-    """Import a public name when it is first used: `overfeat --help` need not wait for TensorFlow."""
+    """Import a public name when it is first used: `overfeat --help` does not wait for TensorFlow."""
     for home, names in _HOMES.items():
         if name in names:
             return getattr(import_module(f"overfeat_tf.{home}"), name)

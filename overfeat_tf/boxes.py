@@ -7,7 +7,7 @@ LOG_LIMIT = 5.0  # of a side's logarithm, 1/148 to 148 windows: wider than any o
 
 
 def area(boxes: tf.Tensor) -> tf.Tensor:
-    """Return areas [...]; a box turned inside out has none."""
+    """Return areas [...]; 0 where an edge is beyond its opposite."""
     sides = tf.maximum(boxes[..., 2:] - boxes[..., :2], 0.0)
     return sides[..., 0] * sides[..., 1]
 
@@ -63,11 +63,11 @@ def from_window(edges: tf.Tensor, origins: tf.Tensor, window: float) -> tf.Tenso
 
 
 def encode(edges: tf.Tensor, form: str) -> tf.Tensor:
-    """Give the four numbers [..., 4] by which a regressor of that form tells edges [..., 4] in window sides.
+    """Encode edges [..., 4] in window sides as the four numbers [..., 4] of a regressor of that form.
 
     "edges" are the edges themselves (4.2). "centre_size" is the centre (y, x) from the window's own, and the logarithms
     of height and width: shifting or scaling an object changes two numbers rather than four (6, iii). Sides beyond
-    `LOG_LIMIT` are told as at it.
+    `LOG_LIMIT` are encoded as at it.
     """
     if form == "edges":
         return edges

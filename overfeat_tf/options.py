@@ -1,17 +1,17 @@
-"""How inference is run: one frozen dataclass, written beside every run and export."""
+"""The options of inference, a frozen dataclass that is written with every run and export."""
 
 import math
 from dataclasses import dataclass
 from numbers import Integral
 
-from overfeat_tf.arithmetic import ARITHMETICS
-from overfeat_tf.presets import Preset
+from overfeat_tf.network.presets import Preset
 
 VIEWS = ("dense", "centre", "ten")
 SCALE_FITS = ("aspect", "exact")
 LOCALIZE_BY = ("vote", "accumulated")
 AVERAGES = ("weighted", "plain")
 SCORES = ("calibrated", "accumulated")
+ARITHMETICS = ("direct", "transformed")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class InferenceOptions:
             low as it is where scores are calibrated; leaving them out costs mAP (digits: 0.02 at IoU 0.5), since the
             second guess at an object's class is often right.
         scores: What `detect` answers: "calibrated", the probability of being right where the model knows it
-            (`overfeat_tf.calibration`), or "accumulated", s / (1 + s) of the accumulated score s (4.3).
+            (`overfeat_tf.merge.calibration`), or "accumulated", s / (1 + s) of the accumulated score s (4.3).
         views: "dense" scans the scales; "centre" and "ten" show crops of the window's size, cut from the central
             square of the resized image: the centre one, or the four corners, the centre and their mirror images
             (Table 2).
@@ -43,8 +43,8 @@ class InferenceOptions:
         localize_by: How `localize` ranks classes and picks windows. "vote" ranks by the vote of 3.3 and merges the
             most confident windows of each class; "accumulated" is 4.3: each scale proposes its top k classes, all
             windows of these take part, and the merged boxes with the largest accumulated scores are the answer.
-        arithmetic: "direct", or "transformed": layers for which it is faster by minimal filtering, from the
-            same weights (`overfeat_tf.arithmetic`); equal but for rounding.
+        arithmetic: "direct", or "transformed": Winograd's, for the layers that it makes faster, from the same weights
+            (`compute.execution`); equal but for rounding.
     """
 
     scales: tuple[int, ...] | None = None

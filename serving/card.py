@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from overfeat_tf.decode import MAX_PIXELS
-from overfeat_tf.model import Model
-from overfeat_tf.presets import Preset
+from overfeat_tf.images.decode import MAX_PIXELS
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.presets import Preset
 from serving.comparison import Comparison
 from serving.figures import OWN
 from serving.footprint import SIZE
@@ -147,11 +147,8 @@ def _native_bytes(preset: Preset) -> float:
 
     Measured for the second to the sixth megapixel: 280 bytes of `tiny`'s 303, 140 of `accurate`'s.
     """
-    largest, shrunk = 0.0, 1
-    for conv in preset.convs:
-        shrunk *= conv.stride
-        largest = max(largest, conv.channels * 4 / shrunk**2)
-        shrunk *= conv.pool
+    side = 10_000
+    largest = 4 * preset.backbone.largest_map(side, side) / side**2
     return 3 * largest + 3 * (1 + 4)  # as bytes, then as floats
 
 

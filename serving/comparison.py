@@ -7,9 +7,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.arithmetic import ARITHMETICS
-from overfeat_tf.execution import execution_of
-from overfeat_tf.model import Model
+from overfeat_tf.compute.execution import ARITHMETICS, execution_of
+from overfeat_tf.models.model import Model
 from serving.contract import DEFAULT_KEY
 from serving.footprint import Footprint, measure
 from serving.signatures import Servable

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.callables import Answers
-from overfeat_tf.loading import Exported
-from overfeat_tf.model import CONFIG, Model
+from overfeat_tf.models.loading import Exported
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.predictor import Answers
 from serving.card import model_card
 from serving.comparison import compare
 from serving.publishing import beside, check_version, publish

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from overfeat_tf.model import TASKS
+from overfeat_tf.models.model import TASKS
 
 OWN = " val_"  # is in the names of a run's own figures, and in no evaluation's
 _EPOCH = "epoch_"  # how Keras's TensorBoard callback begins the names of an epoch's figures

@@ -1,11 +1,11 @@
-"""What is exported: every signature of the contract, funnelled into `overfeat_tf.inference`."""
+"""What is exported: every signature of the contract, funnelled into `overfeat_tf.models.batches`."""
 
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from overfeat_tf.model import Model
-from overfeat_tf.network import PIXELS
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import PIXELS
 from serving.contract import DEFAULT_KEY, ENCODED_IMAGE_FEATURE, SIGNATURES
 
 # Which signatures a model has by what it was trained for; features come with every one.

@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from overfeat_tf.callables import Callables
-from overfeat_tf.decode import decode_image
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.predictor import Predictor
 from training.metrics import Answer
 
 GUESSES = 5  # that top-5 error counts
@@ -67,7 +67,7 @@ def asked_for_guesses(model: Answering, placing: bool) -> Callable[[list[bytes]]
 
     A run's regressor may not have been fitted yet.
     """
-    return partial(_classified, model) if isinstance(model, Callables) and not placing else model.localize
+    return partial(_classified, model) if isinstance(model, Predictor) and not placing else model.localize
 
 
 def served_tasks(signatures: Iterable[str]) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def served_tasks(signatures: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name, any_of in calls.items() if any_of & known)
 
 
-def _classified(model: Callables, images: list[bytes]) -> Answer:
+def _classified(model: Predictor, images: list[bytes]) -> Answer:
     """Give each image's classes by falling vote as `localize` does, with boxes of no size.
 
     From probabilities rather than names, since two classes may share one.

@@ -16,9 +16,9 @@ from PIL import Image
 from tensorboard.plugins.hparams import api as hparams
 from tensorboard.plugins.pr_curve import summary as pr_curve
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.draw import draw_boxes, draw_classes, draw_filters
-from overfeat_tf.model import TASKS, Model
+from overfeat_tf.draw.pictures import draw_boxes, draw_classes, draw_filters
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.model import TASKS, Model
 from training.callbacks import ProfiledSteps
 from training.curves import THRESHOLDS, PrecisionRecall
 from training.evaluate import evaluate

@@ -6,8 +6,8 @@ from itertools import islice
 
 import numpy as np
 
-from overfeat_tf.calibration import LEAST, UNCALIBRATED_THRESHOLD, Calibration, evidence_shares, relevant_options
-from overfeat_tf.model import Model
+from overfeat_tf.merge.calibration import LEAST, UNCALIBRATED_THRESHOLD, Calibration, evidence_shares, relevant_options
+from overfeat_tf.models.model import Model
 from training.detection_matching import match_answer
 from training.order import mix
 from training.rows import Rows

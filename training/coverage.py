@@ -7,9 +7,9 @@ from itertools import islice
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.presets import Preset
-from overfeat_tf.views import fit_scale
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.scan.pyramid import fit_scale
 from training.sources.record import Record, Source
 from training.targets import Matching
 

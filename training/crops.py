@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from overfeat_tf.presets import Preset
+from overfeat_tf.network.presets import Preset
 from training import pipeline
 from training.order import Bookmarks, dealt_batches
 from training.views import ViewOptions, below

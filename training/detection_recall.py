@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from overfeat_tf.calibration import displayed
+from overfeat_tf.merge.calibration import displayed
 from training.detection_matching import box_iou, match_answer
 from training.metrics import MOST, Answer
 from training.size_groups import group_names, memberships

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.presets import get_preset
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.network.presets import get_preset
 from training.coverage import Coverage, Objects, measure_coverage
 from training.progress import progress
 from training.recipes import Recipe

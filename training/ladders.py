@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overfeat_tf.model import Model
+from overfeat_tf.models.model import Model
 from training.evaluate import See, evaluate
 from training.fixed_box import FixedBox, median_box
 from training.reports.tables import markdown_table

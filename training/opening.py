@@ -8,10 +8,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from overfeat_tf.loading import read_config
-from overfeat_tf.model import CONFIG, Model
-from overfeat_tf.network import build
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import Preset, get_preset
 from training import run_folder
 from training.coverage import Objects
 from training.recipes import Recipe, with_later_fields

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from overfeat_tf.decode import decode_image
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import SCALE_FITS
-from overfeat_tf.presets import Preset
 from training.losses import pack_edges
 from training.order import Bookmarks, dealt_batches, records
 from training.sources.checks import Finding, Kind, Log

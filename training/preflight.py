@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.presets import get_preset
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.network.presets import get_preset
 from training.metrics import CocoDetection
 from training.recipes import Recipe
 from training.sources.record import Record, Source, check_split

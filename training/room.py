@@ -1,7 +1,7 @@
 """How much of a disk a run takes."""
 
-from overfeat_tf.model import TASKS
-from overfeat_tf.presets import Preset, get_preset
+from overfeat_tf.models.model import TASKS
+from overfeat_tf.network.presets import Preset, get_preset
 from training.boards import PICTURES, SIDE
 from training.checkpoints import KEPT
 from training.recipes import Recipe
@@ -19,9 +19,6 @@ def room(recipe: Recipe, classes: int) -> int:
 
 def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> int:
     """Count the parameters of a network with all its parts and a background class, without building it."""
-    sides = (3, *(row.channels for row in preset.convs))
-    count = sum(row.channels * (row.kernel**2 * below + 1) for row, below in zip(preset.convs, sides, strict=False))
-    seen = sides[-1] * (1 + context) * preset.head_kernel**2
-    for (first, second), outputs in ((preset.full, classes + 1), (preset.regressor, 4 * classes if per_class else 4)):
-        count += first * (seen + 1) + second * (first + 1) + outputs * (second + 1)
-    return count
+    heads = (("classifier", classes + 1), ("regressor", 4 * classes if per_class else 4))
+    layers = [layer for part, outputs in heads for layer in preset.head(part, outputs, context)]
+    return preset.backbone.parameters + sum(layer.parameters for layer in layers)

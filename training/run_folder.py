@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from overfeat_tf.model import CONFIG
+from overfeat_tf.models.model import CONFIG
 
 LOCK = ".lock"
 NEW_CONFIG, NEW_WEIGHTS, OLD_WEIGHTS = f"{CONFIG}.new", "weights.new", "weights.old"

@@ -5,8 +5,8 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from overfeat_tf.model import TASKS, Model
-from overfeat_tf.network import DenseHead, Network, build
+from overfeat_tf.models.model import TASKS, Model
+from overfeat_tf.network.convnet import DenseHead, Network, build
 from training.checkpoints import random_states
 from training.losses import BoxLoss, DetectionLoss, ObjectLoss
 from training.recipes import Recipe, Schedule

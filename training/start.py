@@ -7,8 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from overfeat_tf.loading import load_run
-from overfeat_tf.model import Model
+from overfeat_tf.models.loading import load_run
+from overfeat_tf.models.model import Model
 
 log = logging.getLogger(__name__)
 

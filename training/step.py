@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from overfeat_tf.network import DenseHead, Network
+from overfeat_tf.network.convnet import DenseHead, Network
 
 
 class StageModel(keras.Model):

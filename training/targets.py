@@ -21,8 +21,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
-from overfeat_tf import geometry
-from overfeat_tf.presets import Preset
+from overfeat_tf.network import geometry
+from overfeat_tf.network.presets import Preset
 from training.limits import check_range
 
 IGNORED = -1  # a window label: not in the loss

@@ -13,8 +13,8 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from overfeat_tf.loading import read_config
-from overfeat_tf.model import TASKS, Model
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.models.model import TASKS, Model
 from training import crops, pipeline, run_folder
 from training.allocation import keep_freed_memory
 from training.boards import stage_boards

@@ -1,7 +1,7 @@
 """The views that training sees: windows of the scales that inference scans, drawn by the same function.
 
 A view is made in three steps. `random_picture` makes a picture of an image: a part of it, stretched, perhaps mirrored.
-`Pyramid` lays the picture out at the scales of the scan, by `overfeat_tf.views.fit_scale`: same canvas, same padding,
+`Pyramid` lays the picture out at the scales of the scan, by `overfeat_tf.scan.pyramid.fit_scale`: same canvas, same padding,
 same grid of windows. `draw` cuts a square out of one canvas, at a place where windows of the scan begin, in one
 resampling, and changes its colours.
 
@@ -16,10 +16,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
-from overfeat_tf import geometry
+from overfeat_tf.network import geometry
+from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import SCALE_FITS
-from overfeat_tf.presets import Preset
-from overfeat_tf.views import exact_scale, fit_scale
+from overfeat_tf.scan.pyramid import exact_scale, fit_scale
 from training import augment
 from training.limits import check_range
 from training.targets import Matching, WindowTargets, assign, centred_shift, home_scales, reachable_centres

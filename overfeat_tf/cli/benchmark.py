@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import FILE, FOLDER, write_json
-from overfeat_tf.cli.quiet import load_tensorflow
+from overfeat_tf.cli.options import FILE, FOLDER, load_tensorflow, write_json
 
 
 @click.group()

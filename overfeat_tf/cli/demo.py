@@ -12,9 +12,9 @@ import click
 from PIL import Image
 
 from overfeat_tf.cli.options import write_json
-from overfeat_tf.draw import contact_sheet, draw_boxes
-from overfeat_tf.loading import load_run, read_config
-from overfeat_tf.model import TASKS
+from overfeat_tf.draw.pictures import contact_sheet, draw_boxes
+from overfeat_tf.models.loading import load_run, read_config
+from overfeat_tf.models.model import TASKS
 
 NAME, RECIPE = "digits", "digits-quick"
 SCENES = 200  # held-out, sent over gRPC

@@ -1,12 +1,16 @@
-"""Files of images: found by names, folders and globs, and read."""
+"""Image files: found by names, folders and globs, read, and the progress of a verb with them."""
 
 import glob
 import os
 import stat
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from overfeat_tf.decode import MAX_PIXELS
+from tqdm import tqdm
+
+from overfeat_tf.images.decode import MAX_PIXELS
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
 MAX_BYTES = 9 * MAX_PIXELS  # a PNG of 4 x 16 bits a pixel that does not compress, and some to spare
@@ -46,3 +50,35 @@ def read_image(path: bytes | Path) -> tuple[bytes, str]:
             return file.read(state.st_size), ""
     except OSError as error:
         return b"", error.strerror or str(error)
+
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """A bar on a terminal, a plain line now and then elsewhere; a context, for what stays on the terminal."""
+
+    def __init__(self, total: int):
+        self._bar = tqdm(total=total, unit=" images", disable=None)
+        self._total, self._done = total, 0
+        self._start = self._said = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def report(self, file: Path, problem: str) -> None:
+        """Say what is wrong with a file, on stderr."""
+        tqdm.write(f"overfeat: {file}: {problem}", file=sys.stderr)
+
+    def advance(self, count: int) -> None:
+        """Count files as done."""
+        self._bar.update(count)
+        self._done += count
+        now = time.monotonic()
+        if self._bar.disable and now - self._said >= LINE_EVERY:
+            self._said = now
+            rate = self._done / (now - self._start)
+            print(f"{self._done} of {self._total} images, {rate:.1f} a second", file=sys.stderr)

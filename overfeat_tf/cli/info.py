@@ -1,9 +1,9 @@
 """`overfeat info`: a network as the paper's tables have it."""
 
-from overfeat_tf.features import layer_names
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds, window_count
-from overfeat_tf.network import Network, build
-from overfeat_tf.presets import get_preset
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.geometry import window_count
+from overfeat_tf.network.presets import get_preset
+from overfeat_tf.scan.features import layer_names
 
 CLASSES = 1000  # as in Table 4
 
@@ -16,24 +16,19 @@ def table(name: str) -> str:
     lines.append(
         f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"
     )
-    channels = 3
-    for number, (row, (side, pooled)) in enumerate(
-        zip(preset.convs, preset.sides(preset.window), strict=True), start=1
-    ):
-        size = f"{side} -> {pooled}" if row.pool > 1 else f"{side}"
-        pool = f"{row.pool}x{row.pool}" if row.pool > 1 else "-"
-        parameters = row.channels * (row.kernel**2 * channels + 1)
-        kernel = f"{row.kernel}x{row.kernel}"
+    for layer, side in zip(preset.backbone.layers, preset.backbone.sides(preset.window), strict=True):
+        size = f"{side} -> {side // layer.pool}" if layer.pool > 1 else f"{side}"
+        pool = f"{layer.pool}x{layer.pool}" if layer.pool > 1 else "-"
+        kernel = f"{layer.kernel}x{layer.kernel}"
         lines.append(
-            f"conv{number:<8}{kernel:>8}{row.stride:>8}{row.padding:>5}{row.channels:>10}{pool:>6}{size:>12}{parameters:>14,}"
+            f"{layer.name:12}{kernel:>8}{layer.stride:>8}{layer.padding:>5}{layer.channels:>10}{pool:>6}{size:>12}"
+            f"{layer.parameters:>14,}"
         )
-        channels = row.channels
-    for layer in network.classifier.layers:
-        if layer.weights:
-            kernel = "x".join(map(str, layer.kernel_size))
-            lines.append(
-                f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.filters:>10}{'-':>6}{1:>12}{layer.count_params():>14,}"
-            )
+    for layer in preset.head("classifier", CLASSES):
+        kernel = f"{layer.kernel}x{layer.kernel}"
+        lines.append(
+            f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.channels:>10}{'-':>6}{1:>12}{layer.parameters:>14,}"
+        )
     shown = {line.split()[0] for line in lines if line}
     boxes = [layer.name for layer in network.blank_regressor().layers]
     also = [name for name in layer_names(network) if name not in shown]
@@ -65,5 +60,5 @@ def table(name: str) -> str:
 def connections(network: Network) -> int:
     """Count the multiply-adds of features and classifier on one window (Table 4)."""
     preset = network.preset
-    outputs = network.num_classes + network.background
-    return feature_multiply_adds(preset, preset.window, preset.window) + head_multiply_adds(preset, outputs)
+    head = preset.head("classifier", network.num_classes + network.background)
+    return preset.backbone.multiply_adds(preset.window, preset.window) + sum(layer.multiply_adds for layer in head)

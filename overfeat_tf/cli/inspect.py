@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.draw import contact_sheet, draw_boxes, draw_classes
+from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes
+from overfeat_tf.images.decode import decode_image
 from training.coverage import ENOUGH, remedy
 from training.inspection import Inspection, inspect
 from training.recipes import get_recipe

@@ -1,6 +1,5 @@
 """The command line: verbs, options and exit statuses; what they do is elsewhere."""
 
-import difflib
 import gc
 import logging
 import os
@@ -10,9 +9,6 @@ from pathlib import Path
 import click
 
 from overfeat_tf.cli.benchmark import benchmark
-from overfeat_tf.cli.calibrating import calibrate
-from overfeat_tf.cli.evaluating import evaluate
-from overfeat_tf.cli.fitting import inspect, train
 from overfeat_tf.cli.options import (
     FILE,
     FOLDER,
@@ -20,13 +16,15 @@ from overfeat_tf.cli.options import (
     Connection,
     connection_options,
     inference_options,
+    load_tensorflow,
     option_name,
     require_server,
     with_changes,
     write_json,
 )
-from overfeat_tf.cli.quiet import load_tensorflow
+from overfeat_tf.cli.runs import calibrate, evaluate, inspect, train
 from overfeat_tf.cli.serving import serve
+from overfeat_tf.suggestion import suggest
 
 # Mistakes of the user's, by the exceptions that our own code raises for them.
 MISTAKES = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
@@ -42,8 +40,8 @@ class Verbs(click.Group):
         try:
             return super().resolve_command(context, args)
         except click.UsageError:
-            near = difflib.get_close_matches(args[0], self.list_commands(context), n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else f", one of {', '.join(self.list_commands(context))}"
+            known = self.list_commands(context)
+            hint = suggest(args[0], known) or f", one of {', '.join(known)}"
             raise click.UsageError(f"expected a verb; got '{args[0]}'{hint}", context) from None
 
 
@@ -129,8 +127,8 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
     other machines. The card has time and memory of both.
     """
     load_tensorflow()
-    from overfeat_tf.loading import load_run, read_config
-    from overfeat_tf.model import Model
+    from overfeat_tf.models.loading import load_run, read_config
+    from overfeat_tf.models.model import Model
     from serving.export import export as write
     from serving.figures import read_metrics, run_figures
 
@@ -257,8 +255,8 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
 def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> None:
     """Turn a weight FILE of the authors' 2013 release, of your own download, into a run."""
     load_tensorflow()
-    from overfeat_tf.release_weights import import_weights as read
-    from overfeat_tf.release_weights import released
+    from overfeat_tf.models.release_weights import import_weights as read
+    from overfeat_tf.models.release_weights import released
 
     read(file, released(preset), run, labels)
     click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{preset}", err=True)

@@ -1,8 +1,9 @@
-"""What verbs share: kinds of options, the options of every inference call, and results for programs."""
+"""What verbs share: kinds of options, the options of every inference call, results for programs, a quiet start."""
 
 import json
 import logging
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from functools import wraps
@@ -11,8 +12,7 @@ from typing import Any
 
 import click
 
-from overfeat_tf.arithmetic import ARITHMETICS, suits_this_machine
-from overfeat_tf.options import LOCALIZE_BY, SCALE_FITS, SCORES, VIEWS, InferenceOptions
+from overfeat_tf.options import ARITHMETICS, LOCALIZE_BY, SCALE_FITS, SCORES, VIEWS, InferenceOptions
 
 _log = logging.getLogger(__name__)
 
@@ -120,7 +120,8 @@ def with_changes(model, changes: Changes):
     Raises:
         ValueError: options for a SavedModel, whose own are part of it, or scales that the network does not have.
     """
-    from overfeat_tf.model import Model
+    from overfeat_tf.compute.execution import suits_this_machine
+    from overfeat_tf.models.model import Model
 
     if not changes and not isinstance(model, Model):
         return model
@@ -141,7 +142,7 @@ def require_run(model):
     Raises:
         ValueError: it is another.
     """
-    from overfeat_tf.model import Model
+    from overfeat_tf.models.model import Model
 
     if not isinstance(model, Model):
         raise ValueError(
@@ -179,3 +180,22 @@ def _finite(value: object) -> object:
 def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     """Split a comma-separated option."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and start it, without the notes that it writes to stderr before logging can be set.
+
+    They come from C++ and heed no setting, hence the detour by the file descriptor. What goes wrong still comes as
+    an exception.
+    """
+    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        import tensorflow as tf
+
+        if not os.environ.get("TF_CONFIG"):  # several workers have to be joined first
+            tf.config.list_logical_devices()
+    finally:
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        os.close(nowhere)

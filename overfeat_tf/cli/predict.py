@@ -9,20 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.calibration import UNCALIBRATED_THRESHOLD, displayed
-from overfeat_tf.callables import choose_task
-from overfeat_tf.cli.image_files import read_image
+from overfeat_tf.cli.image_files import Progress, read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
-from overfeat_tf.cli.progress import Progress
-from overfeat_tf.decode import decode_image
-from overfeat_tf.draw import draw_boxes, draw_classes
-from overfeat_tf.draw_stages import draw_stages
-from overfeat_tf.loading import Exported, load
-from overfeat_tf.model import Model
-from overfeat_tf.stages import StagedModel
+from overfeat_tf.draw.pictures import draw_boxes, draw_classes
+from overfeat_tf.draw.stage_sheet import draw_stages
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
+from overfeat_tf.models.loading import Exported, load
+from overfeat_tf.models.model import Model
+from overfeat_tf.models.predictor import choose_task
+from overfeat_tf.models.staged_model import StagedModel
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION
 
 BATCH = 8
-SIGNATURE_OF = {"detection": "detect", "localization": "localize", "classification": "classify"}
 
 Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
@@ -72,7 +71,7 @@ def run(
     with Progress(len(files)) as progress:
         for file, data, outputs, problem, answered_task in answered:
             # Localization gives each of the best classes a box, which may well be the same.
-            several = changes.get("one_box_per_object") is False or answered_task == "localization"
+            several = changes.get("one_box_per_object") is False or answered_task == LOCALIZATION.name
             status = problem or bytes(outputs["status"]).decode()
             if status:
                 progress.report(file, status)
@@ -156,10 +155,10 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
 
 
 def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
-    chosen = choose_task(model, task)
-    if chosen == "classification":
-        return _batched(lambda images: _with_status(images, model.classify(images)), files, chosen)
-    return _batched(model.detect if chosen == "detection" else model.localize, files, chosen)
+    chosen = BY_NAME[choose_task(model, task)]
+    if chosen == CLASSIFICATION:
+        return _batched(lambda images: _with_status(images, model.classify(images)), files, chosen.name)
+    return _batched(getattr(model, chosen.call), files, chosen.name)
 
 
 def _in_stages(
@@ -167,7 +166,7 @@ def _in_stages(
 ) -> Iterator[Answered]:
     """Answer images one at a time, drawing the stages of each answer into its sheet."""
     staged = StagedModel(model, task)
-    if staged.task == "classification":
+    if staged.task == CLASSIFICATION.name:
         print("overfeat: classification has no boxes: its stages end with the class scores", file=sys.stderr)
     return (_in_stages_one(staged, file, sheet, threshold) for file, sheet in sheets.items())
 
@@ -190,22 +189,22 @@ def _served(
 
     with Client(server, name, **connection) as client:
         signatures = client.metadata()
-        calls: dict[str, Call] = {
-            "detection": client.detect,
-            "localization": client.localize,
-            "classification": lambda images: _with_status(images, _named(client.classify(images))),
-        }
-        served = [known for known in calls if SIGNATURE_OF[known] in signatures]
+        served = [known.name for known in reversed(BY_NAME.values()) if known.call in signatures]
         if task is not None and task not in served:
             raise ValueError(f"expected a task that '{name}' serves, of {', '.join(served) or 'none'}; got '{task}'")
-        chosen = task or next(iter(served), "classification")
+        chosen = BY_NAME[task or next(iter(served), CLASSIFICATION.name)]
+
+        def call(images: Sequence[bytes]) -> dict[str, np.ndarray]:
+            answer = getattr(client, chosen.call)(images)
+            return _with_status(images, _named(answer)) if chosen == CLASSIFICATION else answer
+
         images = ((file, *read_image(file)) for file in files)
-        for sent in in_order(calls[chosen], (Unsent(*image) for image in images)):
-            yield Answered(sent.item, sent.image, sent.outputs, sent.problem, chosen)
+        for sent in in_order(call, (Unsent(*image) for image in images)):
+            yield Answered(sent.item, sent.image, sent.outputs, sent.problem, chosen.name)
 
 
 def _named(rows: Sequence[Sequence[tuple[str, float]]]) -> dict[str, np.ndarray]:
-    """Give the Classify RPC's answer the names of the signature's."""
+    """Return the Classify RPC's answer by the names of the signature."""
     labels = [[label.encode() for label, _ in row] for row in rows]
     return {"classes": np.array(labels, object), "scores": np.array([[score for _, score in row] for row in rows])}
 

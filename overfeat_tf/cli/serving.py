@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import FILE, FOLDER
-from overfeat_tf.cli.quiet import load_tensorflow
+from overfeat_tf.cli.options import FILE, FOLDER, load_tensorflow
 
 _NUMBER = click.IntRange(min=1)
 

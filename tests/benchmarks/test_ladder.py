@@ -12,8 +12,8 @@ from PIL import Image
 from benchmarks import ladder as benchmark
 from benchmarks.ladder_plot import ROW, draw
 from benchmarks.ladder_ways import LADDERS, Ladder, Question, Way
+from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import get_preset
 from training.evaluate import PROTOCOLS
 from training.recipes import get_recipe, override
 from training.sources.record import Record

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from benchmarks import merging, suppression
 from benchmarks.suppression import Predictions, compare
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.models.inference import Candidates
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import PRESETS
-from overfeat_tf.tasks import Candidates
 from training.sources.digits import DigitScenes
 
 

@@ -7,18 +7,18 @@ import pytest
 from benchmarks import scan
 from benchmarks.layers import layer_table
 from benchmarks.report import Report
-from overfeat_tf.geometry import feature_multiply_adds, head_multiply_adds
-from overfeat_tf.loading import load, load_run
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.models.loading import load, load_run
+from overfeat_tf.network.presets import PRESETS
 
 ACCURATE = PRESETS["accurate"]
 
 
 def test_the_papers_arithmetic():
     # Section 7 of the facts: one flip of Table 5's six scales takes about 119 + 199 GMAC.
-    features = sum(feature_multiply_adds(ACCURATE, *size) for size in ACCURATE.scales)
+    features = sum(ACCURATE.backbone.multiply_adds(*size) for size in ACCURATE.scales)
     assert features == pytest.approx(119.95e9, rel=1e-3)
-    assert 1575 * head_multiply_adds(ACCURATE, 1000) == pytest.approx(198.0e9, rel=1e-3)
+    classifier = sum(layer.multiply_adds for layer in ACCURATE.head("classifier", 1000))
+    assert 1575 * classifier == pytest.approx(198.0e9, rel=1e-3)
 
 
 def test_an_images_own_scales_are_counted():
@@ -39,7 +39,7 @@ def test_a_report_has_medians_spread_and_machine():
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
-    monkeypatch.setattr("overfeat_tf.arithmetic.SAVED", -1e12)  # have every layer transformed
+    monkeypatch.setattr("overfeat_tf.compute.execution.SAVED", -1e12)  # have every layer transformed
     preset = PRESETS["tiny"]
     run, *versions = scan._write(preset, tmp_path)
     models = [load(version) for version in versions]

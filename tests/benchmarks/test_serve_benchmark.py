@@ -15,7 +15,7 @@ from benchmarks.hostile import Call, Hostile
 from benchmarks.load import Load, Seen, percentile
 from benchmarks.report import Report
 from benchmarks.serving import Alone, Compared
-from overfeat_tf.decode import decode_image
+from overfeat_tf.images.decode import decode_image
 from serving.embedded.server import start
 from serving.export import BATCHING
 

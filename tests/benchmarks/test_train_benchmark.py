@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import training as benchmark
 from benchmarks.torch_step import timed_steps
-from overfeat_tf.network import build
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import PRESETS
 from training.recipes import get_recipe
 from training.stages import stage_model
 

@@ -7,10 +7,10 @@ import click
 import pytest
 
 from overfeat_tf.cli.main import overfeat
-from overfeat_tf.model import TASKS
+from overfeat_tf.models.model import TASKS
+from overfeat_tf.models.release_weights import released
+from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import get_preset
-from overfeat_tf.release_weights import released
 from training.evaluate import PROTOCOLS
 from training.ladders import rows, table_of
 from training.recipes import get_recipe, override

@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from overfeat_tf.calibration import Calibration, relevant_options
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.merge.calibration import Calibration, relevant_options
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
 from serving.export import export
 

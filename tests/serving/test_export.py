@@ -19,9 +19,9 @@ from PIL import Image
 
 import serving.export as exporting
 from overfeat_tf.cli.main import overfeat
-from overfeat_tf.loading import Exported, load
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.models.loading import Exported, load
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
 from serving.client import Client
 from serving.embedded.loading import read_signature_defs
@@ -130,8 +130,8 @@ def test_nothing_appears_unless_it_answers_as_the_live_model(model: Model, tmp_p
 EXPORTER = """
 import sys
 from pathlib import Path
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
 from serving.export import export
 
 model = Model(build("tiny", 2), ("a", "b"), tasks=("classification",))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from small_model import png
 
-from overfeat_tf.calibration import displayed
-from overfeat_tf.cli import main, progress
+from overfeat_tf.cli import image_files, main
 from overfeat_tf.cli.predict import picture_names
-from overfeat_tf.draw import draw_boxes
+from overfeat_tf.draw.pictures import draw_boxes
+from overfeat_tf.merge.calibration import displayed
 
 
 def _predict(monkeypatch, *arguments) -> int:
@@ -31,7 +31,7 @@ def test_a_file_that_cannot_be_answered_costs_its_own_row_only(server, max_bytes
     (images / "09.png").write_bytes(bytes(max_bytes + 1))
     (images / "17.png").write_bytes(b"")
     asked = ["--server", server.address, "--out", tmp_path / "out", "--json", out]
-    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(image_files, "LINE_EVERY", 0.0)
     files = sorted(images.iterdir())
     assert _predict(monkeypatch, "m", *files, *asked) == 1
     rows = json.loads(out.read_text())

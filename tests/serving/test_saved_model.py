@@ -16,7 +16,7 @@ from exported_model import LABELS, METRICS, TRAINING, assert_equal_answers
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
-from overfeat_tf.model import Model
+from overfeat_tf.models.model import Model
 from serving.card import model_card
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
 from serving.embedded.loading import read_signature_defs

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 from exported_model import GOOD
 
-from overfeat_tf import arithmetic
-from overfeat_tf.model import Model
+from overfeat_tf.compute import execution as arithmetic
+from overfeat_tf.models.model import Model
 from serving.card import model_card
 from serving.comparison import compare
 from serving.export import export
@@ -25,11 +25,11 @@ def version(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The model, whose few channels would not pay, exported as if they did."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "SAVED", -1e15)
-        patch.setattr("overfeat_tf.dense.transformed_cost", lambda *_: 0.0)
+        patch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
         transformed = model.with_options(arithmetic="transformed")
         yield export(transformed, tmp_path_factory.mktemp("models") / "pets")
         for network in transformed.networks:  # which the other tests' model shares
-            network.executions.pop("transformed", None)
+            network.cache.clear()
 
 
 def assert_alike(found: dict, expected: dict) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from small_source import few_digits
 
-from overfeat_tf.model import TASKS
+from overfeat_tf.models.model import TASKS
 from training.boards import Weights
 from training.recipes import get_recipe, override
 from training.train import train

@@ -13,7 +13,7 @@ import small_run
 import tensorflow as tf
 from small_source import few_digits
 
-from overfeat_tf.model import TASKS
+from overfeat_tf.models.model import TASKS
 from training import checkpoints, run_folder
 from training.train import train
 

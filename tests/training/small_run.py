@@ -15,8 +15,8 @@ import keras
 import tensorflow as tf
 from small_source import few_digits
 
+from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import PRESETS
 from training import train as module
 from training.recipes import Recipe, Schedule, override
 from training.strategy import choose_strategy

@@ -6,9 +6,9 @@ import tensorflow as tf
 from small_run import RECIPE
 from small_source import SmallSource, picture
 
-from overfeat_tf.loading import read_config
-from overfeat_tf.presets import PRESETS
-from overfeat_tf.views import fit_scale
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.scan.pyramid import fit_scale
 from training import train as module
 from training.coverage import Objects, choose_scales, measure_coverage, parse_scales, read_objects
 from training.recipes import override

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from small_source import SmallSource, few_digits
 
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network.presets import PRESETS
 from training import crops, pipeline
 from training.sources.record import Record
 from training.views import ViewOptions

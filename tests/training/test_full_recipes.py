@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overfeat_tf.model import TASKS
+from overfeat_tf.models.model import TASKS
 
 NAMES = ("imagenet-fast", "imagenet-accurate", "voc-fast", "voc-accurate", "coco-fast", "coco-accurate", "tinyimagenet")
 SCRIPT = Path(__file__).with_name("full_recipe.py")

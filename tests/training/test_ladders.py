@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from small_source import SmallSource, few_digits
 
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import get_preset
 from training import fixed_box, ladders
 from training.fixed_box import FixedBox, median_box
 from training.ladders import TABLES, as_markdown, climb, rows

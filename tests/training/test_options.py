@@ -11,9 +11,9 @@ from small_run import RECIPE, SCHEDULE
 from small_source import few_digits
 
 from overfeat_tf.boxes import decode, iou
-from overfeat_tf.geometry import window_count
-from overfeat_tf.loading import load
-from overfeat_tf.network import build
+from overfeat_tf.models.loading import load
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.geometry import window_count
 from serving.export import export
 from training import train as module
 from training.recipes import override

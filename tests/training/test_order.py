@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from small_source import SmallSource, few_digits
 
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network.presets import PRESETS
 from training import order, pipeline
 from training.order import Bookmarks, Place
 from training.sources.record import Record

@@ -9,9 +9,9 @@ import tensorflow as tf
 from PIL import Image
 from small_source import SmallSource, coloured_rectangles, few_digits, hue, picture
 
-from overfeat_tf import geometry
 from overfeat_tf.boxes import from_window
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network import geometry
+from overfeat_tf.network.presets import PRESETS
 from training import pipeline
 from training.sources.record import Record
 from training.targets import BACKGROUND, IGNORED, Matching, window_origins

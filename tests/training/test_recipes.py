@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from overfeat_tf.model import TASKS
-from overfeat_tf.presets import get_preset
+from overfeat_tf.models.model import TASKS
+from overfeat_tf.network.presets import get_preset
 from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override, with_later_fields
 from training.recipes.work import step_multiply_adds
 

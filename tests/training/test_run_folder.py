@@ -15,8 +15,8 @@ import pytest
 from small_run import RECIPE
 from small_source import few_digits
 
-from overfeat_tf.network import build
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import PRESETS
 from training import run_folder
 from training.checkpoints import Checkpoints, Position, random_states
 from training.room import parameters

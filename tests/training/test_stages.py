@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from small_run import RECIPE
 
-from overfeat_tf import geometry
-from overfeat_tf.model import Model
-from overfeat_tf.network import build
+from overfeat_tf.models.model import Model
+from overfeat_tf.network import geometry
+from overfeat_tf.network.convnet import build
 from training.recipes import Schedule
 from training.stages import StageSGD, stage_model, with_background
 

@@ -7,8 +7,8 @@ import pytest
 from small_run import RECIPE
 from small_source import few_digits
 
-from overfeat_tf.model import CONFIG, Model
-from overfeat_tf.network import build
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.network.convnet import build
 from training import train as module
 from training.start import start_from
 from training.train import train

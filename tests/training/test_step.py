@@ -10,9 +10,9 @@ import pytest
 import tensorflow as tf
 from small_run import RECIPE, SCHEDULE
 
-from overfeat_tf.geometry import window_count
-from overfeat_tf.network import build
-from overfeat_tf.presets import PRESETS
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.geometry import window_count
+from overfeat_tf.network.presets import PRESETS
 from training.losses import pack_edges
 from training.recipes import override
 from training.stages import stage_model

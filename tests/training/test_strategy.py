@@ -14,8 +14,8 @@ import tensorflow as tf
 import yaml
 from small_run import EPOCHS
 
-from overfeat_tf.loading import read_config
-from overfeat_tf.model import TASKS
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.models.model import TASKS
 from training.strategy import check_batch, choose_strategy, has_workers, own_rows, writes
 
 DEPLOY = Path(__file__).parents[2] / "training" / "deploy"

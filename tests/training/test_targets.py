@@ -8,9 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overfeat_tf import geometry
-from overfeat_tf.presets import PRESETS
-from overfeat_tf.views import fit_scale
+from overfeat_tf.network import geometry
+from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.scan.pyramid import fit_scale
 from training.targets import BACKGROUND, IGNORED, Matching, assign, home_scales, window_origins
 
 TINY = PRESETS["tiny"]

@@ -14,9 +14,9 @@ from small_run import EPOCHS, RECIPE, SCHEDULE, Epochs
 from small_source import few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from overfeat_tf.calibration import Calibration
-from overfeat_tf.loading import load, read_config
-from overfeat_tf.model import TASKS
+from overfeat_tf.merge.calibration import Calibration
+from overfeat_tf.models.loading import load, read_config
+from overfeat_tf.models.model import TASKS
 from training import train as module
 from training.callbacks import FiniteLoss
 from training.sources.record import Record

@@ -6,9 +6,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overfeat_tf import geometry
-from overfeat_tf.presets import PRESETS
-from overfeat_tf.views import draw_scale
+from overfeat_tf.network import geometry
+from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.scan.pyramid import draw_scale
 from training.targets import Matching, window_origins
 from training.views import Picture, Pyramid, ViewOptions, random_picture
 

@@ -4,7 +4,7 @@ import itertools
 
 import tensorflow as tf
 
-from overfeat_tf.presets import get_preset
+from overfeat_tf.network.presets import get_preset
 from training import pipeline
 from training.sources.digits import DigitScenes
 from training.sources.record import SCHEMA

@@ -8,10 +8,10 @@ import tensorflow as tf
 from small_run import RECIPE
 from small_source import SmallSource, few_digits, picture
 
-from overfeat_tf import geometry
-from overfeat_tf.loading import load
-from overfeat_tf.presets import PRESETS
-from overfeat_tf.views import draw_scale
+from overfeat_tf.models.loading import load
+from overfeat_tf.network import geometry
+from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.scan.pyramid import draw_scale
 from training import pipeline
 from training import train as module
 from training.sources.record import Record

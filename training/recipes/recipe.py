@@ -6,8 +6,8 @@ from itertools import pairwise
 from typing import Any
 
 from overfeat_tf.boxes import BOX_FORMS
+from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.presets import Preset
 from training.coverage import Objects, Scales, choose_scales, parse_scales
 from training.limits import check_choice, check_range
 from training.losses import BOX_LOSSES, NEGATIVES

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.decode import decode_image
-from overfeat_tf.draw import draw_boxes
+from overfeat_tf.draw.pictures import draw_boxes
+from overfeat_tf.images.decode import decode_image
 from training.detection_matching import box_iou, match_answer
 from training.metrics import Answer, guessed, named, placed
 from training.reports.exhibits import Exhibit, figure, listed, literal, save, shortened

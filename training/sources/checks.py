@@ -1,6 +1,6 @@
 """The checking of records in one place: what an annotation says, held against its image.
 
-Boxes lie in the image as displayed, with its EXIF orientation applied, since that is what `overfeat_tf.decode` shows.
+Boxes lie in the image as displayed, with its EXIF orientation applied, since that is what `overfeat_tf.images.decode` shows.
 A source hands what it has read to `make_record` and says what is wrong to its `Report`; nothing here stops a run.
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 SCHEMA = {
-    "image_bytes": tf.TensorSpec([], tf.string),  # encoded: whatever overfeat_tf.decode reads
+    "image_bytes": tf.TensorSpec([], tf.string),  # encoded: whatever overfeat_tf.images.decode reads
     "image_id": tf.TensorSpec([], tf.string),
     "boxes": tf.TensorSpec([None, 4], tf.float32),  # normalised yxyx in the image as displayed
     "labels": tf.TensorSpec([None], tf.int32),  # index into the source's class_names

@@ -66,7 +66,7 @@ def test_where_no_box_is_left_the_class_of_the_whole_image_is():
 
 @pytest.mark.parametrize("orientation", range(0, 10))
 def test_sizes_are_those_that_our_decoding_shows(orientation):
-    from overfeat_tf.decode import decode_image
+    from overfeat_tf.images.decode import decode_image
 
     data = encoded((40, 20), orientation)
     pixels, status = decode_image(data)

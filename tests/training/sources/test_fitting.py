@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfeat_tf.loading import load
+from overfeat_tf.models.loading import load
 from overfeat_tf.options import InferenceOptions
 from training import train as module
 from training.recipes import Recipe, Schedule

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from overfeat_tf.release_weights import read_labels
+from overfeat_tf.models.release_weights import read_labels
 from training.evaluate import require_fit
 from training.sources import open_source
 from training.sources.checks import Kind

@@ -1,0 +1,313 @@
+"""The verbs that train, evaluate and calibrate a run."""
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from overfeat_tf.cli.options import (
+    FILE,
+    FOLDER,
+    Changes,
+    Connection,
+    connection_options,
+    inference_options,
+    load_tensorflow,
+    option_name,
+    require_run,
+    require_server,
+    split_names,
+    with_changes,
+    write_json,
+)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--data", metavar="SOURCE", help="The recipe's own if left out; as for `inspect`.")
+@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
+@click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
+@click.option(
+    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
+)
+@click.option("--from", "start", type=FOLDER, help="A run whose weights a new run starts from, where they fit.")
+@click.option("--profile", is_flag=True, help="Trace a few steps of each stage for TensorBoard's profiler.")
+@click.option("--strict", is_flag=True, help="First look at all of the data, and stop where any of it can't be used.")
+def train(
+    recipe: str,
+    data: str | None,
+    run: Path | None,
+    stage: str | None,
+    settings: tuple[str, ...],
+    start: Path | None,
+    profile: bool,
+    strict: bool,
+) -> None:
+    """Fit a RECIPE with model.fit; the same command takes up a broken run."""
+    load_tensorflow()
+    from training.inspection import require_faultless
+    from training.recipes import get_recipe, override
+    from training.sources import open_source
+    from training.strategy import choose_strategy
+    from training.train import TASKS
+    from training.train import train as fit
+
+    chosen = override(get_recipe(recipe), list(settings))
+    if data is None and chosen.data is None:
+        raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
+    folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
+    strategy = choose_strategy()
+    if strict:
+        require_faultless(spec, (chosen.train_split, chosen.val_split))
+    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), strategy, start, profile)
+    click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
+
+
+@click.command()
+@click.argument("source")
+@click.option("--split", help="One split; all if left out.")
+@click.option("--out", type=FOLDER, help="Draw pictures with boxes there.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images of a split.")
+@click.option("--recipe", default="voc", show_default=True, help="Say which objects this recipe's scales cover.")
+@click.option("--strict", is_flag=True, help="Exit with status 1 where there are faults.")
+@click.option("--json", "json_file", type=FILE, help="Also write counts and findings there.")
+def inspect(
+    source: str,
+    split: str | None,
+    out: Path | None,
+    limit: int | None,
+    recipe: str,
+    strict: bool,
+    json_file: Path | None,
+) -> None:
+    """Count what is in a data set, draw it, and find what is wrong with it.
+
+    \b
+    SOURCE is one of
+      digits                            the embedded scenes
+      voc:DIR                           Pascal VOC's layout
+      coco:IMAGES_DIR:ANNOTATIONS.json  with {split} in both parts, every split there is
+      ilsvrc:DIR                        ImageNet's CLS-LOC or DET layout
+      folder:DIR                        a folder a class, with train, val and test folders above or without
+      tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; ImageNet's with +boxes=DIR after it has boxes
+
+    Faults are images and objects that can't be used, which training reports and skips, an image in two splits, and
+    one with two classes. Boxes are taken in the image as displayed, with its EXIF orientation applied.
+    """
+    load_tensorflow()
+    from overfeat_tf.cli.inspect import lines, run
+
+    found = run(source, split, out, limit, recipe)
+    click.echo("\n".join(lines(found)))
+    write_json(json_file, found.as_dict())
+    sys.exit(1 if strict and found.faults else 0)
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
+@click.option("--server", metavar="HOST:PORT", help="Ask a server over gRPC; MODEL is the model's name there.")
+@click.option("--split", default="val", show_default=True)
+@click.option(
+    "--protocol",
+    metavar="NAMES",
+    help="Of classification,localization,detection; the model's last task if left out. A run that localizes detects "
+    "too. Or runs by the rows of the paper's tables: table2, fig9, or a row such as table2:ten-views.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@inference_options
+@connection_options
+@click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
+@click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, plots, worst mistakes.")
+def evaluate(
+    models: tuple[str, ...],
+    data: str,
+    server: str | None,
+    split: str,
+    protocol: str | None,
+    limit: int | None,
+    json_file: Path | None,
+    out: Path | None,
+    changes: Changes,
+    connection: Connection,
+) -> None:
+    """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
+    require_server(server, connection)
+    load_tensorflow()
+    from training.answering import served_tasks
+    from training.evaluate import PROTOCOLS, require_fit
+    from training.ladders import TABLES, row_of, row_options, table_of
+    from training.sources import open_source
+
+    table = table_of(protocol)
+    if table and (twice := changes.keys() & row_options(table)):
+        raise ValueError(
+            f"expected {table} without {', '.join(map(option_name, sorted(twice)))}: its rows say so themselves"
+        )
+    source = open_source(data)
+    with ExitStack() as stack:
+        if server is None:
+            answering = with_changes(_loaded(models), changes)
+            labels, tasks, answered = answering.labels, answering.tasks, answering.answered_tasks
+        else:
+            client = _connected(server, models, connection)
+            answering, signatures = _served(stack.enter_context(client), changes, source.class_names)
+            labels, tasks = source.class_names, served_tasks(signatures)
+            answered = tasks
+        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
+        require_fit(labels, answered, source, (TABLES[table],) if table else protocols)
+        asked = ",".join(protocols)
+        row = row_of(require_run(answering), asked) if table else None
+        described = _facts(answering.with_options(**row.changes) if row else answering, models, server)
+        figures = _measure(answering, source, split, asked, limit, out, described)
+    write_json(json_file, figures)
+
+
+def _loaded(models: Sequence[str]):
+    """Load a model, or several runs as a committee.
+
+    Raises:
+        ValueError: no model there, or members that are not runs or do not go together.
+    """
+    from overfeat_tf.models.loading import load
+    from overfeat_tf.models.model import Model
+
+    if len(models) == 1:
+        return load(models[0])
+    members = []
+    for name in models:
+        member = load(name)
+        if not isinstance(member, Model):
+            raise ValueError(f"expected runs as a committee's members; '{name}' is a SavedModel: name its run")
+        members.append(member)
+    return Model.committee(members)
+
+
+def _connected(server: str, models: Sequence[str], connection: Connection):
+    from serving.client import Client
+
+    if len(models) > 1:
+        raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {', '.join(models)}")
+    return Client(server, models[0], **connection)
+
+
+def _served(client, changes: Changes, class_names: Sequence[str]):
+    """Give what a server's model answers by, and its signatures' names."""
+    from training.answering import ByName
+
+    client = with_changes(client, changes)
+    signatures = client.metadata()
+    count = _class_count(signatures)
+    if count not in (None, len(class_names)):
+        raise ValueError(f"expected a model of the data's {len(class_names)} classes; the server's has {count}")
+    # A committee, or a run that has only learnt to classify, has no signature `localize` to rank classes by.
+    named = "localize" not in signatures and "classify" in signatures
+    return (ByName(client, class_names) if named else client), signatures
+
+
+def _class_count(signatures) -> int | None:
+    """Read off a served model's signatures how many classes it knows; None where none tells."""
+    if "classify_images" not in signatures:
+        return None
+    sides = signatures["classify_images"].outputs["probs"].tensor_shape.dim
+    return sides[-1].size if sides and sides[-1].size > 0 else None
+
+
+def _facts(answering, models: Sequence[str], server: str | None) -> dict[str, Any]:
+    """Describe what answered, in JSON's types."""
+    if server is not None:
+        return {"model": ", ".join(models), "server": server}
+    config = answering.config()
+    kept = ("num_classes", "tasks", "per_class", "box_form", "context", "options")
+    networks = [config, *config.get("others", ())]
+    presets = ", ".join(dict.fromkeys(network["preset"]["name"] for network in networks))
+    return {
+        "model": ", ".join(models),
+        "network": presets,
+        "members": len(networks),
+        **{key: config[key] for key in kept if key in config},
+    }
+
+
+def _measure(answering, source, split: str, protocol: str, limit: int | None, out: Path | None, described: dict):
+    """Score by protocols or by a table's rows, print the figures and, where there is a folder for it, report.
+
+    Returns:
+        The figures; those of a table are its rows, by its name.
+    """
+    from training.evaluate import evaluate as score
+    from training.ladders import TABLES, as_markdown, climb, table_of
+    from training.reports import Report
+    from training.reports.detection_figures import draw_detection_figures
+    from training.reports.scales import draw_scales
+    from training.reports.tables import figure_tables
+
+    table = table_of(protocol)
+    # Curves and pictures are of one way to answer: all of a table's rows have only their errors drawn.
+    watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
+    threshold = getattr(answering, "display_threshold", None)  # a server does not tell its model's
+    report = Report(out, watched, source.class_names, threshold) if out is not None else None
+    watching = report.watching if report else None
+    began = time.monotonic()
+    figures: dict[str, Any]
+    if table:
+        rows = list(climb(require_run(answering), source, split, protocol, limit, watching))
+        figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
+    else:
+        protocols = protocol.split(",")
+        figures = score(answering, source, split, protocols, limit, watching=watching, display_threshold=threshold)
+        text, images = figure_tables(figures), figures["images"]
+    seconds = round(time.monotonic() - began, 1)
+    click.echo(text)
+    if report is not None and out is not None:
+        data = {"source": source.name, "classes": len(source.class_names), "split": split, "limit": limit}
+        facts = {**described, "data": data, "protocol": protocol, "images": images, "seconds": seconds}
+        if table:
+            more = draw_scales(rows, table, out) if len(rows) > 1 else ()
+        else:
+            more = draw_detection_figures(figures, out)
+        pictures = report.write(facts, text, more)
+        write_json(out / "report.json", {**facts, "figures": figures, "pictures": pictures})
+        click.echo(f"{out / 'report.md'}: tables, curves, pictures of mistakes", err=True)
+    return figures
+
+
+@click.command()
+@click.argument("run", type=FOLDER)
+@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
+@click.option("--split", default="val", show_default=True, help="One that RUN was not fitted on.")
+@click.option("--limit", type=click.IntRange(min=1), help="So many images at most [200].")
+@inference_options
+def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Changes) -> None:
+    """Fit the scores of RUN, a finished detector, so that of boxes that score 0.7 seven in ten are right.
+
+    Training does so by itself at its end. Do it again for runs of earlier versions, and for other --scales, --stride,
+    --flips or --views than the run's own, whose evidence adds up to other sums: give them here and then to `evaluate`,
+    `predict` and `export`.
+    """
+    load_tensorflow()
+    from overfeat_tf.models.loading import load_run, read_config
+    from overfeat_tf.models.tasks import DETECTION
+    from training import run_folder
+    from training.calibrate import IMAGES
+    from training.calibrate import calibrate as fit
+    from training.evaluate import require_fit
+    from training.sources import open_source
+
+    model, source = with_changes(load_run(run), {**changes, "scores": "accumulated"}), open_source(data)
+    require_fit(model.labels, model.tasks, source, (DETECTION.name,))
+    with run_folder.held(run):
+        calibration = fit(model, source, split, limit or IMAGES)
+        if calibration is None:
+            raise ValueError(f"expected objects with boxes, and detections, in split '{split}' of {source.name}")
+        config = read_config(run)
+        config["model"]["calibration"] = calibration.config()
+        run_folder.write_config(run, config)
+    click.echo(
+        f"{run}: calibrated on {calibration.images} images, {calibration.detections} boxes; "
+        f"display threshold {calibration.threshold:.3f}"
+    )

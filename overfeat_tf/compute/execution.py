@@ -1,0 +1,157 @@
+"""How a network's layers are computed when it runs densely: a measured rule chooses Winograd's tiles where they pay.
+
+A layer of r x r taps over C channels, K outputs, is direct: a row of r^2 C numbers for each window, one product with
+its weights. Or it is computed by tiles (`winograd`): for each tile of m x m windows t^2 products of C numbers,
+t = m + r - 1, between two small products that transform what goes in and what comes out, with weights that are
+transformed in every call. Both are priced in multiply-adds at the rate of a large matrix product. MOVED, READ and
+CONVOLVED were measured on two cores of x86 CPUs. STARTED is an estimate and SAVED a choice: with a third of it,
+`accurate` scanned a tenth faster, and took half as long again to load and 1.3 GB more to run. `overfeat benchmark scan`
+prints what the rule expects of each layer and what it takes. The rule chooses the tiles of each layer by its shape;
+each call then compares the two costs for the sizes of its maps.
+
+It is a rule for CPUs: a GPU's library has such transforms of its own, and chooses them by itself.
+"""
+
+import platform
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from overfeat_tf.compute.winograd import MOST_POINTS, tiles_along
+from overfeat_tf.network.convnet import PIXELS, Network
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import ARITHMETICS
+
+# Multiply-adds in the time of:
+MOVED = 45  # writing a number somewhere else, as gathering and stacking do
+READ = 24  # reading a weight once: what a product of few rows waits for
+STARTED = 2_000_000  # starting an operation
+CONVOLVED = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
+SAVED = 10_000_000_000  # what tiles have to save on a preset's own scales, to be worth their graph and memory
+
+# Numbers in the weights of a feature layer from which it is a product of all maps: `accurate`'s last has 9.4 M. A
+# convolution reads such weights again and again for each map, and comes to two thirds of the product's rate.
+WIDE = 8_000_000
+
+
+class Execution:
+    """A network's layers with what it takes to compute them by an arithmetic.
+
+    Attributes:
+        network: The network, whose variables and definition are what they are.
+        sides: The windows along a tile of each layer that is computed by tiles, by its name.
+        traced: The features of so many views as one tf.function: `overfeat_tf.compute.dense`.
+    """
+
+    def __init__(self, network: Network, arithmetic: str):
+        self.network = network
+        self.sides = choose_tiles(network.preset, network.context) if arithmetic == "transformed" else {}
+        self.traced: dict[int, Callable] = {}
+
+    def joins(self, layer: layers.Layer) -> bool:
+        """Tell whether a layer is run over all maps at once."""
+        return is_wide(layer) or layer.name in self.sides
+
+    @cached_property
+    def tail(self) -> list[layers.Layer]:
+        """The last feature layers, from the first that joins maps, and its padding, on; none for small networks."""
+        rows = self.network.features.layers
+        first = next((i for i, layer in enumerate(rows) if self.joins(layer)), None)
+        return [] if first is None else rows[first - isinstance(rows[first - 1], layers.ZeroPadding2D) :]
+
+    @cached_property
+    def trunk(self) -> tf.types.experimental.PolymorphicFunction:
+        """The features below `tail`, as one tf.function for pixels of every size: a pyramid is traced once."""
+        features = self.network.features
+        last = features.layers[len(features.layers) - len(self.tail) - 1]
+        trunk = keras.Model(features.input, last.output, name="trunk")
+        return tf.function(lambda pixels: trunk(pixels, training=False), PIXELS, autograph=False)
+
+
+def execution_of(network: Network, arithmetic: str) -> Execution:
+    """Return a network's execution by an arithmetic; the network keeps one of each.
+
+    Raises:
+        ValueError: no such arithmetic.
+    """
+    if arithmetic not in ARITHMETICS:
+        raise ValueError(f"expected an arithmetic of {', '.join(ARITHMETICS)}; got '{arithmetic}'")
+    key = (Execution, arithmetic)
+    if key not in network.cache:
+        network.cache[key] = Execution(network, arithmetic)
+    return network.cache[key]
+
+
+def is_wide(layer: layers.Layer) -> bool:
+    """Tell whether a layer is a convolution of stride 1 with at least `WIDE` weights."""
+    return (
+        isinstance(layer, layers.Conv2D) and layer.strides == (1, 1) and layer.kernel.value.shape.num_elements() >= WIDE
+    )
+
+
+def suits_this_machine() -> str:
+    """Return the arithmetic for callers that choose none: Winograd's on an x86 CPU alone, direct elsewhere."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return "transformed" if x86 and not tf.config.list_physical_devices("GPU") else "direct"
+
+
+class Shape(NamedTuple):
+    """A layer's taps along a side r, cells from one tap to the next, and channels in and out."""
+
+    taps: int
+    apart: int
+    channels: int
+    outputs: int
+
+
+def direct_cost(shape: Shape, windows: Any) -> Any:
+    """Price a layer over so many windows, as one product of gathered rows, in multiply-adds; ints or tensors."""
+    row = shape.taps**2 * shape.channels
+    return windows * (row * (shape.outputs + MOVED)) + row * shape.outputs * READ
+
+
+def winograd_cost(shape: Shape, side: int, tiles: Any) -> Any:
+    """Price a layer over so many tiles of `side` x `side` windows, likewise."""
+    points = (side + shape.taps - 1) ** 2
+    weights = points * shape.channels * shape.outputs
+    derived = weights * (2 * MOVED + shape.taps**2 + READ)  # gathered, then transformed, then read
+    incoming = shape.channels * (2 * MOVED + points)  # gathered, then transformed
+    outgoing = shape.outputs * (2 * MOVED + side**2)  # stacked, then transformed
+    return tiles * (points * (incoming + outgoing) + weights) + derived + 2 * points * STARTED
+
+
+def choose_tiles(preset: Preset, context: bool = False) -> dict[str, int]:
+    """Choose the tiles' side for every layer that they make faster on the preset's own scales, one flip: name -> side.
+
+    Layers are named as in the network.
+    """
+    chosen: dict[str, int] = {}
+    sizes = [preset.backbone.map_sizes(*scale) for scale in preset.scales]
+    for layer, maps in zip(preset.backbone.layers, zip(*sizes, strict=True), strict=True):
+        if layer.stride == 1:
+            side = _best(Shape(layer.kernel, 1, layer.inputs, layer.channels), maps, CONVOLVED)
+            chosen |= {layer.name: side} if side else {}
+    reach = preset.last_pool * preset.head_kernel - 1
+    windows = [(height - reach, width - reach) for *_, (height, width) in sizes]
+    for first, *_ in (preset.head(part, 1, context) for part in ("classifier", "regressor")):
+        side = _best(Shape(first.kernel, preset.last_pool, first.inputs, first.channels), windows)
+        chosen |= {first.name: side} if side else {}
+    return chosen
+
+
+def _best(shape: Shape, windows: Any, convolved: float | None = None) -> int | None:
+    """Return the tiles' side of the least cost over maps of windows (down, across); None where direct is as good."""
+    count = sum(down * across for down, across in windows)
+    direct = direct_cost(shape, count)
+    if convolved is not None:
+        direct = min(direct, count * shape.taps**2 * shape.channels * shape.outputs * convolved)
+    costs = {}
+    for side in range(2, MOST_POINTS - shape.taps + 2):
+        along = [[tiles_along(length, shape.apart, side) for length in each] for each in windows]
+        costs[side] = winograd_cost(shape, side, sum(down * across for down, across in along))
+    best = min(costs, key=lambda side: costs[side], default=None) if shape.taps > 1 else None
+    return best if best is not None and costs[best] < direct - SAVED else None

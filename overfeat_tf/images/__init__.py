@@ -1,0 +1,1 @@
+"""Decode encoded images safely, in the graph."""

@@ -1,0 +1,103 @@
+"""Trained models from disk: the folder of a run, or a SavedModel."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from overfeat_tf.merge.calibration import Calibration, display_threshold
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.predictor import Answers, Predictor
+from overfeat_tf.models.tasks import CLASSIFICATION
+from overfeat_tf.options import SCORES
+
+
+class Exported(Predictor):
+    """A SavedModel, run by its signatures alone.
+
+    Attributes:
+        labels: Class names.
+        tasks: What it was trained for.
+    """
+
+    def __init__(self, folder: Path):
+        config = self._config = read_config(folder)["model"]
+        self.labels, self.tasks = tuple(config["labels"]), tuple(config["tasks"])
+        try:
+            self._loaded = tf.saved_model.load(str(folder))
+        except OSError as error:
+            raise ValueError(f"expected a SavedModel in '{folder}'; it is damaged: {error}") from None
+
+    @property
+    def display_threshold(self) -> float:
+        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
+        scores = self._config.get("options", {}).get("scores", SCORES[0])
+        return display_threshold(Calibration.from_config(self._config.get("calibration")), scores)
+
+    def config(self) -> dict:
+        """Describe the model that was exported, as `Model.config` does."""
+        return self._config
+
+    def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
+        if signature not in self._loaded.signatures:
+            known = ", ".join(sorted(self._loaded.signatures))
+            raise ValueError(f"expected a model with the signature '{signature}'; this one has {known}")
+        if signature == CLASSIFICATION.call:
+            inputs = {"inputs": np.array([_example(data) for data in inputs["inputs"]], object)}
+        tensors = {k: tf.constant(v, tf.string if v.dtype == object else tf.uint8) for k, v in inputs.items()}
+        return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
+
+    def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
+        if layer is not None or scale is not None or fine:
+            raise ValueError("expected the default layer, native size and coarse stride of a SavedModel; use its run")
+        return [self._run("extract_features", images=image[None])["features"][0] for image in images]
+
+
+def load_run(folder: Path) -> Model:
+    """Load a run's folder.
+
+    Raises:
+        ValueError: there is none, or it has no weights yet.
+    """
+    if not (folder / "weights").is_dir():
+        raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
+    model = Model.from_config(read_config(folder)["model"], weights=False)
+    model.load_weights(folder / "weights")
+    return model
+
+
+def load(folder: str | Path) -> Model | Exported:
+    """Load a run's folder or a SavedModel's version folder (or its parent: the newest version).
+
+    Raises:
+        ValueError: neither is there.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() and folder.is_dir():
+        versions = sorted((d for d in folder.iterdir() if d.name.isdigit()), key=lambda d: int(d.name))
+        folder = versions[-1] if versions else folder
+    return Exported(folder) if (folder / "saved_model.pb").is_file() else load_run(folder)
+
+
+def read_config(folder: Path) -> dict:
+    """Read a run's or an export's configuration.
+
+    Raises:
+        ValueError: there is none, or it is damaged.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"expected the folder of a run or of a SavedModel; '{folder}' has no {CONFIG}") from None
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"expected JSON in '{path}'; it is damaged: {error}") from None
+    if not isinstance(config, dict) or "model" not in config:
+        raise ValueError(f"expected a section 'model' in '{path}'; there is none")
+    return config
+
+
+def _example(data: bytes) -> bytes:
+    feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()

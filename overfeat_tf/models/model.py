@@ -1,0 +1,234 @@
+"""A network with what is needed to answer, its weights on disk, and the calls on a network alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from overfeat_tf.merge.calibration import Calibration, display_threshold
+from overfeat_tf.models.batches import Inference
+from overfeat_tf.models.predictor import Answers, Images, Predictor
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS
+from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.scan.features import extract
+
+CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
+SHARED_PRODUCT = 8  # images whose features are computed together: enough rows for the heads to run at full rate
+
+
+@dataclass(frozen=True)
+class Model(Predictor):
+    """A network with what is needed to answer.
+
+    Attributes:
+        network: The network.
+        labels: Class names.
+        options: Inference options.
+        tasks: What it was trained for: of classification, localization, detection.
+        others: Further members of a committee (Table 2), each a network of the same classes.
+        calibration: What turns `detect`'s accumulated scores into probabilities; None where it was never fitted.
+    """
+
+    network: Network
+    labels: tuple[str, ...]
+    options: InferenceOptions = field(default_factory=InferenceOptions)
+    tasks: tuple[str, ...] = TASKS
+    others: tuple[Network, ...] = ()
+    calibration: Calibration | None = None
+
+    @classmethod
+    def committee(cls, members: Sequence["Model"]) -> "Model":
+        """Join classifiers into one whose votes are the mean of theirs (Table 2); the first one's options hold.
+
+        Raises:
+            ValueError: none, or members of other classes, or one that was not trained to classify.
+        """
+        if not members:
+            raise ValueError("expected at least one member of a committee; got none")
+        first = members[0]
+        for number, member in enumerate(members, start=1):
+            if member.labels != first.labels:
+                raise ValueError(f"expected members of a committee to know the same classes; member {number} differs")
+            if CLASSIFICATION.name not in member.tasks:
+                raise ValueError(
+                    f"expected classifiers; member {number} was trained for {', '.join(member.tasks) or 'nothing'}"
+                )
+        # Copies of the networks, sharing all but the regressors: a committee has no use for those.
+        networks = [replace(network) for member in members for network in member.networks]
+        return cls(networks[0], first.labels, first.options, (CLASSIFICATION.name,), tuple(networks[1:]))
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The network and the committee's other members."""
+        return (self.network, *self.others)
+
+    @property
+    def answered_tasks(self) -> tuple[str, ...]:
+        """The tasks that its calls answer: what localizes also detects, without a background class (introduction)."""
+        detects = LOCALIZATION.name in self.tasks and DETECTION.name not in self.tasks
+        return (*self.tasks, DETECTION.name) if detects else self.tasks
+
+    def parts_of(self, network: Network) -> dict[str, keras.Model]:
+        """Return a member's models by name, with the regressor, built if it was not, where the tasks need boxes."""
+        return {**network.parts, "regressor": network.regressor} if self._has_boxes else network.parts
+
+    @cached_property
+    def inference(self) -> Inference:
+        """The network's tf.functions."""
+        return Inference(self.network, self.labels, self.options, self.others, self.calibration)
+
+    @property
+    def display_threshold(self) -> float:
+        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
+        return display_threshold(self.calibration, self.options.scores)
+
+    def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
+        if signature not in self._traced:
+            self._traced[signature] = tf.function(
+                getattr(self.inference, signature), autograph=False, reduce_retracing=True
+            )
+        (value,) = inputs.values()
+        tensor = tf.constant(value, tf.string if value.dtype == object else tf.uint8)
+        return {key: answer.numpy() for key, answer in self._traced[signature](tensor).items()}
+
+    def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
+        if self.others:
+            raise ValueError("expected one network to take features from; a committee's members each have their own")
+        extract(self.network, [], layer, scale, fine)  # raises for what it does not have, even without an image
+        outputs: list[np.ndarray] = []
+        for first in range(0, len(images), SHARED_PRODUCT):
+            some = images[first : first + SHARED_PRODUCT]
+            key = (len(some), layer, scale, fine)
+            if key not in self._traced:
+
+                def run(pixels, layer=layer, scale=scale, fine=fine):
+                    return extract(self.network, pixels, layer, scale, fine, self.options.arithmetic)
+
+                specs = [tf.TensorSpec([1, None, None, 3], tf.uint8)] * len(some)
+                self._traced[key] = tf.function(run, [specs], autograph=False)
+            outputs += [output[0].numpy() for output in self._traced[key]([image[None] for image in some])]
+        return outputs
+
+    @cached_property
+    def _traced(self) -> dict:
+        return {}
+
+    def with_options(self, **changes) -> "Model":
+        """Return the same weights with other inference options."""
+        return replace(self, options=replace(self.options, **changes))
+
+    def config(self) -> dict:
+        """Describe the model in JSON's types; `from_config` builds it again, without the weights."""
+        return {
+            **_network_config(self.network),
+            "others": [_network_config(network) for network in self.others],
+            "labels": list(self.labels),
+            "tasks": list(self.tasks),
+            "options": asdict(self.options),
+            "calibration": self.calibration and self.calibration.config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping, weights: bool = True) -> "Model":
+        """Build a model from `config`, with fresh weights or, to be loaded, without.
+
+        Raises:
+            ValueError: it is not what `config` gives.
+        """
+        try:
+            networks = [_build(each, weights) for each in (config, *config.get("others", ()))]
+            scales = config["options"]["scales"]
+            options = InferenceOptions(**{**config["options"], "scales": None if scales is None else tuple(scales)})
+            calibration = Calibration.from_config(config.get("calibration"))  # not in the first runs
+            labels, tasks = tuple(config["labels"]), tuple(config["tasks"])
+            return cls(networks[0], labels, options, tasks, tuple(networks[1:]), calibration)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected the configuration of a model; it is damaged: {error}") from None
+
+    def save_weights(self, folder: Path) -> None:
+        """Write each part's weights into a folder, replacing what is there."""
+        for home, network in self._folders(folder):
+            home.mkdir(parents=True, exist_ok=True)
+            for part, model in self.parts_of(network).items():
+                model.save_weights(home / f"{part}.weights.h5")
+
+    def load_weights(self, folder: Path) -> None:
+        """Read what `save_weights` wrote.
+
+        Raises:
+            ValueError: a file is missing, damaged or of another network.
+        """
+        for home, network in self._folders(folder):
+            if self._has_boxes or (home / "regressor.weights.h5").is_file():
+                network.blank_regressor()
+            for part, model in network.parts.items():
+                path = home / f"{part}.weights.h5"
+                try:
+                    model.load_weights(path)
+                except (OSError, ValueError) as error:
+                    line = str(error).partition("\n")[0]
+                    raise ValueError(f"expected the weights of this network's {part} in '{path}'; {line}") from None
+
+    @property
+    def _has_boxes(self) -> bool:
+        return any(BY_NAME[task].has_boxes for task in self.tasks)
+
+    def _folders(self, folder: Path) -> list[tuple[Path, Network]]:
+        """Return each member of a committee with its folder; that of the first is the folder itself."""
+        others = [(folder / f"member{number}", network) for number, network in enumerate(self.others, start=2)]
+        return [(folder, self.network), *others]
+
+
+def _network_config(network: Network) -> dict:
+    return {
+        "preset": network.preset.config(),
+        "num_classes": network.num_classes,
+        "background": network.background,
+        "per_class": network.per_class,
+        "box_form": network.box_form,
+        "context": network.context,
+    }
+
+
+def _build(config: Mapping, weights: bool) -> Network:
+    preset = Preset.from_config(config["preset"])
+    later = {key: config[key] for key in ("per_class", "box_form", "context") if key in config}  # not in the first runs
+    return build(preset, config["num_classes"], config["background"], weights=weights, **later)
+
+
+def classify(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
+    """Classify images: see `Model.classify`."""
+    return _model(network, options).classify(images)
+
+
+def localize(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
+    """Return the top k classes, a box each: see `Model.localize`."""
+    return _model(network, options).localize(images)
+
+
+def detect(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
+    """Find all objects: see `Model.detect`."""
+    return _model(network, options).detect(images)
+
+
+def extract_features(
+    network: Network, images: Images, layer: str | None = None, scale: int | None = None, fine: bool = False
+) -> list[np.ndarray]:
+    """Compute a layer's output for each image: see `Model.extract_features`."""
+    return _model(network, None).extract_features(images, layer, scale, fine)
+
+
+def _model(network: Network, options: InferenceOptions | None) -> Model:
+    """Return a network's `Model` with some options; the network keeps it, so that a loop over images traces once."""
+    options = options or InferenceOptions()
+    models = network.cache.setdefault(Model, [])
+    found = next((model for model in models if model.options == options), None)
+    if found is None:
+        models.append(found := Model(network, tuple(str(i) for i in range(network.num_classes)), options))
+    return found

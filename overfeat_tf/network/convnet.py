@@ -1,0 +1,134 @@
+"""The ConvNet: features, classifier and regressor as Keras functional models, and all three as one."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers
+
+from overfeat_tf.boxes import BOX_FORMS
+from overfeat_tf.network.context import Context
+from overfeat_tf.network.heads import DenseHead, build_head
+from overfeat_tf.network.presets import Preset, get_preset
+
+PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of the paper's kind; its three parts share nothing but the maps that pass between them.
+
+    Attributes:
+        preset: The tables that it was built from.
+        num_classes: Object classes, without the background.
+        background: Whether the classifier's output 0 is the background class of detection (5).
+        per_class: Whether the regressor's last layer has a box for each class (PCR, 4.3) or one for all (SCR).
+        box_form: What the four numbers of a box are, one of `boxes.BOX_FORMS`: edges (4.2), or centre and log size.
+        context: Whether the heads also see the features of the view at half the resolution (5).
+        features: Pixels [B, H, W, 3], 0..255, to the last feature map before its pooling [B, n, m, C].
+        classifier: Pooled map [B, p, q, C] to class scores before softmax [B, p - kernel + 1, q - kernel + 1,
+            classes].
+    """
+
+    preset: Preset
+    num_classes: int
+    background: bool
+    per_class: bool
+    box_form: str
+    context: bool
+    features: keras.Model
+    classifier: keras.Model
+
+    @cached_property
+    def regressor(self) -> keras.Model:
+        """Pooled map to the box (top, left, bottom, right) in window sides, or as `box_form` has it: [..., 4] (4).
+
+        With `per_class`, [..., 4 * num_classes], class by class. Built on first use: a network that only
+        classifies does without its 109 M weights.
+        """
+        return self._regressor(weights=True)
+
+    def blank_regressor(self) -> keras.Model:
+        """Build the regressor with zeros, where there is none yet: its weights are about to be loaded."""
+        return self.__dict__.setdefault("regressor", self._regressor(weights=False))
+
+    @property
+    def parts(self) -> dict[str, keras.Model]:
+        """The models by name; the regressor only once it is built."""
+        built = {"features": self.features, "classifier": self.classifier}
+        return {**built, "regressor": self.regressor} if "regressor" in self.__dict__ else built
+
+    @cached_property
+    def cache(self) -> dict[Any, Any]:
+        """What callers derive from the network and want again, such as compiled functions; it goes with the network."""
+        return {}
+
+    def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
+        """Build pixels [B, side, side, 3] -> {"scores", "boxes"}: both heads over windows at fine or coarse stride.
+
+        Shares its variables with the parts. Without `side` the input may have any size that holds a window.
+        """
+        pixels = keras.Input((side, side, 3), name="pixels")
+        maps = self.head_maps(pixels)
+        outputs = {
+            "scores": DenseHead(self.classifier, self.preset, fine, name="scores")(maps),
+            "boxes": DenseHead(self.regressor, self.preset, fine, name="boxes")(maps),
+        }
+        return keras.Model(pixels, outputs, name=self.preset.name)
+
+    def head_maps(self, pixels: keras.KerasTensor) -> keras.KerasTensor:
+        """Compute what the heads see of pixels [B, H, W, 3], before its pooling: features, and their context if any."""
+        maps = self.features(pixels)
+        if not self.context:
+            return maps
+        return Context(self.preset, name="context")(maps, self.features(layers.AveragePooling2D(2)(pixels)))
+
+    def _regressor(self, weights: bool) -> keras.Model:
+        outputs = 4 * self.num_classes if self.per_class else 4
+        with tf.init_scope():  # a trace may be the first to ask
+            return build_head(self.preset, "regressor", outputs, self.context, weights)
+
+
+def build(
+    preset: Preset | str,
+    num_classes: int,
+    background: bool = False,
+    per_class: bool = False,
+    weights: bool = True,
+    box_form: str = BOX_FORMS[0],
+    context: bool = False,
+) -> Network:
+    """Build a network with fresh weights.
+
+    Args:
+        preset: A preset or its name.
+        num_classes: Object classes.
+        background: Add the background class of detection (5) as output 0 of the classifier.
+        per_class: Let the regressor have a box for each class (PCR) rather than one for all (SCR; 4.3).
+        weights: Draw the initial weights. False leaves zeros in features and classifier, for others to be loaded:
+            drawing takes seconds, and for a moment three times their memory.
+        box_form: How the regressor tells a box, one of `boxes.BOX_FORMS`.
+        context: Let the heads also see the features of half the resolution (5).
+
+    Raises:
+        ValueError: unknown preset or form, no class, or a window too small for context.
+    """
+    preset = get_preset(preset) if isinstance(preset, str) else preset
+    if num_classes < 1:
+        raise ValueError(f"expected at least one class; got {num_classes}")
+    if box_form not in BOX_FORMS:
+        raise ValueError(f"expected box_form to be one of {', '.join(BOX_FORMS)}; got '{box_form}'")
+    if context and preset.feature_side(preset.window // 2) < 1:
+        raise ValueError(f"expected a window for context of which half has features; '{preset.name}' is too small")
+    return Network(
+        preset=preset,
+        num_classes=num_classes,
+        background=background,
+        per_class=per_class,
+        box_form=box_form,
+        context=context,
+        features=preset.backbone.build(weights),
+        classifier=build_head(preset, "classifier", num_classes + background, context, weights),
+    )

@@ -1,0 +1,207 @@
+"""The networks as data: Table 1 (`fast`), Table 3 (`accurate`) and the small ones, one row a layer."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from overfeat_tf.network.backbone import Backbone, Conv, ConvBackbone, Layer
+from overfeat_tf.suggestion import suggest
+
+INIT_STD = 0.01  # 3.1
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A network of the paper's kind.
+
+    Attributes:
+        name: What `overfeat_tf.build` calls it.
+        window: Side in pixels of the square window that one classification sees.
+        convs: The feature layers, first to last; the last one's pool is the one taken at every offset (3.3).
+        full: Channels of the two hidden fully connected layers of the classifier.
+        regressor: Channels of the two hidden layers of the regressor (4.2).
+        scales: Sizes (height, width) in pixels of the scales, smallest first; `pyramid.fit_scale` adapts
+            them to an image's aspect, unless `InferenceOptions.scale_fit` asks for exactly these.
+        shorter_side: Shorter side in pixels of the images whose central square ten views and single crops are taken
+            from (3.1: 256).
+        mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.
+        dropout: Rate on the hidden fully connected layers.
+        init_std: Standard deviation of the initial weights (3.1: 0.01); None asks for He's in all but the last
+            layers, which lets networks learn in minutes rather than epochs.
+    """
+
+    name: str
+    window: int
+    convs: tuple[Conv, ...]
+    full: tuple[int, int]
+    regressor: tuple[int, int]
+    scales: tuple[tuple[int, int], ...]
+    shorter_side: int = 256
+    mean: float = 118.380951  # the authors' release, pixels 0..255
+    std: float = 61.8969116
+    dropout: float = 0.5
+    init_std: float | None = INIT_STD
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The description of the feature layers, which builds them."""
+        return ConvBackbone(self.convs, self.mean, self.std, self.init_std)
+
+    def head(self, part: str, outputs: int, context: bool = False) -> tuple[Layer, ...]:
+        """Return the three layers of a head, hidden, hidden and linear, numbered on from the feature layers.
+
+        Args:
+            part: "classifier" or "regressor".
+            outputs: Channels of the linear layer.
+            context: Whether the head also sees the features of half the resolution (5).
+        """
+        prefix, hidden, last = {
+            "classifier": ("full", self.full, "scores"),
+            "regressor": ("regress", self.regressor, "box"),
+        }[part]
+        number = len(self.backbone.layers)
+        return (
+            Layer(f"{prefix}{number + 1}", self.backbone.channels * (1 + context), hidden[0], self.head_kernel),
+            Layer(f"{prefix}{number + 2}", *hidden),
+            Layer(last, hidden[1], outputs),
+        )
+
+    @property
+    def last_pool(self) -> int:
+        """Side of the last pooling: k; there are k * k offsets."""
+        return self.convs[-1].pool
+
+    @property
+    def fine_stride(self) -> int:
+        """Pixels between windows when the last pooling is taken at every offset (12 for `accurate`)."""
+        return self.backbone.stride
+
+    @property
+    def coarse_stride(self) -> int:
+        """Pixels between windows at one offset alone (36 for `accurate`)."""
+        return self.fine_stride * self.last_pool
+
+    @property
+    def head_kernel(self) -> int:
+        """Side of the pooled map of one window: the kernel of the first fully connected layer."""
+        return self.feature_side(self.window) // self.last_pool
+
+    @property
+    def smallest_input(self) -> int:
+        """Smallest side for which every offset gives one output (245 for `accurate`)."""
+        return self.window + self.fine_stride * (self.last_pool - 1)
+
+    def feature_side(self, side: int) -> int:
+        """Return the side of the last feature map before its pooling, for an input of `side` pixels."""
+        return self.backbone.sides(side)[-1]
+
+    def config(self) -> dict:
+        """Describe the preset in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "Preset":
+        """Build the preset from `config`.
+
+        Raises:
+            KeyError, TypeError: it is not what `config` returns.
+        """
+        pairs = tuple(tuple(scale) for scale in config["scales"])
+        rows = {key: tuple(config[key]) for key in ("full", "regressor")}
+        return cls(**{**config, "convs": tuple(Conv(**row) for row in config["convs"]), "scales": pairs, **rows})
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="fast",  # Table 1
+            window=231,
+            convs=(
+                Conv(96, 11, stride=4, pool=2),
+                Conv(256, 5, pool=2),
+                Conv(512, 3, padding=1),
+                Conv(1024, 3, padding=1),
+                Conv(1024, 3, padding=1, pool=2),
+            ),
+            full=(3072, 4096),
+            regressor=(4096, 1024),
+            # The paper lists none for it: Table 5's, at the nearest 247 + 32 k.
+            scales=((247, 247), (279, 311), (311, 375), (375, 471), (439, 503), (471, 567)),
+        ),
+        Preset(
+            name="accurate",  # Table 3, scales of Table 5
+            window=221,
+            convs=(
+                Conv(96, 7, stride=2, pool=3),
+                Conv(256, 7, pool=2),
+                Conv(512, 3, padding=1),
+                Conv(512, 3, padding=1),
+                Conv(1024, 3, padding=1),
+                Conv(1024, 3, padding=1, pool=3),
+            ),
+            full=(4096, 4096),
+            regressor=(4096, 1024),
+            scales=((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569)),
+        ),
+        Preset(
+            # Sized to learn the digit scenes on two cores in two minutes: objects of a sixteenth to two thirds of
+            # an image's side appear at 15 to 29 of the window's 32 pixels in two neighbouring scales.
+            name="tiny",
+            window=32,
+            convs=(Conv(24, 5, pool=2), Conv(48, 3, pool=2), Conv(96, 3, padding=1), Conv(96, 3, padding=1, pool=2)),
+            full=(128, 128),
+            regressor=(128, 64),
+            scales=((36, 36), (52, 52), (68, 68), (100, 100), (140, 140), (196, 196), (276, 276)),
+            shorter_side=37,  # 256 / 221 windows, as `accurate`
+            dropout=0.1,
+            init_std=None,
+        ),
+        Preset(
+            # For a few hundred photographs and half an hour on two cores: objects of a sixth to two thirds of an
+            # image's side appear at 46 to 92 of the window's 109 pixels, where the pips of a playing card can be told.
+            name="small",
+            window=109,
+            convs=(
+                Conv(32, 7, stride=2, pool=2),
+                Conv(64, 3, pool=2),
+                Conv(128, 3, padding=1),
+                Conv(128, 3, padding=1, pool=2),
+            ),
+            full=(256, 256),
+            regressor=(128, 64),
+            scales=((117, 117), (165, 165), (229, 229), (325, 325), (453, 453)),
+            shorter_side=126,
+            dropout=0.3,
+            init_std=None,
+        ),
+        Preset(
+            # For pictures of 64 x 64 pixels of one object each, an hour on two cores: they are the second scale as they
+            # are, and a window sees four fifths of such a picture's side.
+            name="thumbnail",
+            window=52,
+            convs=(
+                Conv(48, 5, pool=2),
+                Conv(96, 3, padding=1, pool=2),
+                Conv(192, 3, padding=1),
+                Conv(192, 3, padding=1, pool=2),
+            ),
+            full=(384, 384),
+            regressor=(256, 128),
+            scales=((56, 56), (64, 64), (72, 72), (88, 88), (104, 104)),
+            shorter_side=64,
+            init_std=None,
+        ),
+    )
+}
+
+
+def get_preset(name: str) -> Preset:
+    """Return the preset of that name.
+
+    Raises:
+        ValueError: no such preset; the message names the nearest one.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    raise ValueError(f"expected a preset, one of {', '.join(PRESETS)}; got '{name}'{suggest(name, PRESETS)}")

@@ -1,0 +1,97 @@
+"""The dense multi-scale scan: an image -> class scores and boxes of every window (3.3, 4), and their vote."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from overfeat_tf import boxes as box_ops
+from overfeat_tf.compute.dense import find_windows, head_maps, run_heads
+from overfeat_tf.compute.execution import execution_of
+from overfeat_tf.network import geometry
+from overfeat_tf.network.convnet import Network
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.scan.pyramid import Views, draw_views
+
+
+class ScaleScan(NamedTuple):
+    """The outputs of every window of one view (a scale, its mirror image, a crop).
+
+    Attributes:
+        logits: float32 [h, w, classes], before softmax.
+        boxes: float32 [h, w, R, 4], yxyx normalised in the image, unclipped; R is 1, or the number of object classes
+            where the regressor has a box for each. None without the regressor.
+        windows: float32 [h, w, 4], the place of each window, likewise; in a mirror image they run from right to left.
+    """
+
+    logits: tf.Tensor
+    boxes: tf.Tensor | None
+    windows: tf.Tensor
+
+
+def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_boxes: bool = True) -> list[ScaleScan]:
+    """Run the network over an image at every scale, flip and window.
+
+    Args:
+        network: The network.
+        image: uint8 or float32 [H, W, 3], 0..255, at least one pixel.
+        options: Which views, scales, flips and stride.
+        with_boxes: Also run the regressor.
+
+    Returns:
+        One `ScaleScan` for each scale and, with flips, one more for its mirror image, in that order; or one for each
+        crop.
+    """
+    groups = draw_views(network.preset, image, options)
+    maps = head_maps(network, [views.pixels for views in groups], options.arithmetic)
+    windows = find_windows(network.preset, maps, options.fine)
+    heads = [network.classifier, network.regressor] if with_boxes else [network.classifier]
+    execution = execution_of(network, options.arithmetic)
+    logits, *values = (windows.split(answers) for answers in run_heads(heads, windows, execution=execution))
+    scans = []
+    for number, views in enumerate(groups):
+        count = len(views.mirrored)
+        origins = _window_origins(network, logits[number], views, options)
+        seen = [field[:, :, 0] for field in _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), origins, views)]
+        boxes = _image_boxes(network, values[0][number], origins, views) if values else [None] * count
+        scans += [ScaleScan(*one) for one in zip(tf.unstack(logits[number], count), boxes, seen, strict=True)]
+    return scans
+
+
+def _window_origins(network: Network, values: tf.Tensor, views: Views, options: InferenceOptions) -> tf.Tensor:
+    """Place the windows of values [V, h, w, ...] in the resized image: top and left in pixels, [V, h, w, 2]."""
+    step = geometry.stride(network.preset, options.fine)
+    rows, columns = (tf.cast(tf.range(tf.shape(values)[axis]) * step, tf.float32) for axis in (1, 2))
+    return views.origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
+
+
+def _image_boxes(network: Network, values: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+    """Decode the regressor's values [V, h, w, 4 R] into boxes in the image's frame."""
+    each = tf.reshape(values, tf.concat([tf.shape(values)[:3], [values.shape[-1] // 4, 4]], axis=0))
+    each = tf.ensure_shape(each, [None, None, None, values.shape[-1] // 4, 4])
+    return _in_image(network, box_ops.decode(each, network.box_form), origins, views)
+
+
+def _in_image(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+    """Convert edges in window sides to normalised boxes in the image, one tensor a view; undo the mirroring."""
+    size = tf.cast(views.size, tf.float32)
+    boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window))
+    boxes /= tf.concat([size, size], axis=0)
+    return [box_ops.flip(boxes[i]) if mirrored else boxes[i] for i, mirrored in enumerate(views.mirrored)]
+
+
+def vote(scans: list[ScaleScan], background: bool) -> tf.Tensor:
+    """Vote over all windows: (i) each class's maximum over a scale's windows, (ii) the mean over scales and flips.
+
+    The votes are softmax scores: scores before softmax are only defined up to a constant at each window, so their
+    maximum over windows would mean nothing.
+
+    Args:
+        scans: What `scan` gives.
+        background: Whether class 0 is the background, which has no vote.
+
+    Returns:
+        float32 [classes], each in 0..1; they need not sum to 1.
+    """
+    maxima = [tf.reduce_max(tf.nn.softmax(scan.logits), axis=[0, 1]) for scan in scans]
+    votes = tf.reduce_mean(tf.stack(maxima), axis=0)
+    return votes[1:] if background else votes

@@ -1,0 +1,102 @@
+"""The network as a feature extractor: any layer's output, by its name (3.2)."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import tensorflow as tf
+
+from overfeat_tf.compute.dense import feature_maps, find_windows, head_maps, run_heads
+from overfeat_tf.compute.execution import execution_of
+from overfeat_tf.network.convnet import Network
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import InferenceOptions
+from overfeat_tf.scan.pyramid import draw_scale, pad
+from overfeat_tf.suggestion import suggest
+
+
+def default_layer(preset: Preset) -> str:
+    """Return the name of the second full layer, before its rectifier: the features of the authors' release."""
+    return preset.head("classifier", 1)[1].name
+
+
+def layer_names(network: Network) -> list[str]:
+    """List the layers that `extract` knows, from the pixels up; each is given before its rectifier.
+
+    `conv1`, `relu1`, `pool1` ... to the classifier's `scores`, and the regressor's where it has been fitted.
+    """
+    names = []
+    for part, model in network.parts.items():
+        if part == "classifier" and network.preset.last_pool > 1:
+            names.append(_last_pool(network.preset))
+        kinds = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.MaxPooling2D)
+        names += [layer.name for layer in model.layers if isinstance(layer, kinds)]
+    return names
+
+
+def check_layer(network: Network, layer: str) -> None:
+    """Raise ValueError, naming the nearest layer, if the network has none of that name."""
+    names = layer_names(network)
+    if layer not in names:
+        known, hint = ", ".join(names), suggest(layer, names)
+        raise ValueError(f"expected a layer of '{network.preset.name}', one of {known}; got '{layer}'{hint}")
+
+
+def extract(
+    network: Network,
+    images: Sequence[tf.Tensor],
+    layer: str | None = None,
+    scale: int | None = None,
+    fine: bool = False,
+    arithmetic: str = "direct",
+) -> list[tf.Tensor]:
+    """Compute a layer's output for images of any sizes; the heads' product is shared by all of them.
+
+    Args:
+        network: The network.
+        images: uint8 [B, H, W, 3] each.
+        layer: One of `layer_names`; `default_layer` if None.
+        scale: Number of the preset's scale to show the images at, from 1; None for their native size, where a side
+            shorter than the window is padded below and right with the mean pixel.
+        fine: Take the last pooling at every offset, interleaved; at the first alone if not. Layers before it have
+            but one stride.
+        arithmetic: As of `InferenceOptions`.
+
+    Returns:
+        For each batch of images float32 [B, h, w, C].
+
+    Raises:
+        ValueError: no such layer or scale.
+    """
+    preset, layer = network.preset, layer or default_layer(network.preset)
+    check_layer(network, layer)
+    (size,) = InferenceOptions(scales=(scale,)).scale_sizes(preset) if scale is not None else (None,)
+    if not images:
+        return []
+    last_pool = preset.last_pool
+    below = layer in [own.name for own in network.features.layers]
+    maps_of = feature_maps if layer == _last_pool(preset) else head_maps
+    run = _until(network, layer) if below else lambda pixels: maps_of(network, [pixels], arithmetic)[0]
+
+    def one(image: tf.Tensor) -> tf.Tensor:
+        pixels = pad(preset, tf.cast(image, tf.float32), preset.window)
+        return run((pixels if size is None else draw_scale(preset, size, image)[0])[None])[0]
+
+    # The images of a batch one at a time up to the heads: the convolutions gain nothing from more.
+    maps = [tf.map_fn(one, batch, fn_output_signature=tf.float32, parallel_iterations=1) for batch in images]
+    if below:
+        return maps
+    if layer == _last_pool(preset):
+        return [tf.nn.max_pool2d(m, last_pool, 1 if fine else last_pool, "VALID") for m in maps]
+    head = next(part for part in network.parts.values() if layer in [own.name for own in part.layers])
+    windows = find_windows(preset, maps, fine)
+    (outputs,) = run_heads([head], windows, layer, execution_of(network, arithmetic))
+    return windows.split(outputs)
+
+
+def _until(network: Network, layer: str) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Return the feature layers up to the one of that name."""
+    return keras.Model(network.features.input, network.features.get_layer(layer).output)
+
+
+def _last_pool(preset: Preset) -> str:
+    return f"pool{len(preset.backbone.layers)}"
