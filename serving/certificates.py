@@ -1,11 +1,11 @@
-"""Certificates in PEM files, looked at before gRPC is, which says neither what is wrong with one nor that it is."""
+"""Checks of PEM certificates, since gRPC does not say what is wrong with one."""
 
 import ssl
 from pathlib import Path
 
 
 def require_pair(cert: Path, key: Path) -> None:
-    """Refuses what is not a certificate and its private key.
+    """Check that two files are a certificate and its private key.
 
     Raises:
         ValueError: a file cannot be read or holds something else, or they do not belong together.
@@ -20,7 +20,7 @@ def require_pair(cert: Path, key: Path) -> None:
 
 
 def require_authority(file: Path) -> None:
-    """Refuses what holds no certificate to trust.
+    """Check that a file holds certificates of authorities.
 
     Raises:
         ValueError: it cannot be read or holds something else.

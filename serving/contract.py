@@ -1,6 +1,6 @@
-"""The signatures that other programs hold on to: names, dtypes and shapes of every input and output.
+"""The contract: names, dtypes and shapes of the inputs and outputs of every signature.
 
-One table for all who need it: what is exported, what is warmed up and what `overfeat check` expects of a server.
+The export, the warm-up requests, the embedded server and `overfeat check` use this table.
 Dimension 0 is the batch everywhere, of any size. N is the number of detections, K and C the number of classes.
 """
 
@@ -21,7 +21,7 @@ ENCODED_IMAGE_FEATURE = "image/encoded"
 
 @dataclass(frozen=True)
 class Signature:
-    """Holds one signature: its only input and its outputs by name; every shape begins with the batch."""
+    """A signature: its only input and its outputs by name; every shape begins with the batch."""
 
     input: tf.TensorSpec
     outputs: Mapping[str, tf.TensorSpec]
@@ -69,7 +69,7 @@ SIGNATURES: Mapping[str, Signature] = MappingProxyType(
 
 
 def differences(expected: Signature, found: meta_graph_pb2.SignatureDef) -> list[str]:
-    """Lists where a SavedModel's signature leaves the contract, a line each; empty where it keeps it.
+    """List the differences between a SavedModel's signature and the contract, a line each.
 
     Shapes are compared where both sides know them; the batch of the input must be free.
     """
@@ -81,8 +81,14 @@ def differences(expected: Signature, found: meta_graph_pb2.SignatureDef) -> list
 
 
 def contract_key(found: meta_graph_pb2.SignatureDef) -> str | None:
-    """Names the first signature of the contract that `found` has the inputs and outputs of, or None."""
+    """Return the first key of the contract with the inputs and outputs of `found`, or None."""
     return next((key for key, expected in SIGNATURES.items() if not differences(expected, found)), None)
+
+
+def image_example(image: bytes) -> tf.train.Example:
+    """Wrap an encoded image in the tf.Example that the signature `classify` reads."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    return tf.train.Example(features=tf.train.Features(feature={ENCODED_IMAGE_FEATURE: feature}))
 
 
 def _tensor_differences(

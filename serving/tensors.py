@@ -1,4 +1,4 @@
-"""Tensor protos in and out, bounded: what a proto declares is checked before anything is allocated for it."""
+"""Decoding and encoding of tensor protos; what a proto declares is checked before memory is allocated for it."""
 
 import math
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2, types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving.refusal import invalid
+from serving.errors import invalid
 
 # The most dimensions a TensorFlow shape can have.
 _MAX_RANK = 254
@@ -31,7 +31,7 @@ _VALUE_FIELDS = {
 
 
 def dtype_name(dtype: int) -> str:
-    """Names a DataType as TensorFlow's C++ does: `float`, `string`, `uint8`."""
+    """Return the name of a DataType as TensorFlow's C++ does: `float`, `string`, `uint8`."""
     try:
         return types_pb2.DataType.Name(dtype)[len("DT_") :].lower()
     except ValueError:
@@ -39,7 +39,7 @@ def dtype_name(dtype: int) -> str:
 
 
 def shape_text(shape: tensor_shape_pb2.TensorShapeProto) -> str:
-    """Writes a shape as TensorFlow does: `[?,?,?,3]`, or `<unknown>`."""
+    """Format a shape as TensorFlow does: `[?,?,?,3]`, or `<unknown>`."""
     if shape.unknown_rank:
         return "<unknown>"
     return "[" + ",".join(str(dim.size) if dim.size >= 0 else "?" for dim in shape.dim) + "]"
@@ -48,17 +48,17 @@ def shape_text(shape: tensor_shape_pb2.TensorShapeProto) -> str:
 def decode_input(
     alias: str, index: int, proto: tensor_pb2.TensorProto, expected: meta_graph_pb2.TensorInfo, max_bytes: int
 ) -> tf.Tensor:
-    """Decodes one input of a request, once it is known to fit the signature and the memory set aside for it.
+    """Decode one input of a request after checking it against the signature and the memory limit.
 
     Args:
         alias: the input's name in the signature.
-        index: its place among the signature's inputs, for the message.
-        proto: the tensor as it came from outside.
-        expected: the dtype and shape that the signature asks for.
-        max_bytes: the most that the tensor may occupy in memory.
+        index: its index among the signature's inputs, for the message.
+        proto: the tensor.
+        expected: the dtype and shape that the signature expects.
+        max_bytes: the most bytes that the tensor may occupy in memory.
 
     Raises:
-        Refusal: INVALID_ARGUMENT, for a malformed proto, another dtype or shape, or a tensor larger than `max_bytes`.
+        StatusError: INVALID_ARGUMENT; a malformed proto, another dtype or shape, or more than `max_bytes`.
     """
     dims = proto.tensor_shape.dim
     # The rank comes first: multiplying a million dimensions out would take minutes.
@@ -86,10 +86,10 @@ def decode_input(
 
 
 def declared_bytes(proto: tensor_pb2.TensorProto) -> int:
-    """Counts the bytes that a tensor proto will occupy, which by TensorFlow's rule may be far more than it holds.
+    """Count the bytes that a tensor proto will occupy, which may be far more than it holds.
 
-    A proto that holds fewer values than its shape declares is filled up with the last one. Dimensions of 0 count as 1:
-    an empty batch of absurdly large images is as absurd as one such image.
+    TensorFlow repeats the last value of a proto that holds fewer values than its shape declares. Dimensions of 0 count
+    as 1, so that an empty batch of huge images is rejected like one such image.
     """
     elements = math.prod(max(dim.size, 1) for dim in proto.tensor_shape.dim)
     dtype = tf.as_dtype(proto.dtype)
@@ -101,7 +101,7 @@ def declared_bytes(proto: tensor_pb2.TensorProto) -> int:
 
 
 def to_tensor(proto: tensor_pb2.TensorProto) -> tf.Tensor:
-    """Decodes a tensor proto by TensorFlow's own rules, in C++ as TF Serving does.
+    """Decode a tensor proto by TensorFlow's rules, in C++ as TF Serving does.
 
     tf.make_ndarray differs from it (on too many values, on strings in tensor_content) and is slow on long lists.
 
@@ -112,7 +112,7 @@ def to_tensor(proto: tensor_pb2.TensorProto) -> tf.Tensor:
 
 
 def to_proto(tensor: tf.Tensor | np.ndarray) -> tensor_pb2.TensorProto:
-    """Encodes a tensor or array with its values in the typed fields (`float_val` ...), as TF Serving answers.
+    """Encode a tensor or array with its values in the typed fields (`float_val` ...), as TF Serving does.
 
     Many clients read those fields directly and never look at tensor_content.
     """

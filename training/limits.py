@@ -1,4 +1,4 @@
-"""What a recipe's values may be, in the words of whoever set them."""
+"""Checks of a recipe's values, by the names that users set them by."""
 
 import math
 from collections.abc import Sequence

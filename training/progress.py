@@ -1,9 +1,10 @@
-"""How far long work has come: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: a bar on a terminal, lines of the log elsewhere."""
 
 import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -15,24 +16,51 @@ Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 
-def progress(items: Iterable[Item], title: str, total: int | None = None, quiet: bool = False) -> Iterator[Item]:
-    """Pass images on, and tell on stderr how many there were: by a bar, or by the log's lines off a terminal.
+class Progress:
+    """Count images as done, by a bar on a terminal or by lines of the log elsewhere; a context.
 
     Args:
-        items: Images of any kind.
-        title: What is being done.
         total: How many there will be, if known.
-        quiet: Tell nothing.
+        title: What is being done.
+        quiet: Show nothing.
     """
-    if quiet or sys.stderr.isatty():
-        yield from tqdm(items, desc=title, unit=" images", total=total, disable=quiet)
-        return
-    began, due, count = time.monotonic(), FIRST_SECONDS, 0
-    of = f" of {total}" if total is not None else ""
-    for count, item in enumerate(items, start=1):
-        yield item
-        seconds = time.monotonic() - began
-        if seconds >= due:
-            log.info("%s: %d%s images, %.1f a second", title, count, of, count / seconds)
-            due = seconds * GROWTH
-    log.info("%s: %d images in %.1f s", title, count, time.monotonic() - began)
+
+    def __init__(self, total: int | None = None, title: str = "", quiet: bool = False):
+        self._bar = tqdm(desc=title or None, unit=" images", total=total, disable=quiet or not sys.stderr.isatty())
+        self._before, self._of = f"{title}: " if title else "", f" of {total}" if total is not None else ""
+        self._logs = self._bar.disable and not quiet
+        self._began, self._due, self._done = time.monotonic(), FIRST_SECONDS, 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count images as done."""
+        self._bar.update(count)
+        self._done += count
+        seconds = time.monotonic() - self._began
+        if self._logs and seconds >= self._due:
+            rate = self._done / max(seconds, 1e-9)
+            log.info("%s%d%s images, %.1f a second", self._before, self._done, self._of, rate)
+            self._due = seconds * GROWTH
+
+    def report(self, file: Path, problem: str) -> None:
+        """Say on stderr what is wrong with a file."""
+        tqdm.write(f"overfeat: {file}: {problem}", file=sys.stderr)
+
+    def finish(self) -> None:
+        """Say in the log how long it took."""
+        if self._logs:
+            log.info("%s%d images in %.1f s", self._before, self._done, time.monotonic() - self._began)
+
+
+def progress(items: Iterable[Item], title: str, total: int | None = None, quiet: bool = False) -> Iterator[Item]:
+    """Pass images on, and count them by `Progress`."""
+    with Progress(total, title, quiet) as bar:
+        for item in items:
+            yield item
+            bar.advance()
+        bar.finish()

@@ -19,7 +19,7 @@ def benchmark() -> None:
 def benchmark_scan(preset: str, repetitions: int, json_file: Path | None) -> None:
     """Compare the scan with the machine's matrix-product rate, with crops, with its own growth; some ten minutes."""
     load_tensorflow()
-    from benchmarks.scan import measure
+    from overfeat_tf.cli.benchmarks.scan import measure
 
     report = measure(preset, repetitions)
     click.echo(report.table())
@@ -44,7 +44,7 @@ def benchmark_merge(
 ) -> None:
     """Compare merging with the scan's time, with its own growth, and with non-maximum suppression; some ten minutes."""
     load_tensorflow()
-    from benchmarks.merging import measure
+    from overfeat_tf.cli.benchmarks.merging import measure
 
     report = measure(preset, repetitions, detectors, limit)
     click.echo(report.table())
@@ -58,7 +58,7 @@ def benchmark_merge(
 def benchmark_train(repetitions: int, steps: int, json_file: Path | None) -> None:
     """Compare the data with bare decoding, fitting with the bare step, and the step with PyTorch's; ten minutes."""
     load_tensorflow()
-    from benchmarks.training import measure
+    from overfeat_tf.cli.benchmarks.training import measure
 
     report = measure(repetitions, steps)
     click.echo(report.table())
@@ -84,8 +84,8 @@ def benchmark_ladder(
 ) -> None:
     """Set each of the paper's choices beside its alternatives: NAME is digits, voc or tinyimagenet; hours."""
     load_tensorflow()
-    from benchmarks.ladder import as_markdown, measure
-    from benchmarks.ladder_plot import draw
+    from overfeat_tf.cli.benchmarks.ladder.measure import as_markdown, measure
+    from overfeat_tf.cli.benchmarks.ladder.plot import draw
 
     folder = out or Path("runs") / "ladder" / name
     results = measure(name, data, folder, range(seeds), settings, limit)
@@ -117,7 +117,7 @@ def benchmark_serve(
     a server is started once, for the times of loading and warming up.
     """
     load_tensorflow()
-    from benchmarks.serving import measure
+    from overfeat_tf.cli.benchmarks.serving.measure import measure
 
     report = measure(presets, model, seconds, clients, repetitions, hostile)
     click.echo(report.table())

@@ -23,12 +23,12 @@ PICTURES = 12
 
 def run(out: Path) -> None:
     """Train, evaluate, export, serve, detect over gRPC, score and draw; what is there already is not done again."""
-    from serving.client import Client
-    from serving.export import export
-    from training.evaluate import evaluate
+    from serving.client.client import Client
+    from serving.export.exporter import export
+    from training.evaluation.evaluate import evaluate
+    from training.fit.train import train
     from training.recipes import get_recipe
     from training.sources import open_source
-    from training.train import train
 
     began = time.monotonic()
     recipe, source = get_recipe(RECIPE), open_source(NAME)

@@ -18,11 +18,12 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.image_files import Progress, read_image
+from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.images.decode import MAX_PIXELS, decode_image
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import SHARED_PRODUCT
 from overfeat_tf.models.predictor import Predictor
+from training.progress import Progress
 
 NUMBERS_A_TIME = 4096  # that the text format turns into text together
 HDF5_SPARE = 1 << 20  # bytes, more than HDF5 adds to an array for its name and place

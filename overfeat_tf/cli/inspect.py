@@ -9,12 +9,12 @@ from PIL import Image
 
 from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes
 from overfeat_tf.images.decode import decode_image
-from training.coverage import ENOUGH, remedy
-from training.inspection import Inspection, inspect
+from training.evaluation.inspection import Inspection, inspect
 from training.recipes import get_recipe
 from training.sources import open_source
 from training.sources.checks import Finding
 from training.sources.record import Record
+from training.views.coverage import ENOUGH, remedy
 
 PICTURES = 24  # of a split, and of a kind of finding in a split
 COLUMNS, CELL = 6, 300  # of the sheet of a split; pixels

@@ -129,8 +129,8 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
     from overfeat_tf.models.model import Model
-    from serving.export import export as write
-    from serving.figures import read_metrics, run_figures
+    from serving.export.card import read_metrics, run_figures
+    from serving.export.exporter import export as write
 
     figures = read_metrics(metrics) if metrics else run_figures(runs[0]) if len(runs) == 1 else None
     loaded = [load_run(run) for run in runs]
@@ -154,7 +154,7 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
 def check(address: str, model: str, requests: int, json_file: Path | None, connection: Connection) -> None:
     """Check a server: ready, signatures as expected, one request each, p50 and p95."""
     load_tensorflow()
-    from serving.check import check as inspect
+    from serving.client.check import check as inspect
 
     report = inspect(address, model, requests=requests, **connection)
     click.echo("\n".join(report.lines()))

@@ -17,7 +17,7 @@ from overfeat_tf.options import ARITHMETICS, LOCALIZE_BY, SCALE_FITS, SCORES, VI
 _log = logging.getLogger(__name__)
 
 Changes = dict[str, Any]
-Connection = dict[str, Any]  # what serving.client.Client takes: whom to trust, what to show, which version to ask
+Connection = dict[str, Any]  # what serving's Client takes: whom to trust, what to show, which version to ask
 
 _INFERENCE = tuple(field.name for field in fields(InferenceOptions))
 
@@ -86,7 +86,7 @@ def connection_options(verb: Callable) -> Callable:
 
     @wraps(verb)
     def gathered(*args, token_file: Path | None, **kwargs):
-        from serving.channel import read_token
+        from serving.client.channel import read_token
 
         given = {name: kwargs.pop(name) for name in ("ca_cert", "client_cert", "client_key", "version", "label")}
         given["token"] = token_file and read_token(token_file)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.cli.image_files import Progress, read_image
+from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes
 from overfeat_tf.draw.stage_sheet import draw_stages
@@ -20,6 +20,7 @@ from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import choose_task
 from overfeat_tf.models.staged_model import StagedModel
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION
+from training.progress import Progress
 
 BATCH = 8
 
@@ -184,8 +185,8 @@ def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, threshold: floa
 def _served(
     name: str, files: Sequence[Path], server: str, connection: Connection, task: str | None
 ) -> Iterator[Answered]:
-    from serving.client import Client
-    from serving.pipelining import Unsent, in_order
+    from serving.client.client import Client
+    from serving.client.pipelining import Unsent, in_order
 
     with Client(server, name, **connection) as client:
         signatures = client.metadata()

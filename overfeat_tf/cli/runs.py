@@ -49,12 +49,12 @@ def train(
 ) -> None:
     """Fit a RECIPE with model.fit; the same command takes up a broken run."""
     load_tensorflow()
-    from training.inspection import require_faultless
+    from training.evaluation.inspection import require_faultless
+    from training.fit.strategy import choose_strategy
+    from training.fit.train import TASKS
+    from training.fit.train import train as fit
     from training.recipes import get_recipe, override
     from training.sources import open_source
-    from training.strategy import choose_strategy
-    from training.train import TASKS
-    from training.train import train as fit
 
     chosen = override(get_recipe(recipe), list(settings))
     if data is None and chosen.data is None:
@@ -138,9 +138,8 @@ def evaluate(
     """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
     require_server(server, connection)
     load_tensorflow()
-    from training.answering import served_tasks
-    from training.evaluate import PROTOCOLS, require_fit
-    from training.ladders import TABLES, row_of, row_options, table_of
+    from training.evaluation.evaluate import PROTOCOLS, require_fit, served_tasks
+    from training.evaluation.ladders import TABLES, row_of, row_options, table_of
     from training.sources import open_source
 
     table = table_of(protocol)
@@ -188,7 +187,7 @@ def _loaded(models: Sequence[str]):
 
 
 def _connected(server: str, models: Sequence[str], connection: Connection):
-    from serving.client import Client
+    from serving.client.client import Client
 
     if len(models) > 1:
         raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {', '.join(models)}")
@@ -197,7 +196,7 @@ def _connected(server: str, models: Sequence[str], connection: Connection):
 
 def _served(client, changes: Changes, class_names: Sequence[str]):
     """Give what a server's model answers by, and its signatures' names."""
-    from training.answering import ByName
+    from training.evaluation.evaluate import ByName
 
     client = with_changes(client, changes)
     signatures = client.metadata()
@@ -239,12 +238,12 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
     Returns:
         The figures; those of a table are its rows, by its name.
     """
-    from training.evaluate import evaluate as score
-    from training.ladders import TABLES, as_markdown, climb, table_of
-    from training.reports import Report
-    from training.reports.detection_figures import draw_detection_figures
-    from training.reports.scales import draw_scales
-    from training.reports.tables import figure_tables
+    from training.evaluation.evaluate import evaluate as score
+    from training.evaluation.ladders import TABLES, as_markdown, table_of
+    from training.evaluation.ladders import score_rows as climb
+    from training.evaluation.reports.exhibits import figure_tables
+    from training.evaluation.reports.figures import draw_detection_figures, draw_scales
+    from training.evaluation.reports.report import Report
 
     table = table_of(protocol)
     # Curves and pictures are of one way to answer: all of a table's rows have only their errors drawn.
@@ -292,10 +291,10 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
     from overfeat_tf.models.tasks import DETECTION
-    from training import run_folder
-    from training.calibrate import IMAGES
-    from training.calibrate import calibrate as fit
-    from training.evaluate import require_fit
+    from training.evaluation.calibration import IMAGES
+    from training.evaluation.calibration import calibrate as fit
+    from training.evaluation.evaluate import require_fit
+    from training.run import folder as run_folder
     from training.sources import open_source
 
     model, source = with_changes(load_run(run), {**changes, "scores": "accumulated"}), open_source(data)

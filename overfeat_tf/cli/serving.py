@@ -1,6 +1,5 @@
 """The verb that serves."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,7 +11,7 @@ _NUMBER = click.IntRange(min=1)
 
 @click.command()
 @click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1)
-@click.option("--config", type=FILE, help="A models.config as TF Serving's, instead of folders; read again when saved.")
+@click.option("--config", type=FILE, help="TF Serving's models.config instead of folders; read again when saved.")
 @click.option("--all-versions", is_flag=True, help="Every version of each folder, rather than the newest.")
 @click.option("--wait", is_flag=True, help="Wait for models that are not there yet, as TF Serving does.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0 for any free one.")
@@ -24,17 +23,24 @@ _NUMBER = click.IntRange(min=1)
 @click.option("--tls-client-ca", type=FILE, help="Clients need a certificate that this authority signed, PEM.")
 @click.option("--token-file", type=FILE, help="Requests need its content as `authorization: Bearer TOKEN`.")
 @click.option("--insecure", is_flag=True, help="No TLS and no token, whoever can reach the server.")
-@click.option("--batching", type=FILE, help="Run requests together, as this BatchingParameters text proto says.")
-@click.option("--max-batch-size", type=_NUMBER, help="Run requests together, so many images at most.")
-@click.option("--batch-timeout-micros", type=click.IntRange(min=0), help="Wait so long for company while idle [0].")
-@click.option("--max-enqueued-batches", type=_NUMBER, help="So many full batches may wait [10].")
-@click.option("--num-batch-threads", type=_NUMBER, help="So many batches at a time [one a CPU].")
-@click.option("--workers", type=_NUMBER, help="Requests that run at a time, without batching [one a CPU, at least 4].")
+@click.option("--workers", type=_NUMBER, help="Requests that run at a time [one per CPU, at least 4].")
 @click.option("--max-requests", type=_NUMBER, default=128, show_default=True, help="To run or wait; more are refused.")
-@click.option("--max-megabytes", type=_NUMBER, default=64, show_default=True, help="A request's size at most, decoded.")
+@click.option("--max-megabytes", type=_NUMBER, default=64, show_default=True, help="The largest request, decoded.")
 @click.option("--max-images", type=_NUMBER, default=1024, show_default=True, help="In one request; more are refused.")
-@click.option("--poll", type=click.FloatRange(min=0.05), default=1.0, show_default=True, help="Seconds between looks.")
-@click.option("--grace", type=click.FloatRange(min=0), default=8.0, show_default=True, help="Seconds to finish in.")
+@click.option(
+    "--poll",
+    type=click.FloatRange(min=0.05),
+    default=1.0,
+    show_default=True,
+    help="Seconds between polls.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=8.0,
+    show_default=True,
+    help="Seconds to finish in.",
+)
 def serve(
     models: tuple[Path, ...],
     config: Path | None,
@@ -49,39 +55,31 @@ def serve(
     tls_client_ca: Path | None,
     token_file: Path | None,
     insecure: bool,
-    batching: Path | None,
     workers: int | None,
     max_requests: int,
     max_megabytes: int,
     max_images: int,
     poll: float,
     grace: float,
-    **batch: int | None,
 ) -> None:
-    """Serve models over gRPC as TF Serving does, for one machine; for more than one use TF Serving itself.
+    """Serve models over gRPC as TF Serving does, on one machine; for more than one use TF Serving itself.
 
-    New versions are found in the models' folders, loaded, warmed up and switched to without a failed request. A
-    broken one is reported and left out.
+    New versions in the models' folders are loaded, warmed up and switched to without a failed request. A broken version
+    is reported and ignored. For dynamic batching use TF Serving.
     """
     if bool(models) == (config is not None):
         raise ValueError("expected folders of models (saved_models/NAME) or --config FILE; give one of them")
     if config is not None and all_versions:
         raise ValueError("expected no --all-versions with --config, which says for each model: model_version_policy")
     load_tensorflow()
-    from serving.embedded import batching_options
     from serving.embedded.access import Access
-    from serving.embedded.configuration import from_directories, from_file
-    from serving.embedded.logs import write_times
-    from serving.embedded.running import run
-    from serving.rest.server import DEFAULT_PORT
+    from serving.embedded.config import from_directories, from_file
+    from serving.embedded.rest.server import DEFAULT_PORT
+    from serving.embedded.run import format_log, run
 
     access = Access.of(host, tls_cert, tls_key, tls_client_ca, token_file, insecure)
-    chosen = {name: number for name, number in batch.items() if number is not None}
-    merging = batching_options.from_file(batching) if batching else None
-    if chosen:
-        merging = replace(merging or batching_options.BatchingOptions(), **chosen)  # type: ignore[arg-type]
     wanted = from_file(config) if config is not None else from_directories(models, all_versions)
-    write_times()
+    format_log()
     run(
         wanted,
         host,
@@ -93,7 +91,6 @@ def serve(
         poll_seconds=poll,
         config=config,
         access=access,
-        batching=merging,
         workers=workers,
         max_concurrent_rpcs=max_requests,
         max_message_bytes=max_megabytes << 20,

@@ -1,7 +1,8 @@
-"""Who may reach the server: this machine alone, or others over TLS with a token."""
+"""Who may reach the server, and where it listens: this machine alone, or others over TLS with a token."""
 
 import hmac
 import ipaddress
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,18 +10,18 @@ import grpc
 
 from serving.certificates import require_authority, require_pair
 
-_SHORTEST_TOKEN = 16  # characters: what cannot be guessed over a network
+_MIN_TOKEN_CHARS = 16  # shorter tokens can be guessed over a network
 
 
 @dataclass(frozen=True)
 class Access:
-    """Holds what a client has to bring: nothing, by default, since only this machine can come.
+    """What a client needs; nothing by default, since only this machine reaches the server.
 
     Attributes:
         cert: the server's certificate chain, a PEM file; None for no TLS.
         key: its private key, a PEM file.
-        client_ca: the authority that has to have signed a client's certificate, a PEM file; None for no such demand.
-        token: what a request's `authorization: Bearer TOKEN` has to say; None for nothing.
+        client_ca: the authority that signs client certificates, a PEM file; None to ask for none.
+        token: the token of a request's `authorization: Bearer TOKEN`; None for no token.
     """
 
     cert: Path | None = None
@@ -38,12 +39,11 @@ class Access:
         token_file: Path | None = None,
         insecure: bool = False,
     ) -> "Access":
-        """Reads what was chosen; other machines are let in only with TLS and a token, or by saying `insecure`.
+        """Read the options; a host that other machines reach needs TLS and a token, or `insecure`.
 
         Raises:
-            FileNotFoundError: a file is not there.
-            ValueError: half of what is needed was given, or nothing for a host that others reach, or a file holds
-                something else.
+            FileNotFoundError: a file does not exist.
+            ValueError: options are missing, or a file holds something else.
         """
         for file in (cert, key, client_ca, token_file):
             if file is not None and not file.is_file():
@@ -58,13 +58,13 @@ class Access:
                 "--token-file, or say --insecure where something in front of the server sees to both"
             )
         if cert is not None and key is not None:
-            require_pair(cert, key)  # gRPC would refuse them too, but once all models are loaded
+            require_pair(cert, key)  # gRPC would reject them only after all models are loaded
         if client_ca is not None:
             require_authority(client_ca)
         return cls(cert, key, client_ca, None if token_file is None else _read_token(token_file))
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
-        """Gives gRPC's credentials; None for no TLS."""
+        """Return gRPC's credentials; None without TLS."""
         if self.cert is None or self.key is None:
             return None
         ca = None if self.client_ca is None else self.client_ca.read_bytes()
@@ -72,7 +72,7 @@ class Access:
         return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
 
     def permits(self, authorization: str | bytes | None) -> bool:
-        """Tells whether a request's `authorization` is what it has to be; in the same time however wrong it is."""
+        """Compare a request's `authorization` with the token, in constant time."""
         if self.token is None:
             return True
         if authorization is None:
@@ -83,7 +83,7 @@ class Access:
 
 
 def is_loopback(host: str) -> bool:
-    """Tells whether an address is this machine's own, which no other machine reaches."""
+    """Return whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
@@ -92,11 +92,32 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def require_free(host: str, port: int) -> None:
+    """Raise OSError, in one line, if a server cannot listen at an address; gRPC's own message says less."""
+    try:
+        listen(host, port).close()
+    except OSError as error:
+        why = (error.strerror or str(error)).partition(" (while")[0]  # create_server repeats the address behind it
+        raise OSError(
+            f"cannot listen on {bracketed(host)}:{port}: {why}; choose another port, or 0 for any free one"
+        ) from None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket, IPv6 if the host is an IPv6 address."""
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def bracketed(host: str) -> str:
+    """Write a host as it stands before a port: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def _read_token(file: Path) -> str:
     token = file.read_text().strip()
-    if len(token) < _SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+    if len(token) < _MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
         raise ValueError(
-            f"expected a token of at least {_SHORTEST_TOKEN} printable characters in {file}; "
+            f"expected a token of at least {_MIN_TOKEN_CHARS} printable characters in {file}; "
             "make one with: openssl rand -hex 32"
         )
     return token

@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -10,52 +10,79 @@ import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
-from serving.contract import DEFAULT_KEY
-from serving.refusal import Refusal, invalid
+from serving.contract import DEFAULT_KEY, contract_key
+from serving.errors import StatusError, invalid
 
 Labels = Mapping[str, Mapping[str, int]]
 State = get_model_status_pb2.ModelVersionStatus
+Tensors = Mapping[str, tf.Tensor]
+
+# Rows of a request that run at a time; between them the server looks whether anybody still waits. The images of a
+# request are scanned one after the other in any case, and a call takes less than a millisecond beside tens for a scan.
+ROWS_PER_RUN = 4
 
 
-@dataclass(frozen=True, eq=False)  # two are alike only if they are one: what holds a model is looked up by it
+@dataclass(frozen=True, eq=False)  # compared by identity
 class Servable:
-    """Holds one loaded version of a model: what TF Serving calls a servable.
+    """One loaded version of a model.
 
     Attributes:
         name: the model's name, by which requests ask for it.
         version: its number.
-        signature_defs: the signatures as the SavedModel describes them, under their keys.
+        signature_defs: the signatures as the SavedModel describes them, by key.
         signatures: the functions that run them: keyword tensors in, a dict of tensors out.
-        display_threshold: the score from which a detection is worth showing, where the model's folder tells it.
+        display_threshold: the score from which a detection is worth showing, if the export's config.json has it.
     """
 
     name: str
     version: int
     signature_defs: Mapping[str, meta_graph_pb2.SignatureDef]
-    signatures: Mapping[str, Callable[..., Mapping[str, tf.Tensor]]]
+    signatures: Mapping[str, Callable[..., Tensors]]
     display_threshold: float | None = None
 
     def model_spec(self, signature_name: str | None = None) -> model_pb2.ModelSpec:
-        """Makes the ModelSpec of an answer: who answered, and with which signature."""
+        """Return the ModelSpec of an answer."""
         spec = model_pb2.ModelSpec(name=self.name, signature_name=signature_name)
         spec.version.value = self.version
         return spec
 
     def signature_def(self, key: str) -> meta_graph_pb2.SignatureDef | None:
-        """Finds the signature that a request means, an empty key being the default; None if it cannot be called."""
+        """Find the signature of a request, an empty key meaning the default; None if it cannot be called."""
         key = key or DEFAULT_KEY
         return self.signature_defs[key] if key in self.signatures and key in self.signature_defs else None
 
+    def run(self, key: str, inputs: Tensors, check: Callable[[], None] | None = None) -> Tensors:
+        """Run a signature, the contract's signatures a few rows at a time.
+
+        The contract says that an image's answer does not depend on its batch, so the parts together are the answer of
+        the whole. Nothing is known of other signatures: they run whole.
+
+        `check` is called before each part; it raises to stop the request.
+        """
+        check = check or (lambda: None)
+        check()
+        function = self.signatures[key]
+        sizes = [int(tensor.shape[0]) if tensor.shape.rank else 0 for tensor in inputs.values()]
+        rows = sizes[0] if len(sizes) == 1 else 0  # a signature of the contract has one input
+        if rows <= ROWS_PER_RUN or contract_key(self.signature_defs[key]) is None:
+            return function(**inputs)
+        parts = []
+        for start in range(0, rows, ROWS_PER_RUN):
+            check()
+            parts.append(function(**{name: each[start : start + ROWS_PER_RUN] for name, each in inputs.items()}))
+        if _can_join(parts, rows):
+            return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
+        return function(**inputs)  # another program's model, which only looks like one of the contract
+
 
 class Models:
-    """Finds servables by ModelSpec: the newest version, a version by number, or one by label; and knows their states.
+    """Finds servables by ModelSpec (the newest version, a number, or a label) and knows the states of versions.
 
-    What is served may change at any time, in one step each: a request has either the old version or the new one, and
-    keeps it until it is answered.
+    What is served may change at any time, in one step: a request keeps the servable that it found.
     """
 
     def __init__(self, servables: Iterable[Servable] = (), labels: Labels | None = None):
-        """Takes every loaded servable and, for each model, its labels.
+        """Serve loaded servables, with each model's labels.
 
         Raises:
             ValueError: a label names a version that is not loaded.
@@ -67,50 +94,46 @@ class Models:
         for servable in servables:
             self.publish(servable)
         for name, versions in (labels or {}).items():
-            self.label(name, versions)
+            self.set_labels(name, versions)
 
     @property
     def names(self) -> frozenset[str]:
-        """Gives the names of the models that are served."""
         return frozenset(self._served)
 
     @property
     def loaded(self) -> list[tuple[str, int]]:
-        """Lists the name and number of every version that is served."""
+        """List the name and number of every served version."""
         with self._lock:
             return sorted((name, version) for name, versions in self._served.items() for version in versions)
 
     def display_thresholds(self) -> dict[str, dict[str, float]]:
-        """Gives the display thresholds of the versions that tell one, by name and number."""
+        """Return the display thresholds of the versions that have one, by name and number."""
         with self._lock:
-            every = [servable for versions in self._served.values() for servable in versions.values()]
+            servables = [servable for versions in self._served.values() for servable in versions.values()]
         found: dict[str, dict[str, float]] = {}
-        for each in every:
+        for each in servables:
             if each.display_threshold is not None:
                 found.setdefault(each.name, {})[str(each.version)] = each.display_threshold
         return found
 
     @property
     def unloading(self) -> bool:
-        """Tells whether a version that is not served any more is still held."""
+        """Return whether a version that is no longer served is still in use."""
         with self._lock:
             return any(state == State.UNLOADING for each in self._states.values() for state, _ in each.values())
 
     def __str__(self) -> str:
-        """Says what is loaded: `digits version 1, voc versions 3 and 4`."""
+        """Say what is loaded: `digits version 1, voc versions 3 and 4`."""
         versions: dict[str, list[str]] = {}
         for name, version in self.loaded:
             versions.setdefault(name, []).append(str(version))
-        return ", ".join(
-            f"{name} version{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}"
-            for name, numbers in versions.items()
-        )
+        return ", ".join(f"{name} version{'s' * (len(n) > 1)} {' and '.join(n)}" for name, n in versions.items())
 
     def find(self, request) -> Servable:
-        """Finds the servable that a request's `model_spec` asks for.
+        """Find the servable that a request's `model_spec` asks for.
 
         Raises:
-            Refusal: NOT_FOUND where there is none, INVALID_ARGUMENT where the request does not say.
+            StatusError: NOT_FOUND if there is none, INVALID_ARGUMENT if the request names none.
         """
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
@@ -130,28 +153,28 @@ class Models:
                 wanted = max(versions, default=None)
             if wanted is None or wanted not in versions:
                 asked = f"Latest({spec.name})" if wanted is None else f"Specific({spec.name}, {wanted})"
-                raise Refusal(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
+                raise StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
             return versions[wanted]
 
     def served(self, name: str) -> dict[int, Servable]:
-        """Gives the versions of a model that are served, by number."""
+        """Return the served versions of a model, by number."""
         with self._lock:
             return dict(self._served.get(name, {}))
 
     def states(self, spec: model_pb2.ModelSpec) -> list[get_model_status_pb2.ModelVersionStatus]:
-        """Lists what a status request asks about: all versions, newest first, or the one it names; labels are ignored.
+        """List the states of all versions, newest first, or of the version in `spec`; labels are ignored.
 
         Raises:
-            Refusal: NOT_FOUND where there is none.
+            StatusError: NOT_FOUND if there is none.
         """
         with self._lock:
             states = dict(self._states.get(spec.name, {}))
         if not states:
-            raise Refusal(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
         if spec.HasField("version"):
             if spec.version.value not in states:
                 message = f"Could not find version {spec.version.value} of model {spec.name}"
-                raise Refusal(grpc.StatusCode.NOT_FOUND, message)
+                raise StatusError(grpc.StatusCode.NOT_FOUND, message)
             states = {spec.version.value: states[spec.version.value]}
         found = []
         for version in sorted(states, reverse=True):
@@ -164,31 +187,31 @@ class Models:
             found.append(status)
         return found
 
-    def mark(self, name: str, version: int, state: int, error: str = "") -> None:
-        """Notes the state of a version that is not served: on its way in, or out, or broken, and then why."""
+    def set_state(self, name: str, version: int, state: int, error: str = "") -> None:
+        """Set the state of a version, and the reason if it could not be loaded."""
         with self._lock:
             self._states.setdefault(name, {})[version] = (state, error)
 
     def publish(self, servable: Servable) -> None:
-        """Serves a version from now on, instead of one of its number if there is one."""
+        """Serve a version from now on, replacing one of the same number."""
         with self._lock:
-            # Other dicts rather than changed ones: whoever goes through the old ones goes on undisturbed.
+            # New dicts, so that readers of the old ones need no lock.
             versions = {**self._served.get(servable.name, {}), servable.version: servable}
             self._served = {**self._served, servable.name: versions}
-            self.mark(servable.name, servable.version, State.AVAILABLE)
+            self.set_state(servable.name, servable.version, State.AVAILABLE)
 
     def withdraw(self, name: str, version: int) -> None:
-        """Stops serving a version; its state says when the last request has let go of it."""
+        """Stop serving a version; its state becomes END when the last request has finished with it."""
         with self._lock:
             versions = dict(self._served[name])
             servable = versions.pop(version)
             others = {other: each for other, each in self._served.items() if other != name}
             self._served = {**others, name: versions} if versions else others
-            self.mark(name, version, State.UNLOADING)
-        weakref.finalize(servable, self._gone, name, version).atexit = False
+            self.set_state(name, version, State.UNLOADING)
+        weakref.finalize(servable, self._freed, name, version).atexit = False
 
-    def label(self, name: str, labels: Mapping[str, int]) -> None:
-        """Replaces the labels of a model.
+    def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
+        """Replace the labels of a model.
 
         Raises:
             ValueError: a label names a version that is not served.
@@ -199,7 +222,18 @@ class Models:
                     raise ValueError(f"label {label} names version {version} of {name}, which is not loaded")
             self._labels[name] = dict(labels)
 
-    def _gone(self, name: str, version: int) -> None:
+    def _freed(self, name: str, version: int) -> None:
         with self._lock:
-            if self._states[name][version][0] == State.UNLOADING:  # else it has come again in the meantime
-                self.mark(name, version, State.END)
+            if self._states[name][version][0] == State.UNLOADING:  # not if it has been loaded again
+                self.set_state(name, version, State.END)
+
+
+def _can_join(parts: Sequence[Tensors], rows: int) -> bool:
+    """Return whether every output has a row per input row, and rows of one shape."""
+    for name in parts[0]:
+        shapes = [tuple(part[name].shape) for part in parts]
+        if any(len(shape) == 0 for shape in shapes) or sum(shape[0] for shape in shapes) != rows:
+            return False
+        if len({shape[1:] for shape in shapes}) > 1:
+            return False
+    return True

@@ -1,56 +1,43 @@
 """The embedded server: TF Serving's gRPC services for one machine, without TF Serving.
 
-It answers tensorflow.serving.PredictionService and ModelService with the same status codes as TF Serving and, where
-that is honest, the same messages. It runs on Python's threads, in one process: for more than one machine, or for all
-that a machine can give, run TF Serving on the same model directories.
+It answers tensorflow.serving.PredictionService and ModelService with TF Serving's status codes and, where possible, its
+messages. It runs in one Python process: for more than one machine run TF Serving on the same model directories.
 """
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent import futures
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
-from serving.embedded.access import Access
-from serving.embedded.address import bracketed, require_free
-from serving.embedded.batching import Batcher
-from serving.embedded.batching_options import BatchingOptions
-from serving.embedded.configuration import ServedModel, from_directories
-from serving.embedded.dispatch import BoundedPool, Dispatcher
-from serving.embedded.door import Door
-from serving.embedded.limits import DEFAULT_MAX_ROWS
-from serving.embedded.observing import Observer
+from serving.embedded.access import Access, bracketed, require_free
+from serving.embedded.config import ServedModel, from_directories
+from serving.embedded.handler import DEFAULT_MAX_REQUESTS, DEFAULT_MAX_ROWS, Observer, RequestHandler
 from serving.embedded.servables import Labels, Models
-from serving.embedded.services import add_services
-from serving.embedded.turns import Turns
-from serving.embedded.versions import DEFAULT_POLL_SECONDS, Keeper
-from serving.embedded.watch import Watch
+from serving.embedded.services import Interceptor, add_services
+from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager
 
 DEFAULT_PORT = 8500
-# A batch of sixteen photographs of 4 MB; one message, and one decoded tensor, may be no larger.
+# Sixteen photographs of 4 MB; the limit of one message, and of one decoded tensor.
 DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
-# Running and waiting requests together; the next is refused with UNAVAILABLE, which clients try again. A message is
-# received only when a thread takes it, so that waiting requests hold next to no memory.
-DEFAULT_MAX_CONCURRENT_RPCS = 128
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_CONTROL_THREADS = 4  # for status, metadata, health and refusals
-_REFLECTING_CLIENTS = 2  # at the same time
-_CONTROL_RPCS = 256  # of which so many may be under way, watches of the health included
+_CONTROL_THREADS = 4  # for status, metadata, health and rejections
+_REFLECTION_THREADS = 2
+_CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
 
 
-class Server:
+class Server(AbstractContextManager):
     """Serves models over gRPC from construction until `stop`; as a context manager, until the block ends.
 
     Attributes:
         models: what is served.
-        door: where every request goes through, whatever protocol brings it.
-        access: what clients have to bring.
+        handler: answers every request, of gRPC and REST.
+        access: what clients need.
         host, port: where it listens.
     """
 
@@ -61,29 +48,26 @@ class Server:
         port: int = DEFAULT_PORT,
         *,
         workers: int | None = None,
-        max_concurrent_rpcs: int = DEFAULT_MAX_CONCURRENT_RPCS,
+        max_concurrent_rpcs: int = DEFAULT_MAX_REQUESTS,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         max_rows: int = DEFAULT_MAX_ROWS,
-        batching: BatchingOptions | None = None,
         access: Access | None = None,
-        keeper: Keeper | None = None,
+        version_manager: VersionManager | None = None,
         observer: Observer | None = None,
     ):
-        """Listens and answers.
+        """Listen and answer.
 
         Args:
             models: what to serve.
-            host: the address to listen on; the loopback address keeps other machines out.
-            port: the port, or 0 for a free one.
-            workers: requests that run at the same time; by default one for each CPU, TensorFlow using several CPUs
-                for each of them anyway, and at least four.
-            max_concurrent_rpcs: requests that run or wait; further ones are refused.
+            host, port: where to listen; the loopback address keeps other machines out, and port 0 is any free one.
+            workers: requests that run at the same time; by default one for each CPU (TensorFlow uses several CPUs for
+                each of them anyway), and at least four.
+            max_concurrent_rpcs: requests that run or wait; further ones are rejected.
             max_message_bytes: the largest request, and the largest tensor in one.
             max_rows: the most images or examples in a request.
-            batching: how Predict requests are run together; None for each by itself.
-            access: what clients have to bring; nothing by default.
-            keeper: who keeps `models` up to date, and is closed with the server; None where they are fixed.
-            observer: who is told of every request.
+            access: what clients need; nothing by default.
+            version_manager: keeps `models` up to date, and is closed with the server; None if they are fixed.
+            observer: is told of every request.
 
         Raises:
             OSError: the address is taken or not ours.
@@ -92,87 +76,64 @@ class Server:
         self.models = models
         self.access = access or Access()
         self.host = host
-        self._keeper = keeper
-        workers = workers or max(4, os.cpu_count() or 1)
-        watch = Watch()
-        self._batcher = Batcher(batching, watch) if batching else None
-        # A request holds a thread while it waits for its batch: enough for those that run and as many to come.
-        batches = batching.max_batch_size * (batching.num_batch_threads + 1) if batching else 0
-        threads = min(max(workers, batches), max_concurrent_rpcs)
-        self._pool = BoundedPool(threads, max_concurrent_rpcs - threads)
-        self.door = Door(
+        self._version_manager = version_manager
+        self.handler = RequestHandler(
             models,
             max_message_bytes,
             observer,
-            keeper=keeper,
-            turns=Turns(workers, max_concurrent_rpcs),
-            batcher=self._batcher,
-            watch=watch,
+            version_manager=version_manager,
+            workers=workers,
+            max_requests=max_concurrent_rpcs,
             max_rows=max_rows,
         )
-        self.door.count_also(lambda: self._pool.waiting)
-        self._control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
-        self._reloading = futures.ThreadPoolExecutor(1, "reload")
-        self._reflecting = futures.ThreadPoolExecutor(_REFLECTING_CLIENTS, "reflection")
+        control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
+        reload_thread = futures.ThreadPoolExecutor(1, "reload")
+        reflection_threads = futures.ThreadPoolExecutor(_REFLECTION_THREADS, "reflection")
+        self._threads = (self.handler.queue, control, reload_thread, reflection_threads)
         self._server = grpc.server(
-            self._control,
-            interceptors=[Dispatcher(self.door, self.access, self._pool)],
+            control,
+            interceptors=[Interceptor(self.handler, self.access)],
             maximum_concurrent_rpcs=max_concurrent_rpcs + _CONTROL_RPCS,
             options=[
-                ("grpc.so_reuseport", 0),  # else two servers share a port in silence
+                ("grpc.so_reuseport", 0),  # or two servers share a port without an error
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        self._health = add_services(self._server, self.door, self._pool, self._reloading, self._reflecting)
+        self._health = add_services(self._server, self.handler, reload_thread, reflection_threads)
         self.port: int = self._listen(port)
         self._server.start()
 
     @property
     def address(self) -> str:
-        """Gives HOST:PORT, as a client takes it."""
+        """Return HOST:PORT."""
         return f"{bracketed(self.host)}:{self.port}"
 
     def retire(self) -> None:
-        """Says in its health that it is about to stop, and loads no new version; goes on answering."""
+        """Report NOT_SERVING and load no new version, but go on answering."""
         self._health.enter_graceful_shutdown()
-        if self._keeper:
-            self._keeper.close(0)
+        if self._version_manager:
+            self._version_manager.close(0)
 
     def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
-        """Stops in order: says so in its health, refuses new requests, lets those that it has finish, and closes.
+        """Report NOT_SERVING, reject new requests, let running and waiting ones finish, and close.
 
-        Args:
-            grace: how many seconds running and waiting requests may take; None cuts them off.
-            notice: how many seconds it goes on answering after its health says NOT_SERVING, so that who looks at it
-                sends requests elsewhere first.
+        Requests may take `grace` seconds to finish; None cancels them. The server goes on answering for `notice`
+        seconds after it has reported NOT_SERVING, for load balancers to notice.
         """
         self.retire()
         time.sleep(notice)
         stopped = self._server.stop(grace)
-        if grace is not None and self._pool.wait_idle(grace):
-            # Those who watch the health, or reflect, would else keep it waiting until the grace is over.
+        if grace is not None and self.handler.queue.wait_idle(grace):
+            # Clients that watch the health, or use reflection, would keep it open until the grace is over.
             stopped = self._server.stop(min(grace, 0.5))
         stopped.wait()
-        if self._keeper:
-            self._keeper.close()
-        if self._batcher:
-            self._batcher.close()
-        for pool in (self._pool, self._control, self._reloading, self._reflecting):
+        if self._version_manager:
+            self._version_manager.close()
+        for pool in self._threads:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Waits until the server has stopped; returns whether it has, within `timeout` seconds."""
-        return not self._server.wait_for_termination(timeout)
-
-    def __enter__(self) -> Self:
-        """Returns the server, which is already listening."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stops the server; at once if the block failed."""
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self.stop(None if kind else DEFAULT_GRACE_SECONDS)
 
     def _listen(self, port: int) -> int:
@@ -187,25 +148,10 @@ class Server:
 
 
 def start(
-    model_dirs: Sequence[Path],
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
-    *,
-    all_versions: bool = False,
-    labels: Labels | None = None,
-    **options: Any,
+    model_dirs: Sequence[Path], *, all_versions: bool = False, labels: Labels | None = None, **options: Any
 ) -> Server:
-    """Loads model directories (`saved_models/NAME`) and serves them; see start_models.
-
-    Args:
-        model_dirs: a directory for each model, with a directory for each version inside.
-        host: see Server.
-        port: see Server.
-        all_versions: whether to serve every version instead of the newest of each model.
-        labels: for each model, version numbers under labels such as `stable`.
-        **options: see start_models.
-    """
-    return start_models(from_directories(model_dirs, all_versions, labels), host, port, **options)
+    """Load model directories and serve them; see from_directories and start_models."""
+    return start_models(from_directories(model_dirs, all_versions, labels), **options)
 
 
 def start_models(
@@ -219,30 +165,26 @@ def start_models(
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     **options: Any,
 ) -> Server:
-    """Loads models, serves them, and from then on follows what becomes of their directories.
+    """Load models, serve them, and follow the changes of their directories.
 
-    As with TF Serving the port opens only when all is loaded and warm: a port that answers is a server that is ready.
+    As with TF Serving the port opens only when all is loaded and warm.
 
     Args:
         wanted: what to serve.
-        host: see Server.
-        port: see Server.
-        poll_seconds: how often to look for new versions.
+        poll_seconds, config: see VersionManager.
         wait: whether to wait for models that are not there yet.
-        config: the file that `wanted` was read from; read again whenever it is saved.
-        max_message_bytes: see Server.
-        **options: see Server.
+        host, port, max_message_bytes, **options: see Server.
 
     Raises:
-        FileNotFoundError, ValueError, LoadError: a model cannot be served; see Keeper.start.
+        FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
-    require_free(host, port)  # before the loading, which takes long
+    require_free(host, port)  # before loading, which takes long
     models = Models()
-    keeper = Keeper(models, max_message_bytes, poll_seconds, config)
-    keeper.start(wanted, wait)
+    manager = VersionManager(models, max_message_bytes, poll_seconds, config)
+    manager.start(wanted, wait)
     try:
-        return Server(models, host, port, max_message_bytes=max_message_bytes, keeper=keeper, **options)
+        return Server(models, host, port, max_message_bytes=max_message_bytes, version_manager=manager, **options)
     except BaseException:
-        keeper.close()
+        manager.close()
         raise

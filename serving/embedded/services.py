@@ -1,4 +1,4 @@
-"""What the server says over gRPC: each method goes through the door, and a Refusal becomes a status."""
+"""The gRPC services: handlers that translate, the interceptor that rejects before a message is received, and health."""
 
 import time
 from collections.abc import Callable
@@ -15,99 +15,106 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from serving.embedded.door import Door
-from serving.refusal import Refusal
+from serving.embedded.access import Access
+from serving.embedded.handler import RequestHandler
+from serving.embedded.request_queue import RequestContext
+from serving.errors import StatusError
 
 PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
 MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+# The methods that run a model, and therefore go through the request queue.
+_QUEUED = frozenset(f"/{PREDICTION}/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference"))
 
 
-class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Answers tensorflow.serving.PredictionService."""
+class Interceptor(grpc.ServerInterceptor):
+    """Rejects calls without the token, and calls that find the queue full; health checks always pass."""
 
-    def __init__(self, door: Door, pool: futures.ThreadPoolExecutor):
-        """Takes who answers, and whose threads compute."""
-        self.Predict = _computing(door.predict, pool)
-        self.Classify = _computing(door.classify, pool)
-        self.Regress = _computing(door.regress, pool)
-        self.MultiInference = _computing(door.multi_inference, pool)
-        self.GetModelMetadata = _handler(door.metadata)
+    def __init__(self, handler: RequestHandler, access: Access):
+        self._handler = handler
+        self._access = access
 
+    def intercept_service(self, continuation: Callable, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
+        """Return the method's handler, or one that rejects the call."""
+        path = handler_call_details.method
+        if path.startswith(f"/{health.SERVICE_NAME}/"):
+            return continuation(handler_call_details)
+        try:
+            if not self._access.permits(dict(handler_call_details.invocation_metadata).get("authorization")):
+                message = "expected this server's token in the metadata: authorization: Bearer TOKEN"
+                raise StatusError(grpc.StatusCode.UNAUTHENTICATED, message)
+            if path in _QUEUED:
+                self._handler.queue.require_space()
+        except StatusError as error:
+            return self._rejecting(path.rpartition("/")[2], error)
+        return continuation(handler_call_details)
 
-class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """Answers tensorflow.serving.ModelService."""
+    def _rejecting(self, method: str, error: StatusError) -> grpc.RpcMethodHandler:
+        """Make a handler that rejects; a streaming one, since the message of a stream need not be received."""
+        code, message = error.code, error.message
 
-    def __init__(self, door: Door, reloading: futures.ThreadPoolExecutor):
-        """Takes who answers, and whose thread loads what another configuration wants, for minutes perhaps."""
-        self.GetModelStatus = _handler(door.status)
-        self.HandleReloadConfigRequest = _on(reloading, _handler(door.reload))
+        def reject(_: Any, context: grpc.ServicerContext) -> None:
+            self._handler.rejected(method, StatusError(code, message))
+            context.abort(code, message)
 
-
-class Health(health.HealthServicer):
-    """Answers grpc.health.v1.Health: of the server as a whole, "", and of each service."""
-
-    def __init__(self) -> None:
-        """Says that all is well."""
-        super().__init__()
-        for name in ("", PREDICTION, MODEL):
-            self.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return grpc.stream_unary_rpc_method_handler(reject)
 
 
 def add_services(
     server: grpc.Server,
-    door: Door,
-    pool: futures.ThreadPoolExecutor,
-    reloading: futures.ThreadPoolExecutor,
-    reflecting: futures.ThreadPoolExecutor,
-) -> Health:
-    """Adds all services, each kind of method on threads of its own, the short ones on the server's; gives the health.
+    handler: RequestHandler,
+    reload_thread: futures.ThreadPoolExecutor,
+    reflection_threads: futures.ThreadPoolExecutor,
+) -> health.HealthServicer:
+    """Add all services to a server and return its health, SERVING for the server ("") and both services.
 
-    Args:
-        server: what answers.
-        door: through which requests go.
-        pool: for those that compute.
-        reloading: for changes of the configuration.
-        reflecting: for reflection, whose clients hold a thread as long as they are connected.
+    Reloads take minutes, and clients of reflection hold a thread while connected: both have threads of their own.
     """
-    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(PredictionService(door, pool), server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(door, reloading), server)
-    checks = Health()
+    prediction = prediction_service_pb2_grpc.PredictionServiceServicer()
+    prediction.Predict = _queued(handler, handler.predict)
+    prediction.Classify = _queued(handler, handler.classify)
+    prediction.Regress = _queued(handler, handler.regress)
+    prediction.MultiInference = _queued(handler, handler.multi_inference)
+    prediction.GetModelMetadata = _unary(handler.metadata)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
+    model = model_service_pb2_grpc.ModelServiceServicer()
+    model.GetModelStatus = _unary(handler.status)
+    model.HandleReloadConfigRequest = _run_on(reload_thread, _unary(handler.reload))
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
+    checks = health.HealthServicer()
+    for name in ("", PREDICTION, MODEL):
+        checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = (PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    servicer = reflection.ReflectionServicer(names)
+    servicer = reflection.ReflectionServicer((PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME))
     answer = servicer.ServerReflectionInfo
-    servicer.ServerReflectionInfo = _on(reflecting, lambda asked, context: answer(asked, context))
+    servicer.ServerReflectionInfo = _run_on(reflection_threads, lambda request, context: answer(request, context))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     return checks
 
 
-def _handler(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
-    """Makes a gRPC handler of a method of the door."""
+def _unary(method: Callable[[Any], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:
+    """Make a gRPC handler of a RequestHandler's method."""
 
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
         try:
             return method(request)
-        except Refusal as refusal:
-            context.abort(refusal.code, refusal.message)
+        except StatusError as error:
+            context.abort(error.code, error.message)
 
     return handle
 
 
-def _computing(method: Callable[..., Any], pool: futures.ThreadPoolExecutor) -> Callable:
-    """Makes a gRPC handler of a method that may wait: it learns when, and whether, the client has given up.
-
-    A request that waited for a thread past its deadline, or whose client is gone, does not come this far: gRPC
-    drops it.
-    """
+def _queued(handler: RequestHandler, method: Callable[..., Any]) -> Callable:
+    """Make a gRPC handler that runs on the request queue; gRPC drops calls that end while they wait there."""
 
     def handle(request: Any, context: grpc.ServicerContext) -> Any:
         left = context.time_remaining()
         deadline = None if left is None else time.monotonic() + left
-        return _handler(lambda asked: method(asked, deadline, lambda: not context.is_active()))(request, context)
+        wanted = RequestContext(deadline, lambda: not context.is_active())
+        return _unary(lambda asked: method(asked, wanted))(request, context)
 
-    return _on(pool, handle)
+    return _run_on(handler.queue, handle)
 
 
-def _on(pool: futures.ThreadPoolExecutor, handle: Any) -> Any:
-    handle.experimental_thread_pool = pool  # where gRPC looks for a handler's own
+def _run_on(pool: futures.ThreadPoolExecutor, handle: Any) -> Any:
+    handle.experimental_thread_pool = pool  # gRPC's attribute for a handler's own threads
     return handle

@@ -9,12 +9,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks import ladder as benchmark
-from benchmarks.ladder_plot import ROW, draw
-from benchmarks.ladder_ways import LADDERS, Ladder, Question, Way
+from overfeat_tf.cli.benchmarks.ladder import measure as benchmark
+from overfeat_tf.cli.benchmarks.ladder.plot import ROW, draw
+from overfeat_tf.cli.benchmarks.ladder.ways import LADDERS, Ladder, Question, Way
 from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from training.evaluate import PROTOCOLS
+from training.evaluation.evaluate import PROTOCOLS
 from training.recipes import get_recipe, override
 from training.sources.record import Record
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from benchmarks import merging, suppression
-from benchmarks.suppression import Predictions, compare
+from overfeat_tf.cli.benchmarks import merging, suppression
+from overfeat_tf.cli.benchmarks.suppression import Predictions, compare
 from overfeat_tf.models.inference import Candidates
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build

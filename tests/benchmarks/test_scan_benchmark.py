@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from benchmarks import scan
-from benchmarks.layers import layer_table
-from benchmarks.report import Report
+from overfeat_tf.cli.benchmarks import scan
+from overfeat_tf.cli.benchmarks.layers import layer_table
+from overfeat_tf.cli.benchmarks.report import Report
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.network.presets import PRESETS
 

@@ -10,14 +10,15 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2
 
-from benchmarks import attack, damage, served, serving
-from benchmarks.hostile import Call, Hostile
-from benchmarks.load import Load, Seen, percentile
-from benchmarks.report import Report
-from benchmarks.serving import Alone, Compared
+from overfeat_tf.cli.benchmarks.report import Report
+from overfeat_tf.cli.benchmarks.serving import attack, damage, served
+from overfeat_tf.cli.benchmarks.serving import measure as serving
+from overfeat_tf.cli.benchmarks.serving.hostile import Call, Hostile
+from overfeat_tf.cli.benchmarks.serving.load import Load, Seen, percentile
+from overfeat_tf.cli.benchmarks.serving.measure import BATCH_IMAGES, Alone, Compared
 from overfeat_tf.images.decode import decode_image
 from serving.embedded.server import start
-from serving.export import BATCHING
+from serving.export.exporter import BATCHING
 
 
 class Bright(tf.Module):
@@ -66,7 +67,7 @@ def test_what_was_seen_adds_up():
     both = Seen(2.0, [0.1, 0.2], {"UNAVAILABLE": 1}, {"1": 2}) + Seen(1.0, [0.3], {"UNAVAILABLE": 2}, {"2": 1})
     assert both == Seen(3.0, [0.1, 0.2, 0.3], {"UNAVAILABLE": 3}, {"1": 2, "2": 1})
     assert both.rate == 1.0
-    assert Compared([both, both], [both, Seen(2.0, [0.1] * 4)]).gains == [1.0, 0.5]
+    assert Compared([both, both], [both, Seen(2.0, [0.1] * 4)]).gains == [BATCH_IMAGES, BATCH_IMAGES / 2]
 
 
 def test_the_ratios_of_one_client_are_the_worst_presets():

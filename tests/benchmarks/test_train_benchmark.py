@@ -5,12 +5,12 @@ from importlib.util import find_spec
 
 import pytest
 
-from benchmarks import training as benchmark
-from benchmarks.torch_step import timed_steps
+from overfeat_tf.cli.benchmarks import training as benchmark
+from overfeat_tf.cli.benchmarks.torch_step import timed_steps
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
 from training.recipes import get_recipe
-from training.stages import stage_model
+from training.tasks import TRAINED_TASKS
 
 TINY = replace(PRESETS["tiny"], dropout=0.0)
 RECIPE = replace(get_recipe("imagenet-fast"), preset="tiny")
@@ -18,10 +18,10 @@ RECIPE = replace(get_recipe("imagenet-fast"), preset="tiny")
 
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.extraction.IMAGES", 8)
+    monkeypatch.setattr("overfeat_tf.cli.benchmarks.extraction.IMAGES", 8)
     (tmp_path / "photograph").mkdir()
     benchmark.write_photographs(tmp_path / "photograph")
-    fitted = stage_model("classification", build(TINY, 10), RECIPE)
+    fitted = TRAINED_TASKS["classification"].model(build(TINY, 10), RECIPE)
     for ratios in benchmark.pipeline_of_decode(tmp_path, TINY, RECIPE, 2)[:2]:
         assert len(ratios) == 2 and all(0.05 < ratio < 1.5 for ratio in ratios)
     ratios, _ = benchmark.fit_of_step(fitted, tmp_path, TINY, RECIPE, 2, 3)
@@ -33,13 +33,13 @@ def test_pytorch_takes_its_steps_beside_ours(monkeypatch):
     if find_spec("torch") is None:
         pytest.skip("PyTorch is not installed")
     monkeypatch.setattr(benchmark, "CLASSES", 10)
-    fitted = stage_model("classification", build(PRESETS["tiny"], 10), RECIPE)
+    fitted = TRAINED_TASKS["classification"].model(build(PRESETS["tiny"], 10), RECIPE)
     ratios, _ = benchmark.of_pytorch(fitted, PRESETS["tiny"], RECIPE, 2, 3)
     assert len(ratios) == 2 and min(ratios) > 0
 
 
 def test_without_pytorch_one_line_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("benchmarks.torch_step.find_spec", lambda name: None)
+    monkeypatch.setattr("overfeat_tf.cli.benchmarks.torch_step.find_spec", lambda name: None)
     with (
         pytest.raises(ImportError, match=r"^expected PyTorch [^\n]*: pip install 'overfeat-tf\[benchmark\]'$"),
         timed_steps(PRESETS["tiny"], 10, 4, 0.1, 0.6, 0.0),

@@ -11,8 +11,8 @@ from overfeat_tf.models.model import TASKS
 from overfeat_tf.models.release_weights import released
 from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
-from training.evaluate import PROTOCOLS
-from training.ladders import rows, table_of
+from training.evaluation.evaluate import PROTOCOLS
+from training.evaluation.ladders import rows, table_of
 from training.recipes import get_recipe, override
 
 PAGE = (Path(__file__).parents[2] / "docs" / "paper.md").read_text()

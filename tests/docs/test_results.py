@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from test_paper import parsed
 
-from benchmarks.ladder import as_markdown
-from benchmarks.ladder_ways import LADDERS
-from training.evaluate import PROTOCOLS
-from training.ladders import table_of
+from overfeat_tf.cli.benchmarks.ladder.measure import as_markdown
+from overfeat_tf.cli.benchmarks.ladder.ways import LADDERS
+from training.evaluation.evaluate import PROTOCOLS
+from training.evaluation.ladders import table_of
 from training.recipes import get_recipe, override
 
 DOCS = Path(__file__).parents[2] / "docs"

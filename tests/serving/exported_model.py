@@ -14,7 +14,7 @@ from overfeat_tf.merge.calibration import Calibration, relevant_options
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
-from serving.export import export
+from serving.export.exporter import export
 
 TRAINING = {"name": "none", "data": "voc:/home/someone/my cats, coco:/x/images:/x/a.json", "stages": [{"rate": 0.1}]}
 METRICS = {"map50": 0.25, "images": 12}

@@ -10,6 +10,7 @@ from stock_requests import predict_request
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
+from serving.contract import SIGNATURES
 from serving.embedded.servables import Models, Servable
 from serving.embedded.server import Server
 
@@ -27,6 +28,18 @@ def function_models(function: Callable) -> Models:
     vector.tensor_shape.dim.add(size=-1)
     definition = meta_graph_pb2.SignatureDef(inputs={"x": vector}, outputs={"y": vector})
     return Models([Servable("m", 1, {"serving_default": definition}, {"serving_default": function})])
+
+
+def contract_models(function: Callable) -> Models:
+    """Gives a model whose only signature is a Python function with the contract's `classify_images`."""
+    signature = SIGNATURES["classify_images"]
+
+    def info(spec: tf.TensorSpec) -> meta_graph_pb2.TensorInfo:
+        return meta_graph_pb2.TensorInfo(dtype=spec.dtype.as_datatype_enum, tensor_shape=spec.shape.as_proto())
+
+    outputs = {name: info(spec) for name, spec in signature.outputs.items()}
+    definition = meta_graph_pb2.SignatureDef(inputs={"images": info(signature.input)}, outputs=outputs)
+    return Models([Servable("m", 1, {"classify_images": definition}, {"classify_images": function})])
 
 
 def predict(channel: grpc.Channel) -> Callable:

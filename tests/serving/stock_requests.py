@@ -18,8 +18,8 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.client import image_example
-from serving.embedded.loading import WARMUP_FILE
+from serving.contract import image_example
+from serving.version_folders import WARMUP_FILE
 
 
 def call(channel: grpc.Channel, method: str, request, timeout: float = 20.0):

@@ -6,7 +6,7 @@ python stranger.py FOLDER REQUESTS OUT: REQUESTS has encoded images, OUT gets wh
 import pickle
 import sys
 
-sys.modules.update(dict.fromkeys(("overfeat_tf", "training", "serving", "benchmarks")))  # None: cannot be imported
+sys.modules.update(dict.fromkeys(("overfeat_tf", "training", "serving")))  # None: cannot be imported
 
 import tensorflow as tf  # noqa: E402
 from tensorflow.core.protobuf import saved_model_pb2  # noqa: E402

@@ -9,7 +9,7 @@ from gated_model import Seen
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request, status_request
 
-from serving.check import check
+from serving.client.check import check
 from serving.embedded.access import Access
 from serving.embedded.server import Server
 
@@ -63,13 +63,13 @@ def test_without_the_token_there_is_no_way_in(guarded, files, metadata):
 
 
 def test_methods_made_up_without_a_token_are_one_to_the_observer(guarded, files):
-    guarded.door.observer = seen = Seen()
+    guarded.handler.observer = seen = Seen()
     with _channel(guarded, files) as channel:
         for path in ("/a/b", "/tensorflow.serving.PredictionService/Nope", "/tensorflow.serving.ModelService/Predict"):
             with pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary(path)(b"", timeout=20)
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-    guarded.door.observer = None
+    guarded.handler.observer = None
     assert [each[0] for each in seen.told] == ["", "", "Predict"]
 
 

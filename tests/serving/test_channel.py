@@ -10,8 +10,8 @@ import grpc
 import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.channel import authorization, open_channel, read_token
-from serving.client import Client, ServingError
+from serving.client.channel import authorization, open_channel, read_token
+from serving.client.client import Client, ServingError
 
 TOKEN = "a-token.of~visible+characters/1="
 

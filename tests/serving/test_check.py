@@ -8,7 +8,7 @@ import tensorflow as tf
 from small_model import png
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving.check import Report, check
+from serving.client.check import Report, check
 from serving.embedded.servables import Models, Servable
 from serving.embedded.server import Server
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from small_model import png
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.client import Client, ServingError
+from serving.client.client import Client, ServingError
 from serving.contract import SIGNATURES
 
 

@@ -15,7 +15,7 @@ from google.protobuf import text_format
 from serving_protos import BatchingParameters, MonitoringConfig
 from tensorflow_serving.config import model_server_config_pb2
 
-from serving.warmup import ALLOWED_BATCH_SIZES, BATCHING
+from serving.export.warmup import ALLOWED_BATCH_SIZES, BATCHING
 
 DEPLOY = Path(__file__).parents[2] / "serving" / "deploy"
 MODEL = "mine"
@@ -218,7 +218,7 @@ def test_the_probe_is_right_about_the_models_state(states, ready):
 def test_the_runbook_is_a_page_and_names_the_traps():
     text = (DEPLOY / "RUNBOOK.md").read_text()
     assert len(text.splitlines()) <= 90
-    traps = ("4 MiB", "Cold start", "Batching wraps every signature", "XLA is off", "--grpc_max_threads")
+    traps = ("4 MiB", "Cold start", "Batching applies to every signature", "XLA is off", "--grpc_max_threads")
     for trap in (*traps, "Empty batches", "Version skew"):
         assert trap in text
     for part in ("Start", "Roll out, roll back", "Watch", "Threads and memory"):

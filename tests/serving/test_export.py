@@ -17,16 +17,16 @@ import tensorflow as tf
 from exported_model import GOOD, LABELS, assert_equal_answers, bomb, encode
 from PIL import Image
 
-import serving.export as exporting
+import serving.export.exporter as exporting
 from overfeat_tf.cli.main import overfeat
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
-from serving.client import Client
-from serving.embedded.loading import read_signature_defs
+from serving.client.client import Client
 from serving.embedded.server import start
-from serving.export import export
+from serving.export.exporter import export
+from serving.version_folders import read_signature_defs
 
 
 def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):
@@ -63,7 +63,7 @@ def test_localization_by_accumulation_at_exact_scales_is_reloaded_as_live(model:
 def test_served_answers_as_live(model: Model, exported: Path, images: list[bytes]):
     with start([exported.parent], port=0) as server, Client(server.address, "pets") as client:
         assert_equal_answers(model.detect(images), client.detect(images))
-        assert server.door.models.display_thresholds() == {"pets": {"1": 0.42}}
+        assert server.handler.models.display_thresholds() == {"pets": {"1": 0.42}}
         assert_equal_answers(model.localize(images), client.localize(images))
         named = client.classify(images[:2])
     expected = model.classify(images[:2])
@@ -132,7 +132,7 @@ import sys
 from pathlib import Path
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
-from serving.export import export
+from serving.export.exporter import export
 
 model = Model(build("tiny", 2), ("a", "b"), tasks=("classification",))
 print("begins", flush=True)
@@ -184,7 +184,7 @@ def test_verification_notices_other_weights(exported: Path, model: Model):
     ],
 )
 def test_an_export_does_not_say_where_the_data_lay(data, told):
-    assert exporting._without_places({"members": [{"data": data}]}) == {"members": [{"data": told}]}
+    assert exporting._without_paths({"members": [{"data": data}]}) == {"members": [{"data": told}]}
 
 
 def test_a_taken_version_is_refused(model: Model, exported: Path):

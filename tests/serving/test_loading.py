@@ -8,10 +8,11 @@ from small_model import png
 from stock_requests import classify_request, predict_request, write_warmup
 
 from serving.embedded import loading
-from serving.embedded.configuration import from_directories
-from serving.embedded.loading import LoadError, load_version, warm_up
+from serving.embedded.config import from_directories
+from serving.embedded.loading import load_version, warm_up
 from serving.embedded.servables import Models, Servable
-from serving.embedded.versions import Keeper
+from serving.embedded.version_manager import VersionManager
+from serving.version_folders import LoadError
 
 MAX_BYTES = 1 << 20
 
@@ -19,11 +20,11 @@ MAX_BYTES = 1 << 20
 def _load(*bases) -> list[Servable]:
     """Loads the newest versions once."""
     models, wanted = Models(), from_directories(bases)
-    keeper = Keeper(models, MAX_BYTES)
+    manager = VersionManager(models, MAX_BYTES)
     try:
-        keeper.start(wanted)
+        manager.start(wanted)
     finally:
-        keeper.close()
+        manager.close()
     return [servable for name in sorted(models.names) for servable in models.served(name).values()]
 
 

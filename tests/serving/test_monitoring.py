@@ -3,15 +3,16 @@
 import grpc
 import httpx
 import pytest
+from gated_model import Gate
 from prometheus_client.parser import text_string_to_metric_families
 from small_model import png
 from stock_requests import call, predict_request
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 
-from serving.embedded.door import Door
+from serving.embedded.handler import RequestHandler
+from serving.embedded.rest.metrics import METRICS_PATH, Metrics
+from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
-from serving.rest.monitoring import METRICS_PATH, Metrics
-from serving.rest.server import RestServer
 
 
 def samples(text: str) -> dict[tuple[str, frozenset], float]:
@@ -27,14 +28,14 @@ def key(name: str, **labels: str) -> tuple[str, frozenset]:
 @pytest.fixture
 def watched(server):
     """Serves the small model over HTTP with metrics, for one test."""
-    metrics = Metrics(server.door)
-    server.door.observer = metrics
+    metrics = Metrics(server.handler)
+    server.handler.observer = metrics
     with (
-        RestServer(server.door, port=0, metrics=metrics) as rest,
+        RestServer(server.handler, port=0, metrics=metrics) as rest,
         httpx.Client(base_url=f"http://127.0.0.1:{rest.port}") as client,
     ):
         yield client
-    server.door.observer = None
+    server.handler.observer = None
 
 
 def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
@@ -59,12 +60,15 @@ def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
 
 
 def test_what_is_loaded_waits_and_lives_is_read_when_asked(servable):
-    door = Door(Models([servable]), 1)
-    metrics = Metrics(door)
-    door.models.mark("m", 3, ModelVersionStatus.END, "broken")
-    door.count_also(lambda: 7)
+    handler = RequestHandler(Models([servable]), 1, workers=1)
+    metrics = Metrics(handler)
+    handler.models.set_state("m", 3, ModelVersionStatus.END, "broken")
+    gate = Gate()
+    requests = [handler.queue.submit(gate, 0) for _ in range(8)]
     found = samples(metrics.page().decode())
     states = {tuple(sorted(dict(k[1]).values())) for k in found if k[0] == "overfeat_model_version"}
     assert states == {("1", "AVAILABLE", "m"), ("3", "END", "m")}
     assert found[key("overfeat_requests_queued")] == 7
+    gate.open.set()
+    assert all(each.result(10) for each in requests)
     assert found[key("process_resident_memory_bytes")] > 1e6

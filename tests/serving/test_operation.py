@@ -25,9 +25,9 @@ import logging, sys, time
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from gated_model import serve_function
-from serving.embedded import running
-running.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
-running.run([], grace=0.2)
+from serving.embedded import run
+run.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
+run.run([], grace=0.2)
 """
 
 
@@ -80,7 +80,7 @@ def test_stopping_is_told_first_and_drains_what_runs_and_waits():
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         running, waiting = (predict(channel).future(X, timeout=20) for _ in range(2))
         assert gate.entered.acquire(timeout=10)
-        until(lambda: server.door.queued == 1)
+        until(lambda: server.handler.queue.waiting == 1)
         stopping = threading.Thread(target=server.stop, args=(10,), kwargs={"notice": 0.2})
         stopping.start()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING

@@ -10,15 +10,15 @@ import tensorflow as tf
 from chromium import BROWSER, Chromium
 from small_model import SmallModel, png
 
-import serving.rest.page
+import serving.embedded.rest.page
 from serving.embedded.access import Access
+from serving.embedded.rest.server import RestServer
 from serving.embedded.server import start
-from serving.rest.server import RestServer
 
 ROOT = Path(__file__).parents[2]
 FILES = {
     path.name: path
-    for path in Path(serving.rest.page.__file__).parent.iterdir()
+    for path in Path(serving.embedded.rest.page.__file__).parent.iterdir()
     if path.suffix in (".html", ".css", ".js")
 }
 BLANK = png()
@@ -37,7 +37,7 @@ in_browser = [pytest.mark.long, pytest.mark.skipif(BROWSER is None, reason="need
 
 
 def test_its_files_come_from_the_same_origin_and_ask_no_other(server):
-    with RestServer(server.door, port=0, page=True) as rest, httpx.Client(base_url=rest.url) as client:
+    with RestServer(server.handler, port=0, page=True) as rest, httpx.Client(base_url=rest.url) as client:
         index = client.get("/")
         assert index.headers["content-type"] == "text/html; charset=utf-8"
         policy = dict(part.split(" ", 1) for part in index.headers["content-security-policy"].split("; "))
@@ -55,7 +55,7 @@ def test_its_files_come_from_the_same_origin_and_ask_no_other(server):
 def test_every_file_of_it_is_packaged():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    packaged = setup["options.package_data"]["serving.rest.page"].split()
+    packaged = setup["options.package_data"]["serving.embedded.rest.page"].split()
     assert {f"*{path.suffix}" for path in FILES.values()} == set(packaged) and len(FILES) == 4
 
 
@@ -103,7 +103,7 @@ def rest(tmp_path_factory):
     (base / "broken.png").write_bytes(b"oops")
     with (
         start([base / "whole", base / "classifier"], port=0) as server,
-        RestServer(server.door, port=0, page=True) as rest,
+        RestServer(server.handler, port=0, page=True) as rest,
     ):
         yield server, rest, base
 
@@ -182,7 +182,7 @@ class TestInBrowser:
         assert page.value("document.documentElement.scrollWidth") <= 360
 
     def test_a_token_is_asked_for(self, rest, tmp_path):
-        guarded = RestServer(rest[0].door, port=0, page=True, access=Access(token="0123456789abcdef"))
+        guarded = RestServer(rest[0].handler, port=0, page=True, access=Access(token="0123456789abcdef"))
         with guarded, Chromium(tmp_path) as page:
             page.open(guarded.url)
             page.until("!document.getElementById('access').hidden && !document.getElementById('error').hidden")

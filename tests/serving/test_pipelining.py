@@ -7,9 +7,9 @@ import grpc
 import numpy as np
 import pytest
 
-from serving import pipelining as pipeline
-from serving.client import ServingError
-from serving.pipelining import BATCH_IMAGES, IN_FLIGHT, Unsent, in_order
+from serving.client import pipelining as pipeline
+from serving.client.client import ServingError
+from serving.client.pipelining import BATCH_IMAGES, IN_FLIGHT, Unsent, in_order
 
 
 class _Server:

@@ -1,6 +1,7 @@
 """`overfeat predict --server` against the embedded server: files in, answers in order, a bad file its own row only."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 from small_model import png
 
-from overfeat_tf.cli import image_files, main
+from overfeat_tf.cli import main
 from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.draw.pictures import draw_boxes
 from overfeat_tf.merge.calibration import displayed
+from training import progress
 
 
 def _predict(monkeypatch, *arguments) -> int:
@@ -21,7 +23,9 @@ def _predict(monkeypatch, *arguments) -> int:
     return ended.value.code or 0
 
 
-def test_a_file_that_cannot_be_answered_costs_its_own_row_only(server, max_bytes, tmp_path, monkeypatch, capsys):
+def test_a_file_that_cannot_be_answered_costs_its_own_row_only(
+    server, max_bytes, tmp_path, monkeypatch, capsys, caplog
+):
     # The small model fails a whole request for one bad image, as models without a status do.
     images, out = tmp_path / "images", tmp_path / "answers.json"
     images.mkdir()
@@ -31,7 +35,9 @@ def test_a_file_that_cannot_be_answered_costs_its_own_row_only(server, max_bytes
     (images / "09.png").write_bytes(bytes(max_bytes + 1))
     (images / "17.png").write_bytes(b"")
     asked = ["--server", server.address, "--out", tmp_path / "out", "--json", out]
-    monkeypatch.setattr(image_files, "LINE_EVERY", 0.0)
+    caplog.set_level(logging.INFO, progress.__name__)
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "GROWTH", 0.0)
     files = sorted(images.iterdir())
     assert _predict(monkeypatch, "m", *files, *asked) == 1
     rows = json.loads(out.read_text())
@@ -46,8 +52,8 @@ def test_a_file_that_cannot_be_answered_costs_its_own_row_only(server, max_bytes
         else:
             (thing,) = row["objects"]
             assert thing["score"] == pytest.approx(number / 255, abs=1e-6) and Path(row["picture"]).is_file()
-    error = capsys.readouterr().err
-    assert "05.png: Unknown image file format" in error and "20 of 20 images" in error
+    assert "05.png: Unknown image file format" in capsys.readouterr().err
+    assert any(line.startswith("20 of 20 images") for line in caplog.messages)
 
 
 def test_pictures_show_what_reaches_the_display_threshold(model, exported, images, tmp_path, monkeypatch):

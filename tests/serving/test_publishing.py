@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from serving.publishing import beside, check_version, publish, taken_versions
+from serving.export.publishing import check_version, publish, staging_dir, taken_versions
 
 ROOT = Path(__file__).parents[2]
-# Exports as `serving.export` does, of files in place of a SavedModel; says where it is and waits to be told on.
+# Exports files in place of a SavedModel; says where it is and waits to be told on.
 WRITER = """
 import sys
 from pathlib import Path
-from serving.publishing import beside, publish
+from serving.export.publishing import staging_dir, publish
 
 def reached(step):
     print(step, flush=True)
@@ -23,7 +23,7 @@ def reached(step):
 
 base = Path(sys.argv[1])
 for _ in range(int(sys.argv[2])):
-    with beside(base) as folder:
+    with staging_dir(base) as folder:
         reached("made")
         (folder / "saved_model.pb").write_text("half")
         reached("half")
@@ -54,7 +54,7 @@ def _go_to(writer: subprocess.Popen, step: str) -> None:
 
 
 def _publish(base: Path, version: int | None = None) -> Path:
-    with beside(base) as folder:
+    with staging_dir(base) as folder:
         (folder / "saved_model.pb").write_text("whole")
         return publish(folder, base, version, lambda number: None)
 
@@ -117,7 +117,7 @@ def test_exports_at_the_same_time_get_numbers_of_their_own(tmp_path):
 
 
 def test_a_version_that_another_took_meanwhile_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="got 4"), beside(tmp_path) as folder:
+    with pytest.raises(ValueError, match="got 4"), staging_dir(tmp_path) as folder:
         (tmp_path / "4").mkdir()
         publish(folder, tmp_path, 4, lambda number: None)
     assert [path.name for path in tmp_path.iterdir()] == ["4"]

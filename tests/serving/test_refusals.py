@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
     model_management_pb2,
 )
 
-from serving.rest.server import RestServer
+from serving.embedded.rest.server import RestServer
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 NOT_FOUND = grpc.StatusCode.NOT_FOUND
@@ -232,7 +232,7 @@ REFUSED = {
 
 
 def test_many_rows_are_refused_over_rest_too(server):
-    with RestServer(server.door, port=0) as rest:
+    with RestServer(server.handler, port=0) as rest:
         body = {"signature_name": "spin", "inputs": [0.0] * 1025}
         answer = httpx.post(f"{rest.url}/v1/models/m:predict", json=body, timeout=20)
     assert answer.status_code == 400 and "at most 1024 rows" in answer.json()["error"]

@@ -13,9 +13,9 @@ from tensorflow_serving.apis import model_management_pb2, model_service_pb2_grpc
 from version_life import POLL, Load, State, put, served, states
 from waiting import until
 
-from serving.embedded.configuration import from_file
+from serving.embedded.config import from_file
 from serving.embedded.server import start_models
-from serving.embedded.versions import Keeper
+from serving.embedded.version_manager import VersionManager
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_reload_says_what_could_not_be_loaded(base, tmp_path):
 def test_who_asks_for_the_health_need_not_wait_for_those_who_reload(base, monkeypatch):
     may_end = threading.Event()
     with served(base) as (_, channel):
-        monkeypatch.setattr(Keeper, "reload", lambda *_: may_end.wait(20))
+        monkeypatch.setattr(VersionManager, "reload", lambda *_: may_end.wait(20))
         method = model_service_pb2_grpc.ModelServiceStub(channel).HandleReloadConfigRequest
         reloads = [method.future(model_management_pb2.ReloadConfigRequest(), timeout=30) for _ in range(8)]
         time.sleep(0.3)

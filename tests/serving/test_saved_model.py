@@ -17,19 +17,19 @@ from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
 from overfeat_tf.models.model import Model
-from serving.card import model_card
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
-from serving.embedded.loading import read_signature_defs
-from serving.figures import read_metrics, run_figures
-from serving.footprint import measure
-from serving.warmup import ALLOWED_BATCH_SIZES, FILE
+from serving.export.card import model_card, read_metrics, run_figures
+from serving.export.footprint import measure
+from serving.export.signatures import is_weight
+from serving.export.warmup import ALLOWED_BATCH_SIZES
+from serving.version_folders import WARMUP_FILE, read_signature_defs
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "finetune_features.py"
 # Runs a script where nothing of this project can be imported.
 ALONE = """
 import runpy, sys
-sys.modules.update(dict.fromkeys(("overfeat_tf", "training", "serving", "benchmarks")))
+sys.modules.update(dict.fromkeys(("overfeat_tf", "training", "serving")))
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -146,7 +146,7 @@ def test_a_program_for_the_object_detection_api_runs_unchanged(loaded, images: l
 
 def test_a_version_has_all_its_files(exported: Path):
     files = {str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file()}
-    assert {"saved_model.pb", "config.json", "MODEL_CARD.md", "batching_params.pbtxt", str(FILE)} <= files
+    assert {"saved_model.pb", "config.json", "MODEL_CARD.md", "batching_params.pbtxt", str(WARMUP_FILE)} <= files
     assert (exported / "assets" / "labels.txt").read_text().split() == list(LABELS)
     config = json.loads((exported / "config.json").read_text())
     assert config["model"]["labels"] == list(LABELS) and config["metrics"] == METRICS
@@ -158,7 +158,7 @@ def test_a_version_has_all_its_files(exported: Path):
 
 def test_every_signature_and_batch_size_is_warmed_up(exported: Path):
     seen = []
-    for record in tf.data.TFRecordDataset(str(exported / FILE)).as_numpy_iterator():
+    for record in tf.data.TFRecordDataset(str(exported / WARMUP_FILE)).as_numpy_iterator():
         request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
         ((name, value),) = request.inputs.items()
         key = request.model_spec.signature_name
@@ -243,3 +243,11 @@ def test_the_features_are_fine_tuned_in_another_keras_model(exported: Path, tmp_
     assert tuned.serve(tf.zeros([3, 40, 40, 3])).shape == (3, 2)
     changed = [not np.allclose(old, new, atol=1e-6) for old, new in zip(before, tuned.variables, strict=False)]
     assert sum(changed) >= len(before) - 1  # a bias may have nothing to learn
+
+
+def test_weights_are_told_from_statistics_counters_and_seeds():
+    layers = [tf.keras.layers.Normalization(), tf.keras.layers.Conv2D(2, 1), tf.keras.layers.BatchNormalization()]
+    network = tf.keras.Sequential([tf.keras.Input([4, 4, 3]), *layers, tf.keras.layers.Dropout(0.5)])
+    network.trainable = False  # a stage that is not being fitted has weights too
+    fitted = [variable.name for variable in network.variables if is_weight(variable)]
+    assert fitted == ["kernel", "bias", "gamma", "beta"] and len(network.variables) > len(fitted)

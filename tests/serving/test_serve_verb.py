@@ -14,7 +14,7 @@ from stock_requests import call, good_request, predict_request
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 
 from overfeat_tf.cli.main import main
-from serving.embedded.configuration import ServedModel, VersionPolicy, from_file
+from serving.embedded.config import ServedModel, VersionPolicy, from_file
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = """
@@ -32,7 +32,7 @@ model_config_list {{
 
 def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(model_dir, tmp_path):
     (tmp_path / "models.config").write_text(CONFIG.format(base=model_dir))
-    options = ["--config", tmp_path / "models.config", "--port", "0", "--max-batch-size", "4", "--poll", "0.2"]
+    options = ["--config", tmp_path / "models.config", "--port", "0", "--poll", "0.2"]
     command = [sys.executable, "-m", "overfeat_tf.cli", "serve", *options]
     process = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
     try:
@@ -61,7 +61,7 @@ def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(m
             assert running.result().outputs["turns"].int64_val[0] > 0
             told = process.stderr.read().splitlines()
             assert process.wait(30) == 0
-        assert len(told) == 2 and "WARNING a message that cannot be read: Error parsing message" in told[0], told
+        assert len(told) == 2 and "WARNING Exception deserializing message! Error parsing message" in told[0], told
         assert told[1].endswith("INFO stopping; requests have 8 s to finish")
     finally:
         process.kill()
@@ -87,14 +87,11 @@ def test_a_configuration_gives_names_paths_policies_and_labels(tmp_path):
         (["--config", "models.config", "--all-versions"], "expected no --all-versions with --config"),
         (["m", "--host", "0.0.0.0"], "expected TLS and a token on 0.0.0.0, which other machines reach"),
         (["m", "--tls-cert", "models.config"], "expected a certificate and its key together"),
-        (["m", "--batching", "models.config"], "models.config: 1:1"),
-        (["m", "--max-batch-size", "2", "--batching", "sizes.config"], "rise up to max_batch_size, 2; got 8"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("models.config").write_text("no_such_field: 1")
-    Path("sizes.config").write_text("max_batch_size { value: 8 } allowed_batch_sizes: 8")
     monkeypatch.setattr(sys, "argv", ["overfeat", "serve", *arguments])
     with pytest.raises(SystemExit) as ended:
         main()

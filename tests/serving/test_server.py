@@ -12,7 +12,6 @@ from gated_model import Gate, Seen, X, predict, serve_function
 from stock_requests import call, predict_request, status_request
 from waiting import until
 
-from serving.embedded.batching_options import BatchingOptions
 from serving.embedded.servables import Models
 from serving.embedded.server import start
 
@@ -45,11 +44,9 @@ def _until_refused(channel: grpc.Channel) -> grpc.RpcError:
     raise AssertionError("the queue was never full")
 
 
-@pytest.mark.parametrize("batching", [None, BatchingOptions(max_batch_size=4, num_batch_threads=1)])
-def test_a_request_without_a_deadline_waits(batching):
+def test_a_request_without_a_deadline_waits():
     gate = Gate()
-    server = serve_function(gate, workers=1, batching=batching)
-    with server, grpc.insecure_channel(server.address) as channel:
+    with serve_function(gate, workers=1) as server, grpc.insecure_channel(server.address) as channel:
         waiting = [predict(channel).future(X) for _ in range(2)]
         assert gate.entered.acquire(timeout=10)
         gate.open.set()
@@ -76,7 +73,7 @@ def test_a_cancelled_request_is_not_run():
         running = predict(channel).future(X, timeout=20)
         assert gate.entered.acquire(timeout=10)
         waiting = predict(channel).future(X, timeout=20)
-        until(lambda: server.door.queued == 1)
+        until(lambda: server.handler.queue.waiting == 1)
         waiting.cancel()
         time.sleep(0.2)  # for the word to arrive, which nothing tells
         gate.open.set()
@@ -112,23 +109,6 @@ def test_a_large_message_is_taken():
         grpc.insecure_channel(server.address) as channel,
     ):
         assert predict(channel)(request, timeout=20).outputs["y"].float_val == [1.0]
-
-
-def test_a_full_queue_of_batches_refuses_as_tf_serving_does():
-    gate = Gate()
-    options = BatchingOptions(max_batch_size=1, max_enqueued_batches=1, num_batch_threads=1)
-    server = serve_function(gate, batching=options)
-    with server, grpc.insecure_channel(server.address) as channel:
-        running = predict(channel).future(X, timeout=20)
-        assert gate.entered.acquire(timeout=10)
-        waiting = predict(channel).future(X, timeout=20)
-        until(lambda: server.door.queued == 1)
-        with pytest.raises(grpc.RpcError) as refused:
-            predict(channel)(X, timeout=10)
-        gate.open.set()
-        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
-        assert refused.value.details() == "The batch scheduling queue to which this task was submitted is full"
-        assert running.result().outputs and waiting.result().outputs
 
 
 def test_an_unexpected_fault_is_internal_and_leaves_the_server_answering():

@@ -13,9 +13,9 @@ from exported_model import GOOD
 
 from overfeat_tf.compute import execution as arithmetic
 from overfeat_tf.models.model import Model
-from serving.card import model_card
-from serving.comparison import compare
-from serving.export import export
+from serving.export.card import model_card
+from serving.export.exporter import export
+from serving.export.footprint import compare
 
 MOST = 1e-3  # between the arithmetics: scores, and boxes of an image's side
 

@@ -13,13 +13,12 @@ from tensorflow_serving.config import model_server_config_pb2
 from version_life import Load, State, put, served, states
 from waiting import until
 
-from serving.embedded.batching_options import BatchingOptions
-from serving.embedded.configuration import ServedModel, from_directories
-from serving.embedded.loading import LoadError
+from serving.embedded.config import ServedModel, from_directories
 from serving.embedded.servables import Models
 from serving.embedded.server import start
-from serving.embedded.versions import Keeper
-from serving.refusal import Refusal
+from serving.embedded.version_manager import VersionManager
+from serving.errors import StatusError
+from serving.version_folders import LoadError
 
 
 @pytest.fixture
@@ -31,16 +30,14 @@ def base(model_dir, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message", "batching"),
+    ("file", "content", "message"),
     [
-        ("saved_model.pb", b"\xff not a model", "2/saved_model.pb is not a SavedModel", None),
-        ("variables/variables.index", b"", "2 cannot be loaded", BatchingOptions(max_batch_size=4)),
+        ("saved_model.pb", b"\xff not a model", "2/saved_model.pb is not a SavedModel"),
+        ("variables/variables.index", b"", "2 cannot be loaded"),
     ],
 )
-def test_under_load_a_new_version_is_switched_to_and_a_broken_one_is_not(
-    model_dir, base, file, content, message, batching
-):
-    with served(base, batching=batching) as (server, channel), Load(server.address) as load:
+def test_under_load_a_new_version_is_switched_to_and_a_broken_one_is_not(model_dir, base, file, content, message):
+    with served(base) as (server, channel), Load(server.address) as load:
         until(lambda: len(load.versions) > 20)
         put(model_dir, base, 2, changed={file: content})
         until(lambda: states(channel).get(2) == State.END)
@@ -70,42 +67,42 @@ def test_a_version_that_is_let_go_is_freed_after_its_last_request(model_dir, bas
 
 
 def test_a_broken_version_is_tried_again_once_it_changes(model_dir, base, caplog):
-    keeper = Keeper(Models(), 1 << 20)
-    models = keeper._models
+    manager = VersionManager(Models(), 1 << 20)
+    models = manager._models
     broken = put(model_dir, base, 2)
     whole = (broken / "saved_model.pb").read_bytes()
     (broken / "saved_model.pb").write_bytes(whole[:-100])
-    keeper.start(from_directories([base]))
-    keeper.close()  # from here on the test looks, no thread
+    manager.start(from_directories([base]))
+    manager.close()  # from here on the test looks, no thread
     for _ in range(3):
-        keeper.look()
+        manager.poll()
     assert models.loaded == [("m", 1)]
     assert [record.getMessage().startswith("m version 2 is broken") for record in caplog.records] == [True]
     (broken / "saved_model.pb").write_bytes(whole)
-    keeper.look()  # sees the change
+    manager.poll()  # sees the change
     assert models.loaded == [("m", 1)]
-    keeper.look()  # sees that it goes no further
+    manager.poll()  # sees that it goes no further
     assert models.loaded == [("m", 2)]
 
 
 def test_what_is_still_written_is_left_alone_and_what_disappears_stays_served(model_dir, base):
-    keeper = Keeper(Models(), 1 << 20)
-    keeper.start(from_directories([base]))
-    keeper.close()
+    manager = VersionManager(Models(), 1 << 20)
+    manager.start(from_directories([base]))
+    manager.close()
     growing = base / "2"
     shutil.copytree(model_dir / "2", growing, ignore=shutil.ignore_patterns("variables", "assets.extra"))
-    keeper.look()
+    manager.poll()
     shutil.copytree(model_dir / "2" / "variables", growing / "variables")
-    keeper.look()
-    assert keeper._models.loaded == [("m", 1)]
-    keeper.look()
-    assert keeper._models.loaded == [("m", 2)]
+    manager.poll()
+    assert manager._models.loaded == [("m", 1)]
+    manager.poll()
+    assert manager._models.loaded == [("m", 2)]
     shutil.rmtree(growing)  # a roll back
-    keeper.look(), keeper.look()
-    assert keeper._models.loaded == [("m", 1)]
+    manager.poll(), manager.poll()
+    assert manager._models.loaded == [("m", 1)]
     shutil.rmtree(base)  # an unmounted disk
-    keeper.look()
-    assert keeper._models.loaded == [("m", 1)]
+    manager.poll()
+    assert manager._models.loaded == [("m", 1)]
 
 
 def test_a_failing_warm_up_request_keeps_a_version_out(model_dir, base):
@@ -140,11 +137,11 @@ def test_policies_choose_versions_by_number(policy, wanted):
 
 def test_a_label_is_refused_by_name_where_its_version_is_gone(model_dir, base):
     models = Models()
-    keeper = Keeper(models, 1 << 20)
+    manager = VersionManager(models, 1 << 20)
     put(model_dir, base, 2, source=2)
-    keeper.start(from_directories([base], all_versions=True, labels={"m": {"stable": 1}}))
-    keeper.close()
+    manager.start(from_directories([base], all_versions=True, labels={"m": {"stable": 1}}))
+    manager.close()
     shutil.rmtree(base / "1")
-    keeper.look()
-    with pytest.raises(Refusal, match=r"NOT_FOUND: Servable not found for request: Specific\(m, 1\)"):
+    manager.poll()
+    with pytest.raises(StatusError, match=r"NOT_FOUND: Servable not found for request: Specific\(m, 1\)"):
         models.find(good_request(label="stable"))

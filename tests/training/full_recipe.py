@@ -7,9 +7,9 @@ from pathlib import Path
 from small_source import few_digits
 
 from overfeat_tf.models.model import TASKS
-from training.boards import Weights
+from training.fit.tensorboard import Weights
+from training.fit.train import train
 from training.recipes import get_recipe, override
-from training.train import train
 
 LITTLE = ("steps=2", "epochs=1", "batch=2", "drop_epochs=()")
 

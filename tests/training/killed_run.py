@@ -14,8 +14,9 @@ import tensorflow as tf
 from small_source import few_digits
 
 from overfeat_tf.models.model import TASKS
-from training import checkpoints, run_folder
-from training.train import train
+from training.fit.train import train
+from training.run import checkpoints
+from training.run import folder as run_folder
 
 STEPS = 12  # of 4 views, mixed over 8 steps
 SCHEDULE = replace(small_run.SCHEDULE, steps=STEPS, drops=(0.4,))

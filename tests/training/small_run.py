@@ -17,10 +17,10 @@ from small_source import few_digits
 
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
-from training import train as module
+from training.fit import train as module
+from training.fit.strategy import choose_strategy
 from training.recipes import Recipe, Schedule, override
-from training.strategy import choose_strategy
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
 
 EPOCHS = 2
 SCHEDULE = Schedule(steps=4, batch=4, rate=0.02, drops=(0.5,), factor=0.1, epochs=EPOCHS)
@@ -66,7 +66,7 @@ def step_figures(
     schedule = replace(SCHEDULE, steps=EPOCHS)
     recipe = replace(RECIPE, classification=schedule, localization=schedule, detection=schedule)
     calm = {**PRESETS, "tiny": replace(PRESETS["tiny"], dropout=0.0)}
-    replaced = mock.patch.multiple(module, Report=Steps)
+    replaced = mock.patch.multiple(module, EpochLines=Steps)
     with mock.patch.dict(PRESETS, calm), replaced:
         module.train(override(recipe, list(settings)), few_digits(8, 2), run, strategy=strategy)
     return {stage: [{k: float(v) for k, v in each.items()} for each in epochs] for stage, epochs in Steps.seen.items()}

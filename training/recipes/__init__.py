@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from training.recipes.coco import coco_accurate, coco_fast
 from training.recipes.digits import digits, digits_quick
+from training.recipes.finetuned import coco_accurate, coco_fast, voc_accurate, voc_fast
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
 from training.recipes.recipe import Recipe, Schedule, with_later_fields
 from training.recipes.settings import nearest, override
 from training.recipes.tinyimagenet import tinyimagenet
-from training.recipes.voc import voc, voc_accurate, voc_fast
+from training.recipes.voc import voc
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,

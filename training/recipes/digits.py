@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from training.recipes.recipe import Recipe, Schedule
-from training.targets import Matching
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
+from training.views.targets import Matching
 
 
 def digits() -> Recipe:

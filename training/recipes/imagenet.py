@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from overfeat_tf.options import InferenceOptions
 from training.recipes.recipe import Recipe, Schedule
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
 
 IMAGES = 1_281_167
 BATCH, EPOCHS = 128, 90

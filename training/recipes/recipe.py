@@ -8,11 +8,11 @@ from typing import Any
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
-from training.coverage import Objects, Scales, choose_scales, parse_scales
+from training.fit.losses import BOX_LOSSES, NEGATIVES
 from training.limits import check_choice, check_range
-from training.losses import BOX_LOSSES, NEGATIVES
-from training.targets import Matching
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
+from training.views.coverage import Objects, Scales, choose_scales, parse_scales
+from training.views.targets import Matching
 
 DECAYS = ("decoupled", "l2")
 SCALES = ("preset", "auto")
@@ -117,8 +117,8 @@ class Recipe:
         train_split, val_split: Splits to fit and to validate on.
         classification, localization, detection: The schedules of the three stages.
         scales: The pyramid that training and inference show: "preset", the network's own; "auto", chosen from the
-            training split's boxes (`training.coverage`) and written into the run's configuration; or sizes in pixels,
-            such as "117,165,229x325".
+            training split's boxes (`training.views.coverage`) and written into the run's configuration; or sizes in
+            pixels, such as "117,165,229x325".
         side: Side of the views of the spatial stages, in pixels.
         fine: Whether the spatial stages take the last pooling at every offset (4.2: copies for every shift).
         matching: Which windows show an object.

@@ -2,8 +2,8 @@
 
 from overfeat_tf.options import InferenceOptions
 from training.recipes.recipe import Recipe, Schedule
-from training.targets import Matching
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
+from training.views.targets import Matching
 
 
 def tinyimagenet() -> Recipe:

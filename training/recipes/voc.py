@@ -1,8 +1,7 @@
 """Folders in Pascal VOC's layout."""
 
-from training.recipes.finetuned import finetuned
 from training.recipes.recipe import Recipe, Schedule
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
 
 
 def voc() -> Recipe:
@@ -34,25 +33,3 @@ def voc() -> Recipe:
 def _slowing(steps: int, batch: int, epochs: int) -> Schedule:
     drops = (0.5, 0.75, 0.9)
     return Schedule(steps, batch, rate=0.02, drops=drops, weight_decay=5e-4, decay="l2", epochs=epochs)
-
-
-def voc_fast() -> Recipe:
-    """Fit `fast` to Pascal VOC, from a run that classifies.
-
-    overfeat train voc-fast --data voc:DIR --from runs/fast --run runs/voc
-
-    Not run here. A step takes 0.54 T multiply-adds (forward and backward) in classification, 0.71 T in localization
-    and 1.48 T in detection: 2 hours in all at 10 T a second. The paper has no figure for VOC.
-    """
-    return finetuned("voc-fast", "fast", classification=8_000, localization=4_000, detection=32_000)
-
-
-def voc_accurate() -> Recipe:
-    """Fit `accurate` to Pascal VOC, from a run that classifies.
-
-    overfeat train voc-accurate --data voc:DIR --from runs/accurate --run runs/voc
-
-    Not run here. A step takes 1.03 T multiply-adds (forward and backward) in classification, 1.24 T in localization
-    and 2.97 T in detection: 3 hours in all at 10 T a second. The paper has no figure for VOC.
-    """
-    return finetuned("voc-accurate", "accurate", classification=8_000, localization=4_000, detection=32_000)

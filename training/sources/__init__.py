@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from training.sources.checks import Log, Report
+from training.sources.checks import Log, ReportFinding
 from training.sources.coco import open_coco
 from training.sources.digits import DigitScenes
 from training.sources.folder import ImageFolder
@@ -14,7 +14,7 @@ from training.sources.tfds import TfdsSet
 from training.sources.voc import VocFolder
 
 # What the command line calls each: the part before the colon, the form, and what to do with the rest.
-OPENERS: dict[str, tuple[str, Callable[[str, Report], Source]]] = {
+OPENERS: dict[str, tuple[str, Callable[[str, ReportFinding], Source]]] = {
     "digits": ("digits", lambda rest, report: DigitScenes()),
     "voc": ("voc:DIR", lambda rest, report: VocFolder(Path(rest), report)),
     "coco": ("coco:IMAGES_DIR:ANNOTATIONS.json", open_coco),
@@ -26,7 +26,7 @@ OPENERS: dict[str, tuple[str, Callable[[str, Report], Source]]] = {
 __all__ = ["SCHEMA", "Record", "Source", "as_dataset", "open_source"]
 
 
-def open_source(spec: str, report: Report | None = None) -> Source:
+def open_source(spec: str, report: ReportFinding | None = None) -> Source:
     """Open a SOURCE of the command line: `digits`, `voc:DIR` and the others of `OPENERS`.
 
     Args:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from training.sources.checks import Finding, Kind, Report, Thing
+from training.sources.checks import Finding, Kind, ReportFinding, Thing
 
 MOST_BYTES = 4 << 20
 UNREADABLE = (OSError, ValueError, LookupError, ElementTree.ParseError)  # LookupError: an encoding that is none
@@ -21,7 +21,7 @@ class Annotation(NamedTuple):
     things: list[Thing]
 
 
-def read_annotation(path: Path, name: str, report: Report) -> Annotation | None:
+def read_annotation(path: Path, name: str, report: ReportFinding) -> Annotation | None:
     """Read the annotation of the image `name`; None, reported, where there is none or it can't be read."""
     try:
         root = _parse(path)

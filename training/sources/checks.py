@@ -1,7 +1,7 @@
 """The checking of records in one place: what an annotation says, held against its image.
 
-Boxes lie in the image as displayed, with its EXIF orientation applied, since that is what `overfeat_tf.images.decode` shows.
-A source hands what it has read to `make_record` and says what is wrong to its `Report`; nothing here stops a run.
+Boxes lie in the image as displayed, with its EXIF orientation applied, as `overfeat_tf.images.decode` shows it.
+A source hands what it has read to `make_record` and says what is wrong to its report; nothing here stops a run.
 """
 
 import io
@@ -63,12 +63,12 @@ class Finding:
     detail: str
 
     def __str__(self) -> str:
-        """Give the line that the log has."""
+        """Return the line that the log has."""
         what = f"an object of {self.name}" if self.kind.action == "left out" else self.name
         return f"{self.kind.action} {what}: {self.kind.words}: {self.detail}"
 
 
-Report = Callable[[Finding], None]
+ReportFinding = Callable[[Finding], None]
 
 
 class Log:
@@ -102,7 +102,7 @@ class Thing:
     occluded: bool = False
 
 
-def read_file(path: Path, name: str, report: Report) -> bytes | None:
+def read_file(path: Path, name: str, report: ReportFinding) -> bytes | None:
     """Return a file's bytes; None, reported, where it can't be read."""
     try:
         return path.read_bytes()
@@ -147,7 +147,7 @@ def make_record(
     name: str,
     things: Iterable[Thing],
     classes: Mapping[str, int],
-    report: Report,
+    report: ReportFinding,
     *,
     stated: tuple[float, float] = (0, 0),
     first: int = 0,
@@ -189,7 +189,9 @@ def make_record(
     return Record.of_objects(data, name, boxes, [classes[thing.label] for thing in kept], **flags)
 
 
-def _annotated_size(data: bytes, name: str, stated: tuple[float, float], report: Report) -> tuple[float, float] | None:
+def _annotated_size(
+    data: bytes, name: str, stated: tuple[float, float], report: ReportFinding
+) -> tuple[float, float] | None:
     """Return the (width, height) that the boxes are in; None, reported, where that can't be told."""
     try:
         stored, shown = read_size(data)
@@ -212,7 +214,7 @@ def _annotated_size(data: bytes, name: str, stated: tuple[float, float], report:
 
 
 def _box(
-    thing: Thing, name: str, classes: Mapping[str, int], size: tuple[float, float], first: int, report: Report
+    thing: Thing, name: str, classes: Mapping[str, int], size: tuple[float, float], first: int, report: ReportFinding
 ) -> tuple[float, ...] | None:
     """Return an object's box as normalised yxyx; None, reported, where it can't be used."""
     ymin, xmin, ymax, xmax = thing.corners

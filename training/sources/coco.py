@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from training.sources.checks import Finding, Kind, Report, Thing, make_record, read_file
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_file
 from training.sources.record import Record, check_split, mixed
 
 HOLE = "{split}"
@@ -50,7 +50,7 @@ class CocoFiles:
 
     boxed = True
 
-    def __init__(self, images: str, annotations: str, report: Report):
+    def __init__(self, images: str, annotations: str, report: ReportFinding):
         self.name, self._report = f"coco:{images}:{annotations}", report
         self._places = _places(images, annotations)
         self.splits = tuple(self._places)
@@ -118,7 +118,7 @@ class CocoFiles:
             raise ValueError(f"expected images, annotations and categories in '{path}'; got {error!r}") from error
 
 
-def open_coco(rest: str, report: Report) -> CocoFiles:
+def open_coco(rest: str, report: ReportFinding) -> CocoFiles:
     """Open `IMAGES_DIR:ANNOTATIONS.json`.
 
     Raises:
@@ -154,7 +154,7 @@ def _places(images: str, annotations: str) -> dict[str, tuple[Path, Path]]:
     return places
 
 
-def _sound_images(images: object, file: Path, report: Report) -> tuple[list[dict], set]:
+def _sound_images(images: object, file: Path, report: ReportFinding) -> tuple[list[dict], set]:
     """Return the images that can be used, and the ids of all; the others are reported."""
     if not isinstance(images, list):
         raise TypeError("no list of images")
@@ -174,7 +174,7 @@ def _sound_images(images: object, file: Path, report: Report) -> tuple[list[dict
     return kept, set(counts)
 
 
-def _sound_annotations(annotations: object, ids: set, file: Path, report: Report) -> list[dict]:
+def _sound_annotations(annotations: object, ids: set, file: Path, report: ReportFinding) -> list[dict]:
     """Return the annotations that have a category and one of the images' `ids`; the others are reported."""
     if not isinstance(annotations, list):
         raise TypeError("no list of annotations")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from training.sources.checks import Finding, Kind, Report, make_record, read_file
+from training.sources.checks import Finding, Kind, ReportFinding, make_record, read_file
 from training.sources.listing import images_below, is_utf8, printable
 from training.sources.record import Record, check_split, mixed
 
@@ -26,7 +26,7 @@ class ImageFolder:
 
     boxed = False
 
-    def __init__(self, folder: Path, report: Report):
+    def __init__(self, folder: Path, report: ReportFinding):
         self.folder, self.name, self._report = folder, f"folder:{folder}", report
         if not folder.is_dir():
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' is none")

@@ -7,7 +7,7 @@ from functools import cache, cached_property
 from pathlib import Path
 
 from training.sources.annotation_xml import class_names_in, read_annotation, short_names
-from training.sources.checks import Finding, Kind, Report, make_record, read_file
+from training.sources.checks import Finding, Kind, ReportFinding, make_record, read_file
 from training.sources.listing import images_below
 from training.sources.record import Record, check_split, mixed
 
@@ -35,7 +35,7 @@ class IlsvrcFolder:
         ValueError: the folder is not laid out so.
     """
 
-    def __init__(self, folder: Path, report: Report):
+    def __init__(self, folder: Path, report: ReportFinding):
         self.name, self._report = f"ilsvrc:{folder}", report
         self.folder, self.task = _find(folder)
         self._images, self._annotations, lists = (
@@ -88,7 +88,7 @@ class IlsvrcFolder:
         return {wnid: label for label, wnid in enumerate(self._named)}
 
     def _is_usable(self, folder: str) -> bool:
-        """Tell whether a folder of images has classes: annotations, or for CLS-LOC's training images folders."""
+        """Return whether a folder of images has classes: annotations, or for CLS-LOC's training images folders."""
         return (self._images / folder).is_dir() and (
             (self._annotations / folder).is_dir() or (self.task == "CLS-LOC" and folder == "train")
         )

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from training.sources.checks import Finding, Kind, Report
+from training.sources.checks import Finding, Kind, ReportFinding
 
 # What lies beside images and is none of them. A file of any other suffix, or without one, may be an image.
 NO_IMAGES = (
@@ -12,7 +12,7 @@ NO_IMAGES = (
 )
 
 
-def images_below(root: Path, below: str, suffixes: tuple[str, ...], report: Report) -> list[str]:
+def images_below(root: Path, below: str, suffixes: tuple[str, ...], report: ReportFinding) -> list[str]:
     """List the images in the folder `below` and its folders, by folder and name: their paths in `root`.
 
     Args:
@@ -46,7 +46,7 @@ def images_below(root: Path, below: str, suffixes: tuple[str, ...], report: Repo
 
 
 def is_utf8(name: str) -> bool:
-    """Tell whether a name can be a string of TensorFlow's; the operating system takes any bytes."""
+    """Return whether a name can be a string of TensorFlow's; the operating system takes any bytes."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -55,5 +55,5 @@ def is_utf8(name: str) -> bool:
 
 
 def printable(name: str) -> str:
-    r"""Give a name as a finding may have it: bytes that are not UTF-8 as \xe9."""
+    r"""Return a name as a finding may have it: bytes that are not UTF-8 as \xe9."""
     return os.fsencode(name).decode(errors="backslashreplace")

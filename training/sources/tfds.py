@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from training.sources.annotation_xml import read_annotation
-from training.sources.checks import Finding, Kind, Report, Thing, make_record, read_size
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
 from training.sources.record import Record, check_split
 
 OPTION = "+boxes="
@@ -36,7 +36,7 @@ class TfdsSet:
         RuntimeError: a download fails.
     """
 
-    def __init__(self, spec: str, report: Report):
+    def __init__(self, spec: str, report: ReportFinding):
         set_name, _, boxes = spec.partition(OPTION)
         self.name, self._report = f"tfds:{spec}", report
         self._boxes = Path(boxes) if boxes else None

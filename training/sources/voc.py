@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from training.sources.annotation_xml import class_names_in, read_annotation, short_names
-from training.sources.checks import Finding, Kind, Report, make_record, read_file
+from training.sources.checks import Finding, Kind, ReportFinding, make_record, read_file
 from training.sources.record import Record, check_split, mixed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
@@ -27,7 +27,7 @@ class VocFolder:
 
     boxed = True
 
-    def __init__(self, folder: Path, report: Report):
+    def __init__(self, folder: Path, report: ReportFinding):
         self.folder, self.name, self._report = folder, f"voc:{folder}", report
         lists = folder / "ImageSets" / "Main"
         # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
@@ -73,7 +73,7 @@ class VocFolder:
         return {name: label for label, name in enumerate(self._named)}
 
     def _is_flagged(self, split: str) -> bool:
-        """Tell whether a list's first line has a flag after the name."""
+        """Return whether a list's first line has a flag after the name."""
         with (self.folder / "ImageSets" / "Main" / f"{split}.txt").open() as lines:
             first = next(lines, "").strip()
         return self._named_in(first) != first

@@ -32,7 +32,7 @@ def test_a_run_of_before_is_calibrated_for_the_options_that_are_asked_for(finish
         assert (source.name, split, images) == ("digits", "val", 7)
         return Calibration(2.0, 1.0, -1.0, 0.4, options=relevant_options(model.options), images=7, detections=50)
 
-    monkeypatch.setattr("training.calibrate.calibrate", fit)
+    monkeypatch.setattr("training.evaluation.calibration.calibrate", fit)
     assert load_run(finished).display_threshold == 0.5
     assert run(monkeypatch, "calibrate", finished, "--data", "digits", "--limit", 7, "--scales", "1,2") == 0
     assert "7 images, 50 boxes; display threshold 0.400" in capsys.readouterr().out
@@ -50,7 +50,7 @@ def test_a_run_of_before_is_calibrated_for_the_options_that_are_asked_for(finish
 
 def test_without_objects_the_run_is_left_as_it_is(finished, monkeypatch, capsys):
     before = (finished / "config.json").read_bytes()
-    monkeypatch.setattr("training.calibrate.calibrate", lambda *_: None)
+    monkeypatch.setattr("training.evaluation.calibration.calibrate", lambda *_: None)
     assert run(monkeypatch, "calibrate", finished, "--data", "digits") == 2
     assert "expected objects with boxes" in capsys.readouterr().err
     config = json.loads(before)

@@ -146,7 +146,7 @@ def test_a_served_classifier_answers_alike(committee, pictures, tmp_path, monkey
 
 
 def test_a_classifier_is_evaluated_without_a_regressor(classifiers, tmp_path):
-    from training.evaluate import evaluate
+    from training.evaluation.evaluate import evaluate
     from training.sources.record import Record
 
     class Noise:

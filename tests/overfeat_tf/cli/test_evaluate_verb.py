@@ -127,7 +127,7 @@ def test_options_of_merging_reach_the_model_that_is_scored(detector, data, tmp_p
     figures = scored(monkeypatch, tmp_path, *arguments, "--arithmetic", "direct")
     report = json.loads((tmp_path / "report.json").read_text())
     assert {name: report["options"][name] for name in chosen} == chosen
-    from training.evaluate import evaluate
+    from training.evaluation.evaluate import evaluate
     from training.sources import open_source
 
     wanted = evaluate(of.load(detector).with_options(**chosen), open_source(f"voc:{data}"), "val", quiet=True)

@@ -1,6 +1,7 @@
 """`overfeat features`: the three formats read back, the keys, what can't be read or written, and bounded memory."""
 
 import json
+import logging
 import os
 import resource
 from pathlib import Path
@@ -14,13 +15,14 @@ from command_line import run
 from PIL import Image
 
 import overfeat_tf as of
-from overfeat_tf.cli import features, image_files
+from overfeat_tf.cli import features
 from overfeat_tf.cli.features import name_apart, writing
 from overfeat_tf.cli.info import table
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.model import SHARED_PRODUCT, Model
 from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.scan.features import layer_names
+from training import progress
 
 SUFFIXES = [".npz", ".h5", ".txt"]
 SIZES = {"a/one.png": (60, 80), "a/two.jpg": (91, 64), "b/one.png": (20, 50), "b/three.bmp": (33, 32)}
@@ -353,9 +355,10 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
     assert max(seen) - seen[4] < 50e6
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(image_files, "LINE_EVERY", 0.0)
+def test_progress_is_told_in_lines_where_there_is_no_terminal(pictures, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, progress.__name__)
+    monkeypatch.setattr(progress, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "GROWTH", 0.0)
     monkeypatch.setattr(features, "SHARED_PRODUCT", 3)
     extract(Plain(), [pictures / name for name in SIZES], tmp_path / "x.npz")
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == ["3 of 4 images", "4 of 4 images"]
+    assert [line.split(",")[0] for line in caplog.messages] == ["3 of 4 images", "4 of 4 images"]

@@ -10,7 +10,7 @@ import pytest
 import overfeat_tf as of
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.network.presets import PRESETS
-from serving.export import export
+from serving.export.exporter import export
 
 LABELS = ("cat", "dog", "eel", "fox")
 OPTIONS = of.InferenceOptions(scales=(1, 2))

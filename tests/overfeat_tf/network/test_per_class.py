@@ -12,7 +12,7 @@ from overfeat_tf.models.inference import detect, localize
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
-from serving.export import export
+from serving.export.exporter import export
 
 CLASSES = 3
 # In window sides: each class has a place and size of its own.

@@ -13,11 +13,11 @@ from PIL import Image
 
 from overfeat_tf.models.loading import load
 from overfeat_tf.options import InferenceOptions
-from training import train as module
+from training.fit import train as module
+from training.fit.train import train
 from training.recipes import Recipe, Schedule
 from training.sources import open_source
-from training.train import train
-from training.views import ViewOptions
+from training.views.augmentation import ViewOptions
 
 SIZE = (80, 60)  # width and height
 COLOURS = ("red", "lime", "blue")

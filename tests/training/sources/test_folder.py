@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from training.inspection import inspect
+from training.evaluation.inspection import inspect
 from training.sources import open_source
 from training.sources.checks import Kind
 

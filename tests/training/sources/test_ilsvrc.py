@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from overfeat_tf.models.release_weights import read_labels
-from training.evaluate import require_fit
+from training.evaluation.evaluate import require_fit
 from training.sources import open_source
 from training.sources.checks import Kind
 from training.sources.ilsvrc import read_classes

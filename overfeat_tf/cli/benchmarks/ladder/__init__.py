@@ -1,0 +1,1 @@
+"""Ways of training, fitted side by side and compared seed by seed."""

@@ -1,0 +1,1 @@
+"""The server under load, batches and abuse, beside the same model in this process."""

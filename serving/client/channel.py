@@ -1,0 +1,102 @@
+"""The connection to a server: message limits, retries of what is "not now", TLS and a token."""
+
+import ipaddress
+import json
+from pathlib import Path
+
+import grpc
+
+from serving.certificates import require_pair
+
+# A server that is starting or whose queue is full. Any other code would fail again.
+_RETRY_POLICY = {
+    "maxAttempts": 5,  # the most that gRPC allows
+    "initialBackoff": "0.2s",
+    "maxBackoff": "3s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+}
+# A request larger than gRPC's buffer (by default 256 KiB) is never retried; photographs are larger.
+_RETRY_BUFFER_BYTES = 256 << 20
+_OPTIONS = [
+    ("grpc.max_receive_message_length", -1),  # clients default to 4 MiB
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 1),
+    ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
+    # The back-off of reconnecting; gRPC's default grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+]
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+def open_channel(
+    address: str, ca_cert: Path | None = None, client_cert: Path | None = None, client_key: Path | None = None
+) -> grpc.Channel:
+    """Open a connection to HOST:PORT, made when first needed; with TLS where there is a certificate to trust.
+
+    Args:
+        address: HOST:PORT; with TLS, HOST is what the server's certificate is for.
+        ca_cert: The PEM file of the authority that signed it, or of the certificate itself.
+        client_cert: What a server that asks for it is shown: the PEM file of one's own certificate.
+        client_key: Its private key, a PEM file.
+
+    Raises:
+        ValueError: a file cannot be read or holds something else, or half of what is needed was given.
+    """
+    if (client_cert is None) != (client_key is None):
+        raise ValueError("expected a client's certificate and its key together: give --client-cert and --client-key")
+    if ca_cert is None:
+        if client_cert is not None:
+            raise ValueError("expected --ca-cert with --client-cert: without TLS nobody is shown a certificate")
+        return grpc.insecure_channel(address, options=_OPTIONS)
+    try:
+        certificate = ca_cert.read_bytes()
+    except OSError as error:
+        raise ValueError(f"expected a certificate in '{ca_cert}'; it cannot be read: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in certificate:
+        raise ValueError(f"expected a certificate in PEM's text form in '{ca_cert}'; it has none")
+    pair: tuple[bytes, ...] = ()
+    if client_cert is not None and client_key is not None:
+        require_pair(client_cert, client_key)
+        pair = (client_key.read_bytes(), client_cert.read_bytes())
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate, *pair), options=_OPTIONS)
+
+
+def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:
+    """Return the metadata that sends a token with every call.
+
+    Raises:
+        ValueError: it would cross a network as clear text, or is no token.
+    """
+    if token is None:
+        return ()
+    if not token or not (token.isascii() and token.isprintable()) or " " in token:
+        raise ValueError("expected a token of visible ASCII characters, on one line; got other ones")
+    if not encrypted and not _is_loopback(address):
+        raise ValueError(f"expected --ca-cert with a token: without TLS all on the way to {address} could read it")
+    return (("authorization", f"Bearer {token}"),)
+
+
+def read_token(file: Path | None) -> str | None:
+    """Read a token from its file, white space around it left out; None where there is no file.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    try:
+        return None if file is None else file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a token in '{file}'; it cannot be read: {error}") from None
+
+
+def _is_loopback(address: str) -> bool:
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

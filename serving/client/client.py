@@ -1,0 +1,244 @@
+"""A gRPC client for the embedded server and TF Serving."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from serving.client.channel import authorization, open_channel
+from serving.contract import image_example
+from serving.tensors import to_tensor
+
+DEFAULT_TIMEOUT_SECONDS = 60.0
+_POLL_SECONDS = 0.2
+
+
+class ServingError(Exception):
+    """A server's error, in one line.
+
+    Attributes:
+        address: the server's HOST:PORT.
+        code: the gRPC status code.
+        details: the server's message.
+    """
+
+    def __init__(self, address: str, code: grpc.StatusCode, details: str | None):
+        """Join the lines of the message."""
+        self.address = address
+        self.code = code
+        self.details = " ".join((details or "no details").split())
+        super().__init__(f"{address}: {code.name}: {self.details}")
+
+
+class Client:
+    """Calls one model on one server; safe to share between threads, and closes its connection as a context manager.
+
+    Every call has a deadline; UNAVAILABLE and RESOURCE_EXHAUSTED are retried with back-off.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        version: int | None = None,
+        timeout: float = DEFAULT_TIMEOUT_SECONDS,
+        *,
+        label: str | None = None,
+        ca_cert: Path | None = None,
+        token: str | None = None,
+        client_cert: Path | None = None,
+        client_key: Path | None = None,
+    ):
+        """Open the connection, which is made when first needed.
+
+        Args:
+            address: HOST:PORT.
+            model: the model's name on the server.
+            version: its version; the newest when None.
+            timeout: the seconds that a call may take, attempts and pauses together.
+            label: its version by a label such as `stable`, instead of `version`.
+            ca_cert: the PEM file that the server's certificate is checked with; None for a connection without TLS.
+            token: what the server asks for, sent as `authorization: Bearer TOKEN`.
+            client_cert, client_key: PEM files of this client's own certificate and its key, where it is asked for one.
+
+        Raises:
+            ValueError: a certificate cannot be read, or the token would cross a network without TLS.
+        """
+        self.address = address
+        self.model = model
+        self.version = version
+        self.label = label
+        self.timeout = timeout
+        self._authorization = authorization(address, token, encrypted=ca_cert is not None)
+        self._channel = open_channel(address, ca_cert, client_cert, client_key)
+        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
+        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+
+    def detect(self, images: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """Detect objects in encoded images (JPEG, PNG, ...).
+
+        Returns:
+            The outputs of the signature `detect` by name, the batch as dimension 0; strings as bytes objects.
+
+        Raises:
+            ValueError: there is no image.
+            ServingError: the server refused or did not answer.
+        """
+        return self.predict("detect", image_bytes=_string_array(_encoded(images)))
+
+    def localize(self, images: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """Return the top classes of encoded images with a box each; see `detect`."""
+        return self.predict("localize", image_bytes=_string_array(_encoded(images)))
+
+    def predict(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
+        """Run any signature on arrays, tensors or lists; dimension 0 of each input is the batch.
+
+        Returns:
+            The signature's outputs by name; strings as bytes objects.
+
+        Raises:
+            ValueError: an input is empty: with batching on, TF Serving never answers it.
+            ServingError: the server refused or did not answer.
+        """
+        request = predict_pb2.PredictRequest(model_spec=self._model_spec(signature))
+        for name, value in inputs.items():
+            proto = tf.make_tensor_proto(value)
+            if any(dim.size == 0 for dim in proto.tensor_shape.dim[:1]):
+                raise ValueError(f"input {name} of {signature} is empty; expected at least one image")
+            request.inputs[name].CopyFrom(proto)
+        response = self._call(self._prediction.Predict, request)
+        return {name: to_tensor(proto).numpy() for name, proto in response.outputs.items()}
+
+    def classify(self, images: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+        """Classify encoded images by the Classify RPC; return (label, score) pairs per image, in the model's order.
+
+        Raises:
+            ValueError: there is no image.
+            ServingError: the server refused or did not answer.
+        """
+        request = classification_pb2.ClassificationRequest(model_spec=self._model_spec("classify"))
+        request.input.example_list.examples.extend(image_example(image) for image in _encoded(images))
+        response = self._call(self._prediction.Classify, request)
+        return [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
+
+    def metadata(self) -> dict[str, meta_graph_pb2.SignatureDef]:
+        """Return the model's signatures, by key.
+
+        Raises:
+            ServingError: the server refused or did not answer.
+        """
+        request = get_model_metadata_pb2.GetModelMetadataRequest(
+            model_spec=self._model_spec(), metadata_field=["signature_def"]
+        )
+        packed = self._call(self._prediction.GetModelMetadata, request).metadata["signature_def"]
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        packed.Unpack(signatures)
+        return dict(signatures.signature_def)
+
+    def status(self, timeout: float | None = None) -> dict[int, str]:
+        """Return the states of the model's versions (`AVAILABLE`, `LOADING` ...), by number, newest first.
+
+        Raises:
+            ServingError: the server refused, does not know the model or did not answer.
+        """
+        return self._status(timeout=timeout or self.timeout)
+
+    def wait_until_ready(self, seconds: float) -> None:
+        """Wait until the server is there and the model (this client's version of it) is available.
+
+        Raises:
+            ServingError: it is not, after so many seconds; with what was the matter last.
+        """
+        deadline = time.monotonic() + seconds
+        last: ServingError | None = None
+        while True:
+            remaining = max(deadline - time.monotonic(), 0.001)
+            try:
+                states = self._status(timeout=remaining, wait_for_ready=True)
+                if "AVAILABLE" in states.values():
+                    return
+                last = ServingError(self.address, grpc.StatusCode.UNAVAILABLE, f"{self.model} is {states}")
+            except ServingError as error:
+                # The last attempt may only run out of time; the error of an earlier one says more.
+                if last is None or error.code is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    last = error
+            if time.monotonic() + _POLL_SECONDS >= deadline:
+                why = "nothing answers" if last.code is grpc.StatusCode.DEADLINE_EXCEEDED else last.details
+                raise ServingError(self.address, last.code, f"{self.model} is not ready after {seconds:g} s: {why}")
+            time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        """Close the connection and cancel running calls."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        """Return the client."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the connection."""
+        self.close()
+
+    def _model_spec(self, signature: str = "") -> model_pb2.ModelSpec:
+        spec = model_pb2.ModelSpec(name=self.model, signature_name=signature)
+        if self.version is not None:
+            spec.version.value = self.version
+        elif self.label is not None:
+            spec.version_label = self.label
+        return spec
+
+    def _status(self, timeout: float, wait_for_ready: bool = False) -> dict[int, str]:
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
+        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        states = {each.version: name_of(each.state) for each in response.model_version_status}
+        return dict(sorted(states.items(), reverse=True))
+
+    def _call(
+        self,
+        method: Callable[..., Any],
+        request: Any,
+        timeout: float | None = None,
+        wait_for_ready: bool | None = None,
+    ) -> Any:
+        try:
+            return method(
+                request,
+                timeout=timeout or self.timeout,
+                metadata=self._authorization,
+                wait_for_ready=wait_for_ready,
+            )
+        except grpc.RpcError as error:
+            raise ServingError(self.address, error.code(), error.details()) from error
+
+
+def _encoded(images: Sequence[bytes]) -> Sequence[bytes]:
+    if isinstance(images, (bytes, str)) or not all(isinstance(image, bytes) for image in images):
+        raise ValueError("expected a list of encoded images, each of type bytes")
+    if not images:
+        raise ValueError("expected at least one image, got an empty list")
+    return images
+
+
+def _string_array(values: Sequence[bytes]) -> np.ndarray:
+    # Of dtype object: numpy's own byte strings lose their trailing zeros.
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array

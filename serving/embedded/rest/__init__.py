@@ -1,0 +1,1 @@
+"""TF Serving's REST API, Prometheus metrics and a page to try it."""

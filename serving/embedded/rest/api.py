@@ -1,0 +1,247 @@
+"""TF Serving's REST API below /v1/: reads requests, runs them on the server's queue, and writes answers and errors."""
+
+import asyncio
+import logging
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent import futures
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_pb2,
+    predict_pb2,
+    regression_pb2,
+)
+
+from serving.embedded.handler import RequestHandler
+from serving.embedded.request_queue import RequestContext, deadline_exceeded
+from serving.embedded.rest import json_requests
+from serving.embedded.rest.json_responses import (
+    HTTP_CODES,
+    classify_json,
+    dumps,
+    metadata_json,
+    predict_json,
+    regress_json,
+    status_json,
+)
+from serving.errors import StatusError, invalid, to_status_error
+
+# How long a request may take, waiting included; TF Serving's default.
+DEFAULT_TIMEOUT_SECONDS = 30.0
+# All bodies that are held at a time, in bodies of the largest size.
+_BODIES_HELD = 4
+# How long a body may take to arrive: slow clients would otherwise hold all memory.
+_BODY_SECONDS = 60.0
+_MODEL = r"(?i)/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
+_PREDICTION = re.compile(_MODEL + r":(predict|classify|regress)")
+_DESCRIPTION = re.compile(_MODEL + r"(/metadata)?")
+_VERSION_DIGITS = 19  # of an int64
+_CLIENT_GONE = 499  # nginx's and TF Serving's code, which nobody reads
+
+_log = logging.getLogger(__name__)
+
+
+class HttpError(Exception):
+    """A request's error that has an HTTP status and no gRPC code."""
+
+    def __init__(self, status: int, message: str):
+        self.status = status
+        self.message = message
+        super().__init__(f"{status}: {message}")
+
+
+class RestApi:
+    """Answers everything below /v1/. Its state belongs to the event loop's thread.
+
+    Attributes:
+        held: the requests that are read, wait or run.
+    """
+
+    def __init__(self, handler: RequestHandler, max_bytes: int, timeout: float = DEFAULT_TIMEOUT_SECONDS):
+        self.held = 0
+        self._handler = handler
+        self._max_bytes = max_bytes
+        self._timeout = timeout
+        self._bytes_held = 0
+        # One body at a time is parsed: Python cannot parse two at once, and their memory would add up.
+        self._parsing = threading.Lock()
+
+    async def respond(self, request: Request) -> Response:
+        """Answer a request, with an error as JSON."""
+        try:
+            return Response(await self._answer(request), media_type="application/json")
+        except ClientDisconnect:
+            return Response(status_code=_CLIENT_GONE)
+        except Exception as error:
+            return error_response(error)
+
+    async def _answer(self, request: Request) -> bytes:
+        path = request.scope["raw_path"].decode("ascii")
+        if request.method == "POST" and (match := _PREDICTION.fullmatch(path)):
+            *asked, method = match.groups()
+            spec, deadline = _model_spec(*asked), time.monotonic() + self._timeout
+            answer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[method.lower()]
+            async with self._body(request) as body:
+                return await self._run(request, deadline, lambda context: answer(spec, body, context))
+        if request.method in ("GET", "HEAD") and (match := _DESCRIPTION.fullmatch(path)):
+            *asked, metadata = match.groups()
+            return await run_in_threadpool(self._metadata if metadata else self._status, _model_spec(*asked))
+        raise invalid(f"Malformed request: {request.method} {path}")
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytearray]:
+        """Read a request's body, and count it as held until the block ends."""
+        self._handler.queue.require_space()
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise HttpError(415, "expected a body without Content-Encoding")
+        if int(request.headers.get("content-length", 0)) > self._max_bytes:  # the HTTP library has checked the number
+            raise self._too_large()
+        body = bytearray()
+        self.held += 1
+        try:
+            await self._read(request, body)
+            yield body
+        finally:
+            self.held -= 1
+            self._bytes_held -= len(body)
+
+    async def _read(self, request: Request, body: bytearray) -> None:
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._bytes_held += len(chunk)
+                    if len(body) > self._max_bytes:
+                        raise self._too_large()
+                    if self._bytes_held > _BODIES_HELD * self._max_bytes:
+                        message = "too many large requests at a time; try again later"
+                        raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
+        except TimeoutError:
+            raise HttpError(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
+
+    async def _run(self, request: Request, deadline: float, answer: Callable[[RequestContext], bytes]) -> bytes:
+        """Run a function on the queue, unless the client leaves or the deadline passes before its turn.
+
+        Raises:
+            ClientDisconnect: the client has left.
+            StatusError: the queue is full, the deadline has passed, or the server has stopped.
+        """
+        self._handler.queue.require_space()
+        cancelled = threading.Event()
+        running = self._handler.queue.submit(answer, RequestContext(deadline, cancelled.is_set))
+        future = asyncio.wrap_future(running)
+        watching = asyncio.create_task(_watch_disconnect(request, cancelled, running))
+        try:
+            done, _ = await asyncio.wait([future], timeout=deadline - time.monotonic())
+            if not done and running.cancel():
+                raise deadline_exceeded()
+            return await future
+        except asyncio.CancelledError:
+            if cancelled.is_set():
+                raise ClientDisconnect from None
+            # uvicorn cancels what takes longer than the grace, and would log a traceback for each.
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server has stopped") from None
+        finally:
+            cancelled.set()
+            future.cancel()
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    def _predict(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> bytes:
+        context.check()
+        with self._parsing:
+            request, by_row = self._parse_predict(spec, body)
+        return predict_json(self._handler.predict(request, context), by_row)
+
+    def _parse_predict(self, spec: model_pb2.ModelSpec, body: bytearray) -> tuple[predict_pb2.PredictRequest, bool]:
+        document = json_requests.parse(body)
+        spec.signature_name = json_requests.signature_name(document)
+        request = predict_pb2.PredictRequest(model_spec=spec)
+        try:
+            signature = self._handler.models.find(request).signature_def(spec.signature_name)
+        except StatusError:
+            signature = None
+        if signature is None:
+            return request, False  # the handler raises, and counts, the error
+        tensors, by_row = json_requests.tensors(document, signature.inputs)
+        for name, tensor in tensors.items():
+            request.inputs[name].CopyFrom(tensor)
+        return request, by_row
+
+    def _classify(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> bytes:
+        request = classification_pb2.ClassificationRequest(**self._parse_examples(spec, body, context))
+        return classify_json(self._handler.classify(request, context))
+
+    def _regress(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> bytes:
+        request = regression_pb2.RegressionRequest(**self._parse_examples(spec, body, context))
+        return regress_json(self._handler.regress(request, context))
+
+    def _parse_examples(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> dict[str, Any]:
+        context.check()
+        with self._parsing:
+            document = json_requests.parse(body)
+            spec.signature_name = json_requests.signature_name(document)
+            return {"model_spec": spec, "input": json_requests.examples(document)}
+
+    def _status(self, spec: model_pb2.ModelSpec) -> bytes:
+        return status_json(self._handler.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
+
+    def _metadata(self, spec: model_pb2.ModelSpec) -> bytes:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
+        return metadata_json(self._handler.metadata(request))
+
+    def _too_large(self) -> HttpError:
+        return HttpError(413, f"the body is larger than the {self._max_bytes} bytes that this server takes")
+
+
+def error_response(error: Exception) -> Response:
+    """Write `{"error": ...}` with the HTTP code of an exception."""
+    if isinstance(error, HttpError):
+        status, message = error.status, error.message
+    else:
+        converted = to_status_error(error)
+        status, message = HTTP_CODES.get(converted.code, 500), converted.message
+        if not isinstance(error, StatusError):
+            _log.error("a request failed", exc_info=error)
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
+    return Response(dumps({"error": message}), status, headers, "application/json")
+
+
+async def _watch_disconnect(request: Request, cancelled: threading.Event, running: futures.Future) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    cancelled.set()
+    running.cancel()
+
+
+def _model_spec(name: str | None, version: str | None, label: str | None) -> model_pb2.ModelSpec:
+    if not name:
+        raise invalid("Missing model name in request.")
+    spec = model_pb2.ModelSpec(name=_unquoted(name))
+    if version is not None:
+        if len(version) > _VERSION_DIGITS or int(version) >= 2**63:
+            raise invalid(f"Failed to convert version: {version} to numeric.")
+        spec.version.value = int(version)
+    elif label is not None:
+        spec.version_label = _unquoted(label)
+    return spec
+
+
+def _unquoted(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise invalid(f"Failed to decode model name or label: {text}") from None

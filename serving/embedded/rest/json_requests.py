@@ -1,0 +1,245 @@
+"""JSON requests into TF Serving's messages: rows and columns into tensors, objects into tf.Examples, all bounded.
+
+Every function raises StatusError INVALID_ARGUMENT for what it cannot convert.
+"""
+
+import base64
+import binascii
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import input_pb2
+
+from serving.errors import StatusError, invalid
+from serving.tensors import dtype_name
+
+# A JSON value takes up to 100 bytes in memory where it takes 2 in the body; this many values are an image of 1.3
+# megapixels written as numbers, and hold at most some 400 MB.
+DEFAULT_MAX_VALUES = 4_000_000
+_TYPES = {bool: "Bool", int: "Number", float: "Number", str: "String", list: "Array", dict: "Object"}
+_MAX_SHOWN_CHARS = 60  # of a value in an error message
+
+
+def parse(body: bytes | bytearray, max_values: int = DEFAULT_MAX_VALUES) -> dict[str, Any]:
+    """Parse a request's body, a JSON object of at most `max_values` values; NaN and Infinity are numbers."""
+    # Counted before anything is allocated for them; a comma inside a text counts too, which harms nobody.
+    values = 1 + sum(body.count(mark) for mark in (b",", b"[", b"{"))
+    if values > max_values:
+        expected = f'expected at most {max_values}: send images encoded, as {{"b64": "..."}}'
+        raise invalid(f"JSON of {values} values; {expected}")
+    try:
+        document = json.loads(body.decode("utf-8"))
+    except RecursionError:
+        raise invalid("JSON Parse error: nested too deeply") from None
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise invalid(f"JSON Parse error: {error}") from None
+    if not isinstance(document, dict):
+        raise invalid(f"JSON Value: {_shown(document)} is not an object")
+    return document
+
+
+def signature_name(document: Mapping[str, Any]) -> str:
+    """Return the signature that a request names; empty if it names none."""
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid("'signature_name' key must be a string value.")
+    return name
+
+
+def tensors(
+    document: Mapping[str, Any], inputs: Mapping[str, meta_graph_pb2.TensorInfo]
+) -> tuple[dict[str, tensor_pb2.TensorProto], bool]:
+    """Convert the tensors of a Predict request, by rows (`instances`) or by columns (`inputs`).
+
+    Return the tensors by name, and whether they came by rows: the answer has the same form.
+    """
+    if "instances" in document and "inputs" in document:
+        raise invalid("Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist")
+    if "instances" in document:
+        values, by_row = _columns_of_rows(document["instances"], inputs), True
+    elif "inputs" in document:
+        values, by_row = _columns(document["inputs"], inputs), False
+    else:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    return {name: _tensor(name, value, inputs[name].dtype) for name, value in values.items()}, by_row
+
+
+def examples(document: Mapping[str, Any]) -> input_pb2.Input:
+    """Convert the tf.Examples of a Classify or Regress request: `examples`, each merged with `context`."""
+    if not isinstance(document.get("examples"), list):
+        raise invalid("When method is classify or regress, key 'examples' is expected to be a list/array")
+    if not document["examples"]:
+        raise invalid("'examples' value is an empty array")
+    read = [_example(value) for value in document["examples"]]
+    result = input_pb2.Input()
+    if "context" in document:
+        result.example_list_with_context.context.CopyFrom(_example(document["context"]))
+        result.example_list_with_context.examples.extend(read)
+    else:
+        result.example_list.examples.extend(read)
+    return result
+
+
+def _columns_of_rows(rows: Any, inputs: Mapping[str, Any]) -> dict[str, list]:
+    if not isinstance(rows, list):
+        raise invalid("Expecting 'instances' to be a list/array")
+    if not rows:
+        raise invalid("No values in 'instances' array")
+    named = [isinstance(row, dict) and not _is_base64(row) for row in rows]
+    if any(named) != all(named):
+        raise invalid("Expecting 'instances' to hold objects or values, but got both")
+    if not named[0]:
+        return {_only(inputs, "instances is a plain list"): rows}
+    for number, row in enumerate(rows):
+        if row.keys() != inputs.keys():
+            what = f"Failed to process element: {number} of 'instances' list"
+            raise invalid(f"{what}. JSON object keys {sorted(row)} must be equal to: {','.join(sorted(inputs))}")
+    return {name: [row[name] for row in rows] for name in inputs}
+
+
+def _columns(value: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(value, dict) or _is_base64(value):
+        return {_only(inputs, "inputs is a plain value/list"): value}
+    for name in inputs:
+        if name not in value:
+            raise invalid(f"Missing named input: {name} in 'inputs' object.")
+    for name in value:
+        if name not in inputs:
+            raise invalid(f"JSON object: does not have named input: {name}; expected {','.join(sorted(inputs))}")
+    return value
+
+
+def _only(inputs: Mapping[str, Any], but: str) -> str:
+    if len(inputs) != 1:
+        raise invalid(f"{but}, but expecting an object for each of the inputs {','.join(sorted(inputs))}")
+    return next(iter(inputs))
+
+
+def _tensor(name: str, value: Any, dtype: int) -> tensor_pb2.TensorProto:
+    shape, leaves = _dense(name, value)
+    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in shape]
+    proto = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims))
+    if dtype == tf.string.as_datatype_enum:
+        proto.string_val.extend(_string(name, leaf) for leaf in leaves)
+    else:
+        proto.tensor_content = _numbers(name, leaves, dtype).tobytes()
+    return proto
+
+
+def _example(value: Any) -> tf.train.Example:
+    if not isinstance(value, dict):
+        raise invalid(f"Example must be JSON object but got JSON {_type_name(value)}")
+    example = tf.train.Example()
+    for name, content in value.items():
+        _utf8(name, name)
+        _fill(example.features.feature[name], name, content if isinstance(content, list) else [content])
+    return example
+
+
+def _fill(feature: tf.train.Feature, name: str, values: list) -> None:
+    types = {int if type(value) is bool else str if _is_base64(value) else type(value) for value in values}
+    if len(types) > 1:
+        raise invalid(f"Unexpected element type in feature: {name} expecting one type, got {len(types)}")
+    if types <= {str}:
+        feature.bytes_list.value.extend(_string(name, value) for value in values)
+    elif types == {float}:
+        feature.float_list.value.extend(_numbers(name, values, tf.float32.as_datatype_enum).tolist())
+    elif types == {int}:
+        if not all(-(2**63) <= value < 2**63 for value in values):
+            raise invalid(f"Feature: {name} has an element that is no int64.")
+        feature.int64_list.value.extend(map(int, values))
+    else:
+        raise invalid(f"Feature: {name} has element with unexpected JSON type: {_type_name(values[0])}")
+
+
+def _dense(name: str, value: Any) -> tuple[list[int], list]:
+    """Flatten nested lists; return their shape and the innermost values."""
+    shape: list[int] = []
+    level = [value]
+    while level and isinstance(level[0], list):
+        if set(map(type, level)) != {list}:
+            raise invalid(f"input {name}: JSON values found beside lists at level: {len(shape)}")
+        sizes = set(map(len, level))
+        if len(sizes) > 1:
+            raise invalid(f"input {name}: Encountered lists of sizes {sorted(sizes)[:8]} at level: {len(shape)}")
+        shape += sizes
+        level = list(itertools.chain.from_iterable(level))
+    if list in set(map(type, level)):
+        raise invalid(f"input {name}: Encountered list at unexpected level: {len(shape)}")
+    return shape, level
+
+
+def _string(name: str, value: Any) -> bytes:
+    """Convert a value of a string tensor: text, or bytes as `{"b64": ...}`."""
+    if isinstance(value, dict):
+        return _from_base64(name, value)
+    if not isinstance(value, str):
+        raise _wrong_type(name, value, tf.string.as_datatype_enum)
+    return _utf8(name, value)
+
+
+def _numbers(name: str, values: Sequence, dtype: int) -> np.ndarray:
+    """Convert numbers or booleans to a DataType, each within its range."""
+    kind = tf.as_dtype(dtype)
+    types = set(map(type, values))
+    allowed = {bool} if kind.is_bool else {int} if kind.is_integer else {int, float} if kind.is_floating else set()
+    if not allowed:
+        raise invalid(f"input {name}: Conversion of JSON values to type: {dtype_name(dtype)} is not supported")
+    if not types <= allowed:
+        raise _wrong_type(name, next(value for value in values if type(value) not in allowed), dtype)
+    try:
+        if not kind.is_floating:
+            return np.array(values, kind.as_numpy_dtype)
+        wide = np.array(values, np.float64)
+    except OverflowError as error:
+        raise invalid(f"input {name}: JSON value out of the range of {dtype_name(dtype)}: {error}") from None
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(kind.as_numpy_dtype)
+    if np.any(np.isinf(narrow) & np.isfinite(wide)):
+        raise invalid(f"input {name}: Cannot convert JSON value to {dtype_name(dtype)} without loss of precision.")
+    return narrow
+
+
+def _is_base64(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+
+
+def _type_name(value: Any) -> str:
+    return _TYPES.get(type(value), "Null")
+
+
+def _shown(value: Any) -> str:
+    """Format a value for an error message, cut to a readable length."""
+    if isinstance(value, (list, dict)):
+        return f"{_type_name(value).lower()} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
+
+
+def _utf8(name: str, text: str) -> bytes:
+    """Encode text; half of a surrogate pair, which JSON can write, is no UTF-8."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise invalid(f'{_shown(name)}: JSON text that is no UTF-8; send bytes as {{"b64": "..."}}') from None
+
+
+def _from_base64(name: str, value: dict) -> bytes:
+    if not _is_base64(value):
+        raise invalid(f"input {name}: JSON Value: {_shown(value)} not formatted correctly for base64 data")
+    try:
+        text = "".join(value["b64"].split()).encode("ascii")  # line breaks are usual; padding may be left out
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise invalid(f"input {name}: Unable to base64 decode {_shown(value['b64'])}: {error}") from None
+
+
+def _wrong_type(name: str, value: Any, dtype: int) -> StatusError:
+    found = f"JSON Value: {_shown(value)} Type: {_type_name(value)}"
+    return invalid(f"input {name}: {found} is not of expected type: {dtype_name(dtype)}")

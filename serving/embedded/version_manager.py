@@ -1,0 +1,236 @@
+"""Manages versions: finds new ones, loads and switches to them, reports broken ones, unloads old ones."""
+
+import gc
+import logging
+import threading
+from collections.abc import Sequence, Set
+from pathlib import Path
+
+import grpc
+from tensorflow_serving.apis import model_management_pb2
+
+from serving.embedded.config import ServedModel, from_config, from_file
+from serving.embedded.loading import load_version
+from serving.embedded.servables import Models, State
+from serving.errors import StatusError
+from serving.version_folders import LoadError, find_versions, fingerprint
+
+DEFAULT_POLL_SECONDS = 1.0  # TF Serving's
+
+_log = logging.getLogger(__name__)
+
+
+class VersionManager:
+    """Keeps `models` as the configuration and the disk say, polling both until closed.
+
+    A new version is loaded and warmed up beside the old one, which is unloaded only when the new one is served. A
+    version that cannot be loaded is reported once and ignored until its directory changes; meanwhile the next older
+    one that can be served is served.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        max_bytes: int,
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+        config: Path | None = None,
+    ):
+        """Poll every `poll_seconds`, once started.
+
+        `config` is a models.config that replaces the configuration whenever it is saved; one tensor of a warm-up
+        request may occupy `max_bytes`.
+        """
+        self._models = models
+        self._max_bytes = max_bytes
+        self._poll_seconds = poll_seconds
+        self._config = config
+        self._config_seen = fingerprint(config) if config else ()
+        self._wanted: dict[str, ServedModel] = {}
+        self._paths: dict[tuple[str, int], Path] = {}  # of the served versions
+        self._broken: dict[Path, tuple] = {}  # fingerprints of versions that could not be loaded
+        self._seen: dict[Path, tuple] = {}  # fingerprints of new versions and of the config at the last poll
+        self._changing = threading.Lock()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._poll_until_closed, name="versions", daemon=True)
+
+    def start(self, wanted: Sequence[ServedModel], wait: bool = False) -> None:
+        """Load models, one after the other, and start polling.
+
+        With `wait`, wait for models that have no version yet, as TF Serving does.
+
+        Raises:
+            FileNotFoundError: a model has no version.
+            LoadError: none of its versions can be served.
+            ValueError: a label names a version that is not served.
+        """
+        self._wanted = {model.name: model for model in wanted}
+        # All paths are checked before the first model is loaded, which takes long.
+        for model in wanted:
+            self._require_versions(model, wait)
+        for model in wanted:
+            error = self._update(model, settled=True)
+            if error is not None and not self._models.served(model.name):
+                raise error
+            self._models.set_labels(model.name, model.labels)
+        self._thread.start()
+
+    def reload(self, request: model_management_pb2.ReloadConfigRequest) -> None:
+        """Replace the whole configuration and unload what it does not list.
+
+        A model whose path has no version keeps what is loaded of it, as with TF Serving.
+
+        Raises:
+            StatusError: the configuration is malformed or labels a missing version, and nothing changes; or a new
+                model or version could not be loaded.
+        """
+        failed = self._replace(from_config(request.config))
+        if failed:
+            count, why = len(failed), "; ".join(map(str, failed))
+            raise StatusError(grpc.StatusCode.UNKNOWN, f"{count} servable(s) did not become available: {{{why}}}")
+
+    def poll(self) -> None:
+        """Look at the configuration file and the disk once, and load and unload accordingly."""
+        self._poll_config()
+        with self._changing:
+            for model in self._wanted.values():
+                self._update(model)
+        if self._models.unloading:
+            gc.collect()  # loaded models refer to themselves
+
+    def close(self, seconds: float = 2.0) -> None:
+        """Stop polling; wait at most `seconds` for a version that is being loaded."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def _poll_config(self) -> None:
+        # Once it has been the same at two polls: not half written.
+        if self._config is None or not self._is_settled(self._config):
+            return
+        if self._seen[self._config] in (self._config_seen, ()):  # known, or deleted
+            return
+        self._config_seen = self._seen[self._config]
+        try:
+            self._replace(from_file(self._config))
+            _log.info("%s: taken", self._config)
+        except (ValueError, OSError, StatusError) as error:
+            why = " ".join((error.message if isinstance(error, StatusError) else str(error)).split())
+            _log.error("%s is not taken, and what is served stays: %s", self._config, why)
+
+    def _replace(self, models: Sequence[ServedModel]) -> list[LoadError]:
+        """Replace the whole configuration; return the errors of what could not be loaded. Raises as `reload` does."""
+        wanted = {model.name: model for model in models}
+        with self._changing:
+            for model in wanted.values():
+                _require_labels(model, self._models.served(model.name).keys() | _on_disk(model))
+            for name in self._wanted.keys() - wanted.keys():
+                self._withdraw(name, set(self._models.served(name)))
+            self._wanted = wanted
+            errors = [error for model in wanted.values() if (error := self._update(model, settled=True))]
+            for model in wanted.values():
+                _require_labels(model, self._models.served(model.name).keys())
+                self._models.set_labels(model.name, model.labels)
+        return [error for error in errors if isinstance(error, LoadError)]
+
+    def _poll_until_closed(self) -> None:
+        while not self._closed.wait(self._poll_seconds):
+            try:
+                self.poll()
+            except Exception:
+                _log.exception("looking for versions failed")
+
+    def _require_versions(self, model: ServedModel, wait: bool) -> None:
+        logged = False
+        while True:
+            try:
+                found = find_versions(model.base)
+                if model.wanted(found):
+                    return
+                raise FileNotFoundError(f"expected other versions of {model.name}: {model.base} has {sorted(found)}")
+            except FileNotFoundError as error:
+                if not wait:
+                    raise
+                if not logged:
+                    _log.warning("waiting for %s: %s", model.name, error)
+                logged = True
+            if self._closed.wait(self._poll_seconds):
+                return
+
+    def _update(self, model: ServedModel, settled: bool = False) -> Exception | None:
+        """Load and unload versions of one model as the disk says; return the first error.
+
+        Directories that are new or have changed since the last poll are loaded only if `settled`.
+        """
+        try:
+            found = find_versions(model.base)
+        except OSError as error:
+            if settled:
+                _log.warning("%s keeps what is loaded: %s", model.name, error)
+            return error
+        first: LoadError | None = None
+        found = {number: path for number, path in found.items() if not self._is_broken(path)}
+        while True:
+            wanted = model.wanted(found)
+            fresh = [number for number in wanted if self._paths.get((model.name, number)) != found[number]]
+            if not fresh:
+                break
+            ready = [number for number in fresh if settled or self._is_settled(found[number])]
+            for number in set(fresh) - set(ready):
+                del found[number]
+            for number in set(ready) - self._models.served(model.name).keys():
+                self._models.set_state(model.name, number, State.START)
+            if ready and (broken := self._load(model.name, max(ready), found[max(ready)])):
+                first = first or broken
+                del found[max(ready)]
+        served = set(self._models.served(model.name))
+        if wanted & served:  # never unload the last one
+            self._withdraw(model.name, served - wanted)
+        return first
+
+    def _load(self, name: str, number: int, path: Path) -> LoadError | None:
+        replaced = number in self._models.served(name)
+        before = fingerprint(path)
+        try:
+            if not replaced:
+                self._models.set_state(name, number, State.LOADING)
+            self._models.publish(load_version(name, number, path, self._max_bytes))
+        except LoadError as error:
+            self._broken[path] = before
+            why = " ".join(str(error).split())
+            if not replaced:
+                self._models.set_state(name, number, State.END, why)
+            _log.error("%s version %d is broken and left out: %s", name, number, why)
+            return error
+        finally:
+            self._seen.pop(path, None)
+        self._broken.pop(path, None)
+        self._paths[name, number] = path
+        return None
+
+    def _withdraw(self, name: str, numbers: set[int]) -> None:
+        for number in numbers:
+            self._paths.pop((name, number), None)
+            self._models.withdraw(name, number)
+            _log.info("%s version %d: unloaded", name, number)
+
+    def _is_broken(self, path: Path) -> bool:
+        return path in self._broken and self._broken[path] == fingerprint(path)
+
+    def _is_settled(self, path: Path) -> bool:
+        before, self._seen[path] = self._seen.get(path), fingerprint(path)
+        return before == self._seen[path]
+
+
+def _on_disk(model: ServedModel) -> set[int]:
+    try:
+        return model.wanted(find_versions(model.base))
+    except OSError:
+        return set()
+
+
+def _require_labels(model: ServedModel, available: Set[int]) -> None:
+    for version in model.labels.values():
+        if version not in available:
+            message = f"Request to assign label to version {version} of model {model.name}, which is not currently "
+            message += "available for inference"
+            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)

@@ -1,1 +1,0 @@
-"""TF Serving's REST API, Prometheus metrics and a page to try it, before the embedded server's door."""

@@ -1,0 +1,91 @@
+"""The fit of a detector's scores: it recovers a known map, and survives whatever a validation split has."""
+
+import logging
+
+import numpy as np
+import pytest
+from small_source import few_digits
+
+from overfeat_tf.options import InferenceOptions
+from training.evaluation.calibration import calibrate, fit_calibration
+
+
+def synthetic(count, slope, contest, offset, seed=0):
+    """Draw evidence, and what is right with the probabilities of a known map."""
+    rng = np.random.default_rng(seed)
+    scores, shares = np.exp(rng.normal(1, 1.5, count)), rng.uniform(0.05, 1, count)
+    chances = 1 / (1 + np.exp(-(slope * np.log(scores) + contest * np.log(shares) + offset)))
+    return scores, shares, rng.uniform(size=count) < chances, chances
+
+
+def chances_of(calibration, scores, shares):
+    odds = calibration.slope * np.log(scores) + calibration.contest * np.log(shares) + calibration.offset
+    return 1 / (1 + np.exp(-odds))
+
+
+def test_a_known_map_is_recovered():
+    scores, shares, right, _ = synthetic(20_000, 2.0, 1.5, -2.5)
+    fitted = fit_calibration(scores, shares, right, int(right.sum()))
+    assert (fitted.slope, fitted.contest, fitted.offset) == pytest.approx((2.0, 1.5, -2.5), abs=0.1)
+    assert fitted.detections == 20_000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sixty_images_worth_of_detections_are_enough(seed):
+    scores, shares, right, _ = synthetic(400, 2.5, 2.0, -2.5, seed)
+    fitted = fit_calibration(scores, shares, right, int(right.sum() * 1.1))
+    scores, shares, right, chances = synthetic(20_000, 2.5, 2.0, -2.5, seed + 10)
+    assert np.abs(chances_of(fitted, scores, shares) - chances).mean() < 0.04
+    shown, objects = chances_of(fitted, scores, shares) >= fitted.threshold, right.sum()
+    order = np.argsort(-chances)
+    best = (2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + objects)).max()
+    assert 2 * (right & shown).sum() / (shown.sum() + objects) > best - 0.02
+
+
+@pytest.mark.parametrize("right", [[True], [False], [True] * 5, [False] * 5, [True, False, True, False, False]])
+def test_few_detections_all_right_or_all_wrong_give_a_finite_rising_map(right):
+    scores = np.linspace(0.3, 3, len(right))  # where some are right and some wrong, more evidence speaks against them
+    fitted = fit_calibration(scores, np.ones(len(right)), np.array(right), 4)
+    chances = chances_of(fitted, scores, np.ones(len(right)))
+    assert np.isfinite(chances).all() and (np.diff(chances) > 0).all() and fitted.contest >= 0
+    assert 0 < fitted.threshold < 1 and 0 < fitted.accumulated_threshold < 1
+    assert all(right) <= (chances.mean() > 0.5) and any(right) >= (chances.mean() > 0.5)
+
+
+def test_evidence_that_speaks_against_a_box_is_left_aside():
+    scores, shares, right, _ = synthetic(2000, 1.5, -2.0, 0.0)
+    fitted = fit_calibration(scores, shares, right, 1000)
+    assert fitted.contest == 0 and fitted.slope > 1
+
+
+class Answerer:
+    """Answers with what it is given, as a finished detector would."""
+
+    options, calibration = InferenceOptions(), None
+
+    def __init__(self, boxes=0):
+        self._boxes = boxes
+
+    def detect(self, images):
+        n, m = len(images), self._boxes
+        return {
+            "num_detections": np.full(n, float(m)),
+            "detection_boxes": np.tile(np.float32([0, 0, 1, 1]), (n, m, 1)),
+            "detection_scores": np.full((n, m), 0.8, np.float32),
+            "detection_classes": np.ones((n, m), np.float32),
+        }
+
+
+def test_it_is_fitted_on_so_many_images_and_knows_its_options():
+    fitted = calibrate(Answerer(1), few_digits(4, 9), "val", images=5)
+    assert (fitted.images, fitted.detections) == (5, 5)
+    assert fitted.options["min_score"] == InferenceOptions().min_score and "scores" not in fitted.options
+    assert fitted == calibrate(Answerer(1), few_digits(4, 9), "val", images=5)
+
+
+@pytest.mark.parametrize("split", ["elsewhere", "val"], ids=["no split", "no detections"])
+def test_without_a_split_or_detections_there_is_none_and_one_line_says_so(split, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert calibrate(Answerer(), few_digits(4, 3), split) is None
+    (line,) = caplog.messages
+    assert line.startswith("scores are not calibrated: ") and f"'{split}'" in line

@@ -1,0 +1,109 @@
+"""What the stages compile: the classifier's background class, and the optimizer."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_run import RECIPE
+
+from overfeat_tf.models.model import Model
+from overfeat_tf.network import geometry
+from overfeat_tf.network.convnet import build
+from training.fit.stages import StageSGD
+from training.fit.transfer import with_background
+from training.recipes import Schedule
+from training.tasks import TRAINED_TASKS
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture(scope="module")
+def plain() -> Model:
+    model = Model(build("tiny", 3), NAMES, RECIPE.inference, ("classification", "localization"))
+    assert "regressor" in model.network.regressor.name  # built, as the second stage does
+    return model
+
+
+def test_a_background_class_changes_no_other_score(plain):
+    grown = with_background(plain)
+    assert grown.network.background and not plain.network.background
+    assert (grown.labels, grown.options, grown.tasks) == (plain.labels, plain.options, plain.tasks)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 40, 44, 3)).astype(np.float32)
+    old, old_edges, new, new_edges = (m.network.whole()(pixels)[k] for m in (plain, grown) for k in ("scores", "boxes"))
+    assert np.ptp(old) > 0
+    np.testing.assert_allclose(new[..., 1:], old, atol=1e-5)
+    np.testing.assert_array_equal(new[..., 0], np.zeros_like(new[..., 0]))
+    np.testing.assert_allclose(new_edges, old_edges, atol=1e-5)
+
+
+def test_classification_sees_one_window_and_the_others_many(plain):
+    grown = with_background(plain)
+    assert TRAINED_TASKS["classification"].model(plain.network, RECIPE).output_shape == (None, 3)
+    windows = geometry.window_count(plain.network.preset, RECIPE.side)
+    localization, detection = (
+        TRAINED_TASKS[s].model(grown.network, RECIPE).output for s in ("localization", "detection")
+    )
+    assert {name: maps.shape for name, maps in localization.items()} == {"boxes": (None, windows, windows, 4)}
+    assert detection["boxes"].shape == detection["scores"].shape == (None, windows, windows, 4)
+
+
+def rates(plain: Model, schedule: Schedule) -> list[float]:
+    """Read the rate of each step."""
+    optimizer = TRAINED_TASKS["classification"].model(plain.network, replace(RECIPE, classification=schedule)).optimizer
+    found = []
+    for step in range(schedule.steps):
+        optimizer.iterations.assign(step)
+        found.append(float(optimizer.learning_rate))
+    return found
+
+
+@pytest.mark.parametrize("drops", [{"drops": (0.5, 0.8)}, {"drop_epochs": (2.5, 4)}])
+def test_the_rate_drops_with_the_first_step_after_its_share_of_them(plain, drops):
+    schedule = Schedule(steps=10, batch=4, rate=0.02, factor=0.1, epochs=5, **drops)
+    np.testing.assert_allclose(rates(plain, schedule), [0.02] * 5 + [0.002] * 3 + [0.0002] * 2, rtol=1e-6)
+
+
+def test_of_drops_before_the_first_step_all_are_made(plain):
+    schedule = Schedule(steps=3, batch=4, rate=0.02, drops=(0.1, 0.15, 0.5), factor=0.5)
+    np.testing.assert_allclose(rates(plain, schedule), [0.005, 0.005, 0.0025], rtol=1e-6)
+
+
+@pytest.mark.parametrize("length, moved", [(2.0, 2.0), (10.0, 5.0)])
+def test_the_step_is_of_the_clipped_gradient(length, moved):
+    weights = tf.Variable([0.0, 0.0])
+    StageSGD(5.0, learning_rate=0.1).apply([tf.constant([0.6, 0.8]) * length], [weights])
+    np.testing.assert_allclose(weights, [-0.06 * moved, -0.08 * moved], rtol=1e-5)
+
+
+def test_l2_decay_goes_through_the_momentum_and_leaves_biases_alone():
+    kernel, bias = tf.Variable([[2.0]]), tf.Variable([2.0])
+    optimizer = StageSGD(None, 0.1, learning_rate=0.5, momentum=0.6)
+    optimizer.build([kernel, bias])
+    gradient, moved, weight = 1.0, 0.0, 2.0
+    for _ in range(3):
+        moved = 0.6 * moved - 0.5 * (gradient + 0.1 * weight)  # the gradient of loss + 0.1 / 2 * w^2
+        weight += moved
+        optimizer.apply([tf.constant([[gradient]]), tf.constant([gradient])], [kernel, bias])
+    np.testing.assert_allclose(kernel, [[weight]], rtol=1e-6)
+    np.testing.assert_allclose(bias, [2.0 - 0.5 * (1 + 1.6 + 1.96)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps, epochs", [(90, 90), (99, 7), (3, 7), (20, 3), (1, 1)])
+def test_the_epochs_that_are_left_have_the_steps_that_are_left(steps, epochs):
+    schedule = Schedule(steps=steps, batch=1, rate=1.0, epochs=epochs)
+    for done in range(steps + 1):
+        at, ended = done, -1
+        for first, last, each in schedule.epochs_left(done):
+            assert ended in (-1, first) and last > first and each > 0
+            ended, at = last, at + (last - first) * each
+            # An epoch ends where it always does.
+            assert at == (steps if last == schedule.epoch_count else last * schedule.epoch_steps)
+        assert at == steps and (ended == schedule.epoch_count or done == steps)
+
+
+def test_the_rate_halves_after_the_papers_epochs():
+    """The last step of each, counted from 0."""
+    schedule = Schedule(steps=90, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50))
+    assert schedule.boundaries == [29, 49]
+    assert Schedule(steps=900, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [299, 499]

@@ -1,0 +1,73 @@
+"""A run that is taken up is the one that was begun: its settings, data and classes, and nothing of it gone."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+from small_run import RECIPE, SCHEDULE
+from small_source import few_digits
+
+from training.fit import train as module
+from training.fit.train import train
+
+
+@pytest.fixture(scope="module")
+def source():
+    return few_digits(4, 1)
+
+
+@pytest.fixture
+def begun(source, tmp_path, monkeypatch):
+    """The folder of a run whose first stage is done."""
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    train(RECIPE, source, tmp_path, ["classification"])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "recipe, renamed, differ",
+    [
+        (replace(RECIPE, seed=1), "small", "seed"),
+        (replace(RECIPE, detection=replace(SCHEDULE, rate=0.1), box_weight=1.0), "small", "detection.rate, box_weight"),
+        (RECIPE, "other", "data"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(begun, source, recipe, renamed, differ):
+    config = (begun / "config.json").read_text()
+    message = f"expected the settings that '{begun}' began with; {differ} differ: use another --run, or those"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(recipe, replace(source, name=renamed), begun)
+    assert (begun / "config.json").read_text() == config
+
+
+def test_another_tensorflow_is_no_other_setting(begun, source):
+    config = json.loads((begun / "config.json").read_text())
+    config["training"]["versions"]["tensorflow"] = "2.0"
+    (begun / "config.json").write_text(json.dumps(config))
+    assert train(RECIPE, source, begun, ["localization"]).tasks == ("classification", "localization")
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (tuple("0123465789"), "number 6 is '5' in the model, '6' in the data"),
+        (tuple("012345678"), "expected the model's 10 classes (0, 1, 2, 3, 4...); small has 9 (0, 1, 2, 3, 4...)"),
+    ],
+)
+def test_other_classes_are_refused_in_one_line(begun, source, classes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        train(RECIPE, replace(source, class_names=classes), begun, ["localization"])
+
+
+def test_weights_that_are_gone_are_missed(begun, source):
+    shutil.rmtree(begun / "weights")
+    with pytest.raises(ValueError, match=r"^expected '[^']*/weights', left by classification; it is gone: use another"):
+        train(RECIPE, source, begun)
+
+
+def test_a_configuration_of_something_else_is_one_line(begun, source):
+    (begun / "config.json").write_text('{"model": {"tasks": []}}')
+    with pytest.raises(ValueError, match=r"^expected the configuration of a run in '[^']*config.json'; it is damaged"):
+        train(RECIPE, source, begun)

@@ -1,0 +1,110 @@
+"""Which objects a pyramid covers, and the pyramid that is chosen for them, against loops over objects and scales."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_run import RECIPE
+from small_source import SmallSource, picture
+
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.scan.pyramid import fit_scale
+from training.fit import train as module
+from training.fit.train import train
+from training.recipes import override
+from training.sources.record import Record
+from training.views.coverage import Objects, choose_scales, measure_coverage, parse_scales, read_objects
+from training.views.targets import Matching
+
+SMALL, MATCHING = PRESETS["small"], Matching()
+
+
+def objects(*shares, image=(300, 400)) -> Objects:
+    """Squares whose side is so many shares of the image's longer side, or less where the image is not so high."""
+    sides = np.minimum(np.outer(shares, np.full(2, max(image))) / image, 1)
+    return Objects(np.tile(np.array(image, np.float32), (len(shares), 1)), sides.astype(np.float32))
+
+
+def longest(one: Objects, number: int, scale) -> float:
+    size, _ = fit_scale(SMALL, scale, tf.constant(one.images[number]))
+    return float((size.numpy() * one.sides[number]).max()) / SMALL.window
+
+
+def test_coverage_is_the_count_of_objects_that_some_scale_shows_at_a_size_to_be_found():
+    some = objects(0.02, 0.05, 0.1, 0.2, 0.4, 0.7, 0.95, 1.0)
+    found = measure_coverage(some, SMALL, SMALL.scales, MATCHING)
+    sizes = [[longest(some, number, scale) for scale in SMALL.scales] for number in range(8)]
+    least, most = MATCHING.sizes
+    assert found.objects == 8
+    assert found.found == np.mean([any(least <= size <= most for size in each) for each in sizes])
+    assert found.too_small == np.mean([all(size < least for size in each) for each in sizes]) > 0
+    assert found.too_large == np.mean([all(size > most for size in each) for each in sizes]) > 0
+    assert found.smallest == pytest.approx(0.02, abs=0.01) and found.largest == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "low, high, image", [(0.8, 1.0, (300, 400)), (0.1, 0.9, (400, 300)), (0.3, 0.5, (500, 500)), (0.5, 1.0, (200, 800))]
+)
+def test_chosen_scales_cover_the_objects_twice_a_step_apart_and_none_at_the_ends_is_spare(low, high, image):
+    some = objects(*np.random.default_rng(0).uniform(low, high, 300), image=image)
+    scales = choose_scales(some, SMALL, MATCHING)
+
+    def share(scales) -> float:
+        return measure_coverage(some, SMALL, scales, MATCHING).found
+
+    def enough(scales) -> bool:
+        return share(scales) >= 0.98 and min(share(scales[1:]), share(scales[:-1])) >= 0.95
+
+    assert enough(scales)
+    sides = [height for height, width in scales if height == width]
+    assert len(sides) == len(scales)
+    np.testing.assert_allclose(np.array(sides[1:]) / sides[:-1], 1.4, rtol=0.02)
+    assert len(scales) >= 3
+    assert len(scales) == 3 or not (enough(scales[1:]) or enough(scales[:-1]))
+
+
+def test_objects_too_small_for_any_affordable_scale_get_the_scales_that_cover_most():
+    some = objects(*np.full(50, 0.004), *np.full(50, 0.2))
+    found = measure_coverage(some, SMALL, choose_scales(some, SMALL, MATCHING), MATCHING)
+    assert found.found == 0.5 and found.too_small == 0.5
+    assert choose_scales(objects(), SMALL, MATCHING) == SMALL.scales
+    assert np.isnan(measure_coverage(objects(), SMALL, SMALL.scales, MATCHING).found)
+
+
+def test_scales_are_read_from_text():
+    assert parse_scales("229x325,117") == ((117, 117), (229, 325))
+    for text in ("", "big", "0", "100x", "1x2x3"):
+        with pytest.raises(ValueError, match="expected scales to be auto, preset, or sizes"):
+            parse_scales(text)
+    with pytest.raises(ValueError, match=r"expected inference\.scales only with scales=preset"):
+        override(RECIPE, ["scales=auto"])
+
+
+def test_a_run_keeps_the_scales_that_were_chosen_from_its_boxes_and_says_what_they_cover(tmp_path, monkeypatch, caplog):
+    boxes = [[0.0, 0.0, 1.0, 1.0]] * 3 + [[0.1, 0.1, 0.9, 0.9]] * 3
+    records = [Record.of_objects(picture(60, 60, [(5, 5, 50, 50)]), f"{n}", [box], [0]) for n, box in enumerate(boxes)]
+    crowd = Record.of_objects(picture(60, 60), "crowd", [[0.0, 0.0, 0.1, 0.1]], [0], crowd=[True])
+    source = SmallSource({"train": [*records, crowd]})
+    assert len(read_objects(source, "train").sides) == 6
+    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    caplog.set_level("INFO")
+    recipe = override(RECIPE, ["inference.scales=None", "scales=auto"])
+    model = train(recipe, source, tmp_path / "auto", ["localization"])
+    chosen = choose_scales(read_objects(source, "train"), PRESETS["tiny"], recipe.matching)
+    assert model.network.preset.scales == chosen != PRESETS["tiny"].scales
+    assert read_config(tmp_path / "auto")["model"]["preset"]["scales"] == [list(scale) for scale in chosen]
+    assert any("100.0% of 6 objects" in line for line in caplog.messages) and "fewer than" not in caplog.text
+    assert train(recipe, source, tmp_path / "auto", ["localization"]).network.preset.scales == chosen  # resumed
+    train(override(RECIPE, ["inference.scales=None", "scales=276"]), source, tmp_path / "given", ["localization"])
+    assert "fewer than 95% of the objects are covered: --set scales=auto" in caplog.text
+
+
+def test_one_class_needs_no_classification_stage_before_detection(tmp_path, monkeypatch):
+    boxes = [[0.1, 0.1, 0.9, 0.9]]
+    source = SmallSource({"train": [Record.of_objects(picture(60, 60), "a", boxes, [0])]}, class_names=("raccoon",))
+    fitted = []
+    monkeypatch.setattr(module, "_fit", lambda stage, *_: fitted.append(stage))
+    assert train(RECIPE, source, tmp_path / "all").tasks == ("classification", "localization", "detection")
+    assert fitted == ["localization", "detection"]
+    train(RECIPE, source, tmp_path / "alone", ["classification"])
+    assert fitted[2:] == ["classification"]

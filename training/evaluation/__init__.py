@@ -1,0 +1,1 @@
+"""Measuring a model: protocols, metrics, calibration, and reports."""

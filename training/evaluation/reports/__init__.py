@@ -1,0 +1,1 @@
+"""What an evaluation shows beside its figures: curves, confusions, mistakes as pictures, all in one folder."""

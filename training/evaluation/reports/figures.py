@@ -1,0 +1,127 @@
+"""Pictures of figures: by size and shape of the objects, reliability of scores, error against scales."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.evaluation.calibration import BINS
+from training.evaluation.reports.exhibits import Exhibit, figure, markdown_table, number, save
+from training.evaluation.size_groups import GROUPINGS
+
+GROUPS_FILE, RELIABILITY_FILE = "detection_by_size.png", "detection_reliability.png"
+BARS = {"map50": "AP50 (mean over classes)", "recall": "recall", "recall_displayed": "recall at the display threshold"}
+TITLES = {
+    "area": ("area in pixels", ("below 32²", "32² to 96²", "above 96²")),
+    "share": ("longer side over the image's longer side", ("below 1/8", "1/8 to 1/3", "1/3 to 2/3", "above 2/3")),
+    "aspect": ("longer over shorter side", ("below 1.5", "1.5 to 3", "above 3")),
+}
+
+
+def draw_detection_figures(figures: Mapping[str, float], folder: Path) -> Iterator[Exhibit]:
+    """Draw what `training.evaluation.evaluate.evaluate` gives for detection; nothing for other protocols."""
+    if "calibration_error" in figures:
+        _draw_groups(figures, folder / GROUPS_FILE)
+        text = "AP and recall at an IoU of 0.5. A group without objects has no bars."
+        yield Exhibit("Objects by size and shape", GROUPS_FILE, text)
+        _draw_reliability(figures, folder / RELIABILITY_FILE)
+        yield Exhibit("Reliability of the scores", RELIABILITY_FILE, _reliability_table(figures))
+
+
+def _draw_groups(figures: Mapping[str, float], path: Path) -> None:
+    kinds = [kind for kind in BARS if kind in figures]
+    made = figure(12.5, 4.4)
+    widths = [len(groups) for groups in GROUPINGS.values()]
+    panels = made.subplots(1, len(GROUPINGS), sharey=True, width_ratios=widths)
+    width = 0.8 / len(kinds)
+    for axes, (grouping, groups) in zip(panels, GROUPINGS.items(), strict=True):
+        title, labels = TITLES[grouping]
+        places = np.arange(len(groups))
+        for index, kind in enumerate(kinds):
+            values = np.array([figures[f"{kind}/{grouping}/{group}"] for group in groups])
+            at = places + (index - (len(kinds) - 1) / 2) * width
+            axes.bar(at, np.nan_to_num(values), width, label=BARS[kind], color=f"C{index}")
+            for place, value in zip(at, values, strict=True):
+                if not np.isnan(value):
+                    axes.text(place, value + 0.01, f"{value:.2f}", ha="center", va="bottom", fontsize=7)
+        counts = [f"{figures[f'objects/{grouping}/{group}']} objects" for group in groups]
+        axes.set_xticks(places, list(map("{}\n{}".format, labels, counts)), fontsize=9)
+        axes.set(ylim=(0, 1.08), title=title)
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", color="0.9")
+    handles, names = panels[0].get_legend_handles_labels()
+    made.legend(handles, names, loc="outside lower center", ncols=len(kinds), fontsize=9)
+    save(made, path)
+
+
+def _draw_reliability(figures: Mapping[str, float], path: Path) -> None:
+    counts, scores, right = (
+        np.array([figures[f"reliability/{number:02}/{kind}"] for number in range(BINS)], float)
+        for kind in ("count", "score", "right")
+    )
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    made = figure(6.2, 7.2)
+    above, below = made.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.bar(edges[:-1], np.nan_to_num(right), 1 / BINS, align="edge", color="C0", edgecolor="white", alpha=0.6)
+    above.plot([0, 1], [0, 1], color="0.4", linestyle="--", linewidth=1, label="score = share right")
+    above.plot(scores, right, "o", color="C3", markersize=5, label="mean score of the bin")
+    above.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of right detections (IoU 0.5)")
+    above.set_title(f"Calibration error {figures['calibration_error']:.3f}", fontsize=11)
+    below.bar(edges[:-1], counts, 1 / BINS, align="edge", color="0.6", edgecolor="white")
+    below.set_yscale("symlog", linthresh=1)
+    below.set(ylim=(0, None), xlabel="score", ylabel="detections")
+    if (threshold := figures.get("display_threshold")) is not None:
+        for axes in (above, below):
+            axes.axvline(threshold, color="C2", linewidth=1.2, label="display threshold")
+    for axes in (above, below):
+        axes.set_axisbelow(True)
+        axes.grid(color="0.9")
+    above.legend(loc="upper left", fontsize=9)
+    save(made, path)
+
+
+def _reliability_table(figures: Mapping[str, float]) -> str:
+    rows = []
+    for bin_ in range(BINS):
+        values = (figures[f"reliability/{bin_:02}/{kind}"] for kind in ("count", "score", "right"))
+        rows.append([f"{bin_ / BINS:.2f} to {(bin_ + 1) / BINS:.2f}", *map(number, values)])
+    return markdown_table(["score", "detections", "mean score", "share right"], rows)
+
+
+def draw_scales(found: Sequence[dict[str, Any]], title: str, folder: Path) -> Iterator[Exhibit]:
+    """Draw what `ladders.score_rows` gives: a panel an error, a point a row, crops as levels across."""
+    names = [name for name in found[0] if name.endswith("_error")]
+    counts = sorted({row["scales"] for row in found if row["scales"]})
+    made = figure(5.4 * len(names), 5.0)
+    for axes, name in zip(made.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        number = 0
+        for row in found:
+            if not row["scales"]:
+                # The first widest, so that levels that coincide are both seen.
+                look = {"linestyle": ("-", "--", ":")[number % 3], "linewidth": (3.2, 1.8, 1.2)[number % 3]}
+                axes.axhline(100 * row[name], color=f"C{7 - number}", label=row["row"], **look)
+                number += 1
+        kinds: dict[str, list[dict[str, Any]]] = {}
+        for row in found:
+            if row["scales"]:
+                kinds.setdefault(_kind(row["row"]), []).append(row)
+        for number, (kind, rows) in enumerate(kinds.items()):
+            places, errors = [row["scales"] for row in rows], [100 * row[name] for row in rows]
+            axes.plot(places, errors, marker="osD^v"[number % 5], label=kind, color=f"C{number}")
+        if counts:
+            axes.set_xticks(counts)
+            axes.set_xlim(counts[0] - 0.5, counts[-1] + 0.5)
+        axes.set_ylim(0, max(1.0, 1.08 * max(100 * row[name] for row in found)))
+        axes.set(xlabel="scales", ylabel="error, %", title=name)
+        axes.grid(color="0.9")
+    handles, labels = axes.get_legend_handles_labels()
+    made.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    file = f"{title}.png"
+    save(made, folder / file)
+    yield Exhibit("Error against the number of scales", file)
+
+
+def _kind(row: str) -> str:
+    """Take the number of scales off a row's name: "4 scales, fine stride" is of the kind "fine stride"."""
+    return row.partition(", ")[2] or "dense"

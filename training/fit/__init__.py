@@ -1,0 +1,1 @@
+"""Fitting: the three stages, their losses and step, one device or many, and what TensorBoard shows."""

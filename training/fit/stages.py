@@ -1,0 +1,133 @@
+"""The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from overfeat_tf.network.convnet import DenseHead, Network
+from training.fit.losses import BoxLoss, Criterion, DetectionLoss, ObjectLoss
+from training.fit.train_step import StageModel
+from training.recipes import Recipe, Schedule
+
+
+def seed_stage(fitted: StageModel, seed: tuple[int, ...]) -> None:
+    """Begin a stage's random numbers, of dropout and of losses, by a seed of its own.
+
+    Else they would go on from those of the stage before, which a process that takes the run up between them has not
+    drawn.
+    """
+    for number, state in enumerate(fitted.random_states):
+        first = np.random.SeedSequence((*seed, number)).generate_state(1)[0]
+        state.assign(np.array([first, 0], state.dtype))
+
+
+def classification_model(network: Network, recipe: Recipe) -> StageModel:
+    """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
+    _let_learn(network, network.features, network.classifier)
+    pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
+    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
+    logits = layers.Flatten(name="logits")(scores)
+    criterion = Criterion(
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[
+            keras.metrics.SparseCategoricalAccuracy(name="top1"),
+            keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"),
+        ],
+    )
+    return _compiled(pixels, logits, criterion, network, recipe, recipe.classification)
+
+
+def localization_model(network: Network, recipe: Recipe) -> StageModel:
+    """Fit the regressor on the frozen features (4.2), or on features that learn with it (6, i)."""
+    if recipe.through_features:
+        return _everything(network, recipe, recipe.localization)
+    _let_learn(network, network.regressor)
+    dense = network.whole(_view_side(recipe), recipe.fine)
+    criterion = Criterion({"boxes": BoxLoss(recipe.box_loss, network.box_form)})
+    outputs = {"boxes": dense.output["boxes"]}
+    return _compiled(dense.input, outputs, criterion, network, recipe, recipe.localization)
+
+
+def detection_model(network: Network, recipe: Recipe) -> StageModel:
+    """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
+    return _everything(network, recipe, recipe.detection)
+
+
+def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> StageModel:
+    """Let both losses through the whole network: where the features move, each head has to follow them."""
+    _let_learn(network, network.features, network.classifier, network.regressor)
+    dense = network.whole(_view_side(recipe), recipe.fine)
+    negatives = (recipe.negatives, recipe.negatives_per_object, recipe.negatives_at_least)
+    scores = DetectionLoss(*negatives) if network.background else ObjectLoss()
+    losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
+    criterion = Criterion(losses, {"boxes": recipe.box_weight})
+    return _compiled(dense.input, dense.output, criterion, network, recipe, schedule)
+
+
+def _view_side(recipe: Recipe) -> int | None:
+    """Return the side of the spatial stages' views in pixels; None where it varies from batch to batch."""
+    return None if recipe.views.whole else recipe.side
+
+
+def _compiled(
+    inputs, outputs, criterion: Criterion, network: Network, recipe: Recipe, schedule: Schedule
+) -> StageModel:
+    model = StageModel(inputs, outputs, criterion, network, recipe.precision, schedule.accumulate)
+    optimizer = _optimizer(schedule)
+    if recipe.precision == "mixed_float16":  # whose small gradients would vanish
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, jit_compile=recipe.jit_compile)
+    return model
+
+
+def _let_learn(network: Network, *parts: keras.Model) -> None:
+    for part in network.parts.values():
+        part.trainable = any(part is learning for learning in parts)
+
+
+def _optimizer(schedule: Schedule) -> keras.optimizers.Optimizer:
+    """Build SGD with momentum, weight decay and a stepwise rate (3.1)."""
+    boundaries = schedule.boundaries
+    values = [schedule.rate * schedule.factor**i for i in range(len(boundaries) + 1)]
+    decoupled = schedule.decay == "decoupled"
+    return StageSGD(
+        schedule.clip,
+        0.0 if decoupled else schedule.weight_decay,
+        learning_rate=keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+        if boundaries
+        else schedule.rate,
+        momentum=schedule.momentum,
+        weight_decay=schedule.weight_decay if decoupled else None,
+    )
+
+
+class StageSGD(keras.optimizers.SGD):
+    """SGD on the global batch's gradient, of norm `clip` at most (None: any), and L2 decay `l2` of the kernels.
+
+    Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
+    many devices there are. Its own `weight_decay` is decoupled; L2's goes through the momentum (3.1), and so pulls
+    1 / (1 - momentum) as hard. Biases have no part in it, as in the networks of that time.
+    """
+
+    def __init__(self, clip: float | None = None, l2: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self._clip, self._l2 = clip, l2
+
+    def apply(self, grads, trainable_variables=None):
+        """Add up the devices' gradients, clip, decay, and hand each its share, which Keras adds up again.
+
+        Raises:
+            ValueError: L2 decay without the variables.
+        """
+        replicas = tf.distribute.get_replica_context()
+        if replicas.num_replicas_in_sync > 1:
+            grads = replicas.all_reduce(tf.distribute.ReduceOp.SUM, grads)
+        if self._clip is not None:
+            grads, _ = tf.clip_by_global_norm(grads, self._clip)
+        if self._l2:
+            if trainable_variables is None:
+                raise ValueError("expected the variables with their gradients, for their L2 decay; got gradients alone")
+            pairs = zip(grads, trainable_variables, strict=True)
+            grads = [g + self._l2 * tf.convert_to_tensor(v) if len(v.shape) > 1 else g for g, v in pairs]
+        super().apply([grad / replicas.num_replicas_in_sync for grad in grads], trainable_variables)

@@ -1,0 +1,255 @@
+"""What a stage shows in TensorBoard beside Keras's own losses, metrics and learning rate.
+
+Light figures come some twenty times an epoch, heavy ones once. All go into one folder of their own: TensorBoard follows
+one file a folder while a run is under way, and Keras writes two.
+"""
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.pr_curve import summary as pr_curve
+
+from overfeat_tf.draw.pictures import draw_boxes, draw_classes, draw_filters
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.model import TASKS, Model
+from training.evaluation.evaluate import evaluate
+from training.evaluation.metrics import Answer
+from training.evaluation.recall import THRESHOLDS, PrecisionRecall
+from training.recipes import Recipe
+from training.sources.record import Record, Source
+
+UPDATES = 20  # of the light figures in an epoch
+PICTURES, SIDE = 6, 640  # images, and their longer side in pixels: larger ones fill the disk
+COUNTED = 100_000  # weights of a layer in its histogram: enough for its shape, however wide the layer
+PROFILED = (5, 10)  # steps: after the first ones, which trace and allocate
+
+log = logging.getLogger(__name__)
+
+
+def stage_boards(
+    stage: str, model: Model, recipe: Recipe, source: Source, logs: Path, steps: int, profile: bool = False
+) -> list[keras.callbacks.Callback]:
+    """List the callbacks that write a stage's boards into `logs`; Keras's own comes after, and shows what others add.
+
+    Args:
+        stage: One of `TASKS`.
+        model: What is fitted, as inference sees it.
+        recipe, source: What it is fitted to.
+        logs: The stage's folder of logs.
+        steps: In an epoch.
+        profile: Also trace a few steps of the first epoch.
+    """
+    writer = tf.summary.create_file_writer(str(logs / "boards"))
+    every, window = max(1, steps // UPDATES), tuple(min(step, steps) for step in PROFILED)
+    boards: list[keras.callbacks.Callback] = [
+        Settings(logs, stage, recipe),
+        Graph(writer),
+        Steps(writer, getattr(recipe, stage).batch, every),
+        Weights(writer, model),
+    ]
+    if recipe.val_split in source.splits:
+        boards.append(Validation(writer, stage, model, source, recipe.val_split, recipe.validation_images))
+    traced = window if profile else 0
+    boards.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, profile_batch=traced))
+    return [*boards, ProfiledSteps()] if profile else boards
+
+
+class Settings(keras.callbacks.Callback):
+    """Write the hyperparameters, once, as fitting begins.
+
+    Into the stage's own folder: TensorBoard's table takes its metrics from the folders beneath that of the settings.
+    """
+
+    def __init__(self, logs: Path, stage: str, recipe: Recipe):
+        super().__init__()
+        self._logs = str(logs)
+        other = [name for name in TASKS if name != stage]
+        self._settings = {
+            key: value for key, value in flatten(asdict(recipe)).items() if key.split(".")[0] not in other
+        }
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Write."""
+        with tf.summary.create_file_writer(self._logs).as_default(step=0):
+            hparams.hparams(self._settings)  # leaving the block flushes it
+
+
+class Graph(keras.callbacks.Callback):
+    """Write the graph of the forward pass, a view at a time, once, as fitting begins."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter):
+        super().__init__()
+        self._writer = writer
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Write."""
+        (pixels,) = self.model.inputs
+        view = [tf.TensorSpec([1, *pixels.shape[1:]], pixels.dtype)]
+        forward = tf.function(lambda pixels: self.model(pixels, training=False), view, autograph=False)
+        with self._writer.as_default(step=0):
+            tf.summary.graph(forward.get_concrete_function().graph.as_graph_def())
+        self._writer.flush()
+
+
+class Steps(keras.callbacks.Callback):
+    """Write losses and metrics within an epoch, and images (views) a second without what happens between epochs.
+
+    By the optimizer's count of steps: Keras's own begin again from 0 where a run is taken up.
+    """
+
+    def __init__(self, writer: tf.summary.SummaryWriter, batch: int, every: int):
+        super().__init__()
+        self._writer, self._batch, self._every = writer, batch, every
+        self._steps, self._began = 0, 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Start the clock."""
+        self._steps, self._began = 0, time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Write after every so many steps; losses and metrics are means over the epoch so far."""
+        self._steps += 1
+        if self._steps % self._every == 0:
+            now = time.perf_counter()
+            rate = self._every * self._batch / max(now - self._began, 1e-9)
+            with self._writer.as_default(step=int(self.model.optimizer.iterations.numpy())):
+                tf.summary.scalar("images_per_second", rate)
+                for name, value in (logs or {}).items():
+                    tf.summary.scalar(f"batch_{name}", value)
+            self._began = now
+
+
+class Weights(keras.callbacks.Callback):
+    """Write the first layer's filters (Fig. 2) and a histogram of each learning layer's weights after each epoch."""
+
+    def __init__(self, writer: tf.summary.SummaryWriter, model: Model):
+        super().__init__()
+        self._writer, self._network = writer, model.network
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write."""
+        first = next(layer for layer in self._network.features.layers if layer.weights)
+        with self._writer.as_default(step=epoch):
+            tf.summary.image("first_layer", np.asarray(draw_filters(first.get_weights()[0]))[None])
+            for weight in self.model.trainable_variables:
+                values = tf.reshape(weight.value, [-1])
+                tf.summary.histogram(f"weights/{weight.path}", values[:: -(-values.shape[0] // COUNTED)])
+        self._writer.flush()
+
+
+class Validation(keras.callbacks.Callback):
+    """Score a few validation images after each epoch, through the one inference path, and draw the first ones.
+
+    Localization gives val_localization1_error, val_localization5_error, val_top1_error and val_top5_error, detection
+    val_map, val_map50 and precision-recall curves; they are added to the epoch's logs, so this has to stand before
+    whatever reads them. Classification, whose top-1 and top-5 Keras measures, gives pictures alone.
+    """
+
+    def __init__(
+        self, writer: tf.summary.SummaryWriter, stage: str, model: Model, source: Source, split: str, images: int
+    ):
+        super().__init__()
+        self._writer, self._stage, self._scored = writer, stage, model
+        self._source, self._split, self._images = source, split, images
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Score, draw and write."""
+        with self._writer.as_default(step=epoch):
+            try:
+                figures = self._look(epoch)
+            except ValueError as error:  # such as images without objects: no reason to end a run
+                log.warning("no figures of %s in epoch %d: %s", self._stage, epoch + 1, error)
+                return
+        self._writer.flush()
+        if logs is not None:
+            logs |= figures
+
+    def _look(self, epoch: int) -> dict[str, float]:
+        if self._stage == "detection":
+            return self._detection(epoch)
+        return self._localization() if self._stage == "localization" else self._classification()
+
+    def _detection(self, epoch: int) -> dict[str, float]:
+        curves = PrecisionRecall(self._source.class_names)
+        shown: list[tuple[Record, Answer]] = []
+
+        def seen(record: Record, answer: Answer) -> None:
+            curves.process(record, answer)
+            if len(shown) < PICTURES and len(record.labels):
+                shown.append((record, answer))
+
+        figures = evaluate(self._scored, self._source, self._split, limit=self._images, seen=seen, quiet=True)
+        least = curves.best_threshold()  # calibrated once the stage is done
+        self._draw([_boxes(self._source, record, answer, least) for record, answer in shown])
+        for name, curve in curves.evaluate():
+            written = pr_curve.raw_data_pb(f"precision_recall/{name}", *curve, num_thresholds=THRESHOLDS)
+            tf.summary.experimental.write_raw_pb(written.SerializeToString(), step=epoch)
+        return {"val_map": figures["map"], "val_map50": figures["map50"]}
+
+    def _localization(self) -> dict[str, float]:
+        shown: list[tuple[Record, Answer]] = []
+
+        def seen(record: Record, answer: Answer) -> None:
+            if len(shown) < PICTURES:
+                shown.append((record, {**answer, "num_detections": np.minimum(answer["num_detections"], 1)}))
+
+        protocols, watching = ("classification", "localization"), {"localization": [seen]}
+        figures = evaluate(
+            self._scored, self._source, self._split, protocols, self._images, quiet=True, watching=watching
+        )
+        self._draw([_boxes(self._source, *pair) for pair in shown if not pair[1]["status"]])  # the best guess of each
+        return {f"val_{name}": value for name, value in figures.items() if name.endswith("_error")}
+
+    def _classification(self) -> dict[str, float]:
+        records = self._source.records(self._split, PICTURES)
+        images = [(record, *decode_image(record.image_bytes)) for record in records]
+        self._draw([self._named(record, pixels.numpy()) for record, pixels, status in images if not status.numpy()])
+        return {}
+
+    def _named(self, record: Record, pixels: np.ndarray) -> Image.Image:
+        """Write the three likeliest classes over an image, and the true ones beneath them."""
+        probabilities = self._scored.classify([pixels])["probs"][0]
+        best = [(self._source.class_names[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:3]]
+        truth = dict.fromkeys(f"truth: {self._source.class_names[label]}" for label in record.labels)
+        return draw_classes(pixels, [*best, *((name, None) for name in truth)])
+
+    def _draw(self, pictures: list[Image.Image]) -> None:
+        for number, picture in enumerate(pictures):
+            picture.thumbnail((SIDE, SIDE))
+            tf.summary.image(f"{self._split}/{number}", np.asarray(picture)[None])
+
+
+class ProfiledSteps(keras.callbacks.Callback):
+    """Mark where each step begins and ends for the profiler, which else gives no time a step; Keras no longer does."""
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Begin a step, at a cost of microseconds where no profile is taken."""
+        self._step = tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
+        self._step.__enter__()
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """End it."""
+        self._step.__exit__(None, None, None)
+
+
+def _boxes(source: Source, record: Record, answer: Answer, least_score: float = 0.0) -> Image.Image:
+    names = [source.class_names[label] for label in record.labels]
+    return draw_boxes(record.image_bytes, answer, (record.boxes, names), least_score)
+
+
+def flatten(settings: dict, before: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten nested settings to keys with dots; what TensorBoard's table has no kind for becomes text."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found |= flatten(value, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found

@@ -1,0 +1,144 @@
+"""A stage's state on disk, from which it resumes as if it had never stopped."""
+
+import json
+import logging
+import time
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from training.fit.train_step import StageModel
+from training.views.batching import Bookmarks
+from training.views.reading import Place
+
+LEAST_SECONDS = 30.0  # between two checkpoints
+SHARE = 0.03  # of the time, at most, that goes into writing them
+KEPT = 2
+
+log = logging.getLogger(__name__)
+
+
+class Position(tf.train.experimental.PythonState):
+    """A step, and where its batch is found in the data."""
+
+    def __init__(self):
+        self.step, self.block, self.place, self.batches = 0, 0, Place(), 0
+
+    def serialize(self) -> str:
+        """Write it as JSON."""
+        return json.dumps([self.step, self.block, self.place, self.batches])
+
+    def deserialize(self, string_value: str) -> None:
+        """Read it from JSON."""
+        values = json.loads(string_value)
+        if len(values) != 4 or len(values[2]) != len(Place._fields):
+            raise ValueError("its place in the data is that of an earlier version")
+        self.step, self.block, place, self.batches = values
+        self.place = Place(*place)
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Keep all that the next step depends on: weights, optimizer, random seeds, the step and the place in the data.
+
+    A checkpoint is written at the end of each epoch, where the process is asked to end (`training.run.signals`), and
+    between as often as costs `SHARE` of the time, but not within `LEAST_SECONDS` of the one before. A run killed at
+    any moment resumes from the last one; the steps since are done again, on the same batches and with the same random
+    numbers, so that they come to the same weights: only their time is lost.
+
+    tf.train.CheckpointManager writes beside and then points to the new one, and removes old ones last, so a run killed
+    while saving still has the checkpoint before. So has one whose latest was damaged on the disk.
+
+    Args:
+        folder: Where they are.
+        model: The stage's compiled model.
+        steps_an_epoch: Steps in an epoch.
+        is_chief: Whether this process writes them: among several workers, one.
+    """
+
+    def __init__(self, folder: Path, model: StageModel, steps_an_epoch: int, is_chief: bool = True):
+        super().__init__()
+        model.optimizer.build(model.trainable_variables)  # else there is nothing to restore its momenta to
+        self._is_chief, self._steps_an_epoch = is_chief, steps_an_epoch
+        self._position, self._bookmarks = Position(), Bookmarks()
+        self._state = tf.train.Checkpoint(
+            model=model,
+            optimizer=[variable.value for variable in model.optimizer.variables],
+            seeds=[variable.value for variable in model.random_states],
+            position=self._position,
+        )
+        self._state.save_counter  # noqa: B018 - is made when asked for, which all workers have to do together
+        self._manager = tf.train.CheckpointManager(self._state, str(folder), max_to_keep=KEPT)
+        self._saved, self._cost = time.monotonic(), 0.0
+
+    def resume(self) -> int:
+        """Restore the latest checkpoint, if any, and remove what a killed process left of others; return the step.
+
+        Where it is damaged, the one before is restored: all that the damaged one gave is written over.
+
+        Raises:
+            ValueError: none can be restored: damaged, not of this model, or of an earlier version.
+        """
+        prefixes, unread = self._latest_first(), []
+        for prefix in prefixes:
+            try:
+                self._state.restore(prefix).assert_existing_objects_matched()
+                break
+            except (AssertionError, ValueError, LookupError, tf.errors.OpError) as error:  # LookupError: a file cut off
+                unread.append((prefix, str(error).partition("\n")[0]))
+        if prefixes and len(unread) == len(prefixes):
+            latest, line = unread[0]
+            raise ValueError(f"expected a checkpoint to resume from in '{latest}'; {line}: use another --run")
+        for prefix, line in unread:
+            log.warning("'%s' cannot be read (%s): resuming from the checkpoint before", prefix, line)
+        if self._is_chief:
+            self._remove_leftovers()
+        return self._position.step
+
+    def bookmarks(self) -> Bookmarks:
+        """Return the bookmarks to read the data with from the current step on."""
+        position = self._position
+        self._bookmarks = Bookmarks(position.step, position.block, position.place, position.batches)
+        return self._bookmarks
+
+    @property
+    def step(self) -> int:
+        """The steps that are done."""
+        return self._position.step
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the last of them is an epoch's last, whose end has a checkpoint of its own."""
+        return self._position.step % self._steps_an_epoch == 0
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Save, where it is time."""
+        self._position.step += 1
+        waited = time.monotonic() - self._saved
+        if waited >= max(LEAST_SECONDS, self._cost / SHARE) and not self.at_epoch_end:
+            self.save()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Save."""
+        self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        position, began = self._position, time.monotonic()
+        position.block, position.place = self._bookmarks.at(position.step)
+        position.batches = self._bookmarks.batches
+        if self._is_chief:
+            self._manager.save(checkpoint_number=position.step)
+        self._saved = time.monotonic()
+        self._cost = self._saved - began
+
+    def _latest_first(self) -> list[str]:
+        """List the checkpoints as the folder does, so to all workers alike; the manager goes by its clock."""
+        state = tf.train.get_checkpoint_state(self._manager.directory)
+        return list(state.all_model_checkpoint_paths)[::-1] if state is not None else []
+
+    def _remove_leftovers(self) -> None:
+        kept = {Path(prefix).name for prefix in self._manager.checkpoints}
+        for path in Path(self._manager.directory).glob("ckpt-*"):
+            if path.name.partition(".")[0] not in kept:
+                tf.io.gfile.rmtree(str(path)) if path.is_dir() else path.unlink()

@@ -1,0 +1,93 @@
+"""Check before a run what would stop it later or block it for ever, and compute the disk space that it needs."""
+
+import logging
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.model import TASKS
+from overfeat_tf.network.presets import Preset, get_preset
+from training.evaluation.average_precision import CocoDetection
+from training.fit.strategy import check_batch, check_compiled
+from training.fit.tensorboard import PICTURES, SIDE
+from training.recipes import Recipe
+from training.run.checkpoints import KEPT
+from training.sources.record import Record, Source, check_split
+
+log = logging.getLogger(__name__)
+
+
+def check(recipe: Recipe, source: Source, stages: Sequence[str], strategy: tf.distribute.Strategy) -> None:
+    """Check a recipe against its network, its data and the devices.
+
+    Raises:
+        ValueError: a size, a scale, a split, boxes, images, or a batch that does not do.
+        ImportError: pycocotools is not there, by which detection is validated.
+    """
+    preset = get_preset(recipe.preset)
+    if recipe.scales == "preset":
+        recipe.inference.scale_sizes(preset)
+    least = preset.smallest_input if recipe.fine else preset.window
+    if recipe.side < least:
+        raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")
+    check_compiled(strategy, recipe.jit_compile)
+    for stage in stages:
+        schedule = getattr(recipe, stage)
+        check_batch(strategy, schedule.batch, schedule.accumulate, stage)
+    _check_data(recipe, source, stages)
+    if recipe.val_split in source.splits and "detection" in stages:
+        CocoDetection(())
+
+
+def _check_data(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
+    check_split(source, recipe.train_split)
+    placing = [stage for stage in stages if stage != "classification"]
+    if placing and not source.boxed:
+        raise ValueError(
+            f"expected boxes for {placing[0]}; {source.name} has classes alone: train it with --stage classification"
+        )
+    _check_images(source, recipe.train_split, bool(placing))
+    if recipe.val_split in set(source.splits) - {recipe.train_split}:
+        _check_images(source, recipe.val_split, bool(placing), ": --set val_split=none trains without")
+    if recipe.val_split not in source.splits:
+        missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
+        log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
+
+
+def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -> None:
+    """Raise ValueError unless an image with something to learn can be read; it looks no further than the first."""
+    status = None
+    for record in source.records(split):
+        if _teaches(record, placing):
+            status = decode_image(record.image_bytes)[1].numpy().decode()
+            if not status:
+                return
+    if status is None:
+        kind = "objects with boxes" if placing else "objects"
+        raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none{remedy}")
+    where = f"split '{split}' of {source.name}"
+    raise ValueError(f"expected images that can be read in {where}; of the last one: {status}{remedy}")
+
+
+def _teaches(record: Record, placing: bool) -> bool:
+    """Return whether a record has an object, and each its box where it is about places."""
+    return bool((~record.crowd).any() and (record.boxed.all() or not placing))
+
+
+SPARE = 64 * 2**20  # bytes, for what is small: scalars, histograms, the graph
+PICTURE = 3 * SIDE * SIDE  # bytes at most, as a PNG of noise
+
+
+def disk_space(recipe: Recipe, classes: int) -> int:
+    """Return how many bytes a run takes: weights, old and new; checkpoints, of weights and momenta; and logs."""
+    weights = 4 * parameters(get_preset(recipe.preset), classes, recipe.per_class, recipe.context)
+    epochs = sum(getattr(recipe, stage).epochs for stage in TASKS)
+    return 2 * weights + (len(TASKS) * KEPT + 1) * 2 * weights + epochs * PICTURES * PICTURE + SPARE
+
+
+def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> int:
+    """Count the parameters of a network with all its parts and a background class, without building it."""
+    heads = (("classifier", classes + 1), ("regressor", 4 * classes if per_class else 4))
+    layers = [layer for part, outputs in heads for layer in preset.head(part, outputs, context)]
+    return preset.backbone.parameters + sum(layer.parameters for layer in layers)

@@ -1,0 +1,118 @@
+"""Begin or resume the run of a folder: what it is fitted to, and that this has not changed since."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import Preset, get_preset
+from training.fit.transfer import start_from
+from training.recipes import Recipe, with_later_fields
+from training.run import folder as run_folder
+from training.sources.record import Source, check_classes
+from training.views.coverage import Objects
+
+
+def open_run(
+    recipe: Recipe, source: Source, run: Path, start: Path | None, is_chief: bool, objects: Callable[[], Objects]
+) -> Model:
+    """Resume the run in the folder, or begin one.
+
+    Args:
+        recipe: What is fitted, and how.
+        source: The data.
+        run: The folder.
+        start: A run whose weights a new run starts from.
+        is_chief: Whether this process writes in the folder.
+        objects: Reads the training split's objects, where a new run chooses its scales from them.
+
+    Raises:
+        ValueError: the folder's run began with other settings, data or classes, or is damaged.
+    """
+    if not (run / CONFIG).is_file():
+        return _begin(recipe, source, run, start, is_chief, objects)
+    config = read_config(run)
+    if not {"model", "training"} <= config.keys():
+        raise ValueError(f"expected the configuration of a run in '{run / CONFIG}'; it is damaged: use another --run")
+    changed = _changes(with_later_fields(config["training"]), _described(recipe, source))
+    if changed:
+        raise ValueError(
+            f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"
+        )
+    model = Model.from_config(config["model"])
+    check_classes(model.labels, source)
+    if (run / "weights").is_dir():  # a finished stage's, or those that it started from
+        model.load_weights(run / "weights")
+    elif model.tasks:
+        raise ValueError(f"expected '{run / 'weights'}', left by {model.tasks[-1]}; it is gone: use another --run")
+    return model
+
+
+def finished(run: Path) -> tuple[str, ...]:
+    """Return which stages of the folder's run are done, if there is one."""
+    return tuple(read_config(run)["model"].get("tasks", ())) if (run / CONFIG).is_file() else ()
+
+
+def has_features(model: Model, run: Path) -> bool:
+    """Return whether the features of the folder's run have learnt anything."""
+    telling = {"classification", "detection"} if len(model.labels) > 1 else {"detection"}
+    return bool(telling & set(model.tasks) or read_config(run).get("started_from"))
+
+
+def config_of(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:
+    """Describe a run: its model, what that is fitted to, and the run that it started from, if any."""
+    if start is None and (run / CONFIG).is_file():
+        start = read_config(run).get("started_from")
+    return {"model": model.config(), "training": _described(recipe, source), "started_from": start and str(start)}
+
+
+def _begin(
+    recipe: Recipe, source: Source, run: Path, start: Path | None, is_chief: bool, objects: Callable[[], Objects]
+) -> Model:
+    network = build(
+        _with_scales(recipe, objects),
+        len(source.class_names),
+        per_class=recipe.per_class,
+        box_form=recipe.box_form,
+        context=recipe.context,
+    )
+    model = Model(network, source.class_names, recipe.inference, tasks=())
+    if start is not None:
+        model = start_from(model, start)
+    if is_chief and start is not None:  # so that a resumed run needs the other one no more
+        run_folder.commit(run, config_of(model, recipe, source, run, start), model.save_weights)
+    elif is_chief:
+        run_folder.write_config(run, config_of(model, recipe, source, run))
+    return model
+
+
+def _with_scales(recipe: Recipe, objects: Callable[[], Objects]) -> Preset:
+    """Return the recipe's network with the pyramid that the recipe asks for."""
+    preset = get_preset(recipe.preset)
+    if recipe.scales == "preset":
+        return preset
+    return replace(preset, scales=recipe.scales_for(preset, objects()))
+
+
+def _changes(began: dict, now: dict) -> list[str]:
+    """Name the settings that differ, within a stage too; an upgrade of TensorFlow does not end a run."""
+    changed = []
+    for key, value in now.items():
+        before = began.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            changed += [f"{key}.{name}" for name in value if key != "versions" and before.get(name) != value[name]]
+        elif before != value:
+            changed.append(key)
+    return changed
+
+
+def _described(recipe: Recipe, source: Source) -> dict:
+    """Describe what a run is fitted to, in JSON's own types."""
+    versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    return json.loads(json.dumps({**asdict(recipe), "data": source.name, "versions": versions}))

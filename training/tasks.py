@@ -1,0 +1,68 @@
+"""The three tasks, a row each: how its stage is fitted and what it is shown; what scores it and what a report draws."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from overfeat_tf.network.convnet import Network
+from training.evaluation.average_precision import CocoDetection, IlsvrcDetection, VocDetection
+from training.evaluation.calibration import Reliability
+from training.evaluation.metrics import IlsvrcErrors, Metric
+from training.evaluation.recall import DetectionRecall
+from training.evaluation.reports.confusion import ClassConfusion, DetectionConfusion
+from training.evaluation.reports.exhibits import Observer
+from training.evaluation.reports.mistakes import FalsePositives, Misses, WrongClasses, WrongPlaces
+from training.evaluation.reports.precision_recall import PrecisionRecallCurves, ScoreCurves
+from training.fit.stages import classification_model, detection_model, localization_model
+from training.fit.train_step import StageModel
+from training.recipes import Recipe
+from training.views.crops import plain_crops
+from training.views.drawing import Drawing, Views, object_windows, window_maps
+
+
+@dataclass(frozen=True)
+class TrainedTask:
+    """A task: the stage that learns it, and the protocol that scores it.
+
+    Attributes:
+        model: Builds and compiles the Keras model that the stage fits; it shares the network's variables.
+        views: Gives what the stage is shown of a record.
+        metrics, observers: Made from class names and display threshold.
+        signatures: A served model that has one of these answers the protocol.
+    """
+
+    model: Callable[[Network, Recipe], StageModel]
+    views: Callable[[Drawing, Recipe], Views]
+    metrics: tuple[Callable[[Sequence[str], float | None], Metric], ...]
+    observers: tuple[Callable[[Sequence[str], float | None], Observer], ...]
+    signatures: frozenset[str]
+
+
+TRAINED_TASKS: dict[str, TrainedTask] = {
+    "classification": TrainedTask(
+        model=classification_model,
+        views=lambda drawing, recipe: plain_crops(drawing) if recipe.views.plain else object_windows(drawing),
+        metrics=(lambda names, _: IlsvrcErrors(names, kinds=("top",)),),
+        observers=(ClassConfusion, WrongClasses),
+        signatures=frozenset({"classify", "localize"}),
+    ),
+    "localization": TrainedTask(
+        model=localization_model,
+        views=lambda drawing, recipe: window_maps(drawing, scores=recipe.through_features),
+        metrics=(lambda names, _: IlsvrcErrors(names, kinds=("localization",)),),
+        observers=(WrongPlaces,),
+        signatures=frozenset({"localize"}),
+    ),
+    "detection": TrainedTask(
+        model=detection_model,
+        views=lambda drawing, _: window_maps(drawing, voting_only=True),
+        metrics=(
+            lambda names, _: CocoDetection(names),
+            lambda names, _: VocDetection(names),
+            lambda names, _: IlsvrcDetection(names),
+            DetectionRecall,
+            lambda names, _: Reliability(names),
+        ),
+        observers=(PrecisionRecallCurves, ScoreCurves, DetectionConfusion, FalsePositives, Misses),
+        signatures=frozenset({"detect"}),
+    ),
+}

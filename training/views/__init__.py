@@ -1,0 +1,1 @@
+"""Records to batches: views of images, and what their windows learn."""

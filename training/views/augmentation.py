@@ -1,0 +1,136 @@
+"""Random pictures of an image: a part of it, stretched, perhaps mirrored; pure functions of chances, numbers in 0..1.
+
+A view draws all its chances at once from its seed: a pipeline gives the same batches again after a restart, and small
+operations, which add up here, are few.
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from overfeat_tf import boxes as box_ops
+from training.limits import check_range
+
+CUT, GONE = 0.5, 0.1  # least share of an object that is left in a picture for it to be learnt, and to count at all
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """How views are drawn from an image.
+
+    Attributes:
+        per_image: Views from one decoding (3.1: 5 crops).
+        object_share: Share of the views of an image with objects that show a positive window; the rest, and all of an
+            image without objects, are anywhere, where any window of the scan is as likely as any other.
+        stretch: Greatest change of the aspect, as a factor less 1.
+        zoom: Greatest factor by which a part of the image is enlarged to be the picture; an object is kept in it.
+        scale_jitter: Greatest factor by which the sides of the pyramid are changed, up or down; half a step of it,
+            1.4 ** 0.5, shows objects at all sizes between two scales.
+        colour: Greatest change of brightness, contrast and each channel's gain.
+        mirror: Whether to mirror left to right (3.1); not where that changes the class, as with digits.
+        whole: Whether localization and detection see each image once at every scale (5), as much of it as fits the
+            scale's square, rather than `per_image` views of a part. `object_share` is not used then.
+        plain: Whether classification sees plain crops of the whole image and their mirror images (3.1,
+            `training.views.crops`), `per_image` of each, rather than windows that show an object. Stretch, zoom, colour
+            and boxes are not used then.
+    """
+
+    per_image: int = 5
+    object_share: float = 0.8
+    stretch: float = 0.15
+    zoom: float = 1.3
+    scale_jitter: float = 1.18
+    colour: float = 0.2
+    mirror: bool = True
+    whole: bool = False
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("views.per_image", self.per_image, self.per_image >= 1, "1 or more")
+        check_range("views.object_share", self.object_share, 0 <= self.object_share <= 1, "from 0 to 1")
+        check_range("views.stretch", self.stretch, self.stretch >= 0, "0 or more")
+        check_range("views.zoom", self.zoom, self.zoom >= 1, "1 or more")
+        check_range("views.scale_jitter", self.scale_jitter, self.scale_jitter >= 1, "1 or more")
+        check_range("views.colour", self.colour, 0 <= self.colour <= 1, "from 0 to 1")
+
+
+class Picture(NamedTuple):
+    """An image as one might have taken it.
+
+    Attributes:
+        pixels: uint8 [H, W, 3].
+        size: float32 [2], height and width that it counts as: those of `pixels`, stretched.
+        boxes: float32 [n, 4] yxyx, normalised and clipped to the picture.
+        labels: int32 [n].
+        crowd: bool [n]: COCO's crowds, and objects of which too little is left to be learnt.
+    """
+
+    pixels: tf.Tensor
+    size: tf.Tensor
+    boxes: tf.Tensor
+    labels: tf.Tensor
+    crowd: tf.Tensor
+
+
+def random_picture(
+    chances: tf.Tensor, image: tf.Tensor, record: dict[str, tf.Tensor], subject: tf.Tensor, options: ViewOptions
+) -> tuple[Picture, tf.Tensor]:
+    """Make a random picture of an image.
+
+    Args:
+        chances: float32 [6], each in 0..1.
+        image: uint8 [H, W, 3].
+        record: With "boxes" float32 [n, 4] normalised yxyx, "labels" int32 [n] and "crowd" bool [n].
+        subject: int32 scalar, the object that the picture keeps; -1 for none.
+        options: How much of what is changed.
+
+    Returns:
+        The picture, and the subject's index in it (-1 for none).
+    """
+    boxes, labels, crowd = record["boxes"], record["labels"], record["crowd"]
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    everything = tf.constant([0.0, 0.0, 1.0, 1.0])
+    kept = tf.cond(subject >= 0, lambda: box_ops.clip(boxes[subject]), lambda: tf.constant([0.5, 0.5, 0.5, 0.5]))
+
+    part = everything
+    if options.zoom > 1:
+        extent = tf.maximum(tf.exp(-chances[0] * log(options.zoom)), tf.reduce_max(kept[2:] - kept[:2]))
+        first, last = tf.maximum(kept[2:] - extent, 0.0), tf.minimum(kept[:2], 1.0 - extent)
+        # A part that need not keep an object lies anywhere.
+        first, last = (tf.where(subject >= 0, edge, other) for edge, other in ((first, 0.0), (last, 1.0 - extent)))
+        corner = first + chances[1:3] * tf.maximum(last - first, 0.0)
+        edges = tf.concat([tf.floor(corner * sides + 1e-3), tf.math.ceil((corner + extent) * sides - 1e-3)], axis=0)
+        edges = tf.clip_by_value(edges, 0.0, tf.concat([sides, sides], axis=0))
+        part = edges / tf.concat([sides, sides], axis=0)
+        top, left, bottom, right = tf.unstack(tf.cast(edges, tf.int32))
+        image = image[top:bottom, left:right]
+
+    lengths = tf.concat([part[2:] - part[:2]] * 2, axis=0)
+    placed = (boxes - tf.concat([part[:2], part[:2]], axis=0)) / lengths
+    clipped = box_ops.clip(placed)
+    share = tf.math.divide_no_nan(box_ops.area(clipped), box_ops.area(placed))
+    share = tf.where(tf.range(tf.size(labels)) == subject, 1.0, share)
+    there = tf.where(share >= GONE)[:, 0]
+    cut_off = crowd | (share < CUT)
+    index = tf.where(subject >= 0, tf.math.count_nonzero(there < tf.cast(subject, tf.int64), dtype=tf.int32), -1)
+    clipped, labels, crowd = (tf.gather(values, there) for values in (clipped, labels, cut_off))
+
+    if options.mirror:
+        mirrored = chances[3] < 0.5
+        image = tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, mirrored, False]))
+        clipped = tf.where(mirrored, box_ops.flip(clipped), clipped)
+    squeeze = tf.exp((chances[4:6] - 0.5) * log(1.0 + options.stretch))
+    size = tf.cast(tf.shape(image)[:2], tf.float32) * squeeze
+    return Picture(image, size, clipped, labels, crowd), index
+
+
+def random_jitter(chance: tf.Tensor, factor: float) -> tf.Tensor:
+    """Return a factor on the pyramid's sides, log-uniform from 1 / `factor` to `factor`."""
+    return tf.exp((2.0 * chance - 1.0) * log(factor))
+
+
+def below(chances: tf.Tensor, limits: tf.Tensor) -> tf.Tensor:
+    """Turn chances in 0..1 into whole numbers from 0 to below limits int32, each at least 1; a product may round up."""
+    return tf.minimum(tf.cast(chances * tf.cast(limits, tf.float32), tf.int32), limits - 1)

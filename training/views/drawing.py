@@ -1,0 +1,214 @@
+"""Draw the views of a record, and what their windows learn: single windows, parts of a scale, or whole scales."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import SCALE_FITS
+from training.views.augmentation import Picture, ViewOptions, below, random_jitter, random_picture
+from training.views.pyramid import Pyramid, draw_image, square_side
+from training.views.targets import BACKGROUND, Matching, pack_edges, window_origins
+
+SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
+
+Example = tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]  # pixels, and what they teach
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What views are drawn of.
+
+    Attributes:
+        preset: The network.
+        scales: (height, width) of the scales that inference scans.
+        matching: Which windows show an object.
+        views: How images are changed, and how views are chosen.
+        side: Side in pixels of views of a part; those of single windows and of whole scales have their own.
+        fine: Whether the windows of these views are at fine stride.
+        scale_fit: How inference fits images to scales, of `options.SCALE_FITS`.
+    """
+
+    preset: Preset
+    scales: tuple[tuple[int, int], ...]
+    matching: Matching
+    views: ViewOptions
+    side: int = 0
+    fine: bool = True
+    scale_fit: str = SCALE_FITS[0]
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views that a stage sees of a record.
+
+    Attributes:
+        shows: Tells of a record whether it has anything to show: bool [].
+        draw: Draws a decoded record's views from a seed, int32 [2]: a tuple of examples, as many for each record.
+        apart: Batches from one that shows an image to the next that does.
+    """
+
+    shows: Callable[[dict], tf.Tensor]
+    draw: Callable[[tf.Tensor, dict], tuple[Example, ...]]
+    apart: int = 1
+
+
+def has_objects(record: dict) -> tf.Tensor:
+    """Return whether a record has an object that is no crowd: bool []."""
+    return tf.reduce_any(~record["crowd"])
+
+
+def has_boxes(record: dict) -> tf.Tensor:
+    """Return whether each object of a record has a box: bool []."""
+    return tf.reduce_all(record["boxed"])
+
+
+def object_windows(drawing: Drawing) -> Views:
+    """Show single windows, each positive for an object, with its class: (pixels [window, window, 3], label []).
+
+    A class without a box is shown by a crop of its image (3.1), and crowds are not shown.
+    """
+    side = drawing.preset.window
+    one_window = tf.zeros([1, 1, 2])
+
+    def draw(seed: tf.Tensor, record: dict) -> Example:
+        chances = _Chances(seed)
+        subject = _random_object(chances.take(), record)
+        pyramid, index = _random_pyramid(chances, record, subject, drawing)
+        scale_chance, window_chances, colour_chances = chances.take(), chances.take(2), chances.take(5)
+
+        def shown() -> tuple[tf.Tensor, tf.Tensor]:
+            scale = pyramid.home_of(scale_chance, index)
+            first = pyramid.positive_window(window_chances, scale, index)
+            # Of several objects the window may show another one better.
+            label = pyramid.targets(scale, first, one_window).labels[0, 0] - 1
+            label = tf.where(label >= 0, label, record["labels"][subject])
+            return pyramid.draw(colour_chances, scale, first, side, drawing.views.colour), label
+
+        def cropped() -> tuple[tf.Tensor, tf.Tensor]:
+            crop = _random_crop(window_chances, colour_chances, pyramid.picture, drawing)
+            return crop, record["labels"][subject]
+
+        return tf.cond(record["boxed"][subject], shown, cropped)
+
+    return Views(has_objects, _each([draw] * drawing.views.per_image))
+
+
+def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False) -> Views:
+    """Show larger views with the targets of their windows: (pixels [side, side, 3], {"scores", "boxes"}).
+
+    "scores" is int32 [h, w] for `DetectionLoss`, "boxes" float32 [h, w, 5] for `BoxLoss`. Images that have a class
+    without a box are left out: nobody knows which windows show it. VOC's `difficult` objects are learnt like all
+    others.
+
+    Args:
+        drawing: What is drawn. With `views.whole`, a view of each scale in turn, of `square_side` pixels; else views
+            of `side` pixels, of which `views.object_share` show a positive window.
+        scores: Whether to give "scores".
+        voting_only: Whether boxes are learnt only at windows that are not background. In detection, background windows
+            have no vote. Many of them show several small objects at once, whose boxes cannot all be told: without
+            them, mAP on digit scenes after 400 steps is 0.57 rather than 0.47.
+    """
+
+    def targets(pyramid: Pyramid, scale: tf.Tensor, first: tf.Tensor, grid: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = pyramid.targets(scale, first, grid)
+        box_classes = found.box_classes
+        if voting_only:
+            box_classes = tf.where(found.labels == BACKGROUND, 0, box_classes)
+        boxes = {"boxes": pack_edges(found.edges, box_classes)}
+        return {"scores": found.labels, **boxes} if scores else boxes
+
+    def part() -> Callable:
+        """Make the function that draws a view of a part: around a positive window, or anywhere."""
+        side, fine = drawing.side, drawing.fine
+        grid = window_origins(drawing.preset, side, fine)
+
+        def draw(seed: tf.Tensor, record: dict) -> Example:
+            chances = _Chances(seed)
+            subject = _random_object(chances.take(), record)
+            subject = tf.where(chances.take() < drawing.views.object_share, subject, -1)
+            pyramid, index = _random_pyramid(chances, record, subject, drawing)
+            scale_chance, window_chances, view_chances = chances.take(), chances.take(2), chances.take(2)
+
+            def around() -> tuple[tf.Tensor, tf.Tensor]:
+                scale = pyramid.home_of(scale_chance, index)
+                window = pyramid.positive_window(window_chances, scale, index)
+                return scale, pyramid.view_around(view_chances, scale, window, side, fine)
+
+            def anywhere() -> tuple[tf.Tensor, tf.Tensor]:
+                scale = pyramid.scale_of_any_window(scale_chance)
+                return scale, pyramid.view_anywhere(view_chances, scale, side, fine)
+
+            scale, first = tf.cond(index >= 0, around, anywhere)
+            pixels = pyramid.draw(chances.take(5), scale, first, side, drawing.views.colour)
+            return pixels, targets(pyramid, scale, first, grid)
+
+        return draw
+
+    def whole(number: int) -> Callable:
+        """Make the function that draws a scale's canvas, or as much of it as fits the scale's square."""
+        side = square_side(drawing.preset, drawing.scales[number])
+        grid, scale = window_origins(drawing.preset, side, drawing.fine), tf.constant(number)
+
+        def draw(seed: tf.Tensor, record: dict) -> Example:
+            chances = _Chances(seed)
+            pyramid, _ = _random_pyramid(chances, record, tf.constant(-1), drawing)
+            first = pyramid.view_anywhere(chances.take(2), scale, side, drawing.fine)
+            pixels = pyramid.draw(chances.take(5), scale, first, side, drawing.views.colour)
+            return pixels, targets(pyramid, scale, first, grid)
+
+        return draw
+
+    if drawing.views.whole:
+        return Views(has_boxes, _each([whole(number) for number in range(len(drawing.scales))]))
+    return Views(has_boxes, _each([part()] * drawing.views.per_image))
+
+
+def _each(views: list[Callable[[tf.Tensor, dict], Example]]) -> Callable[[tf.Tensor, dict], tuple[Example, ...]]:
+    """Draw each view of a record by a seed of its own."""
+    traced = {view: tf.function(view, autograph=False) for view in views}  # once, however many views it draws
+
+    def draw(seed: tf.Tensor, record: dict) -> tuple[Example, ...]:
+        seeds = tf.unstack(tf.random.split(seed, len(views)))
+        return tuple(traced[view](own, record) for view, own in zip(views, seeds, strict=True))
+
+    return draw
+
+
+class _Chances:
+    """The random numbers of one view, in 0..1, drawn at once and handed out one after the other."""
+
+    COUNT = 20
+
+    def __init__(self, seed: tf.Tensor):
+        self._drawn, self._taken = tf.random.stateless_uniform([self.COUNT], seed), 0
+
+    def take(self, count: int = 0) -> tf.Tensor:
+        """Return the next `count` as float32 [count], or the next one as a scalar."""
+        first, self._taken = self._taken, self._taken + max(count, 1)
+        assert self._taken <= self.COUNT
+        return self._drawn[first : self._taken] if count else self._drawn[first]
+
+
+def _random_object(chance: tf.Tensor, record: dict) -> tf.Tensor:
+    """Draw one of a record's objects that are no crowds: its index, int32 scalar; -1 where there is none."""
+    single = tf.concat([tf.where(~record["crowd"])[:, 0], [-1]], axis=0)  # the last where there is no other
+    return tf.cast(single[below(chance, tf.maximum(tf.size(single) - 1, 1))], tf.int32)
+
+
+def _random_pyramid(chances: _Chances, record: dict, subject: tf.Tensor, drawing: Drawing) -> tuple[Pyramid, tf.Tensor]:
+    """Make a random picture of a record's image, at all scales; and the subject's index in it."""
+    picture, index = random_picture(chances.take(6), record["image"], record, subject, drawing.views)
+    jitter = random_jitter(chances.take(), drawing.views.scale_jitter)
+    scales = (drawing.scales, picture, jitter, drawing.scale_fit)
+    return Pyramid(drawing.preset, drawing.matching, *scales), index
+
+
+def _random_crop(place: tf.Tensor, colours: tf.Tensor, picture: Picture, drawing: Drawing) -> tf.Tensor:
+    """Draw a window anywhere in a picture shrunk to `SHORTEST` windows (3.1): float32 [window, window, 3]."""
+    window = drawing.preset.window
+    extent = picture.size * (SHORTEST * window / tf.reduce_min(picture.size))
+    top_left = -place * (extent - window)
+    frame = tf.concat([top_left, top_left + extent], axis=0)
+    return draw_image(colours, picture.pixels, frame, window, drawing.preset.mean, drawing.views.colour)
