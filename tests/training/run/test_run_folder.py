@@ -40,7 +40,7 @@ def test_two_runs_in_one_folder_are_refused_in_one_line(source, tmp_path):
 
 def test_a_killed_process_holds_no_folder(tmp_path):
     program = (
-        "import os, signal, sys; from pathlib import Path; from training import run_folder\n"
+        "import os, signal, sys; from pathlib import Path; from training.run import folder as run_folder\n"
         "with run_folder.held(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False).returncode == -9
