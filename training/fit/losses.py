@@ -12,8 +12,7 @@ from training.limits import check_choice
 from training.views.targets import BACKGROUND
 
 NEGATIVES = ("offending", "random")
-BOX_LOSSES = ("l2", "relative", "iou", "giou")
-NARROWEST = 4.0  # of "relative": a narrower object counts as one of this aspect
+BOX_LOSSES = ("l2", "iou", "giou")
 
 
 class Criterion:
@@ -82,11 +81,9 @@ class BoxLoss(keras.losses.Loss):
     learns (PCR, 4.3).
 
     Args:
-        kind: "l2" is the squared distance (4.2). "relative" is the squared distance of the edges, where an error across
-            an object counts as many times as the object is longer than wide: a square object bears it, a narrow one
-            does not. "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with the squared distance added
-            where the boxes share nothing: IoU has a gradient only "provided there is some overlap", and generalised
-            IoU has none for a box turned inside out.
+        kind: "l2" is the squared distance (4.2). "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with the
+            squared distance added where the boxes share nothing: IoU has a gradient only "provided there is some
+            overlap", and generalised IoU has none for a box turned inside out.
         form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
     """
 
@@ -99,13 +96,7 @@ class BoxLoss(keras.losses.Loss):
         truth, box_classes = y_true[..., :4], tf.cast(y_true[..., 4], tf.int32)
         values = own_boxes(y_pred, box_classes)
         distance = tf.reduce_sum(tf.square(box_ops.encode(truth, self.form) - values), axis=-1)
-        if self.kind == "relative":
-            sides = truth[..., 2:] - truth[..., :2]
-            longer = tf.reduce_max(sides, axis=-1, keepdims=True)
-            weights = tf.math.divide_no_nan(longer, tf.maximum(sides, longer / NARROWEST))
-            errors = (box_ops.decode(values, self.form) - truth) * tf.concat([weights, weights], axis=-1)
-            distance = tf.reduce_sum(tf.square(errors), axis=-1)
-        elif self.kind != "l2":
+        if self.kind != "l2":
             found = box_ops.decode(values, self.form)
             overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
             apart = box_ops.intersection(truth, found) <= 0.0
