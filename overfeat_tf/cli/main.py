@@ -200,15 +200,16 @@ def predict(
     where the model is not calibrated, and with --server, which does not tell it. The JSON has all boxes, and whether
     each is shown.
     """
-    if server is not None and changes:
-        given = ", ".join(map(option_name, changes))
-        raise ValueError(f"expected no {given} with --server; the served model has the options of its export")
     if server is not None and stages:
         raise ValueError("expected no --stages with --server, which gives answers alone; use the model's run")
     require_server(server, connection)
     load_tensorflow()
     from overfeat_tf.cli.image_files import find_files
-    from overfeat_tf.cli.predict import run
+    from overfeat_tf.cli.predict import run, without_showing
+
+    if server is not None and (refused := without_showing(changes)):
+        given = ", ".join(map(option_name, refused))
+        raise ValueError(f"expected no {given} with --server; the served model has the options of its export")
 
     answers = run(model, find_files(images), server, out, threshold, changes, stages, connection, task)
     write_json(json_file, answers)

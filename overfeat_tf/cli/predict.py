@@ -57,7 +57,11 @@ def run(
     classification, localization and detection that the model was trained for, or the one that is asked for.
     """
     names = picture_names(files)
-    loaded = with_changes(load(model), changes) if server is None else None
+    show_several = changes.get("one_box_per_object") is False
+    loaded = load(model) if server is None else None
+    if loaded is not None:
+        # A SavedModel's answer has all boxes already, as a rule; its options cannot be changed.
+        loaded = with_changes(loaded, changes if isinstance(loaded, Model) else without_showing(changes))
     if threshold is None:
         threshold = loaded.display_threshold if loaded is not None else UNCALIBRATED_THRESHOLD
     if loaded is None:
@@ -72,7 +76,7 @@ def run(
     with Progress(len(files)) as progress:
         for file, data, outputs, problem, answered_task in answered:
             # Localization gives each of the best classes a box, which may well be the same.
-            several = changes.get("one_box_per_object") is False or answered_task == LOCALIZATION.name
+            several = show_several or answered_task == LOCALIZATION.name
             status = problem or bytes(outputs["status"]).decode()
             if status:
                 progress.report(file, status)
@@ -86,6 +90,11 @@ def run(
             progress.advance(1)
     kind = "classes" if any("classes" in answer for answer in answers) else "objects"
     return [{**answer, kind: answer.get(kind, [])} for answer in answers]
+
+
+def without_showing(changes: Changes) -> Changes:
+    """Return inference options without the one that asks to show overlapping detections, which any model can."""
+    return {key: value for key, value in changes.items() if key != "one_box_per_object" or value}
 
 
 def _found(outputs: dict[str, np.ndarray], threshold: float, several: bool) -> dict[str, list[dict]]:
