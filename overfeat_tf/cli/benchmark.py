@@ -97,7 +97,7 @@ def benchmark_ladder(
 @benchmark.command("serve")
 @click.option("--preset", "presets", multiple=True, default=("tiny", "fast"), show_default=True, help="Exported.")
 @click.option("--model", type=FOLDER, help="Measure saved_models/NAME instead of presets.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="Of load, on each server.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="Of load on the server.")
 @click.option("--clients", type=click.IntRange(min=1), default=32, show_default=True, help="At the same time.")
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True, help="Of one client.")
 @click.option("--hostile", type=click.IntRange(min=1), default=10_000, show_default=True, help="Requests.")

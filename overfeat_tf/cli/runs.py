@@ -239,8 +239,7 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
         The figures; those of a table are its rows, by its name.
     """
     from training.evaluation.evaluate import evaluate as score
-    from training.evaluation.ladders import TABLES, as_markdown, table_of
-    from training.evaluation.ladders import score_rows as climb
+    from training.evaluation.ladders import TABLES, as_markdown, score_rows, table_of
     from training.evaluation.reports.exhibits import figure_tables
     from training.evaluation.reports.figures import draw_detection_figures, draw_scales
     from training.evaluation.reports.report import Report
@@ -254,7 +253,7 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
     began = time.monotonic()
     figures: dict[str, Any]
     if table:
-        rows = list(climb(require_run(answering), source, split, protocol, limit, watching))
+        rows = list(score_rows(require_run(answering), source, split, protocol, limit, watching))
         figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
     else:
         protocols = protocol.split(",")

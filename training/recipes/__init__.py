@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
+from overfeat_tf.suggestion import suggest
 from training.recipes.digits import digits, digits_quick
 from training.recipes.finetuned import coco_accurate, coco_fast, voc_accurate, voc_fast
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
 from training.recipes.recipe import Recipe, Schedule, with_later_fields
-from training.recipes.settings import nearest, override
+from training.recipes.settings import override
 from training.recipes.tinyimagenet import tinyimagenet
 from training.recipes.voc import voc
 
@@ -33,5 +34,5 @@ def get_recipe(name: str) -> Recipe:
         ValueError: no such recipe; the message names the nearest one.
     """
     if name not in RECIPES:
-        raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}; got '{name}'{nearest(name, RECIPES)}")
+        raise ValueError(f"expected a recipe, one of {', '.join(RECIPES)}; got '{name}'{suggest(name, RECIPES)}")
     return RECIPES[name]()

@@ -1,11 +1,11 @@
 """Strict changes to a recipe, from the command line's key=value."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from overfeat_tf.suggestion import suggest
 from training.recipes.recipe import Recipe
 
 
@@ -44,7 +44,7 @@ def _meant(key: str, known: Iterable[str]) -> str:
     if such:
         return f"; there is {', '.join(such)}"
     parts = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in known)
-    return nearest(key, known) or f"; there is {', '.join(parts)}"
+    return suggest(key, known) or f"; there is {', '.join(parts)}"
 
 
 def _changed(part: Any, changes: dict[str, Any]) -> Any:
@@ -76,9 +76,3 @@ def _read(kind: Any, text: str) -> Any:
     if kind is bool and text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true" if kind is bool else kind(text)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Give the end of a message that names the nearest of those known; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""

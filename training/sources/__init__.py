@@ -1,9 +1,9 @@
 """Where images and boxes come from: one file a source, one record schema (`record.py`)."""
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from overfeat_tf.suggestion import suggest
 from training.sources.checks import Log, ReportFinding
 from training.sources.coco import open_coco
 from training.sources.digits import DigitScenes
@@ -39,7 +39,6 @@ def open_source(spec: str, report: ReportFinding | None = None) -> Source:
     kind, _, rest = spec.partition(":")
     if kind in OPENERS and bool(rest) == (kind != "digits"):
         return OPENERS[kind][1](rest, report or Log())
-    near = difflib.get_close_matches(kind, OPENERS, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near and near[0] != kind else ""
+    hint = "" if kind in OPENERS else suggest(kind, OPENERS)
     forms = ", ".join(form for form, _ in OPENERS.values())
     raise ValueError(f"expected a data source, one of {forms}; got '{spec}'{hint}")

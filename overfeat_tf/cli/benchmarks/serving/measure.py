@@ -207,7 +207,7 @@ def _add_load(report: Report, place: Path, load_seconds: float, clients: int) ->
     p50, p99 = (percentile(alone.latencies, percent) for percent in (50, 99))
     what = f"`{place.name}`, {clients} clients, {load_seconds:g} s"
     remark = f"{what}: images a second in requests of {BATCH_IMAGES} over requests of one"
-    report.add("batching_gain", compared.gains, remark, (">=", 0.9))
+    report.add("batching_gain", compared.gains, remark, (">=", 1.5))
     report.add("p99_of_p50", [p99 / p50], f"{what}: latency of requests of one image", ("<=", 10.0))
     failed = sum(sum(seen.failures.values()) for seen in (together, alone, switch, corrupt))
     told = f"requests of {BATCH_IMAGES}, of one, while a version is switched, while a corrupt one comes"

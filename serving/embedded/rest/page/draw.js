@@ -32,7 +32,7 @@ export function shownOf(all, least, several) {
   return kept;
 }
 
-const RIVAL_IOU = 0.4; // as overfeat_tf.merge.calibration has it
+const RIVAL_IOU = 0.4; // as overfeat_tf/merge/calibration.py has it
 
 function iou(one, other) {
   const side = (axis) => Math.min(one[axis + 2], other[axis + 2]) - Math.max(one[axis], other[axis]);
