@@ -2,7 +2,7 @@
 
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.geometry import window_count
-from overfeat_tf.network.presets import get_preset
+from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.scan.features import layer_names
 
 CLASSES = 1000  # as in Table 4
@@ -10,8 +10,8 @@ CLASSES = 1000  # as in Table 4
 
 def table(name: str) -> str:
     """Render layers, sizes, parameters, connections, strides and scales of a preset, for 1000 classes."""
-    preset = get_preset(name)
-    network = build(preset, CLASSES, weights=False)
+    network = build(name, CLASSES, weights=None if name not in PRESETS else False)
+    preset = network.preset
     lines = [f"{name}: window {preset.window}x{preset.window}, {CLASSES} classes", ""]
     lines.append(
         f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"

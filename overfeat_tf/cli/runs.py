@@ -30,6 +30,8 @@ from overfeat_tf.cli.options import (
 @click.argument("recipe")
 @click.option("--data", metavar="SOURCE", help="The recipe's own if left out; as for `inspect`.")
 @click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
+@click.option("--backbone", metavar="NAME", help="A model of keras.applications, keras_hub:PRESET, or a .keras file.")
+@click.option("--layer", metavar="NAME", help="The backbone's layer whose output is the feature map.")
 @click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
@@ -41,6 +43,8 @@ def train(
     recipe: str,
     data: str | None,
     run: Path | None,
+    backbone: str | None,
+    layer: str | None,
     stage: str | None,
     settings: tuple[str, ...],
     start: Path | None,
@@ -56,7 +60,8 @@ def train(
     from training.recipes import get_recipe, override
     from training.sources import open_source
 
-    chosen = override(get_recipe(recipe), list(settings))
+    named = [f"{key}={value}" for key, value in (("preset", backbone), ("layer", layer)) if value is not None]
+    chosen = override(get_recipe(recipe), [*named, *settings])
     if data is None and chosen.data is None:
         raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
     folder, spec = run or Path("runs") / recipe, data or str(chosen.data)

@@ -59,6 +59,8 @@ class Execution:
     @cached_property
     def tail(self) -> list[layers.Layer]:
         """The last feature layers, from the first that joins maps, and its padding, on; none for small networks."""
+        if not self.network.preset.backbone.is_chain:
+            return []
         rows = self.network.features.layers
         first = next((i for i, layer in enumerate(rows) if self.joins(layer)), None)
         return [] if first is None else rows[first - isinstance(rows[first - 1], layers.ZeroPadding2D) :]
@@ -131,7 +133,8 @@ def choose_tiles(preset: Preset, context: bool = False) -> dict[str, int]:
     """
     chosen: dict[str, int] = {}
     sizes = [preset.backbone.map_sizes(*scale) for scale in preset.scales]
-    for layer, maps in zip(preset.backbone.layers, zip(*sizes, strict=True), strict=True):
+    chain = preset.backbone.layers if preset.backbone.is_chain else ()
+    for layer, maps in zip(chain, zip(*sizes, strict=False), strict=False):
         if layer.stride == 1:
             side = _best(Shape(layer.kernel, 1, layer.inputs, layer.channels), maps, CONVOLVED)
             chosen |= {layer.name: side} if side else {}

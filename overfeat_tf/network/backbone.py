@@ -1,13 +1,15 @@
 """What a network says of its layers: names, shapes, strides, map sides, parameters and multiply-adds; no TensorFlow.
 
 A `Backbone` describes feature layers and builds them in Keras. `ConvBackbone` is the paper's kind, a chain of
-convolutions. Window, heads and scales stand above it, in `presets.Preset`.
+convolutions; `keras_backbone.KerasBackbone` is any Keras model. Window, heads and scales stand above it, in
+`presets.Preset`.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import keras
@@ -24,12 +26,17 @@ class Conv:
     pool: int = 1
 
 
+INIT_STD = 0.01  # 3.1
+GREY = 118.380951  # mean pixel of the authors' release, 0..255
+CONTRAST = 61.8969116  # its standard deviation
+
+
 class Layer(NamedTuple):
     """A layer with weights: a convolution of square `kernel`, or a full layer as the convolution that it is (3.5).
 
     Attributes:
         name: Of the Keras layer.
-        inputs, channels: Channels in and out.
+        inputs, channels: Channels that one output sees, and channels out: a depthwise convolution has one input.
         kernel, stride, padding: In cells of its input.
         pool: Side of the max pool that follows; 1 where there is none.
     """
@@ -54,7 +61,19 @@ class Layer(NamedTuple):
 
 
 class Backbone(ABC):
-    """Feature layers from pixels to the last map before its pooling, described without building them."""
+    """Feature layers from pixels to the last map before its pooling, described without building them.
+
+    Cell (i, j) of the last map is centred on the pixels [i s, i s + s) by [j s, j s + s), s being the stride.
+
+    Attributes:
+        is_chain: Whether each layer feeds the next one alone, so that `overfeat_tf.compute` may regroup them.
+        pool: Side of the last pooling, which the heads take at every offset (3.3).
+        mean: The pixel value that pictures are padded with.
+    """
+
+    is_chain: ClassVar[bool]
+    pool: int
+    mean: float
 
     @property
     @abstractmethod
@@ -71,8 +90,22 @@ class Backbone(ABC):
         """Return the side of each layer's map, before its pooling, for an input of `side` pixels."""
 
     @abstractmethod
-    def build(self, weights: bool = True) -> "keras.Model":
-        """Build the Keras model from pixels [B, H, W, 3], 0..255, to the last map; zeros unless `weights` are drawn."""
+    def build(self, weights: bool = True, init_std: float | None = INIT_STD) -> "keras.Model":
+        """Build the Keras model from pixels [B, H, W, 3], 0..255, to the last map.
+
+        Args:
+            weights: Draw the initial weights, or leave zeros for others to be loaded.
+            init_std: See `Preset.init_std`.
+        """
+
+    @abstractmethod
+    def config(self) -> dict:
+        """Describe the backbone in JSON's types."""
+
+    @property
+    def depth(self) -> int:
+        """Number of the last feature layer; the layers of the heads number on from it."""
+        return len(self.layers)
 
     @property
     def channels(self) -> int:
@@ -105,14 +138,18 @@ class ConvBackbone(Backbone):
 
     Attributes:
         convs: The rows, first to last; the last one's pool is not among its layers, since the heads take it (3.3).
-        mean, std: Input normalisation, (pixel - mean) / std.
-        init_std: Standard deviation of the initial weights; None asks for He's.
+        mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.
     """
 
+    is_chain = True
     convs: tuple[Conv, ...]
-    mean: float
-    std: float
-    init_std: float | None
+    mean: float = GREY
+    std: float = CONTRAST
+
+    @property
+    def pool(self) -> int:  # type: ignore[override]
+        """The pool of the last row."""
+        return self.convs[-1].pool
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -136,7 +173,16 @@ class ConvBackbone(Backbone):
             side = found[-1] // row.pool
         return found
 
-    def build(self, weights: bool = True) -> "keras.Model":
+    def config(self) -> dict:
+        """Describe the backbone in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "ConvBackbone":
+        """Build the backbone from `config`."""
+        return cls(**{**config, "convs": tuple(Conv(**row) for row in config["convs"])})
+
+    def build(self, weights: bool = True, init_std: float | None = INIT_STD) -> "keras.Model":
         """Build `normalise`, then pad, conv, relu and pool by their numbers; zeros unless `weights` are drawn."""
         import keras
         from keras import layers
@@ -146,7 +192,7 @@ class ConvBackbone(Backbone):
         for number, row in enumerate(self.layers, start=1):
             if row.padding:
                 x = layers.ZeroPadding2D(row.padding, name=f"pad{number}")(x)
-            draw = initializer(self.init_std, weights)
+            draw = initializer(init_std, weights)
             x = layers.Conv2D(row.channels, row.kernel, row.stride, kernel_initializer=draw, name=row.name)(x)
             x = layers.ReLU(name=f"relu{number}")(x)
             if row.pool > 1 and number < len(self.convs):

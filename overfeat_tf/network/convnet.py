@@ -11,7 +11,9 @@ from keras import layers
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.network.context import Context
 from overfeat_tf.network.heads import DenseHead, build_head
-from overfeat_tf.network.presets import Preset, get_preset
+from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone
+from overfeat_tf.network.presets import PRESETS, Preset, get_preset
+from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, read_backbone
 
 PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
 
@@ -55,6 +57,30 @@ class Network:
         return self.__dict__.setdefault("regressor", self._regressor(weights=False))
 
     @property
+    def backbone(self) -> keras.Model:
+        """The feature layers that pretrained weights are for: the Keras model within `features`, or all of these."""
+        chain = self.preset.backbone.is_chain
+        return self.features if chain else self.features.get_layer(BACKBONE)
+
+    @property
+    def map_names(self) -> list[str]:
+        """The layers of `features` that give a map before their rectifier or after it, from the pixels up."""
+        described = self.preset.backbone
+        if isinstance(described, KerasBackbone):
+            return [*described.map_names, self.features.layers[-1].name]
+        kinds = (layers.Conv2D, layers.ReLU, layers.MaxPooling2D)
+        return [layer.name for layer in self.features.layers if isinstance(layer, kinds)]
+
+    def features_until(self, layer: str) -> keras.Model:
+        """Return the features up to one of `map_names`."""
+        outer = [own.name for own in self.features.layers]
+        if layer in outer:
+            return keras.Model(self.features.input, self.features.get_layer(layer).output)
+        inner = keras.Model(self.backbone.input, self.backbone.get_layer(layer).output)
+        padded = self.features.layers[outer.index(BACKBONE) - 1].output
+        return keras.Model(self.features.input, inner(padded))
+
+    @property
     def parts(self) -> dict[str, keras.Model]:
         """The models by name; the regressor only once it is built."""
         built = {"features": self.features, "classifier": self.classifier}
@@ -96,39 +122,56 @@ def build(
     num_classes: int,
     background: bool = False,
     per_class: bool = False,
-    weights: bool = True,
+    weights: bool | str | None = True,
     box_form: str = BOX_FORMS[0],
     context: bool = False,
+    layer: str | None = None,
 ) -> Network:
-    """Build a network with fresh weights.
+    """Build a network: one of the paper's kind with fresh weights, or OverFeat's heads on a pretrained backbone.
 
     Args:
-        preset: A preset or its name.
+        preset: A preset or its name; or a backbone by its name in `keras.applications`, "keras_hub:" and a preset of
+            KerasHub, or the path of a `.keras` file (`pretrained.read_backbone`).
         num_classes: Object classes.
         background: Add the background class of detection (5) as output 0 of the classifier.
         per_class: Let the regressor have a box for each class (PCR) rather than one for all (SCR; 4.3).
-        weights: Draw the initial weights. False leaves zeros in features and classifier, for others to be loaded:
-            drawing takes seconds, and for a moment three times their memory.
+        weights: True for the ImageNet weights of a backbone that is named, and fresh ones in all other layers;
+            "imagenet" for the same, or an error where there are none; the path of a weights file of the backbone; None
+            for fresh ones everywhere. False leaves zeros in features and classifier, for others to be loaded: drawing
+            takes seconds, and for a moment three times their memory.
         box_form: How the regressor tells a box, one of `boxes.BOX_FORMS`.
         context: Let the heads also see the features of half the resolution (5).
+        layer: Where a backbone that is named is cut; `pretrained.default_layer` if None.
 
     Raises:
-        ValueError: unknown preset or form, no class, or a window too small for context.
+        ValueError: unknown network, layer or form, no class, a window too small for context, or pretrained weights
+            asked of a preset, which has none.
+        OSError: weights that cannot be downloaded or read.
     """
+    pretrained = None
+    if isinstance(preset, str) and preset not in PRESETS:
+        backbone, pretrained = read_backbone(preset, layer, IMAGENET if weights is True else weights or None)
+        preset = backbone_preset(backbone)
+    elif isinstance(weights, str):
+        raise ValueError(f"expected a backbone for weights '{weights}'; the preset '{preset}' has none")
     preset = get_preset(preset) if isinstance(preset, str) else preset
+    drawn = weights is not False
     if num_classes < 1:
         raise ValueError(f"expected at least one class; got {num_classes}")
     if box_form not in BOX_FORMS:
         raise ValueError(f"expected box_form to be one of {', '.join(BOX_FORMS)}; got '{box_form}'")
     if context and preset.feature_side(preset.window // 2) < 1:
         raise ValueError(f"expected a window for context of which half has features; '{preset.name}' is too small")
-    return Network(
+    network = Network(
         preset=preset,
         num_classes=num_classes,
         background=background,
         per_class=per_class,
         box_form=box_form,
         context=context,
-        features=preset.backbone.build(weights),
-        classifier=build_head(preset, "classifier", num_classes + background, context, weights),
+        features=preset.backbone.build(drawn, preset.init_std),
+        classifier=build_head(preset, "classifier", num_classes + background, context, drawn),
     )
+    if pretrained is not None and weights:
+        network.backbone.set_weights(pretrained.get_weights())
+    return network

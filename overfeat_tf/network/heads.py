@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from overfeat_tf.network.backbone import initializer
-from overfeat_tf.network.presets import INIT_STD, Preset
+from overfeat_tf.network.backbone import INIT_STD, initializer
+from overfeat_tf.network.presets import Preset
 
 
 def build_head(preset: Preset, part: str, outputs: int, context: bool = False, weights: bool = True) -> keras.Model:

@@ -1,13 +1,11 @@
 """The networks as data: Table 1 (`fast`), Table 3 (`accurate`) and the small ones, one row a layer."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 
-from overfeat_tf.network.backbone import Backbone, Conv, ConvBackbone, Layer
+from overfeat_tf.network.backbone import INIT_STD, Backbone, Conv, ConvBackbone, Layer
+from overfeat_tf.network.keras_backbone import KerasBackbone
 from overfeat_tf.suggestion import suggest
-
-INIT_STD = 0.01  # 3.1
 
 
 @dataclass(frozen=True)
@@ -17,14 +15,13 @@ class Preset:
     Attributes:
         name: What `overfeat_tf.build` calls it.
         window: Side in pixels of the square window that one classification sees.
-        convs: The feature layers, first to last; the last one's pool is the one taken at every offset (3.3).
+        backbone: The feature layers, whose description builds them.
         full: Channels of the two hidden fully connected layers of the classifier.
         regressor: Channels of the two hidden layers of the regressor (4.2).
         scales: Sizes (height, width) in pixels of the scales, smallest first; `pyramid.fit_scale` adapts
             them to an image's aspect, unless `InferenceOptions.scale_fit` asks for exactly these.
         shorter_side: Shorter side in pixels of the images whose central square ten views and single crops are taken
             from (3.1: 256).
-        mean, std: Input normalisation, (pixel - mean) / std, the same for all channels.
         dropout: Rate on the hidden fully connected layers.
         init_std: Standard deviation of the initial weights (3.1: 0.01); None asks for He's in all but the last
             layers, which lets networks learn in minutes rather than epochs.
@@ -32,20 +29,13 @@ class Preset:
 
     name: str
     window: int
-    convs: tuple[Conv, ...]
+    backbone: Backbone
     full: tuple[int, int]
     regressor: tuple[int, int]
     scales: tuple[tuple[int, int], ...]
     shorter_side: int = 256
-    mean: float = 118.380951  # the authors' release, pixels 0..255
-    std: float = 61.8969116
     dropout: float = 0.5
     init_std: float | None = INIT_STD
-
-    @cached_property
-    def backbone(self) -> Backbone:
-        """The description of the feature layers, which builds them."""
-        return ConvBackbone(self.convs, self.mean, self.std, self.init_std)
 
     def head(self, part: str, outputs: int, context: bool = False) -> tuple[Layer, ...]:
         """Return the three layers of a head, hidden, hidden and linear, numbered on from the feature layers.
@@ -59,7 +49,7 @@ class Preset:
             "classifier": ("full", self.full, "scores"),
             "regressor": ("regress", self.regressor, "box"),
         }[part]
-        number = len(self.backbone.layers)
+        number = self.backbone.depth
         return (
             Layer(f"{prefix}{number + 1}", self.backbone.channels * (1 + context), hidden[0], self.head_kernel),
             Layer(f"{prefix}{number + 2}", *hidden),
@@ -67,9 +57,14 @@ class Preset:
         )
 
     @property
+    def mean(self) -> float:
+        """The pixel value that pictures are padded with."""
+        return self.backbone.mean
+
+    @property
     def last_pool(self) -> int:
         """Side of the last pooling: k; there are k * k offsets."""
-        return self.convs[-1].pool
+        return self.backbone.pool
 
     @property
     def fine_stride(self) -> int:
@@ -97,18 +92,23 @@ class Preset:
 
     def config(self) -> dict:
         """Describe the preset in JSON's types."""
-        return asdict(self)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**own, "backbone": self.backbone.config()}
 
     @classmethod
     def from_config(cls, config: Mapping) -> "Preset":
-        """Build the preset from `config`.
+        """Build the preset from `config`, or from what earlier versions wrote.
 
         Raises:
-            KeyError, TypeError: it is not what `config` returns.
+            KeyError, TypeError: it is neither.
         """
-        pairs = tuple(tuple(scale) for scale in config["scales"])
-        rows = {key: tuple(config[key]) for key in ("full", "regressor")}
-        return cls(**{**config, "convs": tuple(Conv(**row) for row in config["convs"]), "scales": pairs, **rows})
+        known = dict(config)
+        if "backbone" not in known:  # written when every network was a chain of convolutions
+            known["backbone"] = {key: known.pop(key) for key in ("convs", "mean", "std")}
+        kind = ConvBackbone if "convs" in known["backbone"] else KerasBackbone
+        rows = {key: tuple(known[key]) for key in ("full", "regressor")}
+        pairs = tuple(tuple(scale) for scale in known["scales"])
+        return cls(**{**known, "backbone": kind.from_config(known["backbone"]), "scales": pairs, **rows})
 
 
 PRESETS = {
@@ -117,12 +117,14 @@ PRESETS = {
         Preset(
             name="fast",  # Table 1
             window=231,
-            convs=(
-                Conv(96, 11, stride=4, pool=2),
-                Conv(256, 5, pool=2),
-                Conv(512, 3, padding=1),
-                Conv(1024, 3, padding=1),
-                Conv(1024, 3, padding=1, pool=2),
+            backbone=ConvBackbone(
+                (
+                    Conv(96, 11, stride=4, pool=2),
+                    Conv(256, 5, pool=2),
+                    Conv(512, 3, padding=1),
+                    Conv(1024, 3, padding=1),
+                    Conv(1024, 3, padding=1, pool=2),
+                )
             ),
             full=(3072, 4096),
             regressor=(4096, 1024),
@@ -132,13 +134,15 @@ PRESETS = {
         Preset(
             name="accurate",  # Table 3, scales of Table 5
             window=221,
-            convs=(
-                Conv(96, 7, stride=2, pool=3),
-                Conv(256, 7, pool=2),
-                Conv(512, 3, padding=1),
-                Conv(512, 3, padding=1),
-                Conv(1024, 3, padding=1),
-                Conv(1024, 3, padding=1, pool=3),
+            backbone=ConvBackbone(
+                (
+                    Conv(96, 7, stride=2, pool=3),
+                    Conv(256, 7, pool=2),
+                    Conv(512, 3, padding=1),
+                    Conv(512, 3, padding=1),
+                    Conv(1024, 3, padding=1),
+                    Conv(1024, 3, padding=1, pool=3),
+                )
             ),
             full=(4096, 4096),
             regressor=(4096, 1024),
@@ -149,7 +153,9 @@ PRESETS = {
             # an image's side appear at 15 to 29 of the window's 32 pixels in two neighbouring scales.
             name="tiny",
             window=32,
-            convs=(Conv(24, 5, pool=2), Conv(48, 3, pool=2), Conv(96, 3, padding=1), Conv(96, 3, padding=1, pool=2)),
+            backbone=ConvBackbone(
+                (Conv(24, 5, pool=2), Conv(48, 3, pool=2), Conv(96, 3, padding=1), Conv(96, 3, padding=1, pool=2))
+            ),
             full=(128, 128),
             regressor=(128, 64),
             scales=((36, 36), (52, 52), (68, 68), (100, 100), (140, 140), (196, 196), (276, 276)),
@@ -162,11 +168,13 @@ PRESETS = {
             # image's side appear at 46 to 92 of the window's 109 pixels, where the pips of a playing card can be told.
             name="small",
             window=109,
-            convs=(
-                Conv(32, 7, stride=2, pool=2),
-                Conv(64, 3, pool=2),
-                Conv(128, 3, padding=1),
-                Conv(128, 3, padding=1, pool=2),
+            backbone=ConvBackbone(
+                (
+                    Conv(32, 7, stride=2, pool=2),
+                    Conv(64, 3, pool=2),
+                    Conv(128, 3, padding=1),
+                    Conv(128, 3, padding=1, pool=2),
+                )
             ),
             full=(256, 256),
             regressor=(128, 64),
@@ -180,11 +188,13 @@ PRESETS = {
             # are, and a window sees four fifths of such a picture's side.
             name="thumbnail",
             window=52,
-            convs=(
-                Conv(48, 5, pool=2),
-                Conv(96, 3, padding=1, pool=2),
-                Conv(192, 3, padding=1),
-                Conv(192, 3, padding=1, pool=2),
+            backbone=ConvBackbone(
+                (
+                    Conv(48, 5, pool=2),
+                    Conv(96, 3, padding=1, pool=2),
+                    Conv(192, 3, padding=1),
+                    Conv(192, 3, padding=1, pool=2),
+                )
             ),
             full=(384, 384),
             regressor=(256, 128),

@@ -1,6 +1,6 @@
 """The network as a feature extractor: any layer's output, by its name (3.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import keras
 import tensorflow as tf
@@ -22,14 +22,16 @@ def default_layer(preset: Preset) -> str:
 def layer_names(network: Network) -> list[str]:
     """List the layers that `extract` knows, from the pixels up; each is given before its rectifier.
 
-    `conv1`, `relu1`, `pool1` ... to the classifier's `scores`, and the regressor's where it has been fitted.
+    `conv1`, `relu1`, `pool1` ... or a backbone's own names, to the classifier's `scores`, and the regressor's where it
+    has been fitted.
     """
-    names = []
+    names = network.map_names
+    if network.preset.last_pool > 1:
+        names.append(_last_pool(network.preset))
     for part, model in network.parts.items():
-        if part == "classifier" and network.preset.last_pool > 1:
-            names.append(_last_pool(network.preset))
-        kinds = (keras.layers.Conv2D, keras.layers.ReLU, keras.layers.MaxPooling2D)
-        names += [layer.name for layer in model.layers if isinstance(layer, kinds)]
+        if part != "features":
+            kinds = (keras.layers.Conv2D, keras.layers.ReLU)
+            names += [layer.name for layer in model.layers if isinstance(layer, kinds)]
     return names
 
 
@@ -73,9 +75,9 @@ def extract(
     if not images:
         return []
     last_pool = preset.last_pool
-    below = layer in [own.name for own in network.features.layers]
+    below = layer in network.map_names
     maps_of = feature_maps if layer == _last_pool(preset) else head_maps
-    run = _until(network, layer) if below else lambda pixels: maps_of(network, [pixels], arithmetic)[0]
+    run = network.features_until(layer) if below else lambda pixels: maps_of(network, [pixels], arithmetic)[0]
 
     def one(image: tf.Tensor) -> tf.Tensor:
         pixels = pad(preset, tf.cast(image, tf.float32), preset.window)
@@ -93,10 +95,5 @@ def extract(
     return windows.split(outputs)
 
 
-def _until(network: Network, layer: str) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return the feature layers up to the one of that name."""
-    return keras.Model(network.features.input, network.features.get_layer(layer).output)
-
-
 def _last_pool(preset: Preset) -> str:
-    return f"pool{len(preset.backbone.layers)}"
+    return f"pool{preset.backbone.depth or ''}"

@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.network.presets import get_preset
 from training.progress import progress
 from training.recipes import Recipe
 from training.sources import open_source
@@ -158,7 +157,7 @@ class Inspection:
 
     def measure_coverage(self, recipe: Recipe) -> None:
         """Measure which objects of each split a recipe's scales cover; scales=auto goes by its training split."""
-        self.recipe, preset = recipe.name, get_preset(recipe.preset)
+        self.recipe, preset = recipe.name, recipe.network
         boxed = {split: counts.sized_objects for split, counts in self.counts.items() if counts.box_sides}
         if not boxed:
             return

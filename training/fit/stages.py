@@ -6,6 +6,8 @@ import tensorflow as tf
 from keras import layers
 
 from overfeat_tf.network.convnet import DenseHead, Network
+from overfeat_tf.network.keras_backbone import leaf_layers
+from overfeat_tf.suggestion import suggest
 from training.fit.losses import BoxLoss, Criterion, DetectionLoss, ObjectLoss
 from training.fit.train_step import StageModel
 from training.recipes import Recipe, Schedule
@@ -24,7 +26,7 @@ def seed_stage(fitted: StageModel, seed: tuple[int, ...]) -> None:
 
 def classification_model(network: Network, recipe: Recipe) -> StageModel:
     """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
-    _let_learn(network, network.features, network.classifier)
+    _let_learn(network, recipe, recipe.classification, network.features, network.classifier)
     pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
     scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
     logits = layers.Flatten(name="logits")(scores)
@@ -42,7 +44,7 @@ def localization_model(network: Network, recipe: Recipe) -> StageModel:
     """Fit the regressor on the frozen features (4.2), or on features that learn with it (6, i)."""
     if recipe.through_features:
         return _everything(network, recipe, recipe.localization)
-    _let_learn(network, network.regressor)
+    _let_learn(network, recipe, recipe.localization, network.regressor)
     dense = network.whole(_view_side(recipe), recipe.fine)
     criterion = Criterion({"boxes": BoxLoss(recipe.box_loss, network.box_form)})
     outputs = {"boxes": dense.output["boxes"]}
@@ -56,7 +58,7 @@ def detection_model(network: Network, recipe: Recipe) -> StageModel:
 
 def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> StageModel:
     """Let both losses through the whole network: where the features move, each head has to follow them."""
-    _let_learn(network, network.features, network.classifier, network.regressor)
+    _let_learn(network, recipe, schedule, network.features, network.classifier, network.regressor)
     dense = network.whole(_view_side(recipe), recipe.fine)
     negatives = (recipe.negatives, recipe.negatives_per_object, recipe.negatives_at_least)
     scores = DetectionLoss(*negatives) if network.background else ObjectLoss()
@@ -74,32 +76,73 @@ def _compiled(
     inputs, outputs, criterion: Criterion, network: Network, recipe: Recipe, schedule: Schedule
 ) -> StageModel:
     model = StageModel(inputs, outputs, criterion, network, recipe.precision, schedule.accumulate)
-    optimizer = _optimizer(schedule)
+    optimizer = _optimizer(schedule, network)
     if recipe.precision == "mixed_float16":  # whose small gradients would vanish
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     model.compile(optimizer, jit_compile=recipe.jit_compile)
     return model
 
 
-def _let_learn(network: Network, *parts: keras.Model) -> None:
+def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: keras.Model) -> None:
+    """Let these parts learn and freeze the others, and of a backbone what the recipe freezes.
+
+    Raises:
+        ValueError: the backbone has no layer `frozen_to`.
+    """
     for part in network.parts.values():
         part.trainable = any(part is learning for learning in parts)
+    backbone = network.backbone
+    if network.features not in parts:
+        return
+    if not schedule.backbone_rate:
+        backbone.trainable = False
+    leaves = list(leaf_layers(backbone))
+    names = [name for _, name in leaves]
+    if recipe.frozen_to is not None and recipe.frozen_to not in names:
+        raise ValueError(
+            f"expected frozen_to to be a layer of the backbone; got '{recipe.frozen_to}'"
+            f"{suggest(recipe.frozen_to, names)}"
+        )
+    frozen = len(names) - names[::-1].index(recipe.frozen_to) if recipe.frozen_to is not None else 0
+    for number, (layer, _) in enumerate(leaves):
+        fixed = isinstance(layer, layers.BatchNormalization) and recipe.batch_norm == "inference"
+        if number < frozen or fixed:
+            layer.trainable = False
 
 
-def _optimizer(schedule: Schedule) -> keras.optimizers.Optimizer:
-    """Build SGD with momentum, weight decay and a stepwise rate (3.1)."""
+def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimizer:
+    """Build SGD with momentum, weight decay and a stepwise rate (3.1), after a warm-up if there is one."""
     boundaries = schedule.boundaries
     values = [schedule.rate * schedule.factor**i for i in range(len(boundaries) + 1)]
+    steps = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else schedule.rate
     decoupled = schedule.decay == "decoupled"
     return StageSGD(
         schedule.clip,
         0.0 if decoupled else schedule.weight_decay,
-        learning_rate=keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
-        if boundaries
-        else schedule.rate,
+        slow={variable.path: schedule.backbone_rate for variable in network.backbone.variables}
+        if schedule.backbone_rate != 1
+        else {},
+        learning_rate=WarmUp(steps, schedule.warm_up) if schedule.warm_up else steps,
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay if decoupled else None,
     )
+
+
+class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule, or a constant rate, that rises linearly from a tenth over the first steps."""
+
+    def __init__(self, rate: keras.optimizers.schedules.LearningRateSchedule | float, steps: int):
+        super().__init__()
+        self.rate, self.steps = rate, steps
+
+    def __call__(self, step):
+        """Return the rate at a step."""
+        share = keras.ops.minimum(keras.ops.cast(step, "float32") / self.steps, 1.0)
+        return (self.rate(step) if callable(self.rate) else self.rate) * (0.1 + 0.9 * share)
+
+    def get_config(self):
+        """Return the schedule's arguments."""
+        return {"rate": self.rate, "steps": self.steps}
 
 
 class StageSGD(keras.optimizers.SGD):
@@ -107,12 +150,13 @@ class StageSGD(keras.optimizers.SGD):
 
     Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
     many devices there are. Its own `weight_decay` is decoupled; L2's goes through the momentum (3.1), and so pulls
-    1 / (1 - momentum) as hard. Biases have no part in it, as in the networks of that time.
+    1 / (1 - momentum) as hard. Biases have no part in it, as in the networks of that time. `slow` has factors on the
+    steps of variables, by their paths.
     """
 
-    def __init__(self, clip: float | None = None, l2: float = 0.0, **kwargs):
+    def __init__(self, clip: float | None = None, l2: float = 0.0, slow: dict[str, float] | None = None, **kwargs):
         super().__init__(**kwargs)
-        self._clip, self._l2 = clip, l2
+        self._clip, self._l2, self._slow = clip, l2, slow or {}
 
     def apply(self, grads, trainable_variables=None):
         """Add up the devices' gradients, clip, decay, and hand each its share, which Keras adds up again.
@@ -130,4 +174,7 @@ class StageSGD(keras.optimizers.SGD):
                 raise ValueError("expected the variables with their gradients, for their L2 decay; got gradients alone")
             pairs = zip(grads, trainable_variables, strict=True)
             grads = [g + self._l2 * tf.convert_to_tensor(v) if len(v.shape) > 1 else g for g, v in pairs]
+        if self._slow and trainable_variables is not None:
+            pairs = zip(grads, trainable_variables, strict=True)
+            grads = [grad * self._slow.get(variable.path, 1.0) for grad, variable in pairs]
         super().apply([grad / replicas.num_replicas_in_sync for grad in grads], trainable_variables)

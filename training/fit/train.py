@@ -25,7 +25,7 @@ from training.recipes import Recipe, Schedule
 from training.run import folder as run_folder
 from training.run.checkpoints import Checkpoints
 from training.run.preflight import check, disk_space
-from training.run.resume import config_of, finished, has_features, open_run
+from training.run.resume import config_of, finished, has_features, network_of, open_run
 from training.run.signals import CheckpointOnSignal
 from training.sources import Source
 from training.tasks import TRAINED_TASKS
@@ -78,7 +78,8 @@ def train(
     keep_freed_memory()
     strategy = strategy or choose_strategy()
     chief = is_chief(strategy)
-    check(recipe, source, stages, strategy)
+    recipe, preset = recipe.sized(source), network_of(recipe, run)
+    check(recipe, preset, source, stages, strategy)
     if start is not None:
         read_config(start)  # said before there is a folder
     keras.utils.set_random_seed(recipe.seed)
@@ -88,7 +89,7 @@ def train(
         if chief:
             run_folder.recover(run)
             if not set(stages) <= set(finished(run)):
-                run_folder.require_disk_space(run, disk_space(recipe, len(source.class_names)))
+                run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names)))
         barrier(strategy)
         objects = cache(lambda: read_objects(source, recipe.train_split))  # seconds: once, and only where needed
         model = open_run(recipe, source, run, start, chief, objects)

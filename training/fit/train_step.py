@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras import layers
 
 from overfeat_tf.network.convnet import DenseHead, Network
+from overfeat_tf.network.keras_backbone import leaf_layers
 from training.fit.losses import Criterion
 from training.fit.strategy import worker_count
 
@@ -131,7 +132,7 @@ def in_precision(network: Network, heads: list[DenseHead], precision: str) -> It
     """
     computing: list[layers.Layer] = list(heads)
     for part in network.parts.values():
-        rows = [layer for layer in part.layers if not isinstance(layer, layers.InputLayer | layers.Rescaling)]
+        rows = [row for row, _ in leaf_layers(part) if not isinstance(row, layers.InputLayer | layers.Rescaling)]
         computing += rows if part is network.features else rows[:-1]
     try:
         for layer in computing:

@@ -1,10 +1,46 @@
-"""The paper's networks on VOC and COCO, 20 and 80 classes, from a run that classifies ImageNet."""
+"""Pretrained features fitted to other data (5): any Keras backbone, or the paper's networks from a run of ImageNet."""
 
 from dataclasses import replace
 
 from training.recipes.imagenet import SIDES, WINDOWS
-from training.recipes.recipe import Recipe
+from training.recipes.recipe import Recipe, Schedule
 from training.views.augmentation import ViewOptions
+
+
+def finetune() -> Recipe:
+    """Fit a pretrained backbone, and heads of OverFeat on it, to boxed photographs.
+
+    overfeat train finetune --backbone NAME --data SOURCE --run runs/NAME
+    """
+    return Recipe(
+        name="finetune",
+        data=None,
+        preset="EfficientNetV2B0",
+        classification=_passes(10, most=20_000, batch=32, rate=0.02, epochs=4, backbone_rate=0.0),
+        localization=_passes(2, most=2_000, batch=16, rate=0.02, epochs=1),
+        detection=_passes(60, most=100_000, batch=16, rate=0.02, epochs=8),
+        side=240,
+        scales="auto",
+        fine=False,
+        box_form="centre_size",
+        views=ViewOptions(object_share=0.7, stretch=0.3, colour=0.4),
+    )
+
+
+def _passes(passes: float, most: int, batch: int, rate: float, epochs: int, backbone_rate: float = 1.0) -> Schedule:
+    """Make a schedule that shows each image so often."""
+    return Schedule(
+        steps=most,
+        batch=batch,
+        rate=rate,
+        drops=(0.5, 0.75, 0.9),
+        weight_decay=1e-4,
+        decay="l2",
+        epochs=epochs,
+        warm_up=50,
+        backbone_rate=backbone_rate,
+        passes=passes,
+    )
 
 
 def _finetuned(name: str, preset: str, classification: int, localization: int, detection: int) -> Recipe:

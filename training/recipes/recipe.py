@@ -1,20 +1,30 @@
 """What a recipe is: data, network, and a schedule for each stage."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields
-from itertools import pairwise
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import lru_cache
+from itertools import islice, pairwise
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 from overfeat_tf.boxes import BOX_FORMS
-from overfeat_tf.network.presets import Preset
+from overfeat_tf.network.keras_backbone import KerasBackbone
+from overfeat_tf.network.presets import PRESETS, Preset, get_preset
+from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, read_backbone
 from overfeat_tf.options import InferenceOptions
 from training.fit.losses import BOX_LOSSES, NEGATIVES
 from training.limits import check_choice, check_range
+from training.sources.record import Source
 from training.views.augmentation import ViewOptions
 from training.views.coverage import Objects, Scales, choose_scales, parse_scales
 from training.views.targets import Matching
 
+if TYPE_CHECKING:
+    import keras
+
 DECAYS = ("decoupled", "l2")
+BATCH_NORMS = ("inference", "training")
+LEAST_STEPS = 200  # of a stage whose steps follow from the size of the set
 SCALES = ("preset", "auto")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -32,6 +42,11 @@ class Schedule:
         clip: Largest norm of the gradient; small networks on high rates start unsteadily. None clips nothing (3.1).
         epochs: Into how many epochs the steps are divided: checkpoints and validations.
         drop_epochs: Epochs after which the rate is multiplied by `factor` (3.1), in place of `drops`.
+        warm_up: Steps over which the rate rises from a tenth of `rate`.
+        backbone_rate: Factor on the rate of the backbone's layers; 0 freezes them, and spends no time on their
+            gradients.
+        passes: How often each image of the training split is shown, from which `steps` follow, at least `LEAST_STEPS`
+            and at most `steps`; None takes `steps`.
         decay: "l2" adds weight_decay * w to the gradient of each kernel before momentum, as the L2 term of 3.1 does;
             "decoupled" takes rate * weight_decay * w from each weight beside the step.
         accumulate: Into how many parts each device's share of a batch is divided, where it does not fit; the step is
@@ -50,6 +65,9 @@ class Schedule:
     drop_epochs: tuple[float, ...] = ()
     decay: str = DECAYS[0]
     accumulate: int = 1
+    warm_up: int = 0
+    backbone_rate: float = 1.0
+    passes: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.epochs) < 1:
@@ -60,12 +78,22 @@ class Schedule:
         check_range("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to less than 1")
         check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         check_range("clip", self.clip, self.clip is None or self.clip > 0, "None or more than 0")
+        check_range("warm_up", self.warm_up, self.warm_up >= 0, "0 or more")
+        check_range("backbone_rate", self.backbone_rate, self.backbone_rate >= 0, "0 or more")
+        check_range("passes", self.passes, self.passes is None or self.passes > 0, "None or more than 0")
         check_range("factor", self.factor, self.factor > 0, "more than 0")
         rising = _rising(0, *self.drops, 1)
         check_range("drops", self.drops, rising, "rising fractions of the steps, more than 0 and less than 1")
         check_range("drop_epochs", self.drop_epochs, _rising(0, *self.drop_epochs), "rising and more than 0")
         if self.accumulate < 1 or self.batch % self.accumulate:
             raise ValueError(f"expected accumulate to divide the batch of {self.batch}; got {self.accumulate}")
+
+    def sized(self, images: int) -> "Schedule":
+        """Return the schedule with the steps that `passes` over so many images take."""
+        if self.passes is None:
+            return self
+        steps = min(max(round(self.passes * images / self.batch), LEAST_STEPS), self.steps)
+        return replace(self, steps=steps, passes=None)
 
     @property
     def epoch_count(self) -> int:
@@ -113,7 +141,11 @@ class Recipe:
     Attributes:
         name: What the command line calls it.
         data: Default SOURCE; None where the user must name one.
-        preset: The network.
+        preset: The network: a preset, or a backbone as `overfeat_tf.build` takes it.
+        layer: Where a backbone is cut; the default of `pretrained.default_layer` if None.
+        weights: What a backbone starts from: "imagenet", the path of a weights file, or None for fresh ones.
+        frozen_to: Name of the last of the backbone's layers that are frozen throughout; None freezes none.
+        batch_norm: Whether the backbone's batch normalisation stays as it is ("inference") or is fitted ("training").
         train_split, val_split: Splits to fit and to validate on.
         classification, localization, detection: The schedules of the three stages.
         scales: The pyramid that training and inference show: "preset", the network's own; "auto", chosen from the
@@ -152,6 +184,10 @@ class Recipe:
     detection: Schedule
     side: int
     scales: str = "preset"
+    layer: str | None = None
+    weights: str | None = IMAGENET
+    frozen_to: str | None = None
+    batch_norm: str = BATCH_NORMS[0]
     train_split: str = "train"
     val_split: str = "val"
     fine: bool = True
@@ -172,6 +208,26 @@ class Recipe:
     precision: str = PRECISIONS[0]
     jit_compile: bool = False
 
+    @property
+    def network(self) -> Preset:
+        """The description of the network.
+
+        Raises:
+            ValueError, OSError, ImportError: see `pretrained.read_backbone`.
+        """
+        return get_preset(self.preset) if self.preset in PRESETS else backbone_preset(self.backbone()[0])
+
+    def backbone(self) -> "tuple[KerasBackbone, keras.Model]":
+        """Read the backbone, if the network is not a preset, and its weights."""
+        return _read_backbone(self.preset, self.layer, self.weights)
+
+    def sized(self, source: Source) -> "Recipe":
+        """Return the recipe with the steps that the size of its training split asks for."""
+        stages = {name: getattr(self, name) for name in ("classification", "localization", "detection")}
+        most = max((s.steps * s.batch / s.passes for s in stages.values() if s.passes is not None), default=0)
+        images = sum(1 for _ in islice(source.records(self.train_split), ceil(most))) if most else 0
+        return replace(self, **{name: schedule.sized(images) for name, schedule in stages.items()})
+
     def scales_for(self, preset: Preset, objects: Objects) -> Scales:
         """Return the (height, width) of the scales that this recipe shows to a network and its training objects."""
         if self.scales == "auto":
@@ -181,6 +237,7 @@ class Recipe:
     def __post_init__(self) -> None:
         # Said here, before two stages have been fitted.
         check_choice("negatives", self.negatives, NEGATIVES)
+        check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
         check_choice("box_form", self.box_form, BOX_FORMS)
         check_choice("box_loss", self.box_loss, BOX_LOSSES)
         check_choice("precision", self.precision, PRECISIONS)
@@ -193,6 +250,11 @@ class Recipe:
         check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
         check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")
+
+
+@lru_cache(maxsize=1)
+def _read_backbone(name: str, layer: str | None, weights: str | None) -> "tuple[KerasBackbone, keras.Model]":
+    return read_backbone(name, layer, weights)
 
 
 def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:

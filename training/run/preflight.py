@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.model import TASKS
-from overfeat_tf.network.presets import Preset, get_preset
+from overfeat_tf.network.presets import Preset
 from training.evaluation.average_precision import CocoDetection
 from training.fit.strategy import check_batch, check_compiled
 from training.fit.tensorboard import PICTURES, SIDE
@@ -18,14 +18,15 @@ from training.sources.record import Record, Source, check_split
 log = logging.getLogger(__name__)
 
 
-def check(recipe: Recipe, source: Source, stages: Sequence[str], strategy: tf.distribute.Strategy) -> None:
+def check(
+    recipe: Recipe, preset: Preset, source: Source, stages: Sequence[str], strategy: tf.distribute.Strategy
+) -> None:
     """Check a recipe against its network, its data and the devices.
 
     Raises:
         ValueError: a size, a scale, a split, boxes, images, or a batch that does not do.
         ImportError: pycocotools is not there, by which detection is validated.
     """
-    preset = get_preset(recipe.preset)
     if recipe.scales == "preset":
         recipe.inference.scale_sizes(preset)
     least = preset.smallest_input if recipe.fine else preset.window
@@ -79,9 +80,9 @@ SPARE = 64 * 2**20  # bytes, for what is small: scalars, histograms, the graph
 PICTURE = 3 * SIDE * SIDE  # bytes at most, as a PNG of noise
 
 
-def disk_space(recipe: Recipe, classes: int) -> int:
+def disk_space(recipe: Recipe, preset: Preset, classes: int) -> int:
     """Return how many bytes a run takes: weights, old and new; checkpoints, of weights and momenta; and logs."""
-    weights = 4 * parameters(get_preset(recipe.preset), classes, recipe.per_class, recipe.context)
+    weights = 4 * parameters(preset, classes, recipe.per_class, recipe.context)
     epochs = sum(getattr(recipe, stage).epochs for stage in TASKS)
     return 2 * weights + (len(TASKS) * KEPT + 1) * 2 * weights + epochs * PICTURES * PICTURE + SPARE
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,12 +12,20 @@ import tensorflow as tf
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.presets import Preset, get_preset
+from overfeat_tf.network.presets import PRESETS, Preset
 from training.fit.transfer import start_from
 from training.recipes import Recipe, with_later_fields
 from training.run import folder as run_folder
 from training.sources.record import Source, check_classes
 from training.views.coverage import Objects
+
+
+def network_of(recipe: Recipe, run: Path) -> Preset:
+    """Return the network of the run in the folder, or else the recipe's: a backbone's file is read only to begin."""
+    if (run / CONFIG).is_file():
+        with suppress(ValueError, KeyError, TypeError):  # said by `open_run`
+            return Preset.from_config(read_config(run)["model"]["preset"])
+    return recipe.network
 
 
 def open_run(
@@ -62,7 +71,8 @@ def finished(run: Path) -> tuple[str, ...]:
 def has_features(model: Model, run: Path) -> bool:
     """Return whether the features of the folder's run have learnt anything."""
     telling = {"classification", "detection"} if len(model.labels) > 1 else {"detection"}
-    return bool(telling & set(model.tasks) or read_config(run).get("started_from"))
+    pretrained = not model.network.preset.backbone.is_chain
+    return bool(pretrained or telling & set(model.tasks) or read_config(run).get("started_from"))
 
 
 def config_of(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:
@@ -83,9 +93,12 @@ def _begin(
         context=recipe.context,
     )
     model = Model(network, source.class_names, recipe.inference, tasks=())
+    pretrained = recipe.preset not in PRESETS and recipe.weights is not None
+    if pretrained:
+        network.backbone.set_weights(recipe.backbone()[1].get_weights())
     if start is not None:
         model = start_from(model, start)
-    if is_chief and start is not None:  # so that a resumed run needs the other one no more
+    if is_chief and (start is not None or pretrained):  # so that a resumed run needs the other one no more
         run_folder.commit(run, config_of(model, recipe, source, run, start), model.save_weights)
     elif is_chief:
         run_folder.write_config(run, config_of(model, recipe, source, run))
@@ -94,7 +107,7 @@ def _begin(
 
 def _with_scales(recipe: Recipe, objects: Callable[[], Objects]) -> Preset:
     """Return the recipe's network with the pyramid that the recipe asks for."""
-    preset = get_preset(recipe.preset)
+    preset = recipe.network
     if recipe.scales == "preset":
         return preset
     return replace(preset, scales=recipe.scales_for(preset, objects()))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from overfeat_tf.network.backbone import CONTRAST, GREY
 from overfeat_tf.network.presets import Preset, get_preset
 
 
@@ -91,7 +92,7 @@ def torch_step(
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(network((images.float() - preset.mean) / preset.std), truth)
+        loss = loss_of(network((images.float() - GREY) / CONTRAST), truth)
         loss.backward()
         optimizer.step()
         return float(loss.detach())

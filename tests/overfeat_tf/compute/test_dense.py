@@ -13,17 +13,19 @@ from hypothesis import strategies as st
 from overfeat_tf.compute import dense
 from overfeat_tf.compute.dense import find_windows, run_heads
 from overfeat_tf.compute.execution import execution_of
+from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.heads import Conv2D, DenseHead
-from overfeat_tf.network.presets import PRESETS, Conv, Preset
+from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
 from overfeat_tf.scan.pyramid import draw_scale
 
 POOLS = {
-    k: Preset(f"pool{k}", 8 * k, (Conv(5, 3, padding=1), Conv(7, 1, pool=k)), (6, 4), (5, 3), (), init_std=None)
+    k: Preset(f"pool{k}", 8 * k, ConvBackbone(rows), (6, 4), (5, 3), (), init_std=None)
     for k in (1, 2, 3)
+    for rows in [(Conv(5, 3, padding=1), Conv(7, 1, pool=k))]
 }
 
 
@@ -147,7 +149,7 @@ def test_the_papers_networks_answer_for_an_image_as_their_windows_do(name):
 def test_wide_feature_layers_are_products_of_all_maps(monkeypatch, wide):
     convs = (Conv(6, 5, stride=2, pool=2), Conv(12, 3, padding=1), Conv(24, 3), Conv(24, 3, padding=1, pool=2))
     keras.utils.set_random_seed(2)
-    network = build(Preset("wide", 41, convs, (6, 4), (5, 3), (), init_std=None), 3)
+    network = build(Preset("wide", 41, ConvBackbone(convs), (6, 4), (5, 3), (), init_std=None), 3)
     monkeypatch.setattr("overfeat_tf.compute.execution.WIDE", wide)
     pixels = [tf.random.stateless_uniform([n, *size, 3], [n, 1], 0, 255) for n, size in ((2, (60, 47)), (1, (41, 90)))]
     maps = tf.function(lambda: dense.feature_maps(network, pixels), autograph=False)()

@@ -13,13 +13,14 @@ from overfeat_tf.compute.dense import feature_maps, find_windows, head_maps, run
 from overfeat_tf.compute.execution import Shape, choose_tiles, direct_cost, execution_of, winograd_cost
 from overfeat_tf.compute.winograd import tiles_along
 from overfeat_tf.models.model import Model
+from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.presets import PRESETS, Conv, Preset
+from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.features import extract
 
 CONVS = (Conv(6, 5, stride=2, pool=2), Conv(12, 3, padding=1), Conv(24, 3), Conv(24, 3, padding=1, pool=2))
-PRESET = Preset("plain", 41, CONVS, (6, 4), (5, 3), ((49, 49), (73, 81)), init_std=None)
+PRESET = Preset("plain", 41, ConvBackbone(CONVS), (6, 4), (5, 3), ((49, 49), (73, 81)), init_std=None)
 
 
 @pytest.fixture

@@ -55,8 +55,9 @@ OPERATIONS = {
 def narrow(name):
     """Give a released network with few channels: the same layers, sizes and strides."""
     preset = PRESETS[name]
-    convs = tuple(replace(row, channels=3 + number) for number, row in enumerate(preset.convs))
-    return replace(preset, convs=convs, full=(7, 5), regressor=(2, 2), scales=preset.scales[1:2])
+    convs = tuple(replace(row, channels=3 + number) for number, row in enumerate(preset.backbone.convs))
+    backbone = replace(preset.backbone, convs=convs)
+    return replace(preset, backbone=backbone, full=(7, 5), regressor=(2, 2), scales=preset.scales[1:2])
 
 
 def narrow_tensors(name, seed=0):

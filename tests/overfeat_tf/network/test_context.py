@@ -9,15 +9,17 @@ import pytest
 import tensorflow as tf
 
 import overfeat_tf as of
+from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.context import add_context, halve
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.presets import PRESETS, Conv, Preset
+from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
 from overfeat_tf.scan.pyramid import draw_scale
 
 TINY = replace(PRESETS["tiny"], scales=((36, 52), (60, 44)), init_std=None)
-ODD = Preset("odd", 41, (Conv(5, 3, padding=1), Conv(7, 3, stride=2, pool=3)), (6, 4), (5, 3), ((47, 53),))
+ODD_ROWS = (Conv(5, 3, padding=1), Conv(7, 3, stride=2, pool=3))
+ODD = Preset("odd", 41, ConvBackbone(ODD_ROWS), (6, 4), (5, 3), ((47, 53),))
 
 
 def plain_context(preset, maps, lower):
@@ -138,7 +140,7 @@ def test_a_model_with_context_comes_back_from_disk_and_gives_features(tmp_path):
 
 
 def test_a_window_too_small_to_be_halved_is_refused():
-    small = Preset("small5", 5, (Conv(3, 4),), (4, 4), (4, 4), ())
+    small = Preset("small5", 5, ConvBackbone((Conv(3, 4),)), (4, 4), (4, 4), ())
     build(small, 2)
     with pytest.raises(ValueError, match=r"^expected a window for context of which half has features; 'small5' is too"):
         build(small, 2, context=True)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.presets import PRESETS, Conv, Preset, get_preset
+from overfeat_tf.network.presets import PRESETS, Preset, get_preset
 
 # Tables 1 and 3: kernel, stride, zero padding, channels, pool, map's side after convolution and after pooling.
 TABLES = {
@@ -31,13 +32,13 @@ TABLES = {
     ],
 }
 
-SMALL = Preset("small", 18, (Conv(64, 4, pool=5),), (200, 64), (8, 8), ((38, 38),))
+SMALL = Preset("small", 18, ConvBackbone((Conv(64, 4, pool=5),)), (200, 64), (8, 8), ((38, 38),))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_layers_are_the_tables_rows(name):
     preset = PRESETS[name]
-    rows = [(c.kernel, c.stride, c.padding, c.channels, c.pool) for c in preset.convs]
+    rows = [(c.kernel, c.stride, c.padding, c.channels, c.pool) for c in preset.backbone.convs]
     assert rows == [row[:5] for row in TABLES[name]]
     sides = zip(preset.backbone.sides(preset.window), preset.backbone.layers, strict=True)
     assert [(side, side // layer.pool) for side, layer in sides] == [row[5:] for row in TABLES[name]]
@@ -154,7 +155,7 @@ def test_an_input_too_small_for_a_kernel_has_an_empty_map():
 
 
 def test_strides_multiply_over_layers():
-    preset = replace(SMALL, convs=(Conv(1, 3, stride=3, pool=2), Conv(1, 3, stride=2, pool=5)))
+    preset = replace(SMALL, backbone=ConvBackbone((Conv(1, 3, stride=3, pool=2), Conv(1, 3, stride=2, pool=5))))
     assert (preset.fine_stride, preset.coarse_stride, preset.last_pool) == (12, 60, 5)
 
 

@@ -12,18 +12,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from overfeat_tf.network import geometry
+from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.presets import PRESETS, Conv, Preset
+from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
 from overfeat_tf.scan.pyramid import draw_scale, fit_scale
 
+POOL3 = (Conv(6, 3, pool=2), Conv(8, 3, pool=3))
+POOL2 = (Conv(6, 5, stride=2, pool=2), Conv(8, 1, pool=2))
 # Without padding a window sees nothing but its own pixels, so that a crop's answer must be the dense one.
 BARE = {
     preset.name: preset
     for preset in (
-        Preset("pool3", 18, (Conv(6, 3, pool=2), Conv(8, 3, pool=3)), (10, 9), (7, 5), ((22, 22), (28, 40))),
-        Preset("pool2", 19, (Conv(6, 5, stride=2, pool=2), Conv(8, 1, pool=2)), (10, 9), (7, 5), ((23, 31), (47, 39))),
+        Preset("pool3", 18, ConvBackbone(POOL3), (10, 9), (7, 5), ((22, 22), (28, 40))),
+        Preset("pool2", 19, ConvBackbone(POOL2), (10, 9), (7, 5), ((23, 31), (47, 39))),
     )
 }
 TINY = replace(PRESETS["tiny"], scales=((36, 52), (60, 44)))

@@ -1,0 +1,297 @@
+"""Any Keras model as feature layers: a model of `keras.applications`, a KerasHub preset or a `.keras` file.
+
+The model is cut at one of its layers. Its own graph says everything else: strides, channels, map sides, multiply-adds,
+and where each cell of the last map looks. A network with SAME padding has no window with sharp borders, and its cells
+may look several pixels to the side: those of EfficientNet at stride 16 are centred 7.5 pixels below and right of the
+middle of their 16 x 16 pixels. `KerasBackbone.build` pads the pixels so that cell (i, j) is centred on the pixels
+[16 i, 16 i + 16) by [16 j, 16 j + 16), within half a pixel. A window of n x n cells is then the square of pixels that
+these cells tile, and boxes are placed by it as by a window of the paper's networks.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple
+
+from overfeat_tf.network.backbone import GREY, INIT_STD, Backbone, Layer
+
+if TYPE_CHECKING:
+    import keras
+
+BACKBONE = "backbone"  # name of the Keras model within the features
+
+
+class Step(NamedTuple):
+    """What a layer does to the side of a map, along one axis.
+
+    Attributes:
+        name: Of the Keras layer.
+        source: Number of the step that it reads; -1 for the pixels.
+        kernel: Cells that one output sees, dilation included.
+        stride: Cells from one output to the next.
+        before, after: Cells padded at either end, or cropped where negative; SAME pads by the size.
+        same: Whether padding is SAME.
+    """
+
+    name: str
+    source: int
+    kernel: int = 1
+    stride: int = 1
+    before: int = 0
+    after: int = 0
+    same: bool = False
+
+
+class Axis(NamedTuple):
+    """A map along one axis: its cells, pixels from one to the next, and the centre of the first in pixels."""
+
+    side: int
+    stride: int
+    first: float
+
+
+@dataclass(frozen=True)
+class KerasBackbone(Backbone):
+    """Feature layers that are a Keras model, up to one of its layers.
+
+    Attributes:
+        name: What it was called: a name, a preset or a file's.
+        layer: The layer whose output is the last map.
+        architecture: The Keras model from pixels [B, H, W, 3], 0..255, to that layer, as its `to_json` gives it.
+        pool, mean: See `Backbone`.
+    """
+
+    is_chain = False
+    name: str
+    layer: str
+    architecture: str
+    pool: int = 2
+    mean: float = GREY
+
+    def config(self) -> dict:
+        """Describe the backbone in JSON's types."""
+        return {**asdict(self), "architecture": json.loads(self.architecture)}
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "KerasBackbone":
+        """Build the backbone from `config`."""
+        return cls(**{**config, "architecture": json.dumps(config["architecture"])})
+
+    @property
+    def depth(self) -> int:
+        """0: the layers have names of their own, and those of the heads are numbered from 1."""
+        return 0
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one cell of the last map to the next."""
+        return self.along(self._steps, 1024)[-1].stride
+
+    @property
+    def channels(self) -> int:
+        """Channels of the last map."""
+        return self._model.output.shape[-1]
+
+    @property
+    def parameters(self) -> int:
+        """Weights of all layers."""
+        return self._model.count_params() + 2 * self.channels
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers with weights for each place, first to last."""
+        return tuple(layer for layer, _ in self._rows)
+
+    @property
+    def map_names(self) -> list[str]:
+        """The layers that give a map, first to last."""
+        return [step.name for step in self._steps]
+
+    def sides(self, side: int) -> list[int]:
+        """Return the side of each layer's map for an input of `side` pixels."""
+        before, after, _, _ = self.placement
+        maps = self.along(self._steps, side + before + after)
+        return [maps[step].side if step is not None else 1 for _, step in self._rows[:-1]] + [self._last(side)]
+
+    def build(self, weights: bool = True, init_std: float | None = INIT_STD) -> "keras.Model":
+        """Build the model, with the padding that places its cells, and normalise each cell of its last map.
+
+        The heads learn nothing from a map of large values, such as those of a linear bottleneck.
+        """
+        import keras
+        from keras import layers
+
+        before, after, first, last = self.placement
+        x = pixels = keras.Input((None, None, 3), name="pixels")
+        if before or after:  # with the mean pixel
+            x = layers.Rescaling(1.0, -self.mean, name="centre")(x)
+            x = layers.ZeroPadding2D(((before, after),) * 2, name="pad")(x)
+            x = layers.Rescaling(1.0, self.mean, name="restore")(x)
+        model = keras.models.model_from_json(self.architecture)
+        model.name = BACKBONE
+        x = model(x)
+        if first or last:
+            x = layers.Cropping2D(((first, last),) * 2, name="crop")(x)
+        x = layers.LayerNormalization(epsilon=1e-3, name="normalise")(x)
+        return keras.Model(pixels, x, name="features")
+
+    @cached_property
+    def placement(self) -> tuple[int, int, int, int]:
+        """The pixels to pad before and after, and the cells to crop first and last: the fewest that place the cells."""
+        stride = self.stride
+        side = 8 * stride
+        found = []
+        for before, after in product(range(2 * stride), repeat=2):
+            last = self.along(self._steps, side + before + after)[-1]
+            first = round((before + stride / 2 - last.first) / stride)
+            error = abs(last.first + first * stride - before - stride / 2)
+            spare = last.side - first - side // stride
+            if first >= 0 and spare >= 0:
+                found.append(
+                    (
+                        error > 0.5,
+                        error if error > 0.5 else 0.0,
+                        before + after,
+                        abs(before - after),
+                        before,
+                        after,
+                        first,
+                        spare,
+                    )
+                )
+        *_, before, after, first, spare = min(found)
+        return before, after, first, spare
+
+    def _last(self, side: int) -> int:
+        before, after, first, last = self.placement
+        return max(self.along(self._steps, side + before + after)[-1].side - first - last, 0)
+
+    @cached_property
+    def _model(self) -> "keras.Model":
+        import keras
+
+        return keras.models.model_from_json(self.architecture)
+
+    @cached_property
+    def _steps(self) -> tuple[Step, ...]:
+        return trace_steps(self._model)
+
+    @cached_property
+    def _rows(self) -> list[tuple[Layer, int | None]]:
+        """The layers with weights, and the number of each one's step; none where it sees the whole map pooled."""
+        import keras
+
+        numbers = {step.name: number for number, step in enumerate(self._steps)}
+        rows = []
+        for layer, outer in leaf_layers(self._model):
+            number = numbers.get(outer)
+            if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+                inputs = 1 if isinstance(layer, keras.layers.DepthwiseConv2D) else layer.kernel.shape[-2]
+                down, across = layer.kernel_size
+                same = layer.padding == "same" and down > 1
+                row = Layer(layer.name, inputs, layer.output.shape[-1], down, layer.strides[0], down // 2 * same)
+                if across != down:
+                    row = row._replace(kernel=1, inputs=inputs * down * across, padding=0)
+                rows.append((row, number))
+        return rows
+
+    @staticmethod
+    def along(steps: tuple[Step, ...], side: int) -> list[Axis]:
+        """Follow the map of each step for an input of `side` pixels."""
+        maps: list[Axis] = []
+        for step in steps:
+            source = maps[step.source] if step.source >= 0 else Axis(side, 1, 0.5)
+            before, after = step.before, step.after
+            if step.same:
+                total = max((-(-source.side // step.stride) - 1) * step.stride + step.kernel - source.side, 0)
+                before, after = total // 2, total - total // 2
+            count = max((source.side + before + after - step.kernel) // step.stride + 1, 0)
+            first = source.first + source.stride * ((step.kernel - 1) / 2 - before)
+            maps.append(Axis(count, source.stride * step.stride, first))
+        return maps
+
+
+def trace_steps(model: "keras.Model", whole: bool = True) -> tuple[Step, ...]:
+    """List what each layer of a functional model that keeps places does to a map's side, the last one's last.
+
+    Layers that pool a whole map away, and what reads those alone, are left out; where several maps are joined, the
+    first tells the place.
+
+    Args:
+        model: The model.
+        whole: Whether its output has to be a map; if not, what is known of the layers below.
+
+    Raises:
+        ValueError: a layer that enlarges its map, or an output that is no map.
+    """
+    known: dict[int, int | None] = {id(model.inputs[0]): -1}
+    steps: list[Step] = []
+    for operation in model.operations:
+        outputs = _listed(operation.output)
+        if id(outputs[0]) in known:  # the pixels
+            continue
+        sources = [known.get(id(tensor)) for tensor in _listed(operation.input)]
+        placed = [source for source in sources if source is not None]
+        step = _step_of(operation, placed[0]) if placed else None
+        if step is not None:
+            steps.append(step)
+        for tensor in outputs:
+            known[id(tensor)] = None if step is None else len(steps) - 1
+    if whole and known[id(model.outputs[0])] != len(steps) - 1:
+        raise ValueError(
+            f"expected a layer with a map [B, h, w, C]; got '{model.layers[-1].name}': choose another --layer"
+        )
+    return tuple(steps)
+
+
+def leaf_layers(model: "keras.Model") -> Iterator[tuple["keras.Layer", str]]:
+    """List a model's layers, those of the models within it for these, each with the name of the model's own layer."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from ((inner, layer.name) for inner, _ in leaf_layers(layer))
+        else:
+            yield layer, layer.name
+
+
+def _listed(tensors: object) -> list:
+    return list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+
+
+def _step_of(operation: "keras.Operation", source: int) -> Step | None:
+    """Describe a layer; None where it keeps no places."""
+    from keras import layers
+
+    shape, name = _listed(operation.output)[0].shape, operation.name
+    if len(shape) != 4 or shape[1] == 1:
+        return None
+    if isinstance(operation, layers.Conv2D | layers.DepthwiseConv2D | layers.SeparableConv2D):
+        kernel = (operation.kernel_size[0] - 1) * operation.dilation_rate[0] + 1
+        return Step(name, source, kernel, operation.strides[0], same=operation.padding == "same")
+    if isinstance(operation, layers.MaxPooling2D | layers.AveragePooling2D):
+        return Step(name, source, operation.pool_size[0], operation.strides[0], same=operation.padding == "same")
+    if isinstance(operation, layers.ZeroPadding2D):
+        return Step(name, source, before=operation.padding[0][0], after=operation.padding[0][1])
+    if isinstance(operation, layers.Cropping2D):
+        return Step(name, source, before=-operation.cropping[0][0], after=-operation.cropping[0][1])
+    joins = isinstance(operation, layers.Add | layers.Concatenate | layers.Multiply)
+    if joins or not isinstance(operation, layers.Layer):
+        return Step(name, source)
+    return _opaque(operation, source)
+
+
+def _opaque(layer: "keras.Layer", source: int) -> Step:
+    """Describe a layer of an unknown kind by the shape that it gives: its cells are taken to tile its input's."""
+    import keras
+
+    def side_for(side: int) -> int:
+        given = layer.compute_output_spec(keras.KerasTensor((1, side, side, _listed(layer.input)[0].shape[-1])))
+        return _listed(given)[0].shape[1]
+
+    if side_for(64) > 64:
+        raise ValueError(
+            f"expected layers that keep or reduce a map's side; '{layer.name}' enlarges it: choose a --layer before it"
+        )
+    ratio = 64 // side_for(64)
+    return Step(layer.name, source, ratio, ratio, same=side_for(65) > side_for(64))

@@ -1,0 +1,189 @@
+"""Pretrained feature layers by name: where a Keras model comes from, and the network that stands on it."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from math import log
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, trace_steps
+from overfeat_tf.network.presets import PRESETS, Preset
+from overfeat_tf.suggestion import suggest
+
+if TYPE_CHECKING:
+    import keras
+
+HUB = "keras_hub:"
+IMAGENET = "imagenet"
+STRIDE = 16  # of the default layer: finer maps know less of the object, coarser ones less of its place
+REACH = 32  # pixels that the last pooling covers; a window is five of these along a side
+CELLS = 7
+LARGEST = 464  # the largest of a network's own scales: about that of Table 5
+
+
+def backbone_preset(backbone: KerasBackbone) -> Preset:
+    """Describe the network that stands on a backbone: a window of some 160 pixels, small heads, four scales.
+
+    The last pooling covers 32 pixels at any stride, so that offset pooling gives windows every `stride` pixels.
+    """
+    stride = backbone.stride
+    window = CELLS * stride * backbone.pool
+    smallest, coarse = window + stride * (backbone.pool - 1), stride * backbone.pool
+    count = 1 + round(log(LARGEST / smallest, 1.4))
+    sides = [smallest + coarse * round(smallest * (1.4**n - 1) / coarse) for n in range(max(count, 1))]
+    return Preset(
+        name=backbone.name,
+        window=window,
+        backbone=backbone,
+        full=(256, 256),
+        regressor=(256, 128),
+        scales=tuple((side, side) for side in sides),
+        shorter_side=round(window * 256 / 221),  # as `accurate`
+        init_std=None,
+    )
+
+
+def read_backbone(
+    name: str, layer: str | None = None, weights: str | None = IMAGENET
+) -> tuple[KerasBackbone, "keras.Model"]:
+    """Read a Keras model and cut it at a layer.
+
+    Args:
+        name: Of `keras.applications`, such as "EfficientNetV2B0"; "keras_hub:" and a preset of KerasHub; or the path
+            of a `.keras` file.
+        layer: Where to cut it; by default the last activation with the most channels at a stride of 16 pixels.
+        weights: "imagenet" for the weights that Keras or KerasHub download; the path of a weights file; None for random
+            ones. A `.keras` file brings its own with "imagenet".
+
+    Returns:
+        The description, and the model from pixels [B, H, W, 3], 0..255, to the layer, with its weights.
+
+    Raises:
+        ValueError: no such name or layer, a model that takes no pixels, or weights that do not fit.
+        OSError: the weights cannot be downloaded or read.
+        ImportError: a KerasHub preset without KerasHub.
+    """
+    import keras
+
+    model = _open(name, weights)
+    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or model.inputs[0].shape[-1] != 3:
+        shapes = ", ".join(str(list(each.shape)) for each in model.inputs)
+        raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
+    layer = layer or default_layer(model, name)
+    names = [each.name for each in model.layers]
+    if layer not in names:
+        raise ValueError(f"expected a layer of '{name}'; got '{layer}'{suggest(layer, names)}")
+    cut = keras.Model(model.inputs[0], model.get_layer(layer).output, name=BACKBONE)
+    trace_steps(cut)  # raises where the layer gives no map
+    if tuple(cut.inputs[0].shape[1:3]) != (None, None):  # dense: any size
+        sized = keras.models.clone_model(cut, input_tensors=keras.Input((None, None, 3), name="pixels"))
+        sized.set_weights(cut.get_weights())
+        cut = sized
+    shown = Path(name).stem if name.endswith(".keras") else name
+    backbone = KerasBackbone(shown, layer, cut.to_json())
+    return KerasBackbone(shown, layer, backbone.architecture, pool=max(1, REACH // backbone.stride)), cut
+
+
+def default_layer(model: "keras.Model", name: str) -> str:
+    """Return the last activation with the most channels at a stride of 16 pixels.
+
+    In a network of inverted residuals that is the expansion of the first block at stride 32, before its stride is
+    taken; in a ResNet of the second kind the last block's normalised input.
+
+    Raises:
+        ValueError: the model has no map at that stride.
+    """
+    found = [(channels, number, layer) for number, (layer, channels) in enumerate(_activations(model))]
+    if not found:
+        raise ValueError(f"expected a map at a stride of {STRIDE} pixels in '{name}'; there is none: name a --layer")
+    return max(found)[-1]
+
+
+def _activations(model: "keras.Model") -> Iterator[tuple[str, int]]:
+    """List the names and channels of the layers of a stride of `STRIDE` whose output is not linear."""
+    import keras
+
+    linear = keras.activations.linear
+    steps = trace_steps(model, whole=False)
+    maps = KerasBackbone.along(steps, 64 * STRIDE)
+    strides = {step.name: each.stride for step, each in zip(steps, maps, strict=True)}
+    for layer in model.layers:
+        kind = keras.layers.Activation | keras.layers.ReLU | keras.layers.LeakyReLU | keras.layers.PReLU
+        activation = getattr(layer, "activation", None)
+        if strides.get(layer.name) == STRIDE and (isinstance(layer, kind) or activation not in (None, linear)):
+            yield layer.name, layer.output.shape[-1]
+
+
+def _open(name: str, weights: str | None) -> "keras.Model":
+    """Open a model of pixels 0..255, with weights as `read_backbone` has them."""
+    import keras
+
+    if name.startswith(HUB):
+        model = _from_hub(name.removeprefix(HUB), weights)
+    elif name.endswith(".keras"):
+        if not Path(name).is_file():
+            raise ValueError(f"expected a .keras file; '{name}' is not there")
+        try:
+            model = keras.models.load_model(name, compile=False)
+        except (OSError, ValueError, TypeError) as error:
+            line = str(error).strip().partition("\n")[0]
+            raise ValueError(f"expected a Keras model in '{name}'; it cannot be loaded: {line}") from None
+        if weights is None:
+            model = keras.models.clone_model(model)
+    else:
+        model = _from_applications(name, weights)
+    if weights not in (None, IMAGENET):
+        model.load_weights(weights)
+    return model
+
+
+def _from_applications(name: str, weights: str | None) -> "keras.Model":
+    """Build a model of `keras.applications`, its own preprocessing included."""
+    import keras
+
+    known = {each.lower(): each for each in dir(keras.applications) if each[0].isupper()}
+    if name.lower() not in known:
+        kinds = "a preset, a model of keras.applications, keras_hub:PRESET or a .keras file"
+        raise ValueError(f"expected {kinds}; got '{name}'{suggest(name, [*PRESETS, *known.values()])}")
+    make = getattr(keras.applications, known[name.lower()])
+    options = {"include_preprocessing": True} if "include_preprocessing" in inspect.signature(make).parameters else {}
+    x = _preprocessed(keras.Input((None, None, 3), name="pixels"), make)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the weights are those of 224 pixels
+            return make(include_top=False, weights=IMAGENET if weights == IMAGENET else None, input_tensor=x, **options)
+    except Exception as error:  # what Keras raises where it cannot download is a plain Exception
+        if type(error) is not Exception:
+            raise
+        raise OSError(
+            f"expected to download the weights of {known[name.lower()]}; {error}: connect, or use a .keras file"
+        ) from None
+
+
+def _preprocessed(pixels: "keras.KerasTensor", make: Callable) -> "keras.KerasTensor":
+    """Apply what an application's `preprocess_input` does to pixels 0..255: a factor, an offset, and perhaps BGR."""
+    import keras
+
+    preprocess = inspect.getmodule(make).preprocess_input  # type: ignore[union-attr]
+    black, white = (np.ravel(preprocess(np.full((1, 1, 1, 3), value, np.float32))) for value in (0, 255))
+    red = np.ravel(preprocess(np.array([[[[255, 0, 0]]]], np.float32)))
+    scale = (white - black) / 255
+    x = pixels
+    if red[0] != white[0]:  # red came last
+        x = keras.layers.Concatenate(name="bgr")([pixels[..., 2:], pixels[..., 1:2], pixels[..., :1]])
+    if not (np.allclose(scale, 1) and np.allclose(black, 0)):
+        x = keras.layers.Rescaling(scale.tolist(), black.tolist(), name="preprocess")(x)
+    return x
+
+
+def _from_hub(preset: str, weights: str | None) -> "keras.Model":
+    try:
+        import keras_hub
+    except ImportError:
+        raise ImportError(
+            f"expected KerasHub for '{HUB}{preset}'; it is not installed: pip install keras-hub"
+        ) from None
+    return keras_hub.models.Backbone.from_preset(preset, load_weights=weights is not None)

@@ -1,0 +1,173 @@
+"""Any Keras model as feature layers: where its cells look, what it says of itself, and what it refuses."""
+
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+import overfeat_tf as of
+from overfeat_tf.models.model import Model
+from overfeat_tf.network import pretrained
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.keras_backbone import KerasBackbone
+from overfeat_tf.network.pretrained import backbone_preset, read_backbone
+
+# Kernel, stride, padding and whether TensorFlow's SAME pads: of kinds that shift a cell's centre by other amounts.
+CHAINS = {
+    "same": [(3, 2, 0, True), (3, 1, 0, True), (5, 2, 0, True), (3, 2, 0, True)],  # EfficientNet's
+    "symmetric": [(7, 2, 3, False), (3, 2, 1, False), (3, 2, 1, False)],  # ResNet's
+    "valid": [(3, 2, 0, False), (3, 1, 0, False), (3, 2, 0, False)],  # Inception's
+    "patches": [(4, 4, 0, False), (2, 2, 0, False)],  # ConvNeXt's
+}
+
+
+def chain(rows, channels=4) -> keras.Model:
+    """Build a linear chain of convolutions whose weights are all positive: a gradient shows what a cell sees."""
+    x = pixels = keras.Input((None, None, 3))
+    for number, (kernel, stride, padding, same) in enumerate(rows):
+        if padding:
+            x = layers.ZeroPadding2D(padding)(x)
+        mode = "same" if same else "valid"
+        x = layers.Conv2D(
+            channels, kernel, stride, mode, kernel_initializer="ones", activation="relu", name=f"row{number}"
+        )(x)
+    return keras.Model(pixels, x)
+
+
+def saved(model: keras.Model, folder) -> str:
+    path = str(folder / "model.keras")
+    model.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_cells_look_at_their_own_pixels(name, tmp_path):
+    """The gradient of a cell is centred on the square of pixels that the window's geometry gives it."""
+    model = chain(CHAINS[name])
+    last = model.layers[-1].name
+    backbone, cut = read_backbone(saved(model, tmp_path), last)
+    preset = backbone_preset(backbone)
+    network = build(preset, 2, weights=False)
+    network.backbone.set_weights(cut.get_weights())
+    # The normalisation of the last map divides by its cell's own spread: look at the map before it.
+    maps = keras.Model(network.features.input, network.features.layers[-1].input)
+    side = 12 * preset.coarse_stride
+    pixels = tf.Variable(tf.ones([1, side, side, 3]))
+    middle = preset.feature_side(side) // 2
+    for cell in (middle, middle + 1):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(maps(pixels)[0, cell, cell])
+        seen = tf.reduce_sum(tf.abs(tape.gradient(value, pixels)), axis=[0, 3]).numpy()
+        places = np.arange(side) + 0.5
+        centre = [(seen.sum(axis=1 - axis) * places).sum() / seen.sum() for axis in (0, 1)]
+        assert np.abs(np.array(centre) - (cell + 0.5) * preset.fine_stride).max() <= 0.5 + 1e-3
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_map_sides_are_those_of_the_model(name, tmp_path):
+    backbone, _ = read_backbone(saved(chain(CHAINS[name]), tmp_path), f"row{len(CHAINS[name]) - 1}")
+    preset = backbone_preset(backbone)
+    network = build(preset, 2, weights=None)
+    for side in (preset.window, preset.smallest_input, preset.window + 13, 2 * preset.window + 1):
+        assert network.features(np.zeros((1, side, side, 3))).shape[1] == preset.feature_side(side)
+    assert preset.feature_side(preset.window) == preset.last_pool * preset.head_kernel
+
+
+def test_counts_what_keras_counts(tmp_path):
+    model = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(96, 96, 3))
+    backbone, cut = read_backbone(saved(model, tmp_path))
+    assert (backbone.layer, backbone.stride, backbone.channels) == ("block_13_expand_relu", 16, cut.output.shape[-1])
+    convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
+    kernels = [layer.kernel for layer in cut.layers if isinstance(layer, convolutions)]
+    assert [row.multiply_adds for row in backbone.layers] == [int(np.prod(kernel.shape)) for kernel in kernels]
+    network = build(backbone_preset(backbone), 2, weights=False)
+    assert backbone.parameters == network.features.count_params()
+
+
+def test_a_description_builds_the_same_network(tmp_path):
+    path = saved(chain(CHAINS["same"]), tmp_path)
+    network = of.build(path, 3, layer="row3")
+    assert np.all(network.backbone.get_weights()[0] == 1), "the file's weights"
+    model = Model(network, ("a", "b", "c"))
+    config = json.loads(json.dumps(model.config()))
+    again = Model.from_config(config)
+    assert again.network.preset == network.preset
+    model.save_weights(tmp_path / "weights")
+    again.load_weights(tmp_path / "weights")
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 200, 230, 3), np.uint8)
+    np.testing.assert_array_equal(model.classify(pixels)["logits"], again.classify(pixels)["logits"])
+
+
+def test_the_applications_preprocessing_is_part_of_the_network():
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    for name, module in (("ResNet50", keras.applications.resnet), ("MobileNetV2", keras.applications.mobilenet_v2)):
+        given = keras.Input((64, 64, 3))
+        ours = keras.Model(given, pretrained._preprocessed(given, getattr(keras.applications, name)))(pixels)
+        np.testing.assert_allclose(ours, module.preprocess_input(pixels.copy()), atol=1e-4)
+
+
+def test_layers_by_name_give_the_maps_of_the_model(tmp_path):
+    path = saved(chain(CHAINS["patches"]), tmp_path)
+    network = of.build(path, 2, layer="row1")
+    image = np.random.default_rng(1).integers(0, 256, (1, 176, 208, 3), np.uint8)
+    (found,) = of.extract_features(network, image, layer="row0")
+    expected = keras.models.load_model(path).get_layer("row0")(image.astype(np.float32))
+    np.testing.assert_allclose(found, expected[0], rtol=1e-5)
+    with pytest.raises(ValueError, match="did you mean 'row0'"):
+        of.extract_features(network, image, layer="roow0")
+
+
+def test_refusals(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="did you mean 'MobileNetV2'"):
+        of.build("MobileNetV22", 2)
+    with pytest.raises(ValueError, match=r"expected a .keras file; 'nowhere.keras' is not there"):
+        of.build("nowhere.keras", 2)
+    (tmp_path / "broken.keras").write_bytes(b"zip?")
+    with pytest.raises(ValueError, match=r"expected a Keras model in .*broken.keras"):
+        of.build(str(tmp_path / "broken.keras"), 2)
+    with pytest.raises(ValueError, match="expected a backbone for weights 'imagenet'; the preset 'tiny' has none"):
+        of.build("tiny", 2, weights="imagenet")
+    path = saved(chain(CHAINS["same"]), tmp_path)
+    with pytest.raises(ValueError, match=r"expected a layer of .*did you mean 'row3'"):
+        of.build(path, 2, layer="row33")
+    with pytest.raises(ValueError, match="at a stride of 16 pixels"):
+        of.build(saved(chain(CHAINS["patches"]), tmp_path), 2)
+    pixels = keras.Input((32, 32, 3))
+    pooled = keras.Model(pixels, layers.Dense(2, name="scores")(layers.GlobalAveragePooling2D()(pixels)))
+    with pytest.raises(ValueError, match=r"expected a layer with a map .* got 'scores'"):
+        of.build(saved(pooled, tmp_path), 2, layer="scores")
+    grey = keras.Model(one := keras.Input((32, 32, 1)), layers.Conv2D(3, 3)(one))
+    with pytest.raises(ValueError, match="expected a model of pixels"):
+        of.build(saved(grey, tmp_path), 2)
+    enlarged = layers.Conv2D(2, 3, name="last")(layers.UpSampling2D(name="larger")(pixels))
+    with pytest.raises(ValueError, match="'larger' enlarges it"):
+        of.build(saved(keras.Model(pixels, enlarged), tmp_path), 2, layer="last")
+
+    def offline(*_, **__):
+        raise Exception("URL fetch failure on https://storage.googleapis.com/x: None -- [Errno -2] Name not known")
+
+    monkeypatch.setattr(inspect.getmodule(keras.applications.MobileNetV2).file_utils, "get_file", offline)
+    with pytest.raises(OSError, match="expected to download the weights of MobileNetV2; URL fetch failure"):
+        of.build("mobilenetv2", 2)
+
+
+def test_a_backbone_scans_as_windows_do(tmp_path):
+    """Coarse windows are every pool-th fine window, and a window at an offset is that of the shifted picture."""
+    network = of.build(saved(chain(CHAINS["patches"]), tmp_path), 3, layer="row1")
+    preset = network.preset
+    rng, step = np.random.default_rng(2), preset.coarse_stride
+    side = preset.smallest_input + 3 * step
+    pixels = rng.uniform(0, 255, (1, side, side, 3)).astype(np.float32)
+    fine, coarse = (network.whole(fine=each)(pixels)["scores"].numpy() for each in (True, False))
+    np.testing.assert_allclose(fine[:, :: preset.last_pool, :: preset.last_pool], coarse, rtol=1e-4, atol=1e-5)
+    window = network.whole(fine=False)(pixels[:, step : step + preset.window, : preset.window])["scores"]
+    np.testing.assert_allclose(coarse[:, 1:2, :1], window, rtol=1e-4, atol=1e-5)
+
+
+def test_from_config_reads_what_config_writes():
+    backbone = KerasBackbone("plain", "row1", chain(CHAINS["patches"]).to_json())
+    assert KerasBackbone.from_config(json.loads(json.dumps(backbone.config()))) == backbone

@@ -1,0 +1,166 @@
+"""Every kind of backbone through the whole system in a few steps: train, resume, evaluate, export, serve, reuse."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from small_run import SCHEDULE
+from small_source import coloured_rectangles
+
+import overfeat_tf as of
+from overfeat_tf.network.convnet import DenseHead
+from overfeat_tf.options import InferenceOptions
+from serving.client.client import Client
+from serving.embedded.server import serving
+from serving.export.exporter import export
+from training.evaluation.evaluate import evaluate
+from training.fit import train as module
+from training.fit.stages import detection_model
+from training.fit.train import train
+from training.recipes import get_recipe
+
+SOURCE = coloured_rectangles()
+IMAGES = [record.image_bytes for record in SOURCE.records("train")]
+STEPS = replace(SCHEDULE, steps=2, batch=2, epochs=2, rate=1e-3)
+
+
+def keras_file(folder: Path) -> str:
+    """Write a classifier of our own, with batch normalisation, a residual and a fixed input size."""
+    pixels = keras.Input((96, 96, 3))
+    x = layers.Rescaling(1 / 128, -1)(pixels)
+    for number, channels in enumerate((8, 8, 12, 12)):
+        x = layers.Conv2D(channels, 3, 2, "same", use_bias=False, name=f"conv{number}")(x)
+        x = layers.BatchNormalization(name=f"norm{number}")(x)
+        x = layers.ReLU(6, name=f"act{number}")(x)
+    x = layers.Add(name="sum")([x, layers.Conv2D(12, 3, padding="same", name="inner")(x)])
+    model = keras.Model(pixels, layers.Dense(5)(layers.GlobalAveragePooling2D()(x)))
+    model.save(folder / "classifier.keras")
+    return str(folder / "classifier.keras")
+
+
+def hub_preset(folder: Path) -> str:
+    """Write a preset of KerasHub's: a small ResNet with random weights."""
+    hub = pytest.importorskip("keras_hub")
+    backbone = hub.models.ResNetBackbone(
+        input_conv_filters=[8],
+        input_conv_kernel_sizes=[7],
+        stackwise_num_filters=[8, 8, 12],
+        stackwise_num_blocks=[1, 1, 1],
+        stackwise_num_strides=[1, 2, 2],
+        block_type="basic_block",
+        use_pre_activation=True,
+        image_shape=(None, None, 3),
+    )
+    backbone.save_to_preset(str(folder / "resnet"))
+    return f"keras_hub:{folder / 'resnet'}"
+
+
+KINDS = {
+    "file": (keras_file, "imagenet"),
+    "application": (lambda _: "MobileNetV3Small", None),
+    "hub": (hub_preset, "imagenet"),
+}
+
+
+def recipe_for(name: str, weights: str | None):
+    return replace(
+        get_recipe("finetune"),
+        preset=name,
+        weights=weights,
+        layer=None,
+        classification=replace(STEPS, backbone_rate=0.0),
+        localization=STEPS,
+        detection=replace(STEPS, warm_up=1, backbone_rate=0.5),
+        views=replace(get_recipe("finetune").views, per_image=2),
+        inference=InferenceOptions(max_windows=50),
+        validation_images=2,
+        val_split="none",
+    )
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
+    make, weights = KINDS[kind]
+    name = make(tmp_path)
+    recipe, run = recipe_for(name, weights), tmp_path / "run"
+
+    # Train, broken off before the last stage, and resume without the backbone's file.
+    fit = module._fit
+
+    def until_detection(stage, *rest):
+        if stage == "detection":
+            raise Killed
+        fit(stage, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_fit", until_detection)
+        with pytest.raises(Killed):
+            train(recipe, SOURCE, run)
+    if kind == "file":
+        Path(name).unlink()
+    model = train(recipe, SOURCE, run)
+    assert model.tasks == ("classification", "localization", "detection")
+    assert set(evaluate(of.load(run), SOURCE, "train", quiet=True)) >= {"map", "map50"}
+
+    # Exported and served, it answers as it does live.
+    live = model.detect(IMAGES)
+    version = export(model, tmp_path / "models" / "shapes", None, {"name": "finetune"}, {"map50": 0.0})
+    answers = [of.load(version).detect(IMAGES)]
+    with serving({"shapes": version.parent}) as address, Client(address, "shapes") as client:
+        answers.append(client.detect(IMAGES))
+    for answer in answers:
+        for key in ("detection_boxes", "detection_scores", "detection_classes", "num_detections"):
+            np.testing.assert_allclose(answer[key], live[key], rtol=1e-4, atol=1e-4, err_msg=key)
+
+    # Reused: the features learn in another program, but for their statistics.
+    loaded = tf.saved_model.load(str(version))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(loaded.features(tf.random.uniform([1, 256, 256, 3], maxval=255)) ** 2)
+    gradients = tape.gradient(total, loaded.trainable_variables)
+    assert sum(gradient is not None for gradient in gradients) >= len(model.network.backbone.trainable_weights)
+    (maps,) = of.load(run).extract_features([np.zeros((256, 256, 3), np.uint8)], layer="normalise")
+    assert maps.shape[-1] == model.network.preset.backbone.channels
+
+
+def test_what_is_frozen_stays_and_the_rest_moves(tmp_path):
+    """By schedule, by layer and by kind: batch normalisation keeps its statistics unless asked otherwise."""
+    recipe = recipe_for(keras_file(tmp_path), "imagenet")
+    network = of.build(recipe.preset, 3, background=True, box_form=recipe.box_form)
+
+    def trained(**changes) -> set[str]:
+        changed = replace(recipe, **changes)
+        fitted = detection_model(network, changed)
+        before = {v.path: v.numpy() for v in network.backbone.variables}
+        side = network.preset.smallest_input
+        pixels = np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
+        head = next(layer for layer in fitted.layers if isinstance(layer, DenseHead))
+        shape = head.compute_output_shape((2, *fitted.get_layer("features").output.shape[1:]))
+        targets = {"scores": np.ones((2, 2, 2), np.int32), "boxes": np.ones((2, 2, 2, 5), np.float32)}
+        del shape
+        fitted.train_on_batch(pixels, targets)
+        return {v.name + v.path for v in network.backbone.variables if not np.array_equal(v.numpy(), before[v.path])}
+
+    recipe = replace(recipe, side=network.preset.smallest_input, fine=True)
+    assert not trained(detection=replace(STEPS, backbone_rate=0.0))
+    moved = trained()
+    assert any("conv0" in path for path in moved) and not any("norm" in path for path in moved)
+    moved = trained(frozen_to="act1")
+    assert not any("conv0" in path or "conv1" in path for path in moved) and any("conv2" in path for path in moved)
+    assert any("moving_mean" in path for path in trained(batch_norm="training"))
+    with pytest.raises(ValueError, match="did you mean 'act1'"):
+        trained(frozen_to="atc1")
+
+
+def test_steps_follow_from_the_size_of_the_set():
+    schedule = replace(SCHEDULE, steps=5000, batch=10, passes=20.0)
+    assert [schedule.sized(images).steps for images in (5, 400, 10**6)] == [200, 800, 5000]
+    sized = replace(get_recipe("finetune"), detection=schedule).sized(SOURCE)
+    assert sized.detection.steps == 200 and sized.detection.passes is None
