@@ -25,9 +25,9 @@ import logging, sys, time
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from gated_model import serve_function
-from serving.embedded import run
-run.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
-run.run([], grace=0.2)
+from serving.embedded import server
+server.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
+server.run([], grace=0.2)
 """
 
 
