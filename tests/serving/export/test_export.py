@@ -151,7 +151,7 @@ print("done", flush=True)
 @pytest.mark.long
 def test_an_export_killed_at_any_moment_leaves_no_part_of_a_version(tmp_path: Path):
     base = tmp_path / "m"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", EXPORTER, str(base)]
     killed = 0
     for seconds in (0.2, 1.5, 3.0, 4.5, 6.0, 9.0, None):
