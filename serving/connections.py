@@ -1,4 +1,4 @@
-"""Checks that servers and clients share: PEM certificates, since gRPC does not say what is wrong, and addresses."""
+"""Checks that servers and clients share: PEM certificates, since gRPC does not say what is wrong, hosts and tokens."""
 
 import ipaddress
 import ssl
@@ -38,3 +38,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def is_token(text: str) -> bool:
+    """Return whether a text can be a bearer token: visible ASCII characters."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text

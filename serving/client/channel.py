@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.connections import is_loopback, require_pair
+from serving.connections import is_loopback, is_token, require_pair
 
 # A server that is starting or whose queue is full. Any other code would fail again.
 _RETRY_POLICY = {
@@ -72,7 +72,7 @@ def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:
     """
     if token is None:
         return ()
-    if not token or not (token.isascii() and token.isprintable()) or " " in token:
+    if not is_token(token):
         raise ValueError("expected a token of visible ASCII characters, on one line; got other ones")
     local = address.startswith(("unix:", "unix-abstract:")) or is_loopback(address.rpartition(":")[0])
     if not encrypted and not local:

@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import numpy as np
@@ -48,7 +48,7 @@ class ServingError(Exception):
         super().__init__(f"{address}: {code.name}: {self.details}")
 
 
-class Client(Predictor):
+class Client(Predictor, AbstractContextManager):
     """Calls one model on one server; safe to share between threads, and closes its connection as a context manager.
 
     Every call has a deadline; UNAVAILABLE and RESOURCE_EXHAUSTED are retried with back-off. A predictor's calls raise
@@ -149,13 +149,21 @@ class Client(Predictor):
         packed.Unpack(signatures)
         return dict(signatures.signature_def)
 
-    def status(self, timeout: float | None = None) -> dict[int, str]:
+    def status(self, timeout: float | None = None, wait_for_ready: bool | None = None) -> dict[int, str]:
         """Return the states of the model's versions (`AVAILABLE`, `LOADING` ...), by number, newest first.
+
+        Args:
+            timeout: the seconds that the call may take, if other than the client's.
+            wait_for_ready: whether to wait for a server that is not there yet.
 
         Raises:
             ServingError: the server refused, does not know the model or did not answer.
         """
-        return self._status(timeout=timeout or self.timeout)
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
+        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        states = {each.version: name_of(each.state) for each in response.model_version_status}
+        return dict(sorted(states.items(), reverse=True))
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until the server is there and the model (this client's version of it) is available.
@@ -168,7 +176,7 @@ class Client(Predictor):
         while True:
             remaining = max(deadline - time.monotonic(), 0.001)
             try:
-                states = self._status(timeout=remaining, wait_for_ready=True)
+                states = self.status(timeout=remaining, wait_for_ready=True)
                 if "AVAILABLE" in states.values():
                     return
                 last = ServingError(self.address, grpc.StatusCode.UNAVAILABLE, f"{self.model} is {states}")
@@ -185,14 +193,7 @@ class Client(Predictor):
         """Close the connection and cancel running calls."""
         self._channel.close()
 
-    def __enter__(self) -> Self:
-        """Return the client."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connection."""
+    def __exit__(self, *_: Any) -> None:
         self.close()
 
     def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
@@ -208,13 +209,6 @@ class Client(Predictor):
         elif self.label is not None:
             spec.version_label = self.label
         return spec
-
-    def _status(self, timeout: float, wait_for_ready: bool = False) -> dict[int, str]:
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
-        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
-        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
-        states = {each.version: name_of(each.state) for each in response.model_version_status}
-        return dict(sorted(states.items(), reverse=True))
 
     def _call(
         self,

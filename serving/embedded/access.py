@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.connections import is_loopback, require_authority, require_pair
+from serving.connections import is_loopback, is_token, require_authority, require_pair
 
 _MIN_TOKEN_CHARS = 16  # shorter tokens can be guessed over a network
 
@@ -102,7 +102,7 @@ def bracketed(host: str) -> str:
 
 def _read_token(file: Path) -> str:
     token = file.read_text().strip()
-    if len(token) < _MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
+    if len(token) < _MIN_TOKEN_CHARS or not is_token(token):
         raise ValueError(
             f"expected a token of at least {_MIN_TOKEN_CHARS} printable characters in {file}; "
             "make one with: openssl rand -hex 32"
