@@ -27,14 +27,12 @@ class TrainedTask:
         model: Builds and compiles the Keras model that the stage fits; it shares the network's variables.
         views: Gives what the stage is shown of a record.
         metrics, observers: Made from class names and display threshold.
-        signatures: A served model that has one of these answers the protocol.
     """
 
     model: Callable[[Network, Recipe], StageModel]
     views: Callable[[Drawing, Recipe], Views]
     metrics: tuple[Callable[[Sequence[str], float | None], Metric], ...]
     observers: tuple[Callable[[Sequence[str], float | None], Observer], ...]
-    signatures: frozenset[str]
 
 
 TRAINED_TASKS: dict[str, TrainedTask] = {
@@ -43,14 +41,12 @@ TRAINED_TASKS: dict[str, TrainedTask] = {
         views=lambda drawing, recipe: plain_crops(drawing) if recipe.views.plain else object_windows(drawing),
         metrics=(lambda names, _: IlsvrcErrors(names, kinds=("top",)),),
         observers=(ClassConfusion, WrongClasses),
-        signatures=frozenset({"classify", "localize"}),
     ),
     "localization": TrainedTask(
         model=localization_model,
         views=lambda drawing, recipe: window_maps(drawing, scores=recipe.through_features),
         metrics=(lambda names, _: IlsvrcErrors(names, kinds=("localization",)),),
         observers=(WrongPlaces,),
-        signatures=frozenset({"localize"}),
     ),
     "detection": TrainedTask(
         model=detection_model,
@@ -63,6 +59,5 @@ TRAINED_TASKS: dict[str, TrainedTask] = {
             lambda names, _: Reliability(names),
         ),
         observers=(PrecisionRecallCurves, ScoreCurves, DetectionConfusion, FalsePositives, Misses),
-        signatures=frozenset({"detect"}),
     ),
 }

@@ -50,7 +50,7 @@ def run(out: Path) -> None:
     _say(4, "serve it over gRPC in a process of its own")
     pictures: list[Image.Image] = []
 
-    def seen(record, answer) -> None:
+    def draw(record, answer) -> None:
         if len(pictures) < 2 * PICTURES and len(record.labels) > 0:
             names = [source.class_names[label] for label in record.labels]
             pictures.append(draw_boxes(record.image_bytes, truth=(record.boxes, names)))
@@ -59,7 +59,8 @@ def run(out: Path) -> None:
     with _server(exported.parent) as address, Client(address, NAME) as client:
         _say(5, f"send {SCENES} held-out scenes to {address} as JPEG files, and score the answers")
         sent = time.monotonic()
-        served = evaluate(client, source, "test", limit=SCENES, seen=seen, display_threshold=threshold)
+        callbacks = {"detection": [draw]}
+        served = evaluate(client, source, "test", limit=SCENES, callbacks=callbacks, display_threshold=threshold)
         answered = time.monotonic()
     sheet = contact_sheet(pictures, columns=6, titles=("truth", "answer") * 3)
     sheet.save(out / "detections.png")

@@ -17,9 +17,9 @@ from overfeat_tf.images.decode import decode_image
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
-from overfeat_tf.models.predictor import choose_task
+from overfeat_tf.models.predictor import Predictor, choose_task
 from overfeat_tf.models.staged_model import StagedModel
-from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION, Task
 from training.progress import Progress
 
 BATCH = 8
@@ -166,9 +166,7 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
 
 def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
     chosen = BY_NAME[choose_task(model, task)]
-    if chosen == CLASSIFICATION:
-        return _batched(lambda images: _with_status(images, model.classify(images)), files, chosen.name)
-    return _batched(getattr(model, chosen.call), files, chosen.name)
+    return _batched(_call(model, chosen), files, chosen.name)
 
 
 def _in_stages(
@@ -198,25 +196,16 @@ def _served(
     from serving.client.pipelining import Unsent, in_order
 
     with Client(server, name, **connection) as client:
-        signatures = client.metadata()
-        served = [known.name for known in reversed(BY_NAME.values()) if known.call in signatures]
-        if task is not None and task not in served:
-            raise ValueError(f"expected a task that '{name}' serves, of {', '.join(served) or 'none'}; got '{task}'")
-        chosen = BY_NAME[task or next(iter(served), CLASSIFICATION.name)]
-
-        def call(images: Sequence[bytes]) -> dict[str, np.ndarray]:
-            answer = getattr(client, chosen.call)(images)
-            return _with_status(images, _named(answer)) if chosen == CLASSIFICATION else answer
-
+        chosen = BY_NAME[choose_task(client, task)]
         images = ((file, *read_image(file)) for file in files)
-        for sent in in_order(call, (Unsent(*image) for image in images)):
+        for sent in in_order(_call(client, chosen), (Unsent(*image) for image in images)):
             yield Answered(sent.item, sent.image, sent.outputs, sent.problem, chosen.name)
 
 
-def _named(rows: Sequence[Sequence[tuple[str, float]]]) -> dict[str, np.ndarray]:
-    """Return the Classify RPC's answer by the names of the signature."""
-    labels = [[label.encode() for label, _ in row] for row in rows]
-    return {"classes": np.array(labels, object), "scores": np.array([[score for _, score in row] for row in rows])}
+def _call(model: Predictor, task: Task) -> Call:
+    if task == CLASSIFICATION:
+        return lambda images: _with_status(images, model.classify(images))
+    return getattr(model, task.call)
 
 
 def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

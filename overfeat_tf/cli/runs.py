@@ -143,7 +143,7 @@ def evaluate(
     """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
     require_server(server, connection)
     load_tensorflow()
-    from training.evaluation.evaluate import PROTOCOLS, require_fit, served_tasks
+    from training.evaluation.evaluate import PROTOCOLS, require_fit
     from training.evaluation.ladders import TABLES, row_of, row_options, table_of
     from training.sources import open_source
 
@@ -156,14 +156,12 @@ def evaluate(
     with ExitStack() as stack:
         if server is None:
             answering = with_changes(_loaded(models), changes)
-            labels, tasks, answered = answering.labels, answering.tasks, answering.answered_tasks
         else:
-            client = _connected(server, models, connection)
-            answering, signatures = _served(stack.enter_context(client), changes, source.class_names)
-            labels, tasks = source.class_names, served_tasks(signatures)
-            answered = tasks
-        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in tasks)[-1:])
-        require_fit(labels, answered, source, (TABLES[table],) if table else protocols)
+            answering = with_changes(stack.enter_context(_connected(server, models, connection)), changes)
+            _require_class_count(answering, source.class_names)
+        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in answering.tasks)[-1:])
+        labels = answering.labels or source.class_names
+        require_fit(labels, answering.answered_tasks, source, (TABLES[table],) if table else protocols)
         asked = ",".join(protocols)
         row = row_of(require_run(answering), asked) if table else None
         described = _facts(answering.with_options(**row.changes) if row else answering, models, server)
@@ -199,26 +197,14 @@ def _connected(server: str, models: Sequence[str], connection: Connection):
     return Client(server, models[0], **connection)
 
 
-def _served(client, changes: Changes, class_names: Sequence[str]):
-    """Give what a server's model answers by, and its signatures' names."""
-    from training.evaluation.evaluate import ByName
-
-    client = with_changes(client, changes)
+def _require_class_count(client, class_names: Sequence[str]) -> None:
+    """Raise ValueError if a served model's signatures say that it has another number of classes than the data."""
     signatures = client.metadata()
-    count = _class_count(signatures)
-    if count not in (None, len(class_names)):
-        raise ValueError(f"expected a model of the data's {len(class_names)} classes; the server's has {count}")
-    # A committee, or a run that has only learnt to classify, has no signature `localize` to rank classes by.
-    named = "localize" not in signatures and "classify" in signatures
-    return (ByName(client, class_names) if named else client), signatures
-
-
-def _class_count(signatures) -> int | None:
-    """Read off a served model's signatures how many classes it knows; None where none tells."""
-    if "classify_images" not in signatures:
-        return None
-    sides = signatures["classify_images"].outputs["probs"].tensor_shape.dim
-    return sides[-1].size if sides and sides[-1].size > 0 else None
+    if "classify_images" in signatures:
+        sides = signatures["classify_images"].outputs["probs"].tensor_shape.dim
+        if sides and sides[-1].size not in (-1, len(class_names)):
+            expected = f"expected a model of the data's {len(class_names)} classes"
+            raise ValueError(f"{expected}; the server's has {sides[-1].size}")
 
 
 def _facts(answering, models: Sequence[str], server: str | None) -> dict[str, Any]:
@@ -254,15 +240,15 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
     watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
     threshold = getattr(answering, "display_threshold", None)  # a server does not tell its model's
     report = Report(out, watched, source.class_names, threshold) if out is not None else None
-    watching = report.watching if report else None
+    callbacks = report.callbacks if report else None
     began = time.monotonic()
     figures: dict[str, Any]
     if table:
-        rows = list(score_rows(require_run(answering), source, split, protocol, limit, watching))
+        rows = list(score_rows(require_run(answering), source, split, protocol, limit, callbacks))
         figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
     else:
         protocols = protocol.split(",")
-        figures = score(answering, source, split, protocols, limit, watching=watching, display_threshold=threshold)
+        figures = score(answering, source, split, protocols, limit, callbacks=callbacks, display_threshold=threshold)
         text, images = figure_tables(figures), figures["images"]
     seconds = round(time.monotonic() - began, 1)
     click.echo(text)

@@ -75,11 +75,10 @@ def serve(
     from serving.embedded.access import Access
     from serving.embedded.config import from_directories, from_file
     from serving.embedded.rest.server import DEFAULT_PORT
-    from serving.embedded.run import format_log, run
+    from serving.embedded.server import run
 
     access = Access.of(host, tls_cert, tls_key, tls_client_ca, token_file, insecure)
     wanted = from_file(config) if config is not None else from_directories(models, all_versions)
-    format_log()
     run(
         wanted,
         host,
@@ -92,7 +91,7 @@ def serve(
         config=config,
         access=access,
         workers=workers,
-        max_concurrent_rpcs=max_requests,
-        max_message_bytes=max_megabytes << 20,
+        max_requests=max_requests,
+        max_bytes=max_megabytes << 20,
         max_rows=max_images,
     )

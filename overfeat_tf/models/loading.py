@@ -48,11 +48,6 @@ class Exported(Predictor):
         tensors = {k: tf.constant(v, tf.string if v.dtype == object else tf.uint8) for k, v in inputs.items()}
         return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
 
-    def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
-        if layer is not None or scale is not None or fine:
-            raise ValueError("expected the default layer, native size and coarse stride of a SavedModel; use its run")
-        return [self._run("extract_features", images=image[None])["features"][0] for image in images]
-
 
 def load_run(folder: Path) -> Model:
     """Load a run's folder.

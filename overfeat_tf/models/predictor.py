@@ -12,15 +12,17 @@ Answers = dict[str, np.ndarray]
 
 
 class Predictor(ABC):
-    """The four inference calls over signatures; images may be encoded or pixels, of any sizes.
+    """The four inference calls over signatures: of a network in memory, a SavedModel or a served model.
 
     `images` is uint8 [B, H, W, 3], or a list of uint8 [H, W, 3] of any sizes, or a list of encoded images (bytes).
     Answers are numpy arrays by the contract's names, the batch first.
 
     Attributes:
+        labels: Class names; none of a served model, which tells them in its answers alone.
         tasks: The names of the tasks that it was trained for.
     """
 
+    labels: tuple[str, ...]
     tasks: tuple[str, ...]
 
     @property
@@ -55,7 +57,7 @@ class Predictor(ABC):
             fine: Fine rather than coarse stride.
 
         Raises:
-            ValueError: no such layer or scale, or a SavedModel, which has only the default; even without an image.
+            ValueError: no such layer or scale, or no run, since others have only the default; even without an image.
         """
         return self._extract([_pixels(np.asarray(image)[None])[0] for image in images], layer, scale, fine)
 
@@ -74,9 +76,11 @@ class Predictor(ABC):
     def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
         """Run a signature; encoded images are bytes objects, also those of "classify"."""
 
-    @abstractmethod
     def _extract(self, images: list[np.ndarray], layer: str | None, scale: int | None, fine: bool) -> list[np.ndarray]:
-        """Compute a layer's output for each image uint8 [H, W, 3]."""
+        """Compute a layer's output for each image uint8 [H, W, 3]: here by the signature, which has the default."""
+        if layer is not None or scale is not None or fine:
+            raise ValueError("expected the default layer, native size and coarse stride of a SavedModel; use its run")
+        return [self._run("extract_features", images=image[None])["features"][0] for image in images]
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:
@@ -96,10 +100,9 @@ def choose_task(model: Predictor, task: str | None = None) -> str:
     Raises:
         ValueError: the model does not answer it.
     """
-    if task is None:
-        return next(name for name in reversed(TASKS) if name in model.tasks)
-    if task not in model.answered_tasks:
+    chosen = task or next((name for name in reversed(TASKS) if name in model.tasks), "")
+    if chosen not in model.answered_tasks:
         raise ValueError(
-            f"expected a task that the model answers, of {', '.join(model.answered_tasks) or 'none'}; got '{task}'"
+            f"expected a task that the model answers, of {', '.join(model.answered_tasks) or 'none'}; got '{chosen}'"
         )
-    return task
+    return chosen

@@ -1,12 +1,11 @@
 """The connection to a server: message limits, retries of what is "not now", TLS and a token."""
 
-import ipaddress
 import json
 from pathlib import Path
 
 import grpc
 
-from serving.certificates import require_pair
+from serving.connections import is_loopback, is_token, require_pair
 
 # A server that is starting or whose queue is full. Any other code would fail again.
 _RETRY_POLICY = {
@@ -73,9 +72,10 @@ def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:
     """
     if token is None:
         return ()
-    if not token or not (token.isascii() and token.isprintable()) or " " in token:
+    if not is_token(token):
         raise ValueError("expected a token of visible ASCII characters, on one line; got other ones")
-    if not encrypted and not _is_loopback(address):
+    local = address.startswith(("unix:", "unix-abstract:")) or is_loopback(address.rpartition(":")[0])
+    if not encrypted and not local:
         raise ValueError(f"expected --ca-cert with a token: without TLS all on the way to {address} could read it")
     return (("authorization", f"Bearer {token}"),)
 
@@ -90,13 +90,3 @@ def read_token(file: Path | None) -> str | None:
         return None if file is None else file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"expected a token in '{file}'; it cannot be read: {error}") from None
-
-
-def _is_loopback(address: str) -> bool:
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -139,7 +139,7 @@ def _answer_failures(client: Client, key: str, signature: Signature, image_bytes
     """Send one request and compare its answer with the contract; `classify` is called by both its RPCs."""
     try:
         outputs = client.predict(key, **{signature.input.name: _input_value(signature, image_bytes)})
-        labels = client.classify([image_bytes]) if key == "classify" else None
+        labels = client.classify_rpc([image_bytes]) if key == "classify" else None
     except tf.errors.OpError as error:
         yield f"the image to send cannot be decoded: {reason(error.message)}"
         return

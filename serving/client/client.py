@@ -2,9 +2,10 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 import numpy as np
@@ -20,6 +21,8 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from overfeat_tf.models.predictor import Predictor
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 from serving.client.channel import authorization, open_channel
 from serving.contract import image_example
 from serving.tensors import to_tensor
@@ -45,11 +48,15 @@ class ServingError(Exception):
         super().__init__(f"{address}: {code.name}: {self.details}")
 
 
-class Client:
+class Client(Predictor, AbstractContextManager):
     """Calls one model on one server; safe to share between threads, and closes its connection as a context manager.
 
-    Every call has a deadline; UNAVAILABLE and RESOURCE_EXHAUSTED are retried with back-off.
+    Every call has a deadline; UNAVAILABLE and RESOURCE_EXHAUSTED are retried with back-off. A predictor's calls raise
+    ValueError for an empty list, which TF Serving never answers with batching on, and ServingError where the server
+    refused or did not answer.
     """
+
+    labels = ()
 
     def __init__(
         self,
@@ -89,21 +96,11 @@ class Client:
         self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
-    def detect(self, images: Sequence[bytes]) -> dict[str, np.ndarray]:
-        """Detect objects in encoded images (JPEG, PNG, ...).
-
-        Returns:
-            The outputs of the signature `detect` by name, the batch as dimension 0; strings as bytes objects.
-
-        Raises:
-            ValueError: there is no image.
-            ServingError: the server refused or did not answer.
-        """
-        return self.predict("detect", image_bytes=_string_array(_encoded(images)))
-
-    def localize(self, images: Sequence[bytes]) -> dict[str, np.ndarray]:
-        """Return the top classes of encoded images with a box each; see `detect`."""
-        return self.predict("localize", image_bytes=_string_array(_encoded(images)))
+    @cached_property
+    def tasks(self) -> tuple[str, ...]:  # type: ignore[override] # never set
+        """The tasks whose signatures the model has."""
+        signatures = self.metadata()
+        return tuple(name for name, task in BY_NAME.items() if task.call in signatures)
 
     def predict(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
         """Run any signature on arrays, tensors or lists; dimension 0 of each input is the batch.
@@ -124,7 +121,7 @@ class Client:
         response = self._call(self._prediction.Predict, request)
         return {name: to_tensor(proto).numpy() for name, proto in response.outputs.items()}
 
-    def classify(self, images: Sequence[bytes]) -> list[list[tuple[str, float]]]:
+    def classify_rpc(self, images: Sequence[bytes]) -> list[list[tuple[str, float]]]:
         """Classify encoded images by the Classify RPC; return (label, score) pairs per image, in the model's order.
 
         Raises:
@@ -132,7 +129,9 @@ class Client:
             ServingError: the server refused or did not answer.
         """
         request = classification_pb2.ClassificationRequest(model_spec=self._model_spec("classify"))
-        request.input.example_list.examples.extend(image_example(image) for image in _encoded(images))
+        if not images:
+            raise ValueError("expected at least one image, got an empty list")
+        request.input.example_list.examples.extend(map(image_example, images))
         response = self._call(self._prediction.Classify, request)
         return [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
 
@@ -150,13 +149,21 @@ class Client:
         packed.Unpack(signatures)
         return dict(signatures.signature_def)
 
-    def status(self, timeout: float | None = None) -> dict[int, str]:
+    def status(self, timeout: float | None = None, wait_for_ready: bool | None = None) -> dict[int, str]:
         """Return the states of the model's versions (`AVAILABLE`, `LOADING` ...), by number, newest first.
+
+        Args:
+            timeout: the seconds that the call may take, if other than the client's.
+            wait_for_ready: whether to wait for a server that is not there yet.
 
         Raises:
             ServingError: the server refused, does not know the model or did not answer.
         """
-        return self._status(timeout=timeout or self.timeout)
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
+        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        states = {each.version: name_of(each.state) for each in response.model_version_status}
+        return dict(sorted(states.items(), reverse=True))
 
     def wait_until_ready(self, seconds: float) -> None:
         """Wait until the server is there and the model (this client's version of it) is available.
@@ -169,7 +176,7 @@ class Client:
         while True:
             remaining = max(deadline - time.monotonic(), 0.001)
             try:
-                states = self._status(timeout=remaining, wait_for_ready=True)
+                states = self.status(timeout=remaining, wait_for_ready=True)
                 if "AVAILABLE" in states.values():
                     return
                 last = ServingError(self.address, grpc.StatusCode.UNAVAILABLE, f"{self.model} is {states}")
@@ -186,15 +193,14 @@ class Client:
         """Close the connection and cancel running calls."""
         self._channel.close()
 
-    def __enter__(self) -> Self:
-        """Return the client."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the connection."""
+    def __exit__(self, *_: Any) -> None:
         self.close()
+
+    def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        if signature == CLASSIFICATION.call:
+            examples = [image_example(image).SerializeToString() for image in inputs["inputs"]]
+            inputs = {"inputs": np.array(examples, object)}
+        return self.predict(signature, **inputs)
 
     def _model_spec(self, signature: str = "") -> model_pb2.ModelSpec:
         spec = model_pb2.ModelSpec(name=self.model, signature_name=signature)
@@ -203,13 +209,6 @@ class Client:
         elif self.label is not None:
             spec.version_label = self.label
         return spec
-
-    def _status(self, timeout: float, wait_for_ready: bool = False) -> dict[int, str]:
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
-        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
-        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
-        states = {each.version: name_of(each.state) for each in response.model_version_status}
-        return dict(sorted(states.items(), reverse=True))
 
     def _call(
         self,
@@ -227,18 +226,3 @@ class Client:
             )
         except grpc.RpcError as error:
             raise ServingError(self.address, error.code(), error.details()) from error
-
-
-def _encoded(images: Sequence[bytes]) -> Sequence[bytes]:
-    if isinstance(images, (bytes, str)) or not all(isinstance(image, bytes) for image in images):
-        raise ValueError("expected a list of encoded images, each of type bytes")
-    if not images:
-        raise ValueError("expected at least one image, got an empty list")
-    return images
-
-
-def _string_array(values: Sequence[bytes]) -> np.ndarray:
-    # Of dtype object: numpy's own byte strings lose their trailing zeros.
-    array = np.empty(len(values), object)
-    array[:] = values
-    return array

@@ -1,14 +1,13 @@
 """Who may reach the server, and where it listens: this machine alone, or others over TLS with a token."""
 
 import hmac
-import ipaddress
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
-from serving.certificates import require_authority, require_pair
+from serving.connections import is_loopback, is_token, require_authority, require_pair
 
 _MIN_TOKEN_CHARS = 16  # shorter tokens can be guessed over a network
 
@@ -75,37 +74,25 @@ class Access:
         """Compare a request's `authorization` with the token, in constant time."""
         if self.token is None:
             return True
-        if authorization is None:
-            return False
-        given = authorization.encode("utf-8", "replace") if isinstance(authorization, str) else authorization
+        given = authorization.encode("utf-8", "replace") if isinstance(authorization, str) else authorization or b""
         scheme, _, token = given.partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token.encode())
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
-
-
 def require_free(host: str, port: int) -> None:
-    """Raise OSError, in one line, if a server cannot listen at an address; gRPC's own message says less."""
+    """Raise OSError if a server cannot listen at an address; gRPC's own message says less than `listen`'s."""
+    listen(host, port).close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a listening socket, IPv6 if the host is an IPv6 address; the message of its OSError is one line."""
     try:
-        listen(host, port).close()
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (while")[0]  # create_server repeats the address behind it
         raise OSError(
             f"cannot listen on {bracketed(host)}:{port}: {why}; choose another port, or 0 for any free one"
         ) from None
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket, IPv6 if the host is an IPv6 address."""
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def bracketed(host: str) -> str:
@@ -115,7 +102,7 @@ def bracketed(host: str) -> str:
 
 def _read_token(file: Path) -> str:
     token = file.read_text().strip()
-    if len(token) < _MIN_TOKEN_CHARS or not token.isascii() or not token.isprintable() or " " in token:
+    if len(token) < _MIN_TOKEN_CHARS or not is_token(token):
         raise ValueError(
             f"expected a token of at least {_MIN_TOKEN_CHARS} printable characters in {file}; "
             "make one with: openssl rand -hex 32"

@@ -3,18 +3,16 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf import text_format
-from tensorflow_serving.config import file_system_storage_path_source_pb2, model_server_config_pb2
+from tensorflow_serving.config import model_server_config_pb2
+from tensorflow_serving.config.file_system_storage_path_source_pb2 import FileSystemStoragePathSourceConfig
 
-from serving.embedded.servables import Labels
 from serving.errors import invalid
 
-if TYPE_CHECKING:
-    VersionPolicy = Any  # a nested message, which a type checker does not know
-else:
-    VersionPolicy = file_system_storage_path_source_pb2.FileSystemStoragePathSourceConfig.ServableVersionPolicy
+Labels = Mapping[str, Mapping[str, int]]  # version numbers by model and label
+VersionPolicy: Any = FileSystemStoragePathSourceConfig.ServableVersionPolicy
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class ServedModel:
 
     name: str
     base: Path
-    policy: VersionPolicy = field(default_factory=VersionPolicy)
+    policy: Any = field(default_factory=VersionPolicy)
     labels: Mapping[str, int] = field(default_factory=dict)
 
     def wanted(self, versions: Collection[int]) -> set[int]:

@@ -8,10 +8,15 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
-from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2,
+    prediction_service_pb2,
+)
 
 from serving.embedded import inference
 from serving.embedded.request_queue import RequestContext, RequestQueue
@@ -23,29 +28,15 @@ from serving.errors import StatusError, invalid, to_status_error
 DEFAULT_MAX_ROWS = 1024
 # Running and waiting requests together. Clients retry the UNAVAILABLE that further ones get.
 DEFAULT_MAX_REQUESTS = 128
-METHODS = frozenset(
-    [
-        "Predict",
-        "Classify",
-        "Regress",
-        "MultiInference",
-        "GetModelMetadata",
-        "GetModelStatus",
-        "HandleReloadConfigRequest",
-    ]
+SERVICES = (
+    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
-_NOBODY = RequestContext()
+# Takes each request once it has ended: method, model, the version that answered, code and seconds. Unknown methods and
+# models are empty, so that metrics have few labels.
+Observer = Callable[[str, str, int | None, grpc.StatusCode, float], None]
+_NO_DEADLINE = RequestContext()
 _log = logging.getLogger(__name__)
-
-
-class Observer(Protocol):
-    """Is told of every request once it has ended; exceptions that it raises are logged and ignored."""
-
-    def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
-        """Take one request.
-
-        Unknown methods and models are empty, so that metrics have few labels; `version` is the one that answered.
-        """
 
 
 def _observed(name: str) -> Callable[[Callable], Callable]:
@@ -53,11 +44,11 @@ def _observed(name: str) -> Callable[[Callable], Callable]:
 
     def wrap(method: Callable) -> Callable:
         @functools.wraps(method)
-        def handle(self: "RequestHandler", request: Any, *args: Any) -> Any:
+        def handle(self: "RequestHandler", request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
             start = time.perf_counter()
             code, response = grpc.StatusCode.OK, None
             try:
-                response = method(self, request, *args)
+                response = method(self, request, context)
                 return response
             except StatusError as error:
                 code = error.code
@@ -82,14 +73,14 @@ def _observed(name: str) -> Callable[[Callable], Callable]:
 class RequestHandler:
     """Answers TF Serving's requests about the served models; safe to call from any thread.
 
-    Every method raises StatusError and nothing else. Methods that run a model take a RequestContext, which they check
-    before the first rows and between a few rows and the next.
+    Every method raises StatusError and nothing else. Methods that run a model check the RequestContext before the first
+    rows and between a few rows and the next.
 
     Attributes:
         models: what is served.
         queue: where the callers run the methods that run a model.
         max_bytes: the most bytes that one tensor of a request may occupy.
-        observer: who is told of every request; may be set at any time.
+        observer: called after every request; its exceptions are logged. May be set at any time.
     """
 
     def __init__(
@@ -103,6 +94,16 @@ class RequestHandler:
         max_requests: int = DEFAULT_MAX_REQUESTS,
         max_rows: int = DEFAULT_MAX_ROWS,
     ):
+        """Make the queue.
+
+        Args:
+            models, max_bytes, observer: see above.
+            version_manager: reloads the configuration; None if the models are fixed.
+            workers: requests that run at the same time; by default one for each CPU (TensorFlow uses several CPUs for
+                each of them anyway), and at least four.
+            max_requests: requests that run or wait; further ones are rejected.
+            max_rows: the most images or examples in a request.
+        """
         self.models = models
         self.max_bytes = max_bytes
         self.observer = observer
@@ -112,24 +113,22 @@ class RequestHandler:
         self.queue = RequestQueue(workers, max_requests - workers)
 
     @_observed("Predict")
-    def predict(self, request: Any, context: RequestContext = _NOBODY) -> Any:
-        """Run a signature on tensors."""
+    def predict(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         inference.require_rows(request, self._max_rows)
         return inference.predict(self.models.find(request), request, self.max_bytes, context.check)
 
     @_observed("Classify")
-    def classify(self, request: Any, context: RequestContext = _NOBODY) -> Any:
-        """Classify tf.Examples."""
+    def classify(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         inference.require_rows(request, self._max_rows)
         return inference.classify(self.models.find(request), request, context.check)
 
     @_observed("Regress")
-    def regress(self, request: Any, context: RequestContext = _NOBODY) -> Any:
+    def regress(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         """Raise StatusError: no signature of the contract is a regression."""
         inference.refuse_regression(self.models.find(request), request.model_spec.signature_name)
 
     @_observed("MultiInference")
-    def multi_inference(self, request: Any, context: RequestContext = _NOBODY) -> Any:
+    def multi_inference(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         """Classify the same tf.Examples with several signatures of the model that the first task names."""
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
@@ -137,13 +136,11 @@ class RequestHandler:
         return inference.multi_inference(self.models.find(request.tasks[0]), request, context.check)
 
     @_observed("GetModelMetadata")
-    def metadata(self, request: Any) -> Any:
-        """Return a model's signatures."""
-        inference.require_metadata_fields(request)
-        return inference.metadata(self.models.find(request))
+    def metadata(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
+        return inference.metadata(self.models, request)
 
     @_observed("GetModelStatus")
-    def status(self, request: Any) -> get_model_status_pb2.GetModelStatusResponse:
+    def status(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         """Return the states of a model's versions, newest first."""
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
@@ -151,7 +148,7 @@ class RequestHandler:
         return get_model_status_pb2.GetModelStatusResponse(model_version_status=states)
 
     @_observed("HandleReloadConfigRequest")
-    def reload(self, request: Any) -> model_management_pb2.ReloadConfigResponse:
+    def reload(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         """Replace the configuration; return once new models are loaded."""
         if self._version_manager is None:
             raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "This server's models were given to it at its start.")
@@ -160,9 +157,10 @@ class RequestHandler:
         response.status.SetInParent()
         return response
 
-    def rejected(self, method: str, error: StatusError) -> None:
+    def rejected(self, method: str, code: grpc.StatusCode) -> None:
         """Tell the observer of a request that was rejected before it was read."""
-        self._observe(method if method in METHODS else "", None, None, error.code, 0.0)
+        known = any(method in service.methods_by_name for service in SERVICES)
+        self._observe(method if known else "", None, None, code, 0.0)
 
     def _observe(self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float) -> None:
         if self.observer is None:
@@ -174,6 +172,6 @@ class RequestHandler:
         spec = getattr(response, "model_spec", None)
         version = spec.version.value if spec is not None and spec.HasField("version") else None
         try:
-            self.observer.observe(method, name if name in self.models.names else "", version, code, seconds)
+            self.observer(method, name if name in self.models.names else "", version, code, seconds)
         except Exception:
             _log.exception("the observer failed")

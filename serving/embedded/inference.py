@@ -8,16 +8,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import types_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import (
-    classification_pb2,
-    get_model_metadata_pb2,
-    inference_pb2,
-    input_pb2,
-    predict_pb2,
-)
+from tensorflow_serving.apis import classification_pb2, get_model_metadata_pb2, inference_pb2, input_pb2, predict_pb2
 
 from serving.contract import DEFAULT_KEY
-from serving.embedded.servables import Servable
+from serving.embedded.servables import Models, Servable
 from serving.errors import StatusError, invalid
 from serving.tensors import decode_input, dtype_name, shape_text, to_proto
 
@@ -119,17 +113,16 @@ def refuse_regression(servable: Servable, key: str) -> NoReturn:
     raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "This server answers no regressions; call Predict instead.")
 
 
-def require_metadata_fields(request: get_model_metadata_pb2.GetModelMetadataRequest) -> None:
-    """Raise StatusError INVALID_ARGUMENT unless a request asks for `signature_def` and nothing else."""
+def metadata(
+    models: Models, request: get_model_metadata_pb2.GetModelMetadataRequest
+) -> get_model_metadata_pb2.GetModelMetadataResponse:
+    """Return all signatures of a model as its SavedModel describes them; StatusError if more than those is asked."""
     if not request.metadata_field:
         raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
     for field in request.metadata_field:
         if field != _METADATA_FIELD:
             raise invalid(f"Metadata field {field} is not supported")
-
-
-def metadata(servable: Servable) -> get_model_metadata_pb2.GetModelMetadataResponse:
-    """Return all signatures of a model as its SavedModel describes them."""
+    servable = models.find(request)
     response = get_model_metadata_pb2.GetModelMetadataResponse(model_spec=servable.model_spec())
     signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=dict(servable.signature_defs))
     response.metadata[_METADATA_FIELD].Pack(signatures)
@@ -189,12 +182,11 @@ def _require_classifier(signature: meta_graph_pb2.SignatureDef) -> None:
 
 
 def _serialized_examples(examples: input_pb2.Input) -> list[bytes]:
-    if examples.HasField("example_list_with_context"):
-        # Concatenated messages are merged messages: the context's features join each example's.
-        context = examples.example_list_with_context.context.SerializeToString()
-        serialized = [context + e.SerializeToString() for e in examples.example_list_with_context.examples]
-    else:
-        serialized = [e.SerializeToString() for e in examples.example_list.examples]
+    with_context = examples.HasField("example_list_with_context")
+    rows = examples.example_list_with_context.examples if with_context else examples.example_list.examples
+    # Concatenated messages are merged messages: the context's features, if there are any, join each example's.
+    context = examples.example_list_with_context.context.SerializeToString()
+    serialized = [context + row.SerializeToString() for row in rows]
     if not serialized:
         raise invalid("Input is empty.")
     return serialized

@@ -59,7 +59,6 @@ class RequestQueue(futures.ThreadPoolExecutor):
             raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
 
     def submit(self, function: Callable, /, *args: Any, **options: Any) -> futures.Future:
-        """Queue a call."""
         with self._changed:
             self._calls += 1
         future = super().submit(function, *args, **options)

@@ -13,7 +13,6 @@ from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 from serving.contract import DEFAULT_KEY, contract_key
 from serving.errors import StatusError, invalid
 
-Labels = Mapping[str, Mapping[str, int]]
 State = get_model_status_pb2.ModelVersionStatus
 Tensors = Mapping[str, tf.Tensor]
 
@@ -41,7 +40,6 @@ class Servable:
     display_threshold: float | None = None
 
     def model_spec(self, signature_name: str | None = None) -> model_pb2.ModelSpec:
-        """Return the ModelSpec of an answer."""
         spec = model_pb2.ModelSpec(name=self.name, signature_name=signature_name)
         spec.version.value = self.version
         return spec
@@ -81,24 +79,18 @@ class Models:
     What is served may change at any time, in one step: a request keeps the servable that it found.
     """
 
-    def __init__(self, servables: Iterable[Servable] = (), labels: Labels | None = None):
-        """Serve loaded servables, with each model's labels.
-
-        Raises:
-            ValueError: a label names a version that is not loaded.
-        """
+    def __init__(self, servables: Iterable[Servable] = ()):
         self._lock = threading.RLock()
         self._served: dict[str, dict[int, Servable]] = {}
         self._states: dict[str, dict[int, tuple[int, str]]] = {}
         self._labels: dict[str, dict[str, int]] = {}
         for servable in servables:
             self.publish(servable)
-        for name, versions in (labels or {}).items():
-            self.set_labels(name, versions)
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._served)
+        with self._lock:
+            return frozenset(self._served)
 
     @property
     def loaded(self) -> list[tuple[str, int]]:
@@ -108,12 +100,11 @@ class Models:
 
     def display_thresholds(self) -> dict[str, dict[str, float]]:
         """Return the display thresholds of the versions that have one, by name and number."""
-        with self._lock:
-            servables = [servable for versions in self._served.values() for servable in versions.values()]
         found: dict[str, dict[str, float]] = {}
-        for each in servables:
-            if each.display_threshold is not None:
-                found.setdefault(each.name, {})[str(each.version)] = each.display_threshold
+        with self._lock:
+            for name, version in self.loaded:
+                if (threshold := self._served[name][version].display_threshold) is not None:
+                    found.setdefault(name, {})[str(version)] = threshold
         return found
 
     @property
@@ -169,15 +160,12 @@ class Models:
         """
         with self._lock:
             states = dict(self._states.get(spec.name, {}))
-        if not states:
-            raise StatusError(grpc.StatusCode.NOT_FOUND, f"Could not find any versions of model {spec.name}")
-        if spec.HasField("version"):
-            if spec.version.value not in states:
-                message = f"Could not find version {spec.version.value} of model {spec.name}"
-                raise StatusError(grpc.StatusCode.NOT_FOUND, message)
-            states = {spec.version.value: states[spec.version.value]}
+        asked = [spec.version.value] if spec.HasField("version") else sorted(states, reverse=True)
+        if not states or asked[0] not in states:
+            what = f"version {asked[0]}" if states else "any versions"
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"Could not find {what} of model {spec.name}")
         found = []
-        for version in sorted(states, reverse=True):
+        for version in asked:
             state, error = states[version]
             status = State(version=version, state=state)  # type: ignore[arg-type] # an enum's values are ints
             status.status.SetInParent()  # present even if empty, as TF Serving sends it: OK, no message
@@ -195,18 +183,15 @@ class Models:
     def publish(self, servable: Servable) -> None:
         """Serve a version from now on, replacing one of the same number."""
         with self._lock:
-            # New dicts, so that readers of the old ones need no lock.
-            versions = {**self._served.get(servable.name, {}), servable.version: servable}
-            self._served = {**self._served, servable.name: versions}
+            self._served.setdefault(servable.name, {})[servable.version] = servable
             self.set_state(servable.name, servable.version, State.AVAILABLE)
 
     def withdraw(self, name: str, version: int) -> None:
         """Stop serving a version; its state becomes END when the last request has finished with it."""
         with self._lock:
-            versions = dict(self._served[name])
-            servable = versions.pop(version)
-            others = {other: each for other, each in self._served.items() if other != name}
-            self._served = {**others, name: versions} if versions else others
+            servable = self._served[name].pop(version)
+            if not self._served[name]:
+                del self._served[name]
             self.set_state(name, version, State.UNLOADING)
         weakref.finalize(servable, self._freed, name, version).atexit = False
 
@@ -230,10 +215,7 @@ class Models:
 
 def _can_join(parts: Sequence[Tensors], rows: int) -> bool:
     """Return whether every output has a row per input row, and rows of one shape."""
-    for name in parts[0]:
-        shapes = [tuple(part[name].shape) for part in parts]
-        if any(len(shape) == 0 for shape in shapes) or sum(shape[0] for shape in shapes) != rows:
-            return False
-        if len({shape[1:] for shape in shapes}) > 1:
+    for shapes in ([tuple(part[name].shape) for part in parts] for name in parts[0]):
+        if () in shapes or sum(shape[0] for shape in shapes) != rows or len({shape[1:] for shape in shapes}) > 1:
             return False
     return True

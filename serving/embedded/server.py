@@ -1,9 +1,13 @@
-"""The embedded server: TF Serving's gRPC services for one machine, without TF Serving.
+"""The embedded server: TF Serving's gRPC services for one machine, and `overfeat serve`, which also starts REST.
 
 It answers tensorflow.serving.PredictionService and ModelService with TF Serving's status codes and, where possible, its
 messages. It runs in one Python process: for more than one machine run TF Serving on the same model directories.
 """
 
+import logging
+import os
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from concurrent import futures
@@ -14,21 +18,30 @@ from typing import Any
 import grpc
 
 from serving.embedded.access import Access, bracketed, require_free
-from serving.embedded.config import ServedModel, from_directories
-from serving.embedded.handler import DEFAULT_MAX_REQUESTS, DEFAULT_MAX_ROWS, Observer, RequestHandler
-from serving.embedded.servables import Labels, Models
+from serving.embedded.config import Labels, ServedModel, from_directories
+from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
+from serving.embedded.rest.metrics import Metrics
+from serving.embedded.rest.server import RestServer
+from serving.embedded.servables import Models
 from serving.embedded.services import Interceptor, add_services
 from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager
 
 DEFAULT_PORT = 8500
 # Sixteen photographs of 4 MB; the limit of one message, and of one decoded tensor.
-DEFAULT_MAX_MESSAGE_BYTES = 64 << 20
+DEFAULT_MAX_BYTES = 64 << 20
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
 _CONTROL_THREADS = 4  # for status, metadata, health and rejections
 _REFLECTION_THREADS = 2
 _CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NOTICE_SECONDS = 0.5  # of answering after the health reports NOT_SERVING
+_CANCEL_SECONDS = 1.0  # for cancelled requests to notice: the rows that run finish first
+# How often to check for a signal: one sent to a stopped process (SIGSTOP) wakes no thread when the process continues.
+_SIGNAL_POLL_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
 
 
 class Server(AbstractContextManager):
@@ -47,27 +60,20 @@ class Server(AbstractContextManager):
         host: str = "127.0.0.1",
         port: int = DEFAULT_PORT,
         *,
-        workers: int | None = None,
-        max_concurrent_rpcs: int = DEFAULT_MAX_REQUESTS,
-        max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
-        max_rows: int = DEFAULT_MAX_ROWS,
         access: Access | None = None,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_requests: int = DEFAULT_MAX_REQUESTS,
         version_manager: VersionManager | None = None,
-        observer: Observer | None = None,
+        **options: Any,
     ):
         """Listen and answer.
 
         Args:
-            models: what to serve.
             host, port: where to listen; the loopback address keeps other machines out, and port 0 is any free one.
-            workers: requests that run at the same time; by default one for each CPU (TensorFlow uses several CPUs for
-                each of them anyway), and at least four.
-            max_concurrent_rpcs: requests that run or wait; further ones are rejected.
-            max_message_bytes: the largest request, and the largest tensor in one.
-            max_rows: the most images or examples in a request.
             access: what clients need; nothing by default.
+            max_bytes: the largest request, and the largest tensor in one.
             version_manager: keeps `models` up to date, and is closed with the server; None if they are fixed.
-            observer: is told of every request.
+            models, max_requests, **options: see RequestHandler.
 
         Raises:
             OSError: the address is taken or not ours.
@@ -77,36 +83,35 @@ class Server(AbstractContextManager):
         self.access = access or Access()
         self.host = host
         self._version_manager = version_manager
-        self.handler = RequestHandler(
-            models,
-            max_message_bytes,
-            observer,
-            version_manager=version_manager,
-            workers=workers,
-            max_requests=max_concurrent_rpcs,
-            max_rows=max_rows,
-        )
+        options |= {"version_manager": version_manager, "max_requests": max_requests}
+        self.handler = RequestHandler(models, max_bytes, **options)
         control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
-        reload_thread = futures.ThreadPoolExecutor(1, "reload")
-        reflection_threads = futures.ThreadPoolExecutor(_REFLECTION_THREADS, "reflection")
-        self._threads = (self.handler.queue, control, reload_thread, reflection_threads)
+        reloads = futures.ThreadPoolExecutor(1, "reload")
+        reflections = futures.ThreadPoolExecutor(_REFLECTION_THREADS, "reflection")
+        self._threads = (self.handler.queue, control, reloads, reflections)
         self._server = grpc.server(
             control,
             interceptors=[Interceptor(self.handler, self.access)],
-            maximum_concurrent_rpcs=max_concurrent_rpcs + _CONTROL_RPCS,
+            maximum_concurrent_rpcs=max_requests + _CONTROL_RPCS,
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers share a port without an error
-                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        self._health = add_services(self._server, self.handler, reload_thread, reflection_threads)
-        self.port: int = self._listen(port)
+        self._health = add_services(self._server, self.handler, reloads, reflections)
+        credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
+        try:
+            if credentials is None:
+                self.port: int = self._server.add_insecure_port(where)
+            else:
+                self.port = self._server.add_secure_port(where, credentials)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {where}: {error}") from error
         self._server.start()
 
     @property
     def address(self) -> str:
-        """Return HOST:PORT."""
         return f"{bracketed(self.host)}:{self.port}"
 
     def retire(self) -> None:
@@ -136,16 +141,6 @@ class Server(AbstractContextManager):
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self.stop(None if kind else DEFAULT_GRACE_SECONDS)
 
-    def _listen(self, port: int) -> int:
-        where = f"{bracketed(self.host)}:{port}"
-        credentials = self.access.server_credentials()
-        try:
-            if credentials is None:
-                return self._server.add_insecure_port(where)
-            return self._server.add_secure_port(where, credentials)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {where}: {error}") from error
-
 
 def start(
     model_dirs: Sequence[Path], *, all_versions: bool = False, labels: Labels | None = None, **options: Any
@@ -162,7 +157,7 @@ def start_models(
     poll_seconds: float = DEFAULT_POLL_SECONDS,
     wait: bool = False,
     config: Path | None = None,
-    max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
+    max_bytes: int = DEFAULT_MAX_BYTES,
     **options: Any,
 ) -> Server:
     """Load models, serve them, and follow the changes of their directories.
@@ -173,7 +168,7 @@ def start_models(
         wanted: what to serve.
         poll_seconds, config: see VersionManager.
         wait: whether to wait for models that are not there yet.
-        host, port, max_message_bytes, **options: see Server.
+        host, port, max_bytes, **options: see Server.
 
     Raises:
         FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
@@ -181,10 +176,89 @@ def start_models(
     """
     require_free(host, port)  # before loading, which takes long
     models = Models()
-    manager = VersionManager(models, max_message_bytes, poll_seconds, config)
+    manager = VersionManager(models, max_bytes, poll_seconds, config)
     manager.start(wanted, wait)
     try:
-        return Server(models, host, port, max_message_bytes=max_message_bytes, version_manager=manager, **options)
+        return Server(models, host, port, max_bytes=max_bytes, version_manager=manager, **options)
     except BaseException:
         manager.close()
         raise
+
+
+def run(
+    wanted: Sequence[ServedModel],
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    *,
+    rest_port: int | None = None,
+    page: bool = False,
+    grace: float = DEFAULT_GRACE_SECONDS,
+    **options: Any,
+) -> None:
+    """Serve and log until SIGTERM or SIGINT, then let requests finish; cancel those that take longer.
+
+    A second signal ends the process the ordinary way. Must be called from the main thread.
+
+    Args:
+        wanted: what to serve.
+        rest_port: the port of REST and Prometheus, 0 for any free one; None for neither.
+        page: whether to show a page to try it there.
+        grace: the seconds that requests may take to finish.
+        host, port, **options: see start_models, which may raise.
+    """
+    signalled = threading.Event()
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    if rest_port is not None:
+        require_free(host, rest_port)  # before loading, which takes long
+    server = start_models(wanted, host, port, **options)
+    rest: RestServer | None = None
+    try:
+        if rest_port is not None:
+            metrics = Metrics(server.handler)
+            server.handler.observer = metrics.observe
+            rest = RestServer(server.handler, host, rest_port, access=server.access, metrics=metrics, page=page)
+    except BaseException:
+        server.stop(None)
+        raise
+    before = {number: signal.signal(number, lambda *_: signalled.set()) for number in _STOP_SIGNALS}
+    _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
+    if rest is not None:
+        _log.info("REST and metrics on %s%s", rest.url, " - open it in a browser to try it" if page else "")
+    _log.info("serving %s on %s", server.models, server.address)
+    try:
+        while not signalled.wait(_SIGNAL_POLL_SECONDS):
+            pass
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+        _log.info("stopping; requests have %g s to finish", grace)
+        end = time.monotonic() + grace
+        server.retire()
+        if rest is not None:
+            rest.stop(grace)  # first: its requests run in the server
+        server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
+    if not (server.handler.queue.wait_idle(_CANCEL_SECONDS) and _threads_end(_CANCEL_SECONDS)):
+        _log.warning("requests that cannot be cancelled end with the process")
+        logging.shutdown()
+        os._exit(0)  # the interpreter would wait for their threads
+
+
+class LogFormatter(logging.Formatter):
+    """Logs an exception that gRPC reports, as of an unreadable message, by its message instead of its traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name.partition(".")[0] == "grpc" and record.exc_info and record.exc_info[1] is not None:
+            why = " ".join(str(record.exc_info[1]).split()) or type(record.exc_info[1]).__name__
+            message = f"{record.getMessage()} {why}"
+            record = logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, message, (), None)
+        return super().format(record)
+
+
+def _threads_end(seconds: float) -> bool:
+    """Wait for all threads that the interpreter would wait for; return whether they ended within `seconds`."""
+    end = time.monotonic() + seconds
+    others = [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
+    for thread in others:
+        thread.join(max(end - time.monotonic(), 0.0))
+    return not any(thread.is_alive() for thread in others)

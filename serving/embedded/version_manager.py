@@ -3,19 +3,30 @@
 import gc
 import logging
 import threading
+import time
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 import grpc
-from tensorflow_serving.apis import model_management_pb2
+import tensorflow as tf
+from tensorflow_serving.apis import model_management_pb2, prediction_log_pb2
 
+from serving.embedded import inference
 from serving.embedded.config import ServedModel, from_config, from_file
-from serving.embedded.loading import load_version
-from serving.embedded.servables import Models, State
-from serving.errors import StatusError
-from serving.version_folders import LoadError, find_versions, fingerprint
+from serving.embedded.servables import Models, Servable, State
+from serving.errors import StatusError, to_status_error
+from serving.version_folders import (
+    WARMUP_FILE,
+    LoadError,
+    find_versions,
+    fingerprint,
+    read_display_threshold,
+    read_signature_defs,
+)
 
 DEFAULT_POLL_SECONDS = 1.0  # TF Serving's
+_MAX_WARMUP_RECORDS = 1000
+_LINE_SECONDS = 10.0  # between the log lines of a long warm-up
 
 _log = logging.getLogger(__name__)
 
@@ -83,10 +94,9 @@ class VersionManager:
             StatusError: the configuration is malformed or labels a missing version, and nothing changes; or a new
                 model or version could not be loaded.
         """
-        failed = self._replace(from_config(request.config))
-        if failed:
-            count, why = len(failed), "; ".join(map(str, failed))
-            raise StatusError(grpc.StatusCode.UNKNOWN, f"{count} servable(s) did not become available: {{{why}}}")
+        if failed := self._replace(from_config(request.config)):
+            message = f"{len(failed)} servable(s) did not become available: {{{'; '.join(map(str, failed))}}}"
+            raise StatusError(grpc.StatusCode.UNKNOWN, message)
 
     def poll(self) -> None:
         """Look at the configuration file and the disk once, and load and unload accordingly."""
@@ -168,7 +178,9 @@ class VersionManager:
                 _log.warning("%s keeps what is loaded: %s", model.name, error)
             return error
         first: LoadError | None = None
-        found = {number: path for number, path in found.items() if not self._is_broken(path)}
+        for number, path in [*found.items()]:
+            if path in self._broken and self._broken[path] == fingerprint(path):
+                del found[number]
         while True:
             wanted = model.wanted(found)
             fresh = [number for number in wanted if self._paths.get((model.name, number)) != found[number]]
@@ -213,9 +225,6 @@ class VersionManager:
             self._models.withdraw(name, number)
             _log.info("%s version %d: unloaded", name, number)
 
-    def _is_broken(self, path: Path) -> bool:
-        return path in self._broken and self._broken[path] == fingerprint(path)
-
     def _is_settled(self, path: Path) -> bool:
         before, self._seen[path] = self._seen.get(path), fingerprint(path)
         return before == self._seen[path]
@@ -234,3 +243,63 @@ def _require_labels(model: ServedModel, available: Set[int]) -> None:
             message = f"Request to assign label to version {version} of model {model.name}, which is not currently "
             message += "available for inference"
             raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servable:
+    """Load a version directory and replay its warm-up requests, with tensors of at most `max_bytes`.
+
+    Raises:
+        LoadError: it is not a SavedModel that can be served, or a warm-up request fails.
+    """
+    start = time.perf_counter()
+    _log.info("loading %s version %d", name, version)
+    signature_defs = read_signature_defs(path)
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise LoadError(f"{path} cannot be loaded: {to_status_error(error).message}; export it again") from error
+    servable = Servable(name, version, signature_defs, dict(loaded.signatures), read_display_threshold(path))
+    loaded_at = time.perf_counter()
+    count = warm_up(servable, path / WARMUP_FILE, max_bytes)
+    times = f"loaded in {loaded_at - start:.1f} s, warmed up in {time.perf_counter() - loaded_at:.1f} s"
+    _log.info("%s version %d: %s (%d requests)", name, version, times, count)
+    return servable
+
+
+def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:
+    """Replay a version's warm-up requests, if it has any, on this servable; return how many.
+
+    Raises:
+        LoadError: the file cannot be read, or one of its requests fails.
+    """
+    if not file.is_file():
+        return 0
+    count = 0
+    start = logged = time.monotonic()
+    try:
+        for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
+            now = time.monotonic()
+            if now - logged >= _LINE_SECONDS:
+                logged = now
+                version = servable.name, servable.version
+                _log.info("%s version %d: warming up, %d requests in %.0f s", *version, count, now - start)
+            count += 1
+            if count > _MAX_WARMUP_RECORDS:
+                raise ValueError(f"expected at most {_MAX_WARMUP_RECORDS} records")
+            _replay(servable, prediction_log_pb2.PredictionLog.FromString(record), max_bytes)
+    except Exception as error:
+        message = to_status_error(error).message
+        raise LoadError(f"{file} failed at record {count}: {message}; export the model again") from error
+    return count
+
+
+def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog, max_bytes: int) -> None:
+    match log.WhichOneof("log_type"):
+        case "predict_log":
+            inference.predict(servable, log.predict_log.request, max_bytes)
+        case "classify_log":
+            inference.classify(servable, log.classify_log.request)
+        case "multi_inference_log":
+            inference.multi_inference(servable, log.multi_inference_log.request)
+        case kind:
+            raise ValueError(f"expected a Predict, Classify or MultiInference request, got {kind or 'an empty record'}")

@@ -14,6 +14,7 @@ import tensorflow as tf
 from overfeat_tf.models.loading import Exported
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.models.predictor import Answers
+from overfeat_tf.models.tasks import BY_NAME
 from serving.export.card import model_card
 from serving.export.footprint import compare
 from serving.export.publishing import check_version, publish, staging_dir
@@ -98,10 +99,9 @@ def verify(model: Model, folder: Path) -> None:
     """
     pixels = np.random.default_rng(1).integers(0, 256, (1, 97, 131, 3), dtype=np.uint8)
     encoded = [tf.io.encode_png(pixels[0]).numpy(), b"no image"]
-    tasks = {"classification": "classify", "localization": "localize", "detection": "detect"}
     with _unoptimized():
         reloaded = Exported(folder)
-        for name in (name for task, name in tasks.items() if task in model.tasks):
+        for name in (BY_NAME[task].call for task in model.tasks):
             for images in (encoded, pixels):
                 _compare(name, getattr(reloaded, name)(images), getattr(model, name)(images))
 

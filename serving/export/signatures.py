@@ -1,23 +1,14 @@
 """The exported signatures of the contract, all of which call `overfeat_tf.models.batches`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from overfeat_tf.models.model import Model
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 from overfeat_tf.network.convnet import PIXELS
 from serving.contract import DEFAULT_KEY, ENCODED_IMAGE_FEATURE, SIGNATURES
 
-# Which signatures a model has by what it was trained for; features come with every one.
-BY_TASK = {
-    "classification": ("classify", "classify_images", "extract_features"),
-    "localization": ("localize", "localize_images"),
-    "detection": ("detect", "detect_images"),
-}
-# Features of a committee's members are no single thing.
-OF_ONE_NETWORK = ("extract_features",)
-# The default is the most that the model can do.
-DEFAULTS = ("detect", "localize", "classify")
 # What programs for the Object Detection API take a loaded model's answer to be: they cut every other output to the
 # image's `num_detections` detections, for which `status`, of one dimension, is no output of theirs.
 OBJECT_DETECTION = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
@@ -28,8 +19,12 @@ STATISTICS = ("moving_mean", "moving_variance", "mean", "variance")
 
 def signature_names(model: Model) -> list[str]:
     """List the contract's signatures that a model has, the default left out."""
-    names = [name for task in model.tasks for name in BY_TASK[task]]
-    return [name for name in names if not model.others or name not in OF_ONE_NETWORK]
+    names: list[str] = []
+    for task in model.tasks:
+        names += BY_NAME[task].signatures
+        if task == CLASSIFICATION.name and not model.others:  # a committee's members each have features of their own
+            names.append("extract_features")
+    return names
 
 
 class Features(tf.Module):
@@ -50,8 +45,7 @@ class Features(tf.Module):
         features = model.network.features
         # A plain function: Keras's own objects, tracked, would be saved with all that they know.
         self._features = lambda pixels: features(pixels, training=False)
-        self.variables = [variable.value for variable in features.variables]
-        self.trainable_variables = [variable.value for variable in features.variables if is_weight(variable)]
+        self.variables, self.trainable_variables = _values(features.variables)
 
     @tf.function(input_signature=PIXELS, autograph=False)
     def __call__(self, pixels: tf.Tensor) -> tf.Tensor:
@@ -77,10 +71,7 @@ class ServingModule(tf.Module):
         super().__init__()
         self._inference = model.inference
         parts = [part for member in model.networks for part in model.parts_of(member).values()]
-        self.variables = [variable.value for part in parts for variable in part.variables]
-        self.trainable_variables = [
-            variable.value for part in parts for variable in part.variables if is_weight(variable)
-        ]
+        self.variables, self.trainable_variables = _values([each for part in parts for each in part.variables])
         self.features = Features(model)
         names = signature_names(model)
         self._functions = {name: self._function(name) for name in names}
@@ -92,12 +83,12 @@ class ServingModule(tf.Module):
 
     @property
     def default(self) -> str:
-        """Name the signature that a request without a name means.
+        """Name the signature that a request without a name means: of the last task, the most that the model can do.
 
         Raises:
             ValueError: the model was not trained for anything yet.
         """
-        default = next((name for name in DEFAULTS if name in self._functions), None)
+        default = next((task.call for task in reversed(BY_NAME.values()) if task.call in self._functions), None)
         if default is None:
             raise ValueError("expected a trained model; this one has finished no stage: run `overfeat train` first")
         return default
@@ -135,6 +126,11 @@ def _classify_examples(inference, examples: tf.Tensor) -> dict[str, tf.Tensor]:
     spec = {ENCODED_IMAGE_FEATURE: tf.io.FixedLenFeature([], tf.string)}
     answer = inference.classify(tf.io.parse_example(examples, spec)[ENCODED_IMAGE_FEATURE])
     return {"classes": answer["classes"], "scores": answer["scores"]}
+
+
+def _values(variables: Sequence) -> tuple[list[tf.Variable], list[tf.Variable]]:
+    """Return the TensorFlow variables of Keras's, all of them and the weights."""
+    return [each.value for each in variables], [each.value for each in variables if is_weight(each)]
 
 
 def is_weight(variable) -> bool:

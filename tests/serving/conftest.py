@@ -10,9 +10,9 @@ from exported_model import exported, images, model  # noqa: F401 - fixtures
 from small_model import SmallModel, png
 from stock_requests import classify_request, predict_request, write_warmup
 
-from serving.embedded.loading import load_version
 from serving.embedded.servables import Servable
 from serving.embedded.server import Server, start
+from serving.embedded.version_manager import load_version
 
 LABELS = {"m": {"stable": 1, "canary": 2}}
 MAX_BYTES = 4 << 20
@@ -41,7 +41,7 @@ def model_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(model_dir) -> Iterator[Server]:
     """Serves both versions on a free port."""
-    with start([model_dir], port=0, all_versions=True, labels=LABELS, max_message_bytes=MAX_BYTES) as server:
+    with start([model_dir], port=0, all_versions=True, labels=LABELS, max_bytes=MAX_BYTES) as server:
         yield server
 
 

@@ -67,6 +67,6 @@ class Seen:
     def __init__(self):
         self.told = []
 
-    def observe(self, *request):
+    def __call__(self, *request):
         self.told.append(request)
         raise RuntimeError("an observer's fault")

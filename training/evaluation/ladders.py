@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from overfeat_tf.models.model import Model
-from training.evaluation.evaluate import See, evaluate
+from training.evaluation.evaluate import Callback, evaluate
 from training.evaluation.metrics import Answer, IlsvrcErrors
 from training.evaluation.reports.exhibits import markdown_table
 from training.progress import progress
@@ -160,7 +160,7 @@ def score_rows(
     split: str,
     table: str,
     limit: int | None = None,
-    watching: Mapping[str, Sequence[See]] | None = None,
+    callbacks: Mapping[str, Sequence[Callback]] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Score a run, or a committee of runs, by each row of a table, or by one.
 
@@ -168,7 +168,7 @@ def score_rows(
         model: The run.
         source, split, limit: What to score on.
         table: Of `TABLES`, or with one row's key, such as "table2:ten-views".
-        watching: As for `evaluate`; sees the answers of every row that is scored.
+        callbacks: As for `evaluate`; they get the answers of every row that is scored.
 
     Yields:
         "row", what the row is of this model, "paper", the row's errors, in 0..1, and "scales", the number of those
@@ -189,9 +189,9 @@ def score_rows(
         yield {"row": "a fixed box, right class", "paper": "", "scales": 0, **right.errors()}
     for row in [one] if one else rows(name, _scales(model), len(model.networks)):
         fixed = FixedBox(box) if box is not None else None
-        seeing = {protocol: [*(watching or {}).get(protocol, ()), *([fixed.process] if fixed else [])]}
+        called = {protocol: [*(callbacks or {}).get(protocol, ()), *([fixed.process] if fixed else [])]}
         changed, title = model.with_options(**row.changes), f"{name}:{row.key}"
-        figures = evaluate(changed, source, split, (protocol,), limit, watching=seeing, title=title)
+        figures = evaluate(changed, source, split, (protocol,), limit, callbacks=called, title=title)
         errors = {name: value for name, value in figures.items() if name.endswith("_error")}
         dense = row.changes["views"] == "dense"
         count = len(row.changes["scales"] or range(_scales(model))) if dense else 0

@@ -180,12 +180,13 @@ class Validation(keras.callbacks.Callback):
         curves = PrecisionRecall(self._source.class_names)
         shown: list[tuple[Record, Answer]] = []
 
-        def seen(record: Record, answer: Answer) -> None:
+        def process(record: Record, answer: Answer) -> None:
             curves.process(record, answer)
             if len(shown) < PICTURES and len(record.labels):
                 shown.append((record, answer))
 
-        figures = evaluate(self._scored, self._source, self._split, limit=self._images, seen=seen, quiet=True)
+        callbacks = {"detection": [process]}
+        figures = evaluate(self._scored, self._source, self._split, limit=self._images, quiet=True, callbacks=callbacks)
         least = curves.best_threshold()  # calibrated once the stage is done
         self._draw([_boxes(self._source, record, answer, least) for record, answer in shown])
         for name, curve in curves.evaluate():
@@ -196,13 +197,13 @@ class Validation(keras.callbacks.Callback):
     def _localization(self) -> dict[str, float]:
         shown: list[tuple[Record, Answer]] = []
 
-        def seen(record: Record, answer: Answer) -> None:
+        def process(record: Record, answer: Answer) -> None:
             if len(shown) < PICTURES:
                 shown.append((record, {**answer, "num_detections": np.minimum(answer["num_detections"], 1)}))
 
-        protocols, watching = ("classification", "localization"), {"localization": [seen]}
+        protocols, callbacks = ("classification", "localization"), {"localization": [process]}
         figures = evaluate(
-            self._scored, self._source, self._split, protocols, self._images, quiet=True, watching=watching
+            self._scored, self._source, self._split, protocols, self._images, quiet=True, callbacks=callbacks
         )
         self._draw([_boxes(self._source, *pair) for pair in shown if not pair[1]["status"]])  # the best guess of each
         return {f"val_{name}": value for name, value in figures.items() if name.endswith("_error")}

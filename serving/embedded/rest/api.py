@@ -13,6 +13,7 @@ from urllib.parse import unquote
 
 import grpc
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from tensorflow_serving.apis import (
@@ -26,16 +27,7 @@ from tensorflow_serving.apis import (
 
 from serving.embedded.handler import RequestHandler
 from serving.embedded.request_queue import RequestContext, deadline_exceeded
-from serving.embedded.rest import json_requests
-from serving.embedded.rest.json_responses import (
-    HTTP_CODES,
-    classify_json,
-    dumps,
-    metadata_json,
-    predict_json,
-    regress_json,
-    status_json,
-)
+from serving.embedded.rest import json_messages
 from serving.errors import StatusError, invalid, to_status_error
 
 # How long a request may take, waiting included; TF Serving's default.
@@ -48,18 +40,24 @@ _MODEL = r"(?i)/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 _PREDICTION = re.compile(_MODEL + r":(predict|classify|regress)")
 _DESCRIPTION = re.compile(_MODEL + r"(/metadata)?")
 _VERSION_DIGITS = 19  # of an int64
-_CLIENT_GONE = 499  # nginx's and TF Serving's code, which nobody reads
+# TF Serving's table (http_server.cc); other codes become 500.
+_HTTP_CODES = {
+    grpc.StatusCode.CANCELLED: 499,  # which nobody reads
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+}
 
 _log = logging.getLogger(__name__)
-
-
-class HttpError(Exception):
-    """A request's error that has an HTTP status and no gRPC code."""
-
-    def __init__(self, status: int, message: str):
-        self.status = status
-        self.message = message
-        super().__init__(f"{status}: {message}")
 
 
 class RestApi:
@@ -83,7 +81,7 @@ class RestApi:
         try:
             return Response(await self._answer(request), media_type="application/json")
         except ClientDisconnect:
-            return Response(status_code=_CLIENT_GONE)
+            return Response(status_code=_HTTP_CODES[grpc.StatusCode.CANCELLED])
         except Exception as error:
             return error_response(error)
 
@@ -105,7 +103,7 @@ class RestApi:
         """Read a request's body, and count it as held until the block ends."""
         self._handler.queue.require_space()
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise HttpError(415, "expected a body without Content-Encoding")
+            raise HTTPException(415, "expected a body without Content-Encoding")
         if int(request.headers.get("content-length", 0)) > self._max_bytes:  # the HTTP library has checked the number
             raise self._too_large()
         body = bytearray()
@@ -129,7 +127,7 @@ class RestApi:
                         message = "too many large requests at a time; try again later"
                         raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
         except TimeoutError:
-            raise HttpError(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
+            raise HTTPException(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
 
     async def _run(self, request: Request, deadline: float, answer: Callable[[RequestContext], bytes]) -> bytes:
         """Run a function on the queue, unless the client leaves or the deadline passes before its turn.
@@ -164,11 +162,10 @@ class RestApi:
         context.check()
         with self._parsing:
             request, by_row = self._parse_predict(spec, body)
-        return predict_json(self._handler.predict(request, context), by_row)
+        return json_messages.predict_json(self._handler.predict(request, context), by_row)
 
     def _parse_predict(self, spec: model_pb2.ModelSpec, body: bytearray) -> tuple[predict_pb2.PredictRequest, bool]:
-        document = json_requests.parse(body)
-        spec.signature_name = json_requests.signature_name(document)
+        document = _parse(spec, body)
         request = predict_pb2.PredictRequest(model_spec=spec)
         try:
             signature = self._handler.models.find(request).signature_def(spec.signature_name)
@@ -176,48 +173,47 @@ class RestApi:
             signature = None
         if signature is None:
             return request, False  # the handler raises, and counts, the error
-        tensors, by_row = json_requests.tensors(document, signature.inputs)
+        tensors, by_row = json_messages.tensors(document, signature.inputs)
         for name, tensor in tensors.items():
             request.inputs[name].CopyFrom(tensor)
         return request, by_row
 
     def _classify(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> bytes:
         request = classification_pb2.ClassificationRequest(**self._parse_examples(spec, body, context))
-        return classify_json(self._handler.classify(request, context))
+        return json_messages.classify_json(self._handler.classify(request, context))
 
     def _regress(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> bytes:
         request = regression_pb2.RegressionRequest(**self._parse_examples(spec, body, context))
-        return regress_json(self._handler.regress(request, context))
+        return self._handler.regress(request, context)  # raises: no signature of the contract is a regression
 
     def _parse_examples(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> dict[str, Any]:
         context.check()
         with self._parsing:
-            document = json_requests.parse(body)
-            spec.signature_name = json_requests.signature_name(document)
-            return {"model_spec": spec, "input": json_requests.examples(document)}
+            return {"input": json_messages.examples(_parse(spec, body)), "model_spec": spec}
 
     def _status(self, spec: model_pb2.ModelSpec) -> bytes:
-        return status_json(self._handler.status(get_model_status_pb2.GetModelStatusRequest(model_spec=spec)))
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec=spec)
+        return json_messages.dumps(json_messages.as_dict(self._handler.status(request)))
 
     def _metadata(self, spec: model_pb2.ModelSpec) -> bytes:
         request = get_model_metadata_pb2.GetModelMetadataRequest(model_spec=spec, metadata_field=["signature_def"])
-        return metadata_json(self._handler.metadata(request))
+        return json_messages.metadata_json(self._handler.metadata(request))
 
-    def _too_large(self) -> HttpError:
-        return HttpError(413, f"the body is larger than the {self._max_bytes} bytes that this server takes")
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the body is larger than the {self._max_bytes} bytes that this server takes")
 
 
 def error_response(error: Exception) -> Response:
     """Write `{"error": ...}` with the HTTP code of an exception."""
-    if isinstance(error, HttpError):
-        status, message = error.status, error.message
+    if isinstance(error, HTTPException):  # one that has no gRPC code
+        status, message = error.status_code, error.detail
     else:
         converted = to_status_error(error)
-        status, message = HTTP_CODES.get(converted.code, 500), converted.message
+        status, message = _HTTP_CODES.get(converted.code, 500), converted.message
         if not isinstance(error, StatusError):
             _log.error("a request failed", exc_info=error)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
-    return Response(dumps({"error": message}), status, headers, "application/json")
+    return Response(json_messages.dumps({"error": message}), status, headers, "application/json")
 
 
 async def _watch_disconnect(request: Request, cancelled: threading.Event, running: futures.Future) -> None:
@@ -238,6 +234,16 @@ def _model_spec(name: str | None, version: str | None, label: str | None) -> mod
     elif label is not None:
         spec.version_label = _unquoted(label)
     return spec
+
+
+def _parse(spec: model_pb2.ModelSpec, body: bytearray) -> dict[str, Any]:
+    """Parse a body, and enter the signature that it names into its spec."""
+    document = json_messages.parse(body)
+    name = document.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid("'signature_name' key must be a string value.")
+    spec.signature_name = name
+    return document
 
 
 def _unquoted(text: str) -> str:

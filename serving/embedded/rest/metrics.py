@@ -11,7 +11,6 @@ from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
 from tensorflow_serving.apis.model_pb2 import ModelSpec
 
 from serving.embedded.handler import RequestHandler
-from serving.embedded.servables import Models
 from serving.errors import StatusError
 
 METRICS_PATH = "/monitoring/prometheus/metrics"  # as in TF Serving's monitoring configuration
@@ -20,10 +19,11 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class Metrics:
-    """A RequestHandler's observer, with a registry of its own; safe from any thread."""
+class Metrics(Collector):
+    """Metrics with a registry of their own; `observe` is a RequestHandler's observer. Safe from any thread."""
 
     def __init__(self, handler: RequestHandler):
+        self._models = handler.models
         self._registry = registry = CollectorRegistry()
         text = "Requests answered or refused, over gRPC and REST together."
         self._requests = Counter("overfeat_requests", text, ["method", "model", "version", "code"], registry=registry)
@@ -33,16 +33,14 @@ class Metrics:
         )
         self._http = Counter("overfeat_http_responses", "Responses of the REST port.", ["status"], registry=registry)
         self.gauge("overfeat_requests_queued", "Requests that wait for their turn.", lambda: handler.queue.waiting)
-        registry.register(_Versions(handler.models))
+        registry.register(self)
         ProcessCollector(registry=registry)
 
     def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
-        """Count one request; see Observer."""
         self._requests.labels(method, model, "" if version is None else str(version), code.name).inc()
         self._seconds.labels(method, model).observe(seconds)
 
     def responded(self, status: int) -> None:
-        """Count one response of the REST port."""
         self._http.labels(str(status)).inc()
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
@@ -50,17 +48,10 @@ class Metrics:
         Gauge(name, text, registry=self._registry).set_function(value)
 
     def page(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._registry)
 
-
-class _Versions(Collector):
-    """Collects the states of all versions, broken ones included."""
-
-    def __init__(self, models: Models):
-        self._models = models
-
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Collect the states of all versions, broken ones included."""
         text = "1 for each version that the server knows, by its state."
         family = GaugeMetricFamily("overfeat_model_version", text, labels=["model", "version", "state"])
         for name in sorted(self._models.names):

@@ -4,14 +4,11 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from http import HTTPStatus
 from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,9 +16,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.embedded.access import Access, bracketed, listen, require_free
+from serving.embedded.access import Access, bracketed, listen
 from serving.embedded.handler import RequestHandler
-from serving.embedded.rest.api import DEFAULT_TIMEOUT_SECONDS, HttpError, RestApi, error_response
+from serving.embedded.rest.api import DEFAULT_TIMEOUT_SECONDS, RestApi, error_response
 from serving.embedded.rest.metrics import CONTENT_TYPE, METRICS_PATH, Metrics
 from serving.embedded.rest.page import OPEN_PATHS, page_routes
 
@@ -67,21 +64,25 @@ class RestServer(AbstractContextManager):
         routes = [Route("/v1/{path:path}", self.api.respond, methods=["GET", "POST"])]
         if metrics is not None:
             metrics.gauge("overfeat_rest_requests", "REST requests that are read, wait or run.", lambda: self.api.held)
-            routes.append(Route(METRICS_PATH, _metrics_page(metrics)))
+            routes.append(Route(METRICS_PATH, lambda _: Response(metrics.page(), media_type=CONTENT_TYPE)))
         if page:
             routes += page_routes(handler.models)
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
-        require_free(host, port)
         self._socket = listen(host, port)
         self.port: int = self._socket.getsockname()[1]
-        self._server = uvicorn.Server(_config(_Entry(app, access, metrics), access))
+        access = access or Access()
+        self._server = uvicorn.Server(_config(_guarded(app, access, metrics), access))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="rest", daemon=True)
         self._thread.start()
-        self._wait_until_started()
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                self._socket.close()
+                raise OSError(f"the REST server did not start on {self.host}:{self.port}")
+            time.sleep(0.005)
 
     @property
     def url(self) -> str:
-        """Return the URL."""
         return f"{'https' if self._server.config.is_ssl else 'http'}://{bracketed(self.host)}:{self.port}"
 
     def stop(self, grace: float | None = None) -> None:
@@ -94,44 +95,24 @@ class RestServer(AbstractContextManager):
     def __exit__(self, *_: Any) -> None:
         self.stop()
 
-    def _wait_until_started(self) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._server.started:
-            if not self._thread.is_alive() or time.monotonic() > deadline:
-                self._socket.close()
-                raise OSError(f"the REST server did not start on {self.host}:{self.port}")
-            time.sleep(0.005)
 
+def _guarded(app: ASGIApp, access: Access, metrics: Metrics | None) -> ASGIApp:
+    """Reject requests without the token and count responses; the page's own files need no token."""
 
-class _Entry:
-    """Rejects requests without the token and counts responses; the page's own files need no token."""
-
-    def __init__(self, app: ASGIApp, access: Access | None, metrics: Metrics | None):
-        self._app = app
-        self._access = access
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Message) -> None:
-            if self._metrics is not None and message["type"] == "http.response.start":
-                self._metrics.responded(message["status"])
+            if metrics is not None and message["type"] == "http.response.start":
+                metrics.responded(message["status"])
             await send(message)
 
-        app = self._app if self._permits(scope) else error_response(HttpError(401, _NO_TOKEN))
-        await app(scope, receive, counted)
+        permitted = scope["path"] in OPEN_PATHS or access.permits(Headers(scope=scope).get("authorization"))
+        await (app if permitted else error_response(HTTPException(401, _NO_TOKEN)))(scope, receive, counted)
 
-    def _permits(self, scope: Scope) -> bool:
-        if self._access is None or scope["path"] in OPEN_PATHS:
-            return True
-        return self._access.permits(Headers(scope=scope).get("authorization"))
+    return enter
 
 
-def _config(app: ASGIApp, access: Access | None) -> uvicorn.Config:
-    tls: dict[str, Any] = {}
-    if access is not None and access.cert is not None:
-        required = ssl.CERT_NONE if access.client_ca is None else ssl.CERT_REQUIRED
-        files = {"ssl_certfile": access.cert, "ssl_keyfile": access.key, "ssl_ca_certs": access.client_ca}
-        tls = {**files, "ssl_cert_reqs": required}
+def _config(app: ASGIApp, access: Access) -> uvicorn.Config:
+    tls: dict[str, Any] = {"ssl_certfile": access.cert, "ssl_keyfile": access.key, "ssl_ca_certs": access.client_ca}
     return uvicorn.Config(
         app,
         http="h11",
@@ -145,17 +126,10 @@ def _config(app: ASGIApp, access: Access | None) -> uvicorn.Config:
         proxy_headers=False,
         limit_concurrency=_MAX_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        **tls,
+        ssl_cert_reqs=ssl.CERT_NONE if access.client_ca is None else ssl.CERT_REQUIRED,
+        **tls,  # none without files
     )
 
 
-def _metrics_page(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
-    async def send(request: Request) -> Response:
-        return Response(await run_in_threadpool(metrics.page), media_type=CONTENT_TYPE)
-
-    return send
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    status = error.status_code if isinstance(error, HTTPException) else 404
-    return error_response(HttpError(status, f"{HTTPStatus(status).phrase}: {request.method} {request.url.path}"))
+async def _unknown(request: Request, error: Any) -> Response:
+    return error_response(HTTPException(error.status_code, f"{error.detail}: {request.method} {request.url.path}"))

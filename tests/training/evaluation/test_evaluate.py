@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from small_source import SmallSource
 
+from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import BATCH, evaluate, require_fit
 from training.sources.record import Record
 
@@ -23,23 +24,19 @@ def small(count: int = 2 * BATCH + 3) -> SmallSource:
     return SmallSource({"val": [scene(number, number % 3) for number in range(count)]}, NAMES)
 
 
-class Echo:
-    """Answers with the truth, but can't read some images."""
+class Echo(Predictor):
+    """Answers with the truth, but can't read some images; knows no classes but by their boxes."""
+
+    labels, tasks = NAMES, ("localization", "detection")
 
     def __init__(self, source: SmallSource, unreadable: tuple[str, ...] = ()):
         self._known = {r.image_bytes: r for records in source.records_of.values() for r in records}
         self._unreadable = unreadable
         self.calls: list[tuple[str, int]] = []
 
-    def detect(self, images: list[bytes]) -> dict[str, np.ndarray]:
-        return self._answer("detect", images)
-
-    def localize(self, images: list[bytes]) -> dict[str, np.ndarray]:
-        return self._answer("localize", images)
-
-    def _answer(self, call: str, images: list[bytes]) -> dict[str, np.ndarray]:
-        self.calls.append((call, len(images)))
-        rows = [self._row(self._known[image]) for image in images]
+    def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        self.calls.append((signature, len(inputs["image_bytes"])))
+        rows = [self._row(self._known[image]) for image in inputs["image_bytes"]]
         return {key: np.array([row[key] for row in rows], dtype) for key, dtype in TYPES.items()}
 
     def _row(self, record: Record) -> dict:
@@ -79,8 +76,8 @@ def test_the_truth_scores_one_in_batches_that_cover_the_split():
 
 def test_a_model_that_names_its_classes_otherwise_is_refused():
     class Other(Echo):
-        def _answer(self, call, images):
-            answers = super()._answer(call, images)
+        def _run(self, signature, **inputs):
+            answers = super()._run(signature, **inputs)
             names = np.array([b"", b"a", b"c", b"b"], object)
             return {**answers, "detection_class_entities": names[answers["detection_classes"].astype(int)]}
 
@@ -100,10 +97,10 @@ def test_progress_counts_the_images_that_are_scored(monkeypatch):
             yield item
 
     class Last(Echo):
-        def _answer(self, call, images):
-            if len(images) < BATCH:
+        def _run(self, signature, **inputs):
+            if len(inputs["image_bytes"]) < BATCH:
                 raise RuntimeError("the last batch")
-            return super()._answer(call, images)
+            return super()._run(signature, **inputs)
 
     source = small()
     monkeypatch.setattr("training.evaluation.evaluate.progress", count)
@@ -159,15 +156,40 @@ def test_an_unreadable_image_is_counted_once_and_its_objects_are_missed():
     assert figures["objects/share/1_3_to_2_3"] == 6 and figures["map50/share/1_3_to_2_3"] == pytest.approx(1)
 
 
-def test_seen_gets_each_record_with_its_own_detections_up_to_the_limit():
+def test_a_callback_gets_each_record_with_its_own_detections_up_to_the_limit():
     source, pairs = small(), []
-    figures = evaluate(
-        Echo(source), source, "val", ("detection", "localization"), 5, lambda *pair: pairs.append(pair), quiet=True
-    )
+    callbacks = {"detection": [lambda *pair: pairs.append(pair)]}
+    figures = evaluate(Echo(source), source, "val", ("detection", "localization"), 5, quiet=True, callbacks=callbacks)
     assert figures["images"] == 5
     assert [record.image_id for record, _ in pairs] == ["0", "1", "2", "3", "4"]
     for record, answer in pairs:
         np.testing.assert_array_equal(answer["detection_boxes"][: len(record.boxes)], record.boxes)
+
+
+class Named(Predictor):
+    """Tells classes by name alone, as a served classifier does; can't read some images."""
+
+    labels, tasks = (), ("classification",)
+
+    def __init__(self, rows: dict[bytes, tuple[bytes, ...]]):
+        self._rows = rows
+
+    def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        assert signature == "classify"
+        rows = [self._rows[image] for image in inputs["inputs"]]
+        return {"classes": np.array(rows, object), "scores": np.tile([0.75, 0.25], (len(rows), 1))}
+
+
+def test_a_model_that_tells_names_alone_is_scored_by_them():
+    source = SmallSource({"val": [Record.of_class(str(n).encode(), str(n), n) for n in range(3)]}, NAMES)
+    rows = {b"0": (b"a", b"c"), b"1": (b"c", b"b"), b"2": (b"", b"")}
+    figures = evaluate(Named(rows), source, "val", ("classification",), quiet=True)
+    assert figures == pytest.approx({"top1_error": 2 / 3, "top5_error": 1 / 3, "images": 3, "unreadable": 1})
+    with pytest.raises(ValueError, match=r"^expected the data's classes; the model on the server knows 'owl'$"):
+        evaluate(Named({**rows, b"1": (b"owl", b"b")}), source, "val", ("classification",), quiet=True)
+    twice = SmallSource(source.records_of, ("a", "a", "b"))
+    with pytest.raises(ValueError, match=r"^expected classes of different names, by which a server tells them"):
+        evaluate(Named(rows), twice, "val", ("classification",), quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -26,9 +26,9 @@ def scored(tmp_path_factory):
         scales=(1, 2, 3), min_score=0.02, max_windows=80
     )  # so little training gives faint scores
     pairs: dict[str, list] = {"detection": [], "localization": []}
-    watching = {name: [lambda *pair, name=name: pairs[name].append(pair)] for name in pairs}
+    callbacks = {name: [lambda *pair, name=name: pairs[name].append(pair)] for name in pairs}
     protocols = ("classification", "localization", "detection")
-    return source, pairs, evaluate(model, source, "train", protocols, quiet=True, watching=watching)
+    return source, pairs, evaluate(model, source, "train", protocols, quiet=True, callbacks=callbacks)
 
 
 def test_map_is_pycocotools_and_voc_the_kits_own(scored, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from small_source import SmallSource
 
+from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import evaluate
 from training.evaluation.reports.report import Report
 from training.sources.record import Record
@@ -29,13 +30,16 @@ class Many(SmallSource):
             yield Record.of_objects(bytes(1 << 20), str(number), boxes, draw.integers(0, CLASSES, 3))
 
 
-class Fake:
+class Fake(Predictor):
     """Detects a hundred boxes anywhere."""
+
+    labels, tasks = (), ("detection",)
 
     def __init__(self):
         self._draw = np.random.default_rng(0)
 
-    def detect(self, images: list[bytes]) -> dict[str, np.ndarray]:
+    def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+        images = inputs["image_bytes"]
         shape = (len(images), DETECTIONS)
         corner = self._draw.uniform(0, 0.6, (*shape, 2))
         return {
@@ -54,7 +58,7 @@ def peak_growth(images: int, folder) -> int:
     peaks = []
     for limit in (200, images):
         report = Report(folder, ("detection",), names)
-        evaluate(Fake(), Many({"val": []}, names), "val", limit=limit, quiet=True, watching=report.watching)
+        evaluate(Fake(), Many({"val": []}, names), "val", limit=limit, quiet=True, callbacks=report.callbacks)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     return peaks[1] - peaks[0]
 

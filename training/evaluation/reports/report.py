@@ -33,8 +33,8 @@ class Report:
         }
 
     @property
-    def watching(self) -> Mapping[str, Sequence[Callable[[Record, Answer], None]]]:
-        """What `evaluate` shows each record and answer to, by protocol."""
+    def callbacks(self) -> Mapping[str, Sequence[Callable[[Record, Answer], None]]]:
+        """What `evaluate` calls with each record and answer, by protocol."""
         return {name: [one.process for one in observers] for name, observers in self._observers.items()}
 
     def write(self, facts: Mapping[str, object], tables: str, more: Iterable[Exhibit] = ()) -> list[str]:

@@ -141,7 +141,7 @@ def _figures(model: Model, protocol: str, way: Way, source: Source, split: str, 
                 f"expected boxes to take a fixed one from in split 'train' of {source.name}; there are none"
             )
         fixed = FixedBox(box)
-        evaluate(model, source, split, (protocol,), limit, quiet=True, watching={protocol: [fixed.process]})
+        evaluate(model, source, split, (protocol,), limit, quiet=True, callbacks={protocol: [fixed.process]})
         return fixed.errors()
     return evaluate(model, source, split, (protocol,), limit, quiet=True)
 

@@ -2,12 +2,11 @@
 
 import importlib.resources
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from serving.embedded.rest.json_responses import dumps
+from serving.embedded.rest.json_messages import dumps
 from serving.embedded.servables import Models
 
 # Nothing but our own files runs or is asked; pictures come from the page itself.
@@ -35,9 +34,8 @@ OPEN_PATHS = frozenset(_FILES)
 def page_routes(models: Models) -> list[Route]:
     """Return the page's routes; it also asks for the names of the served models and their display thresholds."""
 
-    async def describe(request: Request) -> Response:
-        thresholds = await run_in_threadpool(models.display_thresholds)
-        known = {"models": sorted(models.names), "thresholds": thresholds}
+    def describe(_: Request) -> Response:
+        known = {"models": sorted(models.names), "thresholds": models.display_thresholds()}
         return Response(dumps(known), headers=_HEADERS, media_type="application/json")
 
     return [*(_file(path, *file) for path, file in _FILES.items()), Route(MODELS_PATH, describe)]
@@ -45,8 +43,4 @@ def page_routes(models: Models) -> list[Route]:
 
 def _file(path: str, name: str, media_type: str) -> Route:
     content = importlib.resources.files(__package__).joinpath(name).read_bytes()
-
-    async def send(request: Request) -> Response:
-        return Response(content, headers=_HEADERS, media_type=media_type)
-
-    return Route(path, send)
+    return Route(path, lambda _: Response(content, headers=_HEADERS, media_type=media_type))

@@ -119,9 +119,9 @@ def test_a_report_has_a_page_and_every_picture(classes, tmp_path):
         found = answer([HERE if number % 2 else THERE, ELSEWHERE], [wrong, label], [score, score / 2])
         for metric in metrics:
             metric.process(truth, found)
-        for watchers in report.watching.values():
-            for see in watchers:
-                see(truth, found)
+        for callbacks in report.callbacks.values():
+            for callback in callbacks:
+                callback(truth, found)
     figures = {name: value for metric in metrics for name, value in metric.evaluate()}
     more = draw_detection_figures(figures, tmp_path / "report")
     pictures = report.write({"options": {"scales": (1, 2)}}, "the table", more)

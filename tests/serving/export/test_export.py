@@ -65,8 +65,15 @@ def test_served_answers_as_live(model: Model, exported: Path, images: list[bytes
         assert_equal_answers(model.detect(images), client.detect(images))
         assert server.handler.models.display_thresholds() == {"pets": {"1": 0.42}}
         assert_equal_answers(model.localize(images), client.localize(images))
-        named = client.classify(images[:2])
-    expected = model.classify(images[:2])
+        assert client.tasks == model.tasks
+        named, pixels = client.classify_rpc(images[:2]), np.zeros((2, 70, 90, 3), np.uint8)
+        expected, served = model.classify(images[:2]), client.classify(images[:2])
+        assert_equal_answers({key: expected[key] for key in served}, served)
+        assert_equal_answers(model.classify(pixels), client.classify(pixels))
+        for ours, theirs in zip(model.extract_features(pixels), client.extract_features(pixels), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        with pytest.raises(ValueError, match="expected the default layer"):
+            client.extract_features(pixels, layer="scores")
     assert [[label for label, _ in row] for row in named] == [[c.decode() for c in row] for row in expected["classes"]]
 
 
@@ -144,7 +151,7 @@ print("done", flush=True)
 @pytest.mark.long
 def test_an_export_killed_at_any_moment_leaves_no_part_of_a_version(tmp_path: Path):
     base = tmp_path / "m"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-c", EXPORTER, str(base)]
     killed = 0
     for seconds in (0.2, 1.5, 3.0, 4.5, 6.0, 9.0, None):

@@ -43,7 +43,7 @@ def test_a_stranger_gets_the_direct_answers(model: Model, version: Path, images:
     (tmp_path / "requests").write_bytes(pickle.dumps(images))
     command = [
         sys.executable,
-        Path(__file__).with_name("stranger.py"),
+        Path(__file__).parents[1] / "stranger.py",
         version,
         tmp_path / "requests",
         tmp_path / "out",

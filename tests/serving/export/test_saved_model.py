@@ -24,7 +24,7 @@ from serving.export.signatures import is_weight
 from serving.export.warmup import ALLOWED_BATCH_SIZES
 from serving.version_folders import WARMUP_FILE, read_signature_defs
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "finetune_features.py"
 # Runs a script where nothing of this project can be imported.
 ALONE = """
@@ -48,7 +48,7 @@ def stranger(exported: Path, images: list[bytes], tmp_path_factory: pytest.TempP
     """What a process without this project made of the export."""
     folder = tmp_path_factory.mktemp("stranger")
     (folder / "requests").write_bytes(pickle.dumps(images))
-    script = Path(__file__).with_name("stranger.py")
+    script = Path(__file__).parents[1] / "stranger.py"
     _alone(script, exported, folder / "requests", folder / "answers", cwd=folder)
     return pickle.loads((folder / "answers").read_bytes())
 

@@ -71,7 +71,11 @@ def test_bytes_arrive_as_they_are():
 
 def test_classify_answers_with_a_row_for_each_image(client):
     short, long = png(size=(2, 2)), png() + b"padding"
-    rows = client.classify([short, long])
+    rows = client.classify_rpc([short, long])
+    answer = client.classify([short, long])
+    assert [
+        list(zip(*row, strict=True)) for row in zip(answer["classes"].astype(str), answer["scores"], strict=True)
+    ] == rows
     assert [[label for label, _ in row] for row in rows] == [["short", "long"]] * 2
     assert [dict(row)["long"] for row in rows] == [len(short), len(long)]
 
@@ -102,6 +106,7 @@ def test_nothing_is_sent_for_an_empty_batch():
         for call in (
             lambda: client.detect([]),
             lambda: client.classify([]),
+            lambda: client.classify_rpc([]),
             lambda: client.predict("detect_images", images=np.zeros((0, 4, 4, 3), np.uint8)),
             lambda: client.detect(b"one image, not in a list"),
         ):

@@ -7,11 +7,10 @@ import pytest
 from small_model import png
 from stock_requests import classify_request, predict_request, write_warmup
 
-from serving.embedded import loading
+from serving.embedded import version_manager
 from serving.embedded.config import from_directories
-from serving.embedded.loading import load_version, warm_up
 from serving.embedded.servables import Models, Servable
-from serving.embedded.version_manager import VersionManager
+from serving.embedded.version_manager import VersionManager, load_version, warm_up
 from serving.version_folders import LoadError
 
 MAX_BYTES = 1 << 20
@@ -80,7 +79,7 @@ def test_warm_up_replays_both_kinds_of_request(model_dir, tmp_path):
 
 def test_a_load_says_that_it_begins_and_a_long_warm_up_how_far_it_is(model_dir, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(loading, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(version_manager, "_LINE_SECONDS", 0.0)
     load_version("m", 2, model_dir / "2", MAX_BYTES)
     told = [line.partition(" in ")[0] for line in caplog.messages if line.startswith(("loading m", "m version"))]
     assert told[:3] == [

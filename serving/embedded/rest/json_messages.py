@@ -1,4 +1,4 @@
-"""JSON requests into TF Serving's messages: rows and columns into tensors, objects into tf.Examples, all bounded.
+"""TF Serving's messages as JSON: requests by rows or columns into tensors and tf.Examples, and responses back.
 
 Every function raises StatusError INVALID_ARGUMENT for what it cannot convert.
 """
@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf import json_format
 from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import input_pb2
+from tensorflow_serving.apis import get_model_metadata_pb2, input_pb2
 
 from serving.errors import StatusError, invalid
-from serving.tensors import dtype_name
+from serving.tensors import dtype_name, to_tensor
 
 # A JSON value takes up to 100 bytes in memory where it takes 2 in the body; this many values are an image of 1.3
 # megapixels written as numbers, and hold at most some 400 MB.
 DEFAULT_MAX_VALUES = 4_000_000
 _TYPES = {bool: "Bool", int: "Number", float: "Number", str: "String", list: "Array", dict: "Object"}
 _MAX_SHOWN_CHARS = 60  # of a value in an error message
+# Outputs with this suffix are bytes, other strings are text.
+_BYTES_SUFFIX = "_bytes"
 
 
 def parse(body: bytes | bytearray, max_values: int = DEFAULT_MAX_VALUES) -> dict[str, Any]:
@@ -42,14 +45,6 @@ def parse(body: bytes | bytearray, max_values: int = DEFAULT_MAX_VALUES) -> dict
     if not isinstance(document, dict):
         raise invalid(f"JSON Value: {_shown(document)} is not an object")
     return document
-
-
-def signature_name(document: Mapping[str, Any]) -> str:
-    """Return the signature that a request names; empty if it names none."""
-    name = document.get("signature_name", "")
-    if not isinstance(name, str):
-        raise invalid("'signature_name' key must be a string value.")
-    return name
 
 
 def tensors(
@@ -84,6 +79,51 @@ def examples(document: Mapping[str, Any]) -> input_pb2.Input:
     else:
         result.example_list.examples.extend(read)
     return result
+
+
+def predict_json(response: Any, by_row: bool) -> bytes:
+    """Write a Predict response: `predictions`, one per row, or `outputs`, one per output.
+
+    A single output has no name. Numbers take the fewest digits that read back the same; NaN and Infinity are written
+    as TF Serving does. Raises StatusError INVALID_ARGUMENT by row if the outputs have different numbers of rows.
+    """
+    columns = {name: _values(name, proto) for name, proto in response.outputs.items()}
+    only = next(iter(columns.values())) if len(columns) == 1 else None
+    if not by_row:
+        return dumps({"outputs": columns if only is None else only})
+    dims = {name: proto.tensor_shape.dim for name, proto in response.outputs.items()}
+    if scalars := [name for name in dims if not dims[name]]:
+        raise invalid(f"Tensor name: {scalars[0]} has no shape information; ask for it by columns, with 'inputs'")
+    sizes = {name: dims[name][0].size for name in dims}
+    if len(set(sizes.values())) > 1:
+        raise invalid(f"outputs have inconsistent batch sizes: {sizes}; ask for them by columns, with 'inputs'")
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return dumps({"predictions": rows if only is None else only})
+
+
+def classify_json(response: Any) -> bytes:
+    """Write a Classify response: [label, score] pairs per example."""
+    rows = [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
+    scores = iter(_short(np.array([score for row in rows for _, score in row], np.float32)))
+    return dumps({"results": [[[label, next(scores)] for label, _ in row] for row in rows]})
+
+
+def metadata_json(response: Any) -> bytes:
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    response.metadata["signature_def"].Unpack(signatures)
+    return dumps({"model_spec": as_dict(response.model_spec), "metadata": {"signature_def": as_dict(signatures)}})
+
+
+def as_dict(message: Any) -> Mapping[str, Any]:
+    """Convert any message, its empty fields included."""
+    return json_format.MessageToDict(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+
+
+def dumps(value: Any) -> bytes:
+    """Write JSON in UTF-8 without white space."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
 
 
 def _columns_of_rows(rows: Any, inputs: Mapping[str, Any]) -> dict[str, list]:
@@ -243,3 +283,23 @@ def _from_base64(name: str, value: dict) -> bytes:
 def _wrong_type(name: str, value: Any, dtype: int) -> StatusError:
     found = f"JSON Value: {_shown(value)} Type: {_type_name(value)}"
     return invalid(f"input {name}: {found} is not of expected type: {dtype_name(dtype)}")
+
+
+def _values(name: str, proto: tensor_pb2.TensorProto) -> Any:
+    values = to_tensor(proto).numpy()
+    if proto.dtype == tf.string.as_datatype_enum:
+        texts = np.vectorize(lambda value: _text(name, value), otypes=[object])
+        return texts(np.asarray(values, object)).tolist()
+    return _short(values) if np.issubdtype(values.dtype, np.floating) else values.tolist()
+
+
+def _text(name: str, value: bytes) -> Any:
+    if name.endswith(_BYTES_SUFFIX):
+        return {"b64": base64.b64encode(value).decode("ascii")}
+    return value.decode("utf-8", "replace")
+
+
+def _short(values: np.ndarray) -> Any:
+    """Return floats whose shortest text reads back the same: 0.2, not 0.20000000298023224."""
+    values = np.asarray(values)
+    return values.tolist() if values.dtype == np.float64 else values.astype("S").astype(np.float64).tolist()

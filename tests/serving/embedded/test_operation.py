@@ -25,9 +25,9 @@ import logging, sys, time
 logging.basicConfig(format="%(message)s", level=logging.INFO)
 sys.path.insert(0, sys.argv[1])
 from gated_model import serve_function
-from serving.embedded import run
-run.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
-run.run([], grace=0.2)
+from serving.embedded import server
+server.start_models = lambda *_, **__: serve_function(lambda x: time.sleep(60))
+server.run([], grace=0.2)
 """
 
 
@@ -95,7 +95,7 @@ def test_stopping_is_told_first_and_drains_what_runs_and_waits():
 
 
 def test_a_process_ends_after_the_grace_though_a_model_computes_and_though_it_was_stopped_when_asked():
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     command = [sys.executable, "-c", STUCK, str(here)]
     with subprocess.Popen(command, cwd=here.parents[1], stderr=subprocess.PIPE, text=True) as process:
         try:

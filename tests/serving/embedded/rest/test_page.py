@@ -15,7 +15,7 @@ from serving.embedded.access import Access
 from serving.embedded.rest.server import RestServer
 from serving.embedded.server import start
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 FILES = {
     path.name: path
     for path in Path(serving.embedded.rest.page.__file__).parent.iterdir()

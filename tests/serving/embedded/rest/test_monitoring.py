@@ -29,7 +29,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset]:
 def watched(server):
     """Serves the small model over HTTP with metrics, for one test."""
     metrics = Metrics(server.handler)
-    server.handler.observer = metrics
+    server.handler.observer = metrics.observe
     with (
         RestServer(server.handler, port=0, metrics=metrics) as rest,
         httpx.Client(base_url=f"http://127.0.0.1:{rest.port}") as client,

@@ -19,7 +19,7 @@ from serving.embedded.server import start
 def test_a_full_queue_refuses_and_then_recovers():
     gate = Gate()
     with (
-        serve_function(gate, workers=1, max_concurrent_rpcs=2) as server,
+        serve_function(gate, workers=1, max_requests=2) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         running = predict(channel).future(X, timeout=20)
@@ -86,7 +86,7 @@ def test_a_request_that_finds_the_queue_full_need_not_be_received():
     gate = Gate()
     seen = Seen()
     large = predict_request(x=np.ones(4 << 20, np.float32))
-    server = serve_function(gate, workers=1, max_concurrent_rpcs=1, observer=seen)
+    server = serve_function(gate, workers=1, max_requests=1, observer=seen)
     with server, grpc.insecure_channel(server.address) as channel:
         running = predict(channel).future(X, timeout=20)
         assert gate.entered.acquire(timeout=10)
@@ -158,4 +158,4 @@ def test_a_taken_port_is_one_line_before_anything_is_loaded(server, tmp_path):
 
 def test_a_label_for_a_version_that_is_not_loaded_is_refused():
     with pytest.raises(ValueError, match="label stable names version 1 of m, which is not loaded"):
-        Models([], {"m": {"stable": 1}})
+        Models().set_labels("m", {"stable": 1})

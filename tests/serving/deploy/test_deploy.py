@@ -17,7 +17,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from serving.export.warmup import ALLOWED_BATCH_SIZES, BATCHING
 
-DEPLOY = Path(__file__).parents[2] / "serving" / "deploy"
+DEPLOY = Path(__file__).parents[3] / "serving" / "deploy"
 MODEL = "mine"
 
 

@@ -1,5 +1,6 @@
-"""Checks of PEM certificates, since gRPC does not say what is wrong with one."""
+"""Checks that servers and clients share: PEM certificates, since gRPC does not say what is wrong, hosts and tokens."""
 
+import ipaddress
 import ssl
 from pathlib import Path
 
@@ -29,3 +30,16 @@ def require_authority(file: Path) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(file)
     except OSError as error:
         raise ValueError(f"expected the certificates of authorities in {file}, as PEM: {error}") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a host; IPv6 may be in brackets."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_token(text: str) -> bool:
+    """Return whether a text can be a bearer token: visible ASCII characters."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text

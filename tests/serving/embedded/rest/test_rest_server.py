@@ -26,7 +26,7 @@ from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
 
 PREDICT = "/v1/models/m:predict"
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[4]
 
 
 def _chunks(size: int):

@@ -16,8 +16,8 @@ from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
 from serving.contract import image_example
-from serving.embedded.rest import json_requests
-from serving.embedded.rest.json_responses import predict_json
+from serving.embedded.rest import json_messages
+from serving.embedded.rest.json_messages import predict_json
 from serving.embedded.rest.server import RestServer
 from serving.errors import StatusError
 from serving.tensors import to_proto, to_tensor
@@ -100,7 +100,7 @@ def test_classify_with_and_without_context(http, channel):
 
 def test_examples_hold_what_json_says():
     document = {"examples": [{"i": [1, True], "f": [0.5], "s": ["a", b64(b"\xff")], "e": []}]}
-    feature = json_requests.examples(document).example_list.examples[0].features.feature
+    feature = json_messages.examples(document).example_list.examples[0].features.feature
     assert list(feature["i"].int64_list.value) == [1, 1] and list(feature["f"].float_list.value) == [0.5]
     assert list(feature["s"].bytes_list.value) == [b"a", b"\xff"] and "e" in feature
 
@@ -182,9 +182,9 @@ def test_what_is_wrong_is_one_line_of_json(http, path, body, code, words):
 
 def test_values_are_counted_before_they_are_made():
     body = b'{"inputs":[' + b"[]," * 50 + b"[]]}"
-    assert json_requests.parse(body, max_values=104)["inputs"] == [[]] * 51
+    assert json_messages.parse(body, max_values=104)["inputs"] == [[]] * 51
     with pytest.raises(StatusError, match="JSON of 104 values; expected at most 103: send images encoded"):
-        json_requests.parse(body, max_values=103)
+        json_messages.parse(body, max_values=103)
 
 
 def test_paths_that_are_none(http):
@@ -236,6 +236,6 @@ def test_a_tensor_equals_its_numbers_to_the_last_bit():
     back = json.loads(predict_json(response, by_row=False))["outputs"]
     assert np.array_equal(np.float32(back), values)
     spec = meta_graph_pb2.TensorInfo(dtype=tf.float32.as_datatype_enum)
-    tensors, by_row = json_requests.tensors({"instances": back}, {"y": spec})
+    tensors, by_row = json_messages.tensors({"instances": back}, {"y": spec})
     assert by_row and np.array_equal(to_tensor(tensors["y"]).numpy(), values)
     assert image_example(DARK).features.feature["image/encoded"].bytes_list.value == [DARK]

@@ -16,7 +16,7 @@ from tensorflow_serving.apis import prediction_service_pb2_grpc
 from overfeat_tf.cli.main import main
 from serving.embedded.config import ServedModel, VersionPolicy, from_file
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 CONFIG = """
 model_config_list {{
   config {{

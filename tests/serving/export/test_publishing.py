@@ -10,7 +10,7 @@ import pytest
 
 from serving.export.publishing import check_version, publish, staging_dir, taken_versions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Exports files in place of a SavedModel; says where it is and waits to be told on.
 WRITER = """
 import sys
