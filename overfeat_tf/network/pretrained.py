@@ -20,7 +20,7 @@ HUB = "keras_hub:"
 IMAGENET = "imagenet"
 STRIDE = 16  # of the default layer: finer maps know less of the object, coarser ones less of its place
 REACH = 32  # pixels that the last pooling covers; a window is five of these along a side
-CELLS = 7
+CELLS = 5
 LARGEST = 464  # the largest of a network's own scales: about that of Table 5
 
 

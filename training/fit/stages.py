@@ -94,8 +94,7 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
     backbone = network.backbone
     if network.features not in parts:
         return
-    if not schedule.backbone_rate:
-        backbone.trainable = False
+    backbone.trainable = schedule.backbone_rate > 0
     leaves = list(leaf_layers(backbone))
     names = [name for _, name in leaves]
     if recipe.frozen_to is not None and recipe.frozen_to not in names:
@@ -106,8 +105,8 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
     frozen = len(names) - names[::-1].index(recipe.frozen_to) if recipe.frozen_to is not None else 0
     for number, (layer, _) in enumerate(leaves):
         fixed = isinstance(layer, layers.BatchNormalization) and recipe.batch_norm == "inference"
-        if number < frozen or fixed:
-            layer.trainable = False
+        # Each by itself: a model that is trainable already does not tell the layers that a stage before has frozen.
+        layer.trainable = schedule.backbone_rate > 0 and number >= frozen and not fixed
 
 
 def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimizer:

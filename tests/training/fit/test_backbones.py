@@ -12,10 +12,9 @@ from small_run import SCHEDULE
 from small_source import coloured_rectangles
 
 import overfeat_tf as of
-from overfeat_tf.network.convnet import DenseHead
 from overfeat_tf.options import InferenceOptions
 from serving.client.client import Client
-from serving.embedded.server import serving
+from serving.embedded.server import start
 from serving.export.exporter import export
 from training.evaluation.evaluate import evaluate
 from training.fit import train as module
@@ -114,7 +113,7 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
     live = model.detect(IMAGES)
     version = export(model, tmp_path / "models" / "shapes", None, {"name": "finetune"}, {"map50": 0.0})
     answers = [of.load(version).detect(IMAGES)]
-    with serving({"shapes": version.parent}) as address, Client(address, "shapes") as client:
+    with start([version.parent], port=0) as server, Client(server.address, "shapes") as client:
         answers.append(client.detect(IMAGES))
     for answer in answers:
         for key in ("detection_boxes", "detection_scores", "detection_classes", "num_detections"):
@@ -141,15 +140,12 @@ def test_what_is_frozen_stays_and_the_rest_moves(tmp_path):
         before = {v.path: v.numpy() for v in network.backbone.variables}
         side = network.preset.smallest_input
         pixels = np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
-        head = next(layer for layer in fitted.layers if isinstance(layer, DenseHead))
-        shape = head.compute_output_shape((2, *fitted.get_layer("features").output.shape[1:]))
         targets = {"scores": np.ones((2, 2, 2), np.int32), "boxes": np.ones((2, 2, 2, 5), np.float32)}
-        del shape
         fitted.train_on_batch(pixels, targets)
         return {v.name + v.path for v in network.backbone.variables if not np.array_equal(v.numpy(), before[v.path])}
 
-    recipe = replace(recipe, side=network.preset.smallest_input, fine=True)
-    assert not trained(detection=replace(STEPS, backbone_rate=0.0))
+    recipe = replace(recipe, side=network.preset.smallest_input, fine=True, detection=replace(STEPS, rate=0.01))
+    assert not trained(detection=replace(STEPS, rate=0.01, backbone_rate=0.0))
     moved = trained()
     assert any("conv0" in path for path in moved) and not any("norm" in path for path in moved)
     moved = trained(frozen_to="act1")
