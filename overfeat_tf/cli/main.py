@@ -250,6 +250,21 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
 
 @overfeat.command()
 @click.argument("file", type=FILE)
+@click.option("--labels", type=FILE, required=True, help="Class names in the order of its outputs, a line each.")
+@click.option("--run", type=FOLDER, required=True, help="The run's folder, a new one.")
+@click.option("--side", type=click.IntRange(min=1), help="Side of its training images in pixels [its input's, or 224].")
+def import_keras(file: Path, labels: Path, run: Path, side: int | None) -> None:
+    """Turn a Keras classifier, a .keras FILE, into a run that classifies densely at several scales."""
+    load_tensorflow()
+    from overfeat_tf.models.keras_classifier import import_keras as read
+
+    read(file, labels, run, side)
+    click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{file.stem}", err=True)
+    click.echo(run)
+
+
+@overfeat.command()
+@click.argument("file", type=FILE)
 @click.option("--preset", metavar="fast|accurate", required=True, help="fast for net_weight_0, accurate for _1.")
 @click.option("--run", type=FOLDER, required=True, help="The run's folder, a new one.")
 @click.option("--labels", type=FILE, help="1000 names in the development kit's ID order, a line each, or its meta.mat.")

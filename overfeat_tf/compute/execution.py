@@ -69,8 +69,10 @@ class Execution:
     def trunk(self) -> tf.types.experimental.PolymorphicFunction:
         """The features below `tail`, as one tf.function for pixels of every size: a pyramid is traced once."""
         features = self.network.features
-        last = features.layers[len(features.layers) - len(self.tail) - 1]
-        trunk = keras.Model(features.input, last.output, name="trunk")
+        trunk = features
+        if self.tail:
+            last = features.layers[len(features.layers) - len(self.tail) - 1]
+            trunk = keras.Model(features.input, last.output, name="trunk")
         return tf.function(lambda pixels: trunk(pixels, training=False), PIXELS, autograph=False)
 
 

@@ -63,8 +63,7 @@ def import_weights(file: Path, preset: Preset, run: Path, labels: Path | None = 
         ValueError: the file is not this network's, the folder holds something, or the labels are refused; before
             anything is written.
     """
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ValueError(f"expected a new or empty folder for the run; '{run}' holds something already")
+    require_new(run)
     _check_weights(file, preset)
     names = read_labels(labels) if labels else tuple(f"ILSVRC2012_ID {n + 1}" for n in range(CLASSES))
     with file.open("rb") as opened:
@@ -79,7 +78,28 @@ def import_weights(file: Path, preset: Preset, run: Path, labels: Path | None = 
         "class_order": CLASS_ORDER,
         "labels": labels.name if labels else None,
     }
-    _write(model, training, run.resolve())
+    write_run(model, training, run.resolve())
+
+
+def require_new(run: Path) -> None:
+    """Raise ValueError unless a run's folder is new or empty."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ValueError(f"expected a new or empty folder for the run; '{run}' holds something already")
+
+
+def read_names(file: Path) -> tuple[str, ...]:
+    """Read class names, a line each, from UTF-8 text.
+
+    Raises:
+        ValueError: no such file, one that is too large or no such text, or an empty line.
+    """
+    size = _size(file, "a list of class names")
+    if size > MAX_LABEL_BYTES:
+        raise ValueError(f"expected class names in '{file}', at most {MAX_LABEL_BYTES} bytes; got {size}")
+    names = _mat_names(file) if file.suffix.lower() == ".mat" else _text_names(file)
+    if "" in names:
+        raise ValueError(f"expected a class name in each line of '{file}'; line {names.index('') + 1} is empty")
+    return tuple(names)
 
 
 def read_labels(file: Path) -> tuple[str, ...]:
@@ -93,17 +113,12 @@ def read_labels(file: Path) -> tuple[str, ...]:
         ValueError: there are not 1000, they are in the order of Keras and Caffe, or the file can't be read as such.
         ImportError: a .mat file, and scipy is not there.
     """
-    size = _size(file, "a list of class names")
-    if size > MAX_LABEL_BYTES:
-        raise ValueError(f"expected class names in '{file}', at most {MAX_LABEL_BYTES} bytes; got {size}")
-    names = _mat_names(file) if file.suffix.lower() == ".mat" else _text_names(file)
+    names = read_names(file)
     if len(names) != CLASSES:
         raise ValueError(f"expected {CLASSES} class names in '{file}', one in each line; got {len(names)}")
-    if "" in names:
-        raise ValueError(f"expected a class name in each line of '{file}'; line {names.index('') + 1} is empty")
     if FIRST_SORTED & set(re.split(r"\W+", names[0].lower())):
         raise ValueError(f"expected the {CLASS_ORDER}; '{file}' begins with '{names[0][:40]}', so it has the latter")
-    return tuple(names)
+    return names
 
 
 def _text_names(file: Path) -> list[str]:
@@ -165,7 +180,7 @@ def _load(network: Network, file: Path) -> None:
         ours.bias.assign(bias)
 
 
-def _write(model: Model, training: dict, run: Path) -> None:
+def write_run(model: Model, training: dict, run: Path) -> None:
     """Write a run's folder under a temporary name and rename it into place; remove what a broken attempt left."""
     staging_dir = run.with_name(f".{run.name}.partial")
     shutil.rmtree(staging_dir, ignore_errors=True)

@@ -108,6 +108,11 @@ class Backbone(ABC):
         return len(self.layers)
 
     @property
+    def last_layer(self) -> str:
+        """Name of the layer that gives the last map."""
+        return self.layers[-1].name
+
+    @property
     def channels(self) -> int:
         """Channels of the last map."""
         return self.layers[-1].channels

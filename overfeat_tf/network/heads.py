@@ -13,7 +13,7 @@ from overfeat_tf.network.presets import Preset
 
 
 def build_head(preset: Preset, part: str, outputs: int, context: bool = False, weights: bool = True) -> keras.Model:
-    """Build "classifier" or "regressor": two hidden full layers and a linear one, as convolutions (3.5).
+    """Build "classifier" or "regressor": hidden full layers and a linear one, as convolutions (3.5).
 
     Args:
         preset: The network's tables.
@@ -23,14 +23,14 @@ def build_head(preset: Preset, part: str, outputs: int, context: bool = False, w
         weights: Draw the initial weights; zeros if not.
     """
     *hidden, last = preset.head(part, outputs, context)
-    x = maps = keras.Input((None, None, hidden[0].inputs), name="pooled")
+    x = maps = keras.Input((None, None, [*hidden, last][0].inputs), name="pooled")
     for row in hidden:
         draw = initializer(preset.init_std, weights)
         x = Conv2D(row.channels, row.kernel, kernel_initializer=draw, name=row.name)(x)
         x = layers.ReLU(name=f"{row.name}_relu")(x)
         if part == "classifier":
             x = layers.Dropout(preset.dropout, name=f"{row.name}_dropout")(x)
-    x = Conv2D(outputs, 1, kernel_initializer=initializer(INIT_STD, weights), name=last.name)(x)
+    x = Conv2D(outputs, last.kernel, kernel_initializer=initializer(INIT_STD, weights), name=last.name)(x)
     return keras.Model(maps, x, name=part)
 
 

@@ -61,6 +61,9 @@ class KerasBackbone(Backbone):
         layer: The layer whose output is the last map.
         architecture: The Keras model from pixels [B, H, W, 3], 0..255, to that layer, as its `to_json` gives it.
         pool, mean: See `Backbone`.
+        reach: Cells along a side that one cell of the last map averages, where a classifier's pooling is part of it.
+        exact: Whether the model is computed as it is, since its own last layer is the head: its last map is not
+            normalised, and no padding places its cells.
     """
 
     is_chain = False
@@ -69,6 +72,8 @@ class KerasBackbone(Backbone):
     architecture: str
     pool: int = 2
     mean: float = GREY
+    reach: int = 1
+    exact: bool = False
 
     def config(self) -> dict:
         """Describe the backbone in JSON's types."""
@@ -85,6 +90,11 @@ class KerasBackbone(Backbone):
         return 0
 
     @property
+    def last_layer(self) -> str:
+        """Name of the layer that gives the last map."""
+        return self.layer
+
+    @property
     def stride(self) -> int:
         """Pixels from one cell of the last map to the next."""
         return self.along(self._steps, 1024)[-1].stride
@@ -97,7 +107,7 @@ class KerasBackbone(Backbone):
     @property
     def parameters(self) -> int:
         """Weights of all layers."""
-        return self._model.count_params() + 2 * self.channels
+        return self._model.count_params() + 2 * self.channels * (not self.exact)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -134,20 +144,24 @@ class KerasBackbone(Backbone):
         x = model(x)
         if first or last:
             x = layers.Cropping2D(((first, last),) * 2, name="crop")(x)
-        x = layers.LayerNormalization(epsilon=1e-3, name="normalise")(x)
+        if not self.exact:
+            x = layers.LayerNormalization(epsilon=1e-3, name="normalise")(x)
         return keras.Model(pixels, x, name="features")
 
     @cached_property
     def placement(self) -> tuple[int, int, int, int]:
         """The pixels to pad before and after, and the cells to crop first and last: the fewest that place the cells."""
+        if self.exact:
+            return 0, 0, 0, 0
         stride = self.stride
-        side = 8 * stride
+        side = (8 + self.reach) * stride
         found = []
         for before, after in product(range(2 * stride), repeat=2):
             last = self.along(self._steps, side + before + after)[-1]
-            first = round((before + stride / 2 - last.first) / stride)
-            error = abs(last.first + first * stride - before - stride / 2)
-            spare = last.side - first - side // stride
+            wanted = before + self.reach * stride / 2
+            first = round((wanted - last.first) / stride)
+            error = abs(last.first + first * stride - wanted)
+            spare = last.side - first - (side // stride - self.reach + 1)
             if first >= 0 and spare >= 0:
                 found.append(
                     (

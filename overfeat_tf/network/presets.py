@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 from overfeat_tf.network.backbone import INIT_STD, Backbone, Conv, ConvBackbone, Layer
 from overfeat_tf.network.keras_backbone import KerasBackbone
@@ -16,7 +17,7 @@ class Preset:
         name: What `overfeat_tf.build` calls it.
         window: Side in pixels of the square window that one classification sees.
         backbone: The feature layers, whose description builds them.
-        full: Channels of the two hidden fully connected layers of the classifier.
+        full: Channels of the two hidden fully connected layers of the classifier; none for a linear one.
         regressor: Channels of the two hidden layers of the regressor (4.2).
         scales: Sizes (height, width) in pixels of the scales, smallest first; `pyramid.fit_scale` adapts
             them to an image's aspect, unless `InferenceOptions.scale_fit` asks for exactly these.
@@ -30,15 +31,15 @@ class Preset:
     name: str
     window: int
     backbone: Backbone
-    full: tuple[int, int]
-    regressor: tuple[int, int]
+    full: tuple[int, ...]
+    regressor: tuple[int, ...]
     scales: tuple[tuple[int, int], ...]
     shorter_side: int = 256
     dropout: float = 0.5
     init_std: float | None = INIT_STD
 
     def head(self, part: str, outputs: int, context: bool = False) -> tuple[Layer, ...]:
-        """Return the three layers of a head, hidden, hidden and linear, numbered on from the feature layers.
+        """Return the layers of a head, hidden ones and a linear one, numbered on from the feature layers.
 
         Args:
             part: "classifier" or "regressor".
@@ -50,10 +51,12 @@ class Preset:
             "regressor": ("regress", self.regressor, "box"),
         }[part]
         number = self.backbone.depth
-        return (
-            Layer(f"{prefix}{number + 1}", self.backbone.channels * (1 + context), hidden[0], self.head_kernel),
-            Layer(f"{prefix}{number + 2}", *hidden),
-            Layer(last, hidden[1], outputs),
+        names = [*(f"{prefix}{number + place}" for place, _ in enumerate(hidden, start=1)), last]
+        channels = [self.backbone.channels * (1 + context), *hidden, outputs]
+        kernels = [self.head_kernel, *[1] * len(hidden)]
+        return tuple(
+            Layer(name, inputs, outputs, kernel)
+            for name, (inputs, outputs), kernel in zip(names, pairwise(channels), kernels, strict=True)
         )
 
     @property

@@ -68,7 +68,7 @@ def read_backbone(
     """
     import keras
 
-    model = _open(name, weights)
+    model = open_model(name, weights)
     if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or model.inputs[0].shape[-1] != 3:
         shapes = ", ".join(str(list(each.shape)) for each in model.inputs)
         raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
@@ -117,7 +117,7 @@ def _activations(model: "keras.Model") -> Iterator[tuple[str, int]]:
             yield layer.name, layer.output.shape[-1]
 
 
-def _open(name: str, weights: str | None) -> "keras.Model":
+def open_model(name: str, weights: str | None) -> "keras.Model":
     """Open a model of pixels 0..255, with weights as `read_backbone` has them."""
     import keras
 

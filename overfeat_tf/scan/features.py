@@ -16,7 +16,8 @@ from overfeat_tf.suggestion import suggest
 
 def default_layer(preset: Preset) -> str:
     """Return the name of the second full layer, before its rectifier: the features of the authors' release."""
-    return preset.head("classifier", 1)[1].name
+    *hidden, _ = preset.head("classifier", 1)
+    return hidden[-1].name if hidden else preset.backbone.last_layer
 
 
 def layer_names(network: Network) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from overfeat_tf.suggestion import suggest
 from training.recipes.digits import digits, digits_quick
-from training.recipes.finetuned import coco_accurate, coco_fast, finetune, voc_accurate, voc_fast
+from training.recipes.finetuned import coco_accurate, coco_fast, finetune, finetune_classify, voc_accurate, voc_fast
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
 from training.recipes.recipe import Recipe, Schedule, with_later_fields
 from training.recipes.settings import override
@@ -15,6 +15,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,
     "digits-quick": digits_quick,
     "finetune": finetune,
+    "finetune-classify": finetune_classify,
     "voc": voc,
     "tinyimagenet": tinyimagenet,
     "imagenet-fast": imagenet_fast,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from overfeat_tf.options import InferenceOptions
 from training.recipes.imagenet import SIDES, WINDOWS
 from training.recipes.recipe import Recipe, Schedule
 from training.views.augmentation import ViewOptions
@@ -24,6 +25,20 @@ def finetune() -> Recipe:
         fine=False,
         box_form="centre_size",
         views=ViewOptions(object_share=0.7, stretch=0.3, colour=0.4),
+    )
+
+
+def finetune_classify() -> Recipe:
+    """Fit a pretrained backbone to classes alone: a folder a class, or any other source.
+
+    overfeat train finetune-classify --backbone NAME --data SOURCE --run runs/NAME --stage classification
+    """
+    whole = finetune()
+    return replace(
+        whole,
+        name="finetune-classify",
+        classification=_passes(12, most=100_000, batch=32, rate=0.003, epochs=6),
+        inference=InferenceOptions(flips=True),
     )
 
 
