@@ -98,7 +98,7 @@ def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tm
         (["train", "digits", "--rnu", "x"], "--run"),
         (["info", "acurate"], "did you mean 'accurate'?"),
         (["evaluate", "nowhere", "--data", "digits"], "'nowhere'"),
-        (["predict", "nowhere", "nothing.jpg"], "'nothing.jpg' names none"),
+        (["predict", "nowhere", "nothing.jpg"], "'nothing.jpg' matches none"),
         (["export", "nowhere", "--to", "x/y"], "'nowhere'"),
         (["serve", "nowhere"], "nowhere"),
     ],
