@@ -18,8 +18,8 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.images.decode import MAX_PIXELS, decode_image
+from overfeat_tf.images.files import read_image
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import SHARED_PRODUCT
 from overfeat_tf.models.predictor import Predictor

@@ -154,7 +154,7 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Folder for the pictures.")
 @click.option("--json", "json_file", type=FILE, help="Also write the answers to this file.")
 @click.option(
-    "--threshold", type=click.FloatRange(0, 1), help="Least score of the boxes to draw [the model's display threshold]."
+    "--threshold", type=click.FloatRange(0, 1), help="Minimum score of a box to draw [the model's display threshold]."
 )
 @click.option(
     "--task",
@@ -189,8 +189,8 @@ def predict(
         raise ValueError("expected no --stages with --server, which returns only answers; use the model's run")
     require_server(server, connection)
     load_tensorflow()
-    from overfeat_tf.cli.image_files import find_files
     from overfeat_tf.cli.predict import run, without_display_option
+    from overfeat_tf.images.files import find_files
 
     if server is not None and (rejected := without_display_option(changes)):
         given = ", ".join(map(option_name, rejected))
@@ -222,7 +222,7 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
     """
     load_tensorflow()
     from overfeat_tf.cli.features import parse_scales, run
-    from overfeat_tf.cli.image_files import find_files
+    from overfeat_tf.images.files import find_files
 
     result = run(model, find_files(images), out, layer, stride == "fine", parse_scales(scales))
     rate = result.images / result.seconds

@@ -47,17 +47,17 @@ def inference_options(verb: Callable) -> Callable:
         click.option(
             "--scores",
             type=click.Choice(SCORES),
-            help="Detection scores: probabilities, or s / (1 + s) of the accumulated score s.",
+            help="Detection scores: calibrated probabilities, or s / (1 + s) of the accumulated score s.",
         ),
         click.option(
             "--one-box-per-object/--several-per-object",
             default=None,
             help="Return the best of overlapping boxes, or all of them [several]. `predict` draws the best.",
         ),
-        click.option("--max-detections", type=int, help="Most boxes of a detection answer."),
+        click.option("--max-detections", type=int, help="Maximum number of boxes per image."),
         click.option("--merge-threshold", type=float, help="Merge boxes up to this match score (t in 4.3)."),
-        click.option("--max-windows", type=int, help="Merge only so many windows, the most confident ones."),
-        click.option("--min-score", type=float, help="Least score of the windows that vote in detection."),
+        click.option("--max-windows", type=int, help="Maximum number of windows to merge, most confident first."),
+        click.option("--min-score", type=float, help="Minimum score of the windows that vote in detection."),
         click.option("--top-k", type=int, help="Classes that each scale proposes, and guesses per answer (4.3 a)."),
         click.option(
             "--localize-by",

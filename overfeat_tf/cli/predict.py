@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes
 from overfeat_tf.draw.stage_sheet import draw_stages
 from overfeat_tf.images.decode import decode_image
+from overfeat_tf.images.files import read_image
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model

@@ -71,7 +71,7 @@ def train(
 @click.argument("source")
 @click.option("--split", help="The split [all].")
 @click.option("--out", type=FOLDER, help="Draw pictures with boxes into this folder.")
-@click.option("--limit", type=click.IntRange(min=1), help="Inspect only the first so many images of a split.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images per split.")
 @click.option(
     "--recipe", default="voc", show_default=True, help="Report how many objects the scales of this recipe cover."
 )
@@ -120,7 +120,7 @@ def inspect(
     help="Protocols out of classification,localization,detection [the model's last task]. A run that localizes can "
     "also detect. Or the rows of the paper's tables: table2, fig9, or one row such as table2:ten-views.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Score only the first so many images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images.")
 @inference_options
 @connection_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
@@ -249,7 +249,7 @@ def _measure(model, source, split: str, protocol: str, limit: int | None, out: P
     from training.evaluation.reports.report import Report
 
     table = table_of(protocol)
-    # Curves and pictures need a single row; for a whole table only the errors are drawn.
+    # Curves and pictures need a single row; for a table only the errors are drawn.
     watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
     threshold = getattr(model, "display_threshold", None)  # a server does not report it
     report = Report(out, watched, source.class_names, threshold) if out is not None else None
@@ -282,7 +282,7 @@ def _measure(model, source, split: str, protocol: str, limit: int | None, out: P
 @click.argument("run", type=FOLDER)
 @click.option("--data", metavar="SOURCE", required=True, help="The data, as for `inspect`.")
 @click.option("--split", default="val", show_default=True, help="A split that RUN was not trained on.")
-@click.option("--limit", type=click.IntRange(min=1), help="Most images to use [200].")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images [200].")
 @inference_options
 def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Changes) -> None:
     """Calibrate the scores of RUN, a trained detector, so that 70% of the boxes that score 0.7 are right.

@@ -13,7 +13,11 @@ COUNT = click.IntRange(min=1)
 
 @click.group()
 def benchmark() -> None:
-    """Measure ratios. Both sides of a ratio are measured in one run, so the machine's speed and noise affect both."""
+    """Run a benchmark.
+
+    A benchmark reports ratios. It measures both sides of a ratio in one run, so the machine's speed and noise affect
+    both.
+    """
 
 
 def reporting(repetitions: int) -> Callable[[Callable], Callable]:
@@ -59,7 +63,7 @@ def benchmark_scan(preset: str, repetitions: int):
     metavar="RUN SOURCE SPLIT",
     help="Compare with non-maximum suppression on this run and data [train `digits` first].",
 )
-@click.option("--limit", type=COUNT, default=200, show_default=True, help="Images of each split.")
+@click.option("--limit", type=COUNT, default=200, show_default=True, help="Maximum number of images per split.")
 @reporting(repetitions=5)
 def benchmark_merge(preset: str, repetitions: int, detectors: tuple[tuple[str, str, str], ...], limit: int):
     """Measure merging: time against the scan, growth with the boxes, mAP against non-maximum suppression.
@@ -90,7 +94,7 @@ def benchmark_train(repetitions: int, steps: int):
 @click.option("--out", type=FOLDER, help="Folder for runs and results; resumes if it exists [runs/ladder/NAME].")
 @click.option("--seeds", type=COUNT, default=3, show_default=True, help="Trainings of each variant.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, as for `train`.")
-@click.option("--limit", type=COUNT, help="Score only the first so many images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images to score.")
 @click.option("--json", "json_file", type=FILE, help="Also write the results to this file.")
 def benchmark_ladder(
     name: str,
@@ -114,7 +118,7 @@ def benchmark_ladder(
 
 
 @benchmark.command("serve")
-@click.option("--preset", "presets", multiple=True, default=("tiny", "fast"), show_default=True, help="To export.")
+@click.option("--preset", "presets", multiple=True, default=("tiny", "fast"), show_default=True, help="A preset.")
 @click.option("--model", type=FOLDER, help="Measure saved_models/NAME instead of presets.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="Seconds of load.")
 @click.option("--clients", type=COUNT, default=32, show_default=True, help="Concurrent clients under load.")

@@ -12,8 +12,8 @@ from command_line import run
 from PIL import Image
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.image_files import find_files
 from overfeat_tf.cli.predict import picture_names
+from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions

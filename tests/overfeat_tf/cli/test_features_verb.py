@@ -129,8 +129,8 @@ def test_each_file_has_its_features_under_its_name(
     for key, name in zip(KEYS, SIZES, strict=True):
         pixels = decode_image(tf.constant((pictures / name).read_bytes()))[0].numpy()
         for scale in scales if isinstance(scales, tuple) else [scales]:
-            ending = f"/scale{scale}" if isinstance(scales, tuple) else ""
-            (expected[key + ending],) = model.extract_features([pixels], layer, scale, fine)
+            suffix_of_scale = f"/scale{scale}" if isinstance(scales, tuple) else ""
+            (expected[key + suffix_of_scale],) = model.extract_features([pixels], layer, scale, fine)
     found = read(out)
     assert found.keys() == expected.keys()
     for key, array in expected.items():

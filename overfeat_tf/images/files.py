@@ -9,7 +9,7 @@ from pathlib import Path
 from overfeat_tf.images.decode import MAX_PIXELS
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
-MAX_BYTES = 9 * MAX_PIXELS  # a PNG of 4 x 16 bits a pixel that does not compress, and some to spare
+MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
