@@ -1,9 +1,9 @@
-"""The `overfeat` command; the only package that may import upward, inside each verb."""
+"""The `overfeat` command. Only this package may import `training` and `serving`, inside each verb."""
 
 import os
 
-# Before TensorFlow is first imported: its notes on start-up are no use at the command line, and its errors come as
-# exceptions too.
+# This must come before the first import of TensorFlow. It hides the notes that TensorFlow logs when it starts; errors
+# still come as exceptions.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from overfeat_tf.cli.main import main

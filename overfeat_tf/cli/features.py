@@ -1,8 +1,8 @@
 """`overfeat features`: compute a layer's output for image files and write it to one file.
 
-Images are read and decoded while the network computes. An array goes to disk as it comes, so that memory does not grow
-with their number: only a zip's list of members, 0.4 KB each, or HDF5's cache of some 30 MB stay. The file appears only
-once it is complete.
+Images are read and decoded while the network computes. Each array is written at once, so memory does not grow with
+their number, except for the zip's list of members (0.4 KB each) or HDF5's cache (some 30 MB). The file appears when it
+is complete.
 """
 
 import os
@@ -18,36 +18,36 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.images.decode import MAX_PIXELS, decode_image
+from overfeat_tf.images.files import read_image
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import SHARED_PRODUCT
 from overfeat_tf.models.predictor import Predictor
 from training.progress import Progress
 
-NUMBERS_A_TIME = 4096  # that the text format turns into text together
-HDF5_SPARE = 1 << 20  # bytes, more than HDF5 adds to an array for its name and place
+NUMBERS_PER_WRITE = 4096  # in the text format
+HDF5_OVERHEAD = 1 << 20  # bytes, more than HDF5 needs for the name and place of an array
 Write = Callable[[str, np.ndarray], None]
 
 
 class Format(Protocol):
-    """A kind of file, open for writing."""
+    """A features file that is open for writing."""
 
     def write(self, key: str, array: np.ndarray) -> None:
-        """Append an array [h, w, C] under a key that is new."""
+        """Append an array [h, w, C] under a new key."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rest and close the file."""
 
 
 class Npz:
-    """What `np.load` reads: an uncompressed zip of .npy members."""
+    """The format of `np.load`: an uncompressed zip of .npy members."""
 
     def __init__(self, path: Path):
         self._archive = ZipFile(path, "w", allowZip64=True)
 
     def write(self, key: str, array: np.ndarray) -> None:
-        # An info of our own has the same date always: the same features make the same file.
+        # A ZipInfo has a fixed date, so the same features make the same file.
         with self._archive.open(ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
             np.lib.format.write_array(member, array, allow_pickle=False)
 
@@ -56,18 +56,18 @@ class Npz:
 
 
 class Hdf5:
-    """HDF5 with a dataset for each key; a key's slashes are groups.
+    """HDF5 with a dataset for each key. Slashes in a key make groups.
 
-    Where the disk is full HDF5 passes over lost data, or ends the process. So that it never meets an end of the disk,
-    the system is asked for space before each array, and says so where there is none.
+    HDF5 ignores lost data or aborts the process when the disk is full. So the space for each array is reserved first,
+    and the system reports a full disk.
     """
 
     def __init__(self, path: Path):
-        # The format of 2008 and since: names in steps of some KB, where the first one's list of them doubles.
+        # The format of 2008 stores names in steps of some KB; the oldest one doubles its list of names.
         self._file, self._space, self._reserved = h5py.File(path, "w", libver=("v108", "v108")), path.open("r+b"), 0
 
     def write(self, key: str, array: np.ndarray) -> None:
-        more = self._file.id.get_filesize() + array.nbytes + HDF5_SPARE - self._reserved
+        more = self._file.id.get_filesize() + array.nbytes + HDF5_OVERHEAD - self._reserved
         if more > 0 and hasattr(os, "posix_fallocate"):  # macOS has none
             os.posix_fallocate(self._space.fileno(), self._reserved, more)
             self._reserved += more
@@ -82,9 +82,9 @@ class Hdf5:
 
 
 class Text:
-    """The text of the authors' 2013 release: a line `C H W`, then the numbers in (C, H, W) order at 6 digits.
+    """The text format of the authors' 2013 release: blocks of a line `C H W` and the numbers as (C, H, W), 6 digits.
 
-    Block follows block; a second file has their keys, one in each line.
+    A second file has the keys of the blocks, one per line.
     """
 
     def __init__(self, path: Path, names: Path):
@@ -93,9 +93,9 @@ class Text:
     def write(self, key: str, array: np.ndarray) -> None:
         numbers = array.transpose(2, 0, 1).reshape(-1)
         self._blocks.write("{2} {0} {1}\n".format(*array.shape))
-        for first in range(0, len(numbers), NUMBERS_A_TIME):
-            some = numbers[first : first + NUMBERS_A_TIME].tolist()
-            self._blocks.write(" " * bool(first) + " ".join(["%.6g"] * len(some)) % tuple(some))
+        for first in range(0, len(numbers), NUMBERS_PER_WRITE):
+            part = numbers[first : first + NUMBERS_PER_WRITE].tolist()
+            self._blocks.write(" " * bool(first) + " ".join(["%.6g"] * len(part)) % tuple(part))
         self._blocks.write("\n")
         self._names.write(key.replace("\n", "\\n") + "\n")
 
@@ -110,27 +110,29 @@ FORMATS: dict[str, Callable[..., Format]] = {".npz": Npz, ".h5": Hdf5, ".txt": T
 
 
 def check_suffix(out: Path) -> None:
-    """Raise ValueError unless the file's name ends in one of the three formats'."""
+    """Raise ValueError unless the file has a suffix of `FORMATS`."""
     if out.suffix.lower() not in FORMATS:
         raise ValueError(f"expected --out FILE.npz, FILE.h5 or FILE.txt; got '{out}'")
 
 
-def paths_of(out: Path) -> list[Path]:
-    """List the files that a file of features is made of: beside FILE.txt, the keys in FILE.names.txt."""
+def output_paths(out: Path) -> list[Path]:
+    """List the files of a format: FILE.txt comes with FILE.names.txt, which has the keys."""
     return [out, out.with_suffix(".names.txt")] if out.suffix.lower() == ".txt" else [out]
 
 
-def name_apart(files: Sequence[Path]) -> list[str]:
-    """Name different files, each with as many of its folders as it takes to tell all apart.
+def unique_names(files: Sequence[Path]) -> list[str]:
+    """Return a different name for each file: its file name, with as many parent folders as needed.
 
-    No name is that of another's folder either: HDF5 has one thing of a name, and the file system had.
+    No name is another one's folder, because HDF5 cannot have a dataset and a group of the same name.
     """
     names = [_text(file.name) for file in files]
     while True:
         counts = Counter(names)
         folders = {str(folder) for name in counts if "/" in name for folder in PurePosixPath(name).parents}
         longer = {
-            i: _one_folder_more(files[i], name) for i, name in enumerate(names) if counts[name] > 1 or name in folders
+            i: _with_one_more_folder(files[i], name)
+            for i, name in enumerate(names)
+            if counts[name] > 1 or name in folders
         }
         if all(names[i] == name for i, name in longer.items()):
             return names
@@ -138,56 +140,56 @@ def name_apart(files: Sequence[Path]) -> list[str]:
             names[i] = name
 
 
-def _one_folder_more(file: Path, name: str) -> str:
+def _with_one_more_folder(file: Path, name: str) -> str:
     return "/".join(_text(part) for part in Path(os.path.abspath(file)).parts[1:][-name.count("/") - 2 :])
 
 
 def _text(name: str) -> str:
-    """Spell out the bytes of a file's name that are no UTF-8: neither zip nor HDF5 takes them."""
+    """Escape the bytes of a file name that are not UTF-8, which zip and HDF5 do not accept."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[Write]:
-    """Open a file of features for a `with`; it is there, in place of an older one, once all of it is written.
+def open_features(out: Path) -> Iterator[Write]:
+    """Open a features file for writing. It replaces an older one once it is complete.
 
-    Until then it lies beside under a hidden name, which goes away with whatever breaks off the `with`.
+    Until then it has a hidden name in the same folder. An error in the `with` block removes it.
 
     Raises:
-        ValueError: no known suffix.
-        OSError: the folder can't be written, at once; or the disk is full, later.
+        ValueError: the suffix is unknown.
+        OSError: the folder can't be written, or later the disk is full.
     """
     check_suffix(out)
-    wholes = paths_of(out)
-    partials = [path.with_name(f".{path.name}.partial") for path in wholes]
+    outputs = output_paths(out)
+    partials = [path.with_name(f".{path.name}.partial") for path in outputs]
     try:
-        with _naming(out):
+        with _errors_for(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             file = FORMATS[out.suffix.lower()](*partials)
 
         def write(key: str, array: np.ndarray) -> None:
-            with _naming(out):
+            with _errors_for(out):
                 file.write(key, array)
 
         try:
             yield write
-            with _naming(out):
+            with _errors_for(out):
                 file.close()
         except BaseException:
-            with suppress(Exception):  # the reason is known: that the rest can't be written either adds nothing
+            with suppress(Exception):  # the first error is the one to report
                 file.close()
             raise
-        for partial, whole in reversed(list(zip(partials, wholes, strict=True))):
-            partial.replace(whole)
+        for partial, output in reversed(list(zip(partials, outputs, strict=True))):
+            partial.replace(output)
     finally:
         for path in partials:
-            with suppress(OSError):  # most likely there was no making it either
+            with suppress(OSError):  # it may not exist
                 path.unlink()
 
 
 @contextmanager
-def _naming(out: Path) -> Iterator[None]:
-    """Say what is wrong with the file or its folder in the system's words, by the name that the user knows."""
+def _errors_for(out: Path) -> Iterator[None]:
+    """Raise the system's errors with the name of the output file instead of a temporary one."""
     try:
         yield
     except OSError as error:
@@ -196,12 +198,12 @@ def _naming(out: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(out)) from error
 
 
-# Images that are being decoded at a time, and that wait for the network: 1.8 GB together if all were the largest.
-DECODERS, AHEAD = min(os.cpu_count() or 1, 8), 4
+# Images that are decoded concurrently, and that wait for the network: 1.8 GB if all have the largest size.
+DECODERS, PREFETCHED = min(os.cpu_count() or 1, 8), 4
 
 
 class Extraction(NamedTuple):
-    """What came of an extraction: images extracted, files that were not, seconds."""
+    """The result of an extraction: numbers of images and of unreadable files, and seconds."""
 
     images: int
     unreadable: int
@@ -209,7 +211,7 @@ class Extraction(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """A file that was read: its name in the answer, and its pixels, uint8 [H, W, 3]."""
+    """A decoded file: its path, its key and its pixels, uint8 [H, W, 3]."""
 
     file: Path
     name: str
@@ -217,10 +219,10 @@ class Decoded(NamedTuple):
 
 
 def parse_scales(text: str) -> tuple[int | None, ...]:
-    """Read --scales: None for native, else numbers from 1, each once.
+    """Parse --scales: None for native, or unique numbers from 1.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     if text == "native":
         return (None,)
@@ -233,13 +235,13 @@ def parse_scales(text: str) -> tuple[int | None, ...]:
 def run(
     folder: Path, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
 ) -> Extraction:
-    """Extract a layer's output for each file into `out`; see `writing` for the formats.
+    """Extract a layer's output for each file into `out`; see `FORMATS`.
 
-    With one scale an array's key is its file's name (`name_apart`), with several NAME/scale1 and so on. A file that
-    can't be read is reported on stderr and left out. Memory does not grow with the number of files.
+    The key of an array is the file's unique name; with several scales it is NAME/scale1 and so on. A file that can't be
+    read is reported on stderr and skipped. Memory does not grow with the number of files.
 
     Raises:
-        ValueError: no such model, layer, scale or format; before any image is read.
+        ValueError: the model, layer, scale or format does not exist; raised before any image is read.
         OSError: `out` can't be written.
     """
     check_suffix(out)
@@ -249,23 +251,23 @@ def run(
 def extract_files(
     model: Predictor, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
 ) -> Extraction:
-    """Do what `run` does, with a model that is loaded."""
+    """Extract features as `run` does, with a loaded model."""
     for scale in scales:
-        model.extract_features([], layer, scale, fine)  # refuses what it does not have
-    endings = [f"/scale{scale}" for scale in scales] if len(scales) > 1 else [""]
+        model.extract_features([], layer, scale, fine)  # raises ValueError for an unknown layer or scale
+    suffixes = [f"/scale{scale}" for scale in scales] if len(scales) > 1 else [""]
     images, start = 0, time.monotonic()
-    with writing(out) as write, Progress(len(files)) as progress:
+    with open_features(out) as write, Progress(len(files)) as progress:
         for group in _groups(_decode(files, progress)):
             for name, arrays in _extract(model, group, layer, fine, scales, progress):
                 images += 1
-                for ending, array in zip(endings, arrays, strict=True):
-                    write(name + ending, array)
+                for suffix, array in zip(suffixes, arrays, strict=True):
+                    write(name + suffix, array)
             progress.advance(len(group))
     return Extraction(images, len(files) - images, time.monotonic() - start)
 
 
 def _decode(files: Sequence[Path], progress: Progress) -> Iterator[Decoded]:
-    """Yield the files that can be read, in order, decoded ahead; report the others."""
+    """Decode the files in order, ahead of the network; report those that can't be read."""
 
     def one(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         data, problem = tf.numpy_function(read_image, [path], [tf.string, tf.string])
@@ -273,11 +275,11 @@ def _decode(files: Sequence[Path], progress: Progress) -> Iterator[Decoded]:
         return pixels, tf.where(problem == "", status, problem)
 
     options = tf.data.Options()
-    # There is nothing to tune, and the tuner's thread may keep the pipeline's end waiting for a minute.
+    # There is nothing to tune, and the tuner's thread may delay the end of the pipeline by a minute.
     options.autotune.enabled = False
     paths = tf.data.Dataset.from_tensor_slices([os.fsencode(file) for file in files]).with_options(options)
-    images = paths.map(one, num_parallel_calls=DECODERS, deterministic=True).prefetch(AHEAD)
-    for file, name, (pixels, status) in zip(files, name_apart(files), images.as_numpy_iterator(), strict=True):
+    images = paths.map(one, num_parallel_calls=DECODERS, deterministic=True).prefetch(PREFETCHED)
+    for file, name, (pixels, status) in zip(files, unique_names(files), images.as_numpy_iterator(), strict=True):
         if status:
             progress.report(file, status.decode())
             progress.advance(1)
@@ -286,7 +288,7 @@ def _decode(files: Sequence[Path], progress: Progress) -> Iterator[Decoded]:
 
 
 def _groups(images: Iterator[Decoded]) -> Iterator[list[Decoded]]:
-    """Group images for the shared product, of no more pixels together than one alone may have."""
+    """Group images for the shared product. A group has at most as many pixels as one image may have."""
     group: list[Decoded] = []
     for image in images:
         if group and sum(each.pixels.size for each in (*group, image)) > 3 * MAX_PIXELS:
@@ -308,7 +310,7 @@ def _extract(
     scales: Sequence[int | None],
     progress: Progress,
 ) -> Iterator[tuple[str, tuple[np.ndarray, ...]]]:
-    """Yield each image's name with its features at all scales; where memory runs out, one image at a time."""
+    """Yield each image's name and its features at all scales. If memory runs out, try one image at a time."""
     try:
         arrays = [model.extract_features([image.pixels for image in group], layer, scale, fine) for scale in scales]
     except tf.errors.ResourceExhaustedError:
@@ -317,6 +319,6 @@ def _extract(
                 yield from _extract(model, [image], layer, fine, scales, progress)
             return
         size = "x".join(map(str, group[0].pixels.shape[:2]))
-        progress.report(group[0].file, f"not enough memory for {size} pixels at this size; --scales 1 takes less")
+        progress.report(group[0].file, f"not enough memory for {size} pixels at this size; try --scales 1")
         return
     yield from zip([image.name for image in group], zip(*arrays, strict=True), strict=True)

@@ -1,4 +1,4 @@
-"""`overfeat info`: a network as the paper's tables have it."""
+"""`overfeat info`: print a network like the paper's tables."""
 
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.geometry import window_count
@@ -9,7 +9,7 @@ CLASSES = 1000  # as in Table 4
 
 
 def table(name: str) -> str:
-    """Render layers, sizes, parameters, connections, strides and scales of a preset, for 1000 classes."""
+    """Return the layers, sizes, parameters, connections, strides and scales of a preset as text, for 1000 classes."""
     network = build(name, CLASSES, weights=None if name not in PRESETS else False)
     preset = network.preset
     lines = [f"{name}: window {preset.window}x{preset.window}, {CLASSES} classes", ""]
@@ -46,7 +46,9 @@ def table(name: str) -> str:
     ]
     for number, (height, width) in enumerate(preset.scales, start=1):
         unpooled = [preset.feature_side(side) for side in (height, width)]
-        each = [side // preset.last_pool for side in unpooled]  # at every offset alike: the scales' sides suit them
+        each = [
+            side // preset.last_pool for side in unpooled
+        ]  # the same at every offset: the scales' sides divide evenly
         coarse = [window_count(preset, side, fine=False) for side in (height, width)]
         fine = [window_count(preset, side) for side in (height, width)]
         maps = "{}x{}".format
@@ -58,7 +60,7 @@ def table(name: str) -> str:
 
 
 def connections(network: Network) -> int:
-    """Count the multiply-adds of features and classifier on one window (Table 4)."""
+    """Return the multiply-adds of features and classifier for one window (Table 4)."""
     preset = network.preset
     head = preset.head("classifier", network.num_classes + network.background)
     return preset.backbone.multiply_adds(preset.window, preset.window) + sum(layer.multiply_adds for layer in head)

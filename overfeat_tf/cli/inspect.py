@@ -1,4 +1,4 @@
-"""`overfeat inspect`: what is in a data set and what is wrong with it, as text and as pictures."""
+"""`overfeat inspect`: describe a data set and its faults, as text and as pictures."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -16,14 +16,14 @@ from training.sources.checks import Finding
 from training.sources.record import Record
 from training.views.coverage import ENOUGH, remedy
 
-PICTURES = 24  # of a split, and of a kind of finding in a split
-COLUMNS, CELL = 6, 300  # of the sheet of a split; pixels
-CLASSES = 40  # that are listed; of more, the most and the least frequent
-NAMES = 3  # examples of a finding in its line
+PICTURES = 24  # per split, and per kind of finding in a split
+COLUMNS, CELL = 6, 300  # of the contact sheet of a split; pixels
+CLASSES = 40  # to list; with more, the most and the least frequent ones
+EXAMPLES = 3  # of each finding
 
 
 class Pictures:
-    """Draws records into a folder: SPLIT/ID.png for the first of a split, SPLIT.png of them all, and by finding."""
+    """Draws records into a folder: SPLIT/ID.png, SPLIT/FINDING/ID.png, and a contact sheet SPLIT.png."""
 
     def __init__(self, out: Path, class_names: tuple[str, ...]):
         self._out, self._names = out, class_names
@@ -31,8 +31,8 @@ class Pictures:
         self._sheet: list[Image.Image] = []
         self._split = ""
 
-    def see(self, split: str, record: Record, findings: list[Finding]) -> None:
-        """Draw a record if it is one of the first of its split, or of a kind of finding in it."""
+    def draw(self, split: str, record: Record, findings: list[Finding]) -> None:
+        """Draw a record if it is one of the first of its split or of one of its findings."""
         if split != self._split:
             self.close()
             self._split = split
@@ -49,11 +49,11 @@ class Pictures:
             picture.save(folder / f"{record.image_id.replace('/', '_')}.png")
             if not kind:
                 small = Image.fromarray(pixels)
-                small.thumbnail((CELL, CELL))  # before drawing, so that the names can be read
+                small.thumbnail((CELL, CELL))  # before drawing, to keep the names legible
                 self._sheet.append(self._draw(record, np.asarray(small)))
 
     def close(self) -> None:
-        """Write the sheet of the split that was seen last."""
+        """Write the contact sheet of the last split."""
         if self._sheet:
             contact_sheet(self._sheet, COLUMNS, CELL).save(self._out / f"{self._split}.png")
         self._sheet = []
@@ -66,12 +66,12 @@ class Pictures:
 
 
 def run(spec: str, split: str | None, out: Path | None, limit: int | None, recipe: str = "voc") -> Inspection:
-    """Inspect a SOURCE, one split or all, draw pictures into `out`, and measure what a recipe's scales cover."""
+    """Inspect one split of a SOURCE or all, draw pictures into `out`, and measure the coverage of a recipe's scales."""
     chosen = get_recipe(recipe)
     pictures = Pictures(out, open_source(spec).class_names) if out is not None else None
     splits = [split] if split is not None else None
-    see = pictures.see if pictures is not None else None
-    inspection = inspect(lambda report: open_source(spec, report), splits, limit, see)
+    draw = pictures.draw if pictures is not None else None
+    inspection = inspect(lambda report: open_source(spec, report), splits, limit, draw)
     inspection.measure_coverage(chosen)
     if pictures is not None:
         pictures.close()
@@ -79,7 +79,7 @@ def run(spec: str, split: str | None, out: Path | None, limit: int | None, recip
 
 
 def lines(inspection: Inspection) -> Iterator[str]:
-    """Render an inspection: counts by split, classes, findings."""
+    """Yield the lines of an inspection: counts by split, coverage, classes, findings."""
     splits = {split: counts.as_dict() for split, counts in inspection.counts.items()}
     yield f"{inspection.source}: {len(inspection.class_names)} classes; splits: {', '.join(splits)}"
     yield ""
@@ -114,8 +114,8 @@ def _coverage(inspection: Inspection) -> Iterator[str]:
     for split, coverage in inspection.coverage.items():
         yield from (f"  {split}: {line}" for line in coverage.lines())
         if coverage.found < ENOUGH:
-            way = remedy(get_recipe(inspection.recipe).scales)
-            yield f"  {split}: warning: fewer than {ENOUGH:.0%} are covered: {way}"
+            advice = remedy(get_recipe(inspection.recipe).scales)
+            yield f"  {split}: warning: fewer than {ENOUGH:.0%} are covered: {advice}"
     yield ""
 
 
@@ -140,12 +140,12 @@ def _findings(inspection: Inspection) -> Iterator[str]:
         for (split, kind), ones in found.items():
             count = inspection.totals[split, kind]
             yield f"  {split}: {kind.words} ({kind.action}): {count}"
-            yield from (f"      {one.name}: {one.detail}" for one in ones[:NAMES])
-            if count > NAMES:
-                yield f"      and {count - NAMES} more"
+            yield from (f"      {one.name}: {one.detail}" for one in ones[:EXAMPLES])
+            if count > EXAMPLES:
+                yield f"      and {count - EXAMPLES} more"
     for split, counts in inspection.counts.items():
         for other, count in counts.shared.items():
-            yield f"  {split}: {count} images are in {other} too, under the same name"
+            yield f"  {split}: {count} images are also in {other}, under the same name"
 
 
 def _row(title: str, values) -> str:

@@ -1,4 +1,4 @@
-"""What verbs share: kinds of options, the options of every inference call, results for programs, a quiet start."""
+"""Options and helpers that several verbs share."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from overfeat_tf.options import ARITHMETICS, LOCALIZE_BY, SCALE_FITS, SCORES, VI
 _log = logging.getLogger(__name__)
 
 Changes = dict[str, Any]
-Connection = dict[str, Any]  # what serving's Client takes: whom to trust, what to show, which version to ask
+Connection = dict[str, Any]  # arguments of serving's Client: certificates, token, version or label
 
 _INFERENCE = tuple(field.name for field in fields(InferenceOptions))
 
@@ -26,10 +26,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 def inference_options(verb: Callable) -> Callable:
-    """Give a verb the options of inference; its argument `changes` has what was chosen, by the names of the fields.
+    """Add the inference options to a verb. Its argument `changes` holds the chosen ones, by their field names.
 
     Raises:
-        ValueError: a value that `InferenceOptions` refuses.
+        ValueError: a value that `InferenceOptions` rejects.
     """
 
     @wraps(verb)
@@ -41,48 +41,52 @@ def inference_options(verb: Callable) -> Callable:
         return verb(*args, changes=changes, **kwargs)
 
     for option in (
-        click.option("--arithmetic", type=click.Choice(ARITHMETICS), help="Which one suits this machine, if left out."),
+        click.option(
+            "--arithmetic", type=click.Choice(ARITHMETICS), help="How to compute the layers [what suits this machine]."
+        ),
         click.option(
             "--scores",
             type=click.Choice(SCORES),
-            help="Of detection: probabilities, or s / (1 + s) of the summed votes s.",
+            help="Detection scores: calibrated probabilities, or s / (1 + s) of the accumulated score s.",
         ),
         click.option(
             "--one-box-per-object/--several-per-object",
             default=None,
-            help="Answer with the best of boxes that overlap, or with all [several]; `predict` shows the best.",
+            help="Return the best of overlapping boxes, or all of them [several]. `predict` draws the best.",
         ),
-        click.option("--max-detections", type=int, help="Boxes in an answer of detection."),
-        click.option("--merge-threshold", type=float, help="Boxes merge up to this match score (the t of 4.3)."),
-        click.option("--max-windows", type=int, help="So many windows are merged, the most confident ones."),
-        click.option("--min-score", type=float, help="Windows of at least this score vote in detection."),
-        click.option("--top-k", type=int, help="Classes that a scale proposes, and guesses of an answer (4.3 a)."),
+        click.option("--max-detections", type=int, help="Maximum number of boxes per image."),
+        click.option("--merge-threshold", type=float, help="Merge boxes up to this match score (t in 4.3)."),
+        click.option("--max-windows", type=int, help="Maximum number of windows to merge, most confident first."),
+        click.option("--min-score", type=float, help="Minimum score of the windows that vote in detection."),
+        click.option("--top-k", type=int, help="Classes that each scale proposes, and guesses per answer (4.3 a)."),
         click.option(
             "--localize-by",
             type=click.Choice(LOCALIZE_BY),
-            help="Rank classes by their vote, or by the accumulated scores of all their windows' boxes (4.3).",
+            help="Rank classes by their vote, or by the accumulated scores of their boxes (4.3).",
         ),
         click.option(
             "--scale-fit",
             type=click.Choice(SCALE_FITS),
             help="Keep the image's aspect at each scale, or stretch it to the scale's exact size (Table 5).",
         ),
-        click.option("--views", type=click.Choice(VIEWS), help="Scales scanned densely, or crops (Table 2)."),
-        click.option("--flips/--no-flips", default=None, help="Also the mirror image."),
-        click.option("--stride", type=click.Choice(("coarse", "fine")), help="Of the windows (3.3)."),
-        click.option("--scales", callback=_numbers, metavar="1,2,...", help="Scales by number, as in `info`."),
+        click.option("--views", type=click.Choice(VIEWS), help="Scan scales densely, or classify crops (Table 2)."),
+        click.option("--flips/--no-flips", default=None, help="Also scan the mirror image."),
+        click.option("--stride", type=click.Choice(("coarse", "fine")), help="Stride of the windows (3.3)."),
+        click.option(
+            "--scales", callback=_numbers, metavar="1,2,...", help="Numbers of the scales, as `info` prints them."
+        ),
     ):
         gathered = option(gathered)
     return gathered
 
 
 def option_name(field: str) -> str:
-    """Return the command line's option of a field of `InferenceOptions`: --stride for `fine`."""
+    """Return the option for a field of `InferenceOptions`, such as --stride for `fine`."""
     return "--" + {"fine": "stride"}.get(field, field).replace("_", "-")
 
 
 def connection_options(verb: Callable) -> Callable:
-    """Give a verb the options of how to ask a server; what was chosen comes as its argument `connection`."""
+    """Add the options for connecting to a server to a verb. Its argument `connection` holds the chosen ones."""
 
     @wraps(verb)
     def gathered(*args, token_file: Path | None, **kwargs):
@@ -91,23 +95,23 @@ def connection_options(verb: Callable) -> Callable:
         given = {name: kwargs.pop(name) for name in ("ca_cert", "client_cert", "client_key", "version", "label")}
         given["token"] = token_file and read_token(token_file)
         if given["version"] is not None and given["label"] is not None:
-            raise ValueError("expected --version or --label; got both")
+            raise ValueError("expected either --version or --label; got both")
         return verb(*args, connection={key: value for key, value in given.items() if value is not None}, **kwargs)
 
     for option in (
-        click.option("--label", help="Ask the version that has this label, such as `stable`."),
-        click.option("--version", type=click.IntRange(min=1), help="Ask this version; the newest if left out."),
-        click.option("--client-key", type=FILE, help="Its private key, PEM."),
-        click.option("--client-cert", type=FILE, help="Your own certificate, PEM, for servers that ask for one."),
-        click.option("--token-file", type=FILE, help="A file that holds the token that the server asks for."),
-        click.option("--ca-cert", type=FILE, help="Speak TLS, and trust what this PEM file's certificate has signed."),
+        click.option("--label", help="Use the version with this label, such as `stable`."),
+        click.option("--version", type=click.IntRange(min=1), help="Use this version [the newest]."),
+        click.option("--client-key", type=FILE, help="The private key of the client certificate, PEM."),
+        click.option("--client-cert", type=FILE, help="The client certificate, PEM, for servers that require one."),
+        click.option("--token-file", type=FILE, help="A file with the token that the server requires."),
+        click.option("--ca-cert", type=FILE, help="Use TLS and trust the authority of this certificate, PEM."),
     ):
         gathered = option(gathered)
     return gathered
 
 
 def require_server(server: str | None, connection: Connection) -> None:
-    """Raise ValueError where no server is asked and yet it is said how."""
+    """Raise ValueError if there are options for a server but no --server."""
     if server is None and connection:
         names = {"token": "token-file"}
         given = ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in connection)
@@ -115,10 +119,10 @@ def require_server(server: str | None, connection: Connection) -> None:
 
 
 def with_changes(model, changes: Changes):
-    """Give a loaded run other inference options than its own; without a choice, the arithmetic that suits this machine.
+    """Return a run with other inference options. The default arithmetic is the one that suits this machine.
 
     Raises:
-        ValueError: options for a SavedModel, whose own are part of it, or scales that the network does not have.
+        ValueError: options for a SavedModel, which has those of its export; or scales that the network does not have.
     """
     from overfeat_tf.compute.execution import suits_this_machine
     from overfeat_tf.models.model import Model
@@ -132,22 +136,22 @@ def with_changes(model, changes: Changes):
         others = changed.calibration.changed_options(changed.options)
         if others:
             names = ", ".join(others)
-            _log.info("scores were calibrated with other %s: `overfeat calibrate` with these options fits them", names)
+            _log.info("scores were calibrated with other %s: run `overfeat calibrate` with these options", names)
     return changed
 
 
 def require_run(model):
-    """Return the model if it is a run, whose inference options can be chosen.
+    """Return the model if it is a run, whose inference options can be changed.
 
     Raises:
-        ValueError: it is another.
+        ValueError: it is not a run.
     """
     from overfeat_tf.models.model import Model
 
     if not isinstance(model, Model):
         raise ValueError(
-            "expected a run where inference options are chosen, such as --scales or --min-score;"
-            " a SavedModel has those of its export"
+            "expected a run for inference options such as --scales or --min-score;"
+            " a SavedModel keeps those of its export"
         )
     return model
 
@@ -162,14 +166,14 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 def write_json(path: Path | None, value: object) -> None:
-    """Write a result where a program wants it; what is not a number is null, since JSON has no name for it."""
+    """Write a result as JSON, if there is a path. Numbers that are not finite become null."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
 
 
 def _finite(value: object) -> object:
-    """Put None for every float that is not finite."""
+    """Replace every float that is not finite by None."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -178,24 +182,23 @@ def _finite(value: object) -> object:
 
 
 def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Split a comma-separated option."""
+    """Split a comma-separated option; return the default if there is none."""
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow and start it, without the notes that it writes to stderr before logging can be set.
+    """Import and start TensorFlow without the notes that it prints to stderr before logging is configured.
 
-    They come from C++ and heed no setting, hence the detour by the file descriptor. What goes wrong still comes as
-    an exception.
+    They come from C++ and no setting hides them, so the file descriptor is redirected. Errors still come as exceptions.
     """
-    terminal, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    terminal, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         import tensorflow as tf
 
-        if not os.environ.get("TF_CONFIG"):  # several workers have to be joined first
+        if not os.environ.get("TF_CONFIG"):  # with several workers, the strategy must start it
             tf.config.list_logical_devices()
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
-        os.close(nowhere)
+        os.close(null)

@@ -1,4 +1,4 @@
-"""`overfeat predict`: files in, pictures with boxes and JSON out, through a model here or on a server."""
+"""`overfeat predict`: run image files through a local or served model; write pictures with boxes and JSON."""
 
 import sys
 from collections import Counter
@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.cli.image_files import read_image
 from overfeat_tf.cli.options import Changes, Connection, with_changes
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes
 from overfeat_tf.draw.stage_sheet import draw_stages
 from overfeat_tf.images.decode import decode_image
+from overfeat_tf.images.files import read_image
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
@@ -28,7 +28,7 @@ Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
 
 class Answered(NamedTuple):
-    """A file, its bytes, and a task's outputs for it, or in their place why there are none."""
+    """A file, its bytes, and the outputs of a task, or the problem if there are none."""
 
     file: Path
     data: bytes
@@ -48,34 +48,34 @@ def run(
     connection: Connection | None = None,
     task: str | None = None,
 ) -> list[dict]:
-    """Run files through the model, write a picture for each into `out`, and return an answer for each.
+    """Run files through the model, write a picture for each into `out`, and return one answer for each.
 
-    A file that cannot be read, or that the server refuses, is reported on stderr and has its status in the answer.
-    Pictures show the boxes that score at least `threshold`: the model's own if None, 0.5 where a server answers, which
-    does not tell it. Of detections that overlap they show the best, unless `changes` ask for several. With `stages`,
-    which needs a run, each file gets a second picture, of what its answer came from. The task is the last of
-    classification, localization and detection that the model was trained for, or the one that is asked for.
+    A file that cannot be read, or that the server rejects, is reported on stderr, and its answer has the status.
+    Pictures show the boxes that score at least `threshold`. By default this is the model's display threshold, and 0.5
+    for a server, which does not report it. Of overlapping detections they show the best, unless `changes` ask for
+    several. `stages` needs a run and adds a second picture per file with the stages of its answer. The default task is
+    the last that the model was trained for.
     """
     names = picture_names(files)
     show_several = changes.get("one_box_per_object") is False
     loaded = load(model) if server is None else None
     if loaded is not None:
-        # A SavedModel's answer has all boxes already, as a rule; its options cannot be changed.
-        loaded = with_changes(loaded, changes if isinstance(loaded, Model) else without_showing(changes))
+        # A SavedModel usually returns all boxes already, and its options cannot be changed.
+        loaded = with_changes(loaded, changes if isinstance(loaded, Model) else without_display_option(changes))
     if threshold is None:
         threshold = loaded.display_threshold if loaded is not None else UNCALIBRATED_THRESHOLD
     if loaded is None:
-        answered = _served(model, files, str(server), connection or {}, task)
+        answered = _answer_by_server(model, files, str(server), connection or {}, task)
     elif stages:
         sheets = {file: out / stages_name(name) for file, name in names.items()}
-        answered = _in_stages(loaded, sheets, threshold, task)
+        answered = _answer_in_stages(loaded, sheets, threshold, task)
     else:
-        answered = _answered(loaded, files, task)
+        answered = _answer(loaded, files, task)
     out.mkdir(parents=True, exist_ok=True)
     answers = []
     with Progress(len(files)) as progress:
         for file, data, outputs, problem, answered_task in answered:
-            # Localization gives each of the best classes a box, which may well be the same.
+            # Localization returns a box for each of the best classes, and these boxes may coincide.
             several = show_several or answered_task == LOCALIZATION.name
             status = problem or bytes(outputs["status"]).decode()
             if status:
@@ -92,13 +92,13 @@ def run(
     return [{**answer, kind: answer.get(kind, [])} for answer in answers]
 
 
-def without_showing(changes: Changes) -> Changes:
-    """Return inference options without the one that asks to show overlapping detections, which any model can."""
+def without_display_option(changes: Changes) -> Changes:
+    """Return the inference options without --several-per-object, which every model supports."""
     return {key: value for key, value in changes.items() if key != "one_box_per_object" or value}
 
 
 def _found(outputs: dict[str, np.ndarray], threshold: float, several: bool) -> dict[str, list[dict]]:
-    """List what an image's outputs say in JSON's types, under what they are; nothing where there are none."""
+    """Return an image's objects or classes in JSON's types, under that key; an empty dict without outputs."""
     if not outputs:
         return {}
     if "detection_boxes" in outputs:
@@ -115,14 +115,14 @@ def _draw(
 
 
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each file's picture: its stem, with its folder before it where two files share a stem.
+    """Name each file's picture by its stem, with its folder in front if files share a stem.
 
-    No picture is named as another's sheet of stages.
+    No picture has the name of another file's sheet of stages.
     """
     names: dict[Path, str] = {}
     taken: set[str] = set()
     stems = Counter(file.stem for file in files)
-    tried: Counter[str] = Counter()  # of each name, so that files of one name do not try all those before them again
+    tried: Counter[str] = Counter()  # suffixes tried for each name, so that many files of one name stay fast
     for file in files:
         parts = file.parts[-2:-1] if stems[file.stem] > 1 else ()
         plain = name = "_".join((*parts, file.stem))
@@ -135,12 +135,12 @@ def picture_names(files: Sequence[Path]) -> dict[Path, str]:
 
 
 def stages_name(picture: str) -> str:
-    """Name the sheet of stages beside a picture."""
+    """Return the name of the sheet of stages for a picture."""
     return f"{picture.removesuffix('.png')}.stages.png"
 
 
 def objects(answer: dict[str, np.ndarray], threshold: float, several: bool = False) -> list[dict]:
-    """List an image's detections in JSON's types: label, score, whether it is shown, box normalised and in pixels."""
+    """Return an image's detections in JSON's types: label, score, shown, box (normalised) and box_pixels."""
     height, width = (int(side) for side in answer["image_size"])
     count = int(answer["num_detections"])
     shown = displayed(answer["detection_boxes"][:count], answer["detection_scores"][:count], threshold, several)
@@ -159,27 +159,27 @@ def objects(answer: dict[str, np.ndarray], threshold: float, several: bool = Fal
 
 
 def classes(answer: dict[str, np.ndarray]) -> list[dict]:
-    """List an image's classes in JSON's types, best first: label and score."""
+    """Return an image's classes in JSON's types, best first: label and score."""
     pairs = zip(answer["classes"], answer["scores"], strict=True)
     return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
 
 
-def _answered(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
+def _answer(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
     chosen = BY_NAME[choose_task(model, task)]
     return _batched(_call(model, chosen), files, chosen.name)
 
 
-def _in_stages(
+def _answer_in_stages(
     model: Model | Exported, sheets: dict[Path, Path], threshold: float, task: str | None
 ) -> Iterator[Answered]:
-    """Answer images one at a time, drawing the stages of each answer into its sheet."""
+    """Run images one at a time and draw the stages of each answer into its sheet."""
     staged = StagedModel(model, task)
     if staged.task == CLASSIFICATION.name:
-        print("overfeat: classification has no boxes: its stages end with the class scores", file=sys.stderr)
-    return (_in_stages_one(staged, file, sheet, threshold) for file, sheet in sheets.items())
+        print("overfeat: classification has no boxes, so its stages end with the class scores", file=sys.stderr)
+    return (_answer_one_in_stages(staged, file, sheet, threshold) for file, sheet in sheets.items())
 
 
-def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, threshold: float) -> Answered:
+def _answer_one_in_stages(staged: StagedModel, file: Path, sheet: Path, threshold: float) -> Answered:
     data, problem = read_image(file)
     if problem:
         return Answered(file, data, {}, problem)
@@ -189,7 +189,7 @@ def _in_stages_one(staged: StagedModel, file: Path, sheet: Path, threshold: floa
     return Answered(file, data, answer, task=staged.task)
 
 
-def _served(
+def _answer_by_server(
     name: str, files: Sequence[Path], server: str, connection: Connection, task: str | None
 ) -> Iterator[Answered]:
     from serving.client.client import Client
@@ -209,7 +209,7 @@ def _call(model: Predictor, task: Task) -> Call:
 
 
 def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Add why images have no class: the signature `classify` has no room for it."""
+    """Add the status of each image, which the signature `classify` does not return."""
     read = [any(label for label in row) for row in answer["classes"]]
     statuses = [b"" if ok else decode_image(image)[1].numpy() for ok, image in zip(read, images, strict=True)]
     return {**answer, "status": np.array(statuses, object)}

@@ -1,4 +1,4 @@
-"""The verbs that train, evaluate and calibrate a run."""
+"""The verbs `train`, `inspect`, `evaluate` and `calibrate`."""
 
 import sys
 import time
@@ -28,17 +28,17 @@ from overfeat_tf.cli.options import (
 
 @click.command()
 @click.argument("recipe")
-@click.option("--data", metavar="SOURCE", help="The recipe's own if left out; as for `inspect`.")
-@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]; run again with the same to resume.")
+@click.option("--data", metavar="SOURCE", help="The data, as for `inspect` [the recipe's own].")
+@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]. An existing run resumes.")
 @click.option("--backbone", metavar="NAME", help="A model of keras.applications, keras_hub:PRESET, or a .keras file.")
 @click.option("--layer", metavar="NAME", help="The backbone's layer whose output is the feature map.")
-@click.option("--stage", metavar="NAMES", help="Of classification,localization,detection; all if left out.")
+@click.option("--stage", metavar="NAMES", help="Stages out of classification,localization,detection [all].")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
 )
-@click.option("--from", "start", type=FOLDER, help="A run whose weights a new run starts from, where they fit.")
+@click.option("--from", "start", type=FOLDER, help="Start a new run from the weights of this run, where they fit.")
 @click.option("--profile", is_flag=True, help="Trace a few steps of each stage for TensorBoard's profiler.")
-@click.option("--strict", is_flag=True, help="First look at all of the data, and stop where any of it can't be used.")
+@click.option("--strict", is_flag=True, help="Check all of the data first, and stop if any of it can't be used.")
 def train(
     recipe: str,
     data: str | None,
@@ -51,7 +51,7 @@ def train(
     profile: bool,
     strict: bool,
 ) -> None:
-    """Fit a RECIPE with model.fit; the same command takes up a broken run."""
+    """Train a RECIPE with model.fit. The same command resumes an interrupted run."""
     load_tensorflow()
     from training.evaluation.inspection import require_faultless
     from training.fit.strategy import choose_strategy
@@ -69,17 +69,19 @@ def train(
     if strict:
         require_faultless(spec, (chosen.train_split, chosen.val_split))
     fit(chosen, open_source(spec), folder, split_names(stage, TASKS), strategy, start, profile)
-    click.echo(f"{folder}: trained; look at it with: tensorboard --logdir {folder / 'logs'}", err=True)
+    click.echo(f"{folder}: trained; see it in TensorBoard: tensorboard --logdir {folder / 'logs'}", err=True)
 
 
 @click.command()
 @click.argument("source")
-@click.option("--split", help="One split; all if left out.")
-@click.option("--out", type=FOLDER, help="Draw pictures with boxes there.")
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images of a split.")
-@click.option("--recipe", default="voc", show_default=True, help="Say which objects this recipe's scales cover.")
-@click.option("--strict", is_flag=True, help="Exit with status 1 where there are faults.")
-@click.option("--json", "json_file", type=FILE, help="Also write counts and findings there.")
+@click.option("--split", help="The split [all].")
+@click.option("--out", type=FOLDER, help="Draw pictures with boxes into this folder.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images per split.")
+@click.option(
+    "--recipe", default="voc", show_default=True, help="Report how many objects the scales of this recipe cover."
+)
+@click.option("--strict", is_flag=True, help="Exit with status 1 if there are faults.")
+@click.option("--json", "json_file", type=FILE, help="Also write counts and findings to this file.")
 def inspect(
     source: str,
     split: str | None,
@@ -89,19 +91,19 @@ def inspect(
     strict: bool,
     json_file: Path | None,
 ) -> None:
-    """Count what is in a data set, draw it, and find what is wrong with it.
+    """Count and draw the content of a data set, and find its faults.
 
     \b
     SOURCE is one of
       digits                            the embedded scenes
       voc:DIR                           Pascal VOC's layout
-      coco:IMAGES_DIR:ANNOTATIONS.json  with {split} in both parts, every split there is
+      coco:IMAGES_DIR:ANNOTATIONS.json  {split} in both parts stands for every split
       ilsvrc:DIR                        ImageNet's CLS-LOC or DET layout
-      folder:DIR                        a folder a class, with train, val and test folders above or without
-      tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; ImageNet's with +boxes=DIR after it has boxes
+      folder:DIR                        a folder per class, inside train, val and test folders or without them
+      tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; add +boxes=DIR for ImageNet's boxes
 
-    Faults are images and objects that can't be used, which training reports and skips, an image in two splits, and
-    one with two classes. Boxes are taken in the image as displayed, with its EXIF orientation applied.
+    Faults are images and objects that can't be used, images in two splits, and images with two classes. Training
+    reports and skips what it can't use. Boxes refer to the image as displayed, with its EXIF orientation applied.
     """
     load_tensorflow()
     from overfeat_tf.cli.inspect import lines, run
@@ -114,20 +116,22 @@ def inspect(
 
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
-@click.option("--server", metavar="HOST:PORT", help="Ask a server over gRPC; MODEL is the model's name there.")
+@click.option("--data", metavar="SOURCE", required=True, help="The data, as for `inspect`.")
+@click.option("--server", metavar="HOST:PORT", help="Use a server over gRPC; MODEL is then the name of its model.")
 @click.option("--split", default="val", show_default=True)
 @click.option(
     "--protocol",
     metavar="NAMES",
-    help="Of classification,localization,detection; the model's last task if left out. A run that localizes detects "
-    "too. Or runs by the rows of the paper's tables: table2, fig9, or a row such as table2:ten-views.",
+    help="Protocols out of classification,localization,detection [the model's last task]. A run that localizes can "
+    "also detect. Or the rows of the paper's tables: table2, fig9, or one row such as table2:ten-views.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many images.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images.")
 @inference_options
 @connection_options
-@click.option("--json", "json_file", type=FILE, help="Also write the figures there.")
-@click.option("--out", type=FOLDER, help="Also write a report there: report.md, report.json, plots, worst mistakes.")
+@click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
+@click.option(
+    "--out", type=FOLDER, help="Also write a report into this folder: report.md, report.json, plots, worst mistakes."
+)
 def evaluate(
     models: tuple[str, ...],
     data: str,
@@ -140,7 +144,7 @@ def evaluate(
     changes: Changes,
     connection: Connection,
 ) -> None:
-    """Score MODEL, a run or a SavedModel directory, by the field's metrics; several runs as a committee (Table 2)."""
+    """Score MODEL, a run or a SavedModel directory, by the usual metrics. Several runs form a committee (Table 2)."""
     require_server(server, connection)
     load_tensorflow()
     from training.evaluation.evaluate import PROTOCOLS, require_fit
@@ -148,32 +152,32 @@ def evaluate(
     from training.sources import open_source
 
     table = table_of(protocol)
-    if table and (twice := changes.keys() & row_options(table)):
+    if table and (fixed := changes.keys() & row_options(table)):
         raise ValueError(
-            f"expected {table} without {', '.join(map(option_name, sorted(twice)))}: its rows say so themselves"
+            f"expected {table} without {', '.join(map(option_name, sorted(fixed)))}: its rows set these options"
         )
     source = open_source(data)
     with ExitStack() as stack:
         if server is None:
-            answering = with_changes(_loaded(models), changes)
+            model = with_changes(_load(models), changes)
         else:
-            answering = with_changes(stack.enter_context(_connected(server, models, connection)), changes)
-            _require_class_count(answering, source.class_names)
-        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in answering.tasks)[-1:])
-        labels = answering.labels or source.class_names
-        require_fit(labels, answering.answered_tasks, source, (TABLES[table],) if table else protocols)
+            model = with_changes(stack.enter_context(_connect(server, models, connection)), changes)
+            _require_class_count(model, source.class_names)
+        protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in model.tasks)[-1:])
+        labels = model.labels or source.class_names
+        require_fit(labels, model.answered_tasks, source, (TABLES[table],) if table else protocols)
         asked = ",".join(protocols)
-        row = row_of(require_run(answering), asked) if table else None
-        described = _facts(answering.with_options(**row.changes) if row else answering, models, server)
-        figures = _measure(answering, source, split, asked, limit, out, described)
+        row = row_of(require_run(model), asked) if table else None
+        described = _facts(model.with_options(**row.changes) if row else model, models, server)
+        figures = _measure(model, source, split, asked, limit, out, described)
     write_json(json_file, figures)
 
 
-def _loaded(models: Sequence[str]):
+def _load(models: Sequence[str]):
     """Load a model, or several runs as a committee.
 
     Raises:
-        ValueError: no model there, or members that are not runs or do not go together.
+        ValueError: there is no model, or the members are not runs or do not match.
     """
     from overfeat_tf.models.loading import load
     from overfeat_tf.models.model import Model
@@ -189,7 +193,7 @@ def _loaded(models: Sequence[str]):
     return Model.committee(members)
 
 
-def _connected(server: str, models: Sequence[str], connection: Connection):
+def _connect(server: str, models: Sequence[str], connection: Connection):
     from serving.client.client import Client
 
     if len(models) > 1:
@@ -207,11 +211,11 @@ def _require_class_count(client, class_names: Sequence[str]) -> None:
             raise ValueError(f"{expected}; the server's has {sides[-1].size}")
 
 
-def _facts(answering, models: Sequence[str], server: str | None) -> dict[str, Any]:
-    """Describe what answered, in JSON's types."""
+def _facts(model, models: Sequence[str], server: str | None) -> dict[str, Any]:
+    """Describe the model, in JSON's types."""
     if server is not None:
         return {"model": ", ".join(models), "server": server}
-    config = answering.config()
+    config = model.config()
     kept = ("num_classes", "tasks", "per_class", "box_form", "context", "options")
     networks = [config, *config.get("others", ())]
     presets = ", ".join(dict.fromkeys(network["preset"]["name"] for network in networks))
@@ -223,11 +227,11 @@ def _facts(answering, models: Sequence[str], server: str | None) -> dict[str, An
     }
 
 
-def _measure(answering, source, split: str, protocol: str, limit: int | None, out: Path | None, described: dict):
-    """Score by protocols or by a table's rows, print the figures and, where there is a folder for it, report.
+def _measure(model, source, split: str, protocol: str, limit: int | None, out: Path | None, described: dict):
+    """Score by protocols or by the rows of a table, print the figures and write a report if there is a folder.
 
     Returns:
-        The figures; those of a table are its rows, by its name.
+        The figures. For a table, its rows under its name.
     """
     from training.evaluation.evaluate import evaluate as score
     from training.evaluation.ladders import TABLES, as_markdown, score_rows, table_of
@@ -236,19 +240,19 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
     from training.evaluation.reports.report import Report
 
     table = table_of(protocol)
-    # Curves and pictures are of one way to answer: all of a table's rows have only their errors drawn.
+    # Curves and pictures need a single row; for a table only the errors are drawn.
     watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
-    threshold = getattr(answering, "display_threshold", None)  # a server does not tell its model's
+    threshold = getattr(model, "display_threshold", None)  # a server does not report it
     report = Report(out, watched, source.class_names, threshold) if out is not None else None
     callbacks = report.callbacks if report else None
     began = time.monotonic()
     figures: dict[str, Any]
     if table:
-        rows = list(score_rows(require_run(answering), source, split, protocol, limit, callbacks))
+        rows = list(score_rows(require_run(model), source, split, protocol, limit, callbacks))
         figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
     else:
         protocols = protocol.split(",")
-        figures = score(answering, source, split, protocols, limit, callbacks=callbacks, display_threshold=threshold)
+        figures = score(model, source, split, protocols, limit, callbacks=callbacks, display_threshold=threshold)
         text, images = figure_tables(figures), figures["images"]
     seconds = round(time.monotonic() - began, 1)
     click.echo(text)
@@ -261,22 +265,22 @@ def _measure(answering, source, split: str, protocol: str, limit: int | None, ou
             more = draw_detection_figures(figures, out)
         pictures = report.write(facts, text, more)
         write_json(out / "report.json", {**facts, "figures": figures, "pictures": pictures})
-        click.echo(f"{out / 'report.md'}: tables, curves, pictures of mistakes", err=True)
+        click.echo(f"{out / 'report.md'}: tables, curves and pictures of mistakes", err=True)
     return figures
 
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--data", metavar="SOURCE", required=True, help="As for `inspect`.")
-@click.option("--split", default="val", show_default=True, help="One that RUN was not fitted on.")
-@click.option("--limit", type=click.IntRange(min=1), help="So many images at most [200].")
+@click.option("--data", metavar="SOURCE", required=True, help="The data, as for `inspect`.")
+@click.option("--split", default="val", show_default=True, help="A split that RUN was not trained on.")
+@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images [200].")
 @inference_options
 def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Changes) -> None:
-    """Fit the scores of RUN, a finished detector, so that of boxes that score 0.7 seven in ten are right.
+    """Calibrate the scores of RUN, a trained detector, so that 70% of the boxes that score 0.7 are right.
 
-    Training does so by itself at its end. Do it again for runs of earlier versions, and for other --scales, --stride,
-    --flips or --views than the run's own, whose evidence adds up to other sums: give them here and then to `evaluate`,
-    `predict` and `export`.
+    Training does this at its end. Do it again for runs of earlier versions, and before you use other --scales,
+    --stride, --flips or --views than the run's own, because these change the accumulated scores. Give the same options
+    to `evaluate`, `predict` and `export` afterwards.
     """
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config

@@ -1,45 +1,64 @@
-"""The verb that serves."""
+"""The verbs `serve` and `check`, and `overfeat serve` in a separate process."""
 
+import re
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import click
 
-from overfeat_tf.cli.options import FILE, FOLDER, load_tensorflow
+from overfeat_tf.cli.options import FILE, FOLDER, Connection, connection_options, load_tensorflow, write_json
 
+START_SECONDS = 600.0
+_SERVES = re.compile(r" serving .* on (\S+)$")  # the line that a server logs once it serves, after time and level
 _NUMBER = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1)
-@click.option("--config", type=FILE, help="TF Serving's models.config instead of folders; read again when saved.")
-@click.option("--all-versions", is_flag=True, help="Every version of each folder, rather than the newest.")
-@click.option("--wait", is_flag=True, help="Wait for models that are not there yet, as TF Serving does.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="0 for any free one.")
-@click.option("--rest-port", type=click.IntRange(0, 65535), help="REST and Prometheus metrics here; off if left out.")
-@click.option("--ui", is_flag=True, help="Show a page to try it on the REST port, by default 8501.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Others than this machine's need TLS and a token.")
+@click.option("--config", type=FILE, help="TF Serving's models.config instead of folders; reloaded when saved.")
+@click.option("--all-versions", is_flag=True, help="Serve all versions of each folder, not only the newest.")
+@click.option("--wait", is_flag=True, help="Wait for models that do not exist yet, as TF Serving does.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="The gRPC port; 0 for any free one."
+)
+@click.option("--rest-port", type=click.IntRange(0, 65535), help="Port of REST and Prometheus metrics [off].")
+@click.option("--ui", is_flag=True, help="Serve a demo page on the REST port, by default 8501.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Hosts other than this machine need TLS and a token."
+)
 @click.option("--tls-cert", type=FILE, help="The server's certificate, PEM.")
-@click.option("--tls-key", type=FILE, help="Its private key, PEM.")
-@click.option("--tls-client-ca", type=FILE, help="Clients need a certificate that this authority signed, PEM.")
-@click.option("--token-file", type=FILE, help="Requests need its content as `authorization: Bearer TOKEN`.")
-@click.option("--insecure", is_flag=True, help="No TLS and no token, whoever can reach the server.")
-@click.option("--workers", type=_NUMBER, help="Requests that run at a time [one per CPU, at least 4].")
-@click.option("--max-requests", type=_NUMBER, default=128, show_default=True, help="To run or wait; more are refused.")
-@click.option("--max-megabytes", type=_NUMBER, default=64, show_default=True, help="The largest request, decoded.")
-@click.option("--max-images", type=_NUMBER, default=1024, show_default=True, help="In one request; more are refused.")
+@click.option("--tls-key", type=FILE, help="The server's private key, PEM.")
+@click.option("--tls-client-ca", type=FILE, help="Require client certificates signed by this authority, PEM.")
+@click.option("--token-file", type=FILE, help="Require the file's content as `authorization: Bearer TOKEN`.")
+@click.option("--insecure", is_flag=True, help="Allow other hosts without TLS and token.")
+@click.option("--workers", type=_NUMBER, help="Concurrent requests [one per CPU, at least 4].")
+@click.option(
+    "--max-requests", type=_NUMBER, default=128, show_default=True, help="Running or waiting; more are rejected."
+)
+@click.option(
+    "--max-megabytes", type=_NUMBER, default=64, show_default=True, help="Size of the largest request, decoded."
+)
+@click.option(
+    "--max-images", type=_NUMBER, default=1024, show_default=True, help="Images in one request; more are rejected."
+)
 @click.option(
     "--poll",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
-    help="Seconds between polls.",
+    help="Seconds between looks for new versions.",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
     default=8.0,
     show_default=True,
-    help="Seconds to finish in.",
+    help="Seconds that requests have to finish after SIGTERM.",
 )
 def serve(
     models: tuple[Path, ...],
@@ -62,15 +81,15 @@ def serve(
     poll: float,
     grace: float,
 ) -> None:
-    """Serve models over gRPC as TF Serving does, on one machine; for more than one use TF Serving itself.
+    """Serve models over gRPC as TF Serving does, on one machine.
 
-    New versions in the models' folders are loaded, warmed up and switched to without a failed request. A broken version
-    is reported and ignored. For dynamic batching use TF Serving.
+    The server loads and warms up new versions in the models' folders and switches to them without a failed request. It
+    reports a broken version and ignores it. For several machines or dynamic batching use TF Serving.
     """
     if bool(models) == (config is not None):
-        raise ValueError("expected folders of models (saved_models/NAME) or --config FILE; give one of them")
+        raise ValueError("expected either folders of models (saved_models/NAME) or --config FILE")
     if config is not None and all_versions:
-        raise ValueError("expected no --all-versions with --config, which says for each model: model_version_policy")
+        raise ValueError("expected no --all-versions with --config; set model_version_policy of each model in the file")
     load_tensorflow()
     from serving.embedded.access import Access
     from serving.embedded.config import from_directories, from_file
@@ -95,3 +114,113 @@ def serve(
         max_bytes=max_megabytes << 20,
         max_rows=max_images,
     )
+
+
+@click.command()
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--model", required=True, help="The model's name on the server.")
+@click.option(
+    "--requests", type=click.IntRange(min=1), default=20, show_default=True, help="Number of requests to time."
+)
+@click.option("--json", "json_file", type=FILE, help="Also write the report to this file.")
+@connection_options
+def check(address: str, model: str, requests: int, json_file: Path | None, connection: Connection) -> None:
+    """Check that a server is ready, has the expected signatures and answers them; measure p50 and p95."""
+    load_tensorflow()
+    from serving.client.check import check as check_server
+
+    report = check_server(address, model, requests=requests, **connection)
+    click.echo("\n".join(report.lines()))
+    write_json(json_file, report.as_dict())
+    sys.exit(0 if report.ok else 1)
+
+
+class ServerProcess:
+    """Runs `overfeat serve` on a free port in a separate process for the duration of a `with` block.
+
+    Attributes:
+        address: HOST:PORT of gRPC.
+        rest: HOST:PORT of REST; empty without it.
+        start_seconds: From the start of the process to the open port.
+        serving: The line that the server logs once it serves.
+        loading: What the server logs about loading and warming up.
+    """
+
+    def __init__(self, model_dir: Path, *options: str):
+        self._model = model_dir.name
+        command = [sys.executable, "-m", "overfeat_tf.cli", "serve", str(model_dir), "--port", "0"]
+        self._command = [*command, *options]
+        self._log: list[str] = []
+
+    def __enter__(self) -> Self:
+        """Start the process and wait until it serves.
+
+        Raises:
+            RuntimeError: it exited or took too long; the message has its last line.
+        """
+        started = time.perf_counter()
+        self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True, errors="replace")
+        ready = threading.Event()
+        threading.Thread(target=self._read_log, args=[ready], daemon=True).start()
+        ready.wait(START_SECONDS)
+        self.start_seconds = time.perf_counter() - started
+        serving = next(filter(None, map(_SERVES.search, self._log)), None)
+        if serving is None:
+            self._process.kill()
+            last = self._log[-1] if self._log else "no output"
+            raise RuntimeError(f"expected the server to start; its last line: {last}")
+        self.serving, self.address = serving[0].strip(), serving[1]
+        self.rest = next((found[1] for line in self._log if (found := re.search(r"http://([^/\s]+)", line))), "")
+        self.loading = next((line.partition(": ")[2] for line in self._log if "loaded in" in line), "")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the process."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is running."""
+        return self._process.poll() is None
+
+    @property
+    def resident_bytes(self) -> int:
+        """The resident memory of the process."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
+
+    def wait_for_state(self, version: int, state: int, seconds: float = 300.0) -> None:
+        """Wait until a version is in a state (`ModelVersionStatus.AVAILABLE` ...).
+
+        Raises:
+            TimeoutError: it is not in that state after so many seconds.
+        """
+        import grpc
+        from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
+
+        request = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": self._model})
+        end = time.monotonic() + seconds
+        with grpc.insecure_channel(self.address) as channel:
+            stub = model_service_pb2_grpc.ModelServiceStub(channel)
+            while time.monotonic() < end:
+                found = stub.GetModelStatus(request, timeout=60).model_version_status
+                if any((each.version, each.state) == (version, state) for each in found):
+                    return
+                time.sleep(0.2)
+        raise TimeoutError(f"expected version {version} in state {state} within {seconds:g} s; got {found}")
+
+    def _read_log(self, ready: threading.Event) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._log = [*self._log[-100:], line.strip()]
+            if _SERVES.search(line.rstrip()):
+                ready.set()
+        ready.set()
+        self._process.stderr.close()

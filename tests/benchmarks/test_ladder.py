@@ -1,4 +1,4 @@
-"""The ladder: that its ways are valid, what its tables say, and that it runs and goes on."""
+"""The ladder: valid variants, tables, pictures, and a run that resumes."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -10,28 +10,28 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from overfeat_tf.cli.benchmarks.ladder import measure as benchmark
+from overfeat_tf.cli.benchmarks.ladder.choices import LADDERS, Choice, Ladder, Variant
 from overfeat_tf.cli.benchmarks.ladder.plot import ROW, draw
-from overfeat_tf.cli.benchmarks.ladder.ways import LADDERS, Ladder, Question, Way
 from overfeat_tf.network.presets import get_preset
 from overfeat_tf.options import InferenceOptions
 from training.evaluation.evaluate import PROTOCOLS
 from training.recipes import get_recipe, override
 from training.sources.record import Record
 
-QUESTIONS = [(ladder, question) for ladder in LADDERS.values() for question in ladder.questions]
+CHOICES = [(ladder, choice) for ladder in LADDERS.values() for choice in ladder.choices]
 SHORT = ("classification.steps=3", "localization.steps=2", "detection.steps=7", "validation_images=2")
 
 
-@pytest.mark.parametrize(("ladder", "question"), QUESTIONS)
-def test_every_way_can_be_gone_and_differs_from_the_others(ladder: Ladder, question: Question):
-    assert question.protocol in PROTOCOLS and question.protocol in ladder.stages
-    gone = []
-    for way in question.ways:
-        recipe = override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings, *way.settings])
-        options: InferenceOptions = replace(recipe.inference, **way.changes)
+@pytest.mark.parametrize(("ladder", "choice"), CHOICES)
+def test_every_variant_is_valid_and_differs_from_the_others(ladder: Ladder, choice: Choice):
+    assert choice.protocol in PROTOCOLS and choice.protocol in ladder.stages
+    configs = []
+    for variant in choice.variants:
+        recipe = override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings, *variant.settings])
+        options: InferenceOptions = replace(recipe.inference, **variant.changes)
         options.scale_sizes(get_preset(recipe.preset))
-        gone.append((recipe, options, way.suppress, way.committee, way.fixed_box))
-    assert all(gone.count(each) == 1 for each in gone)
+        configs.append((recipe, options, variant.suppress, variant.committee, variant.fixed_box))
+    assert all(configs.count(each) == 1 for each in configs)
 
 
 def test_tables_have_means_spreads_and_differences_within_a_seed():
@@ -45,7 +45,7 @@ def test_tables_have_means_spreads_and_differences_within_a_seed():
     assert benchmark.as_markdown({"found": found}).splitlines() == [
         "**Stride**",
         "",
-        "| way | map50 | from the first |",
+        "| variant | map50 | difference |",
         "| --- | --- | --- |",
         "| fine | 0.600 (0.500 to 0.700) |  |",
         "| coarse | 0.500 (0.400 to 0.600) | -0.100 (-0.200 to +0.000) |",
@@ -53,12 +53,12 @@ def test_tables_have_means_spreads_and_differences_within_a_seed():
     ]
 
 
-def test_the_picture_has_a_row_a_way(tmp_path):
+def test_the_picture_has_a_row_per_variant(tmp_path):
     two = {"map50": [0.5, 0.7], "map": [0.3, 0.4]}
     heights = []
-    for ways in (2, 12):
+    for variants in (2, 12):
         found = {
-            "Stride": {f"way {number}": two for number in range(ways)},
+            "Stride": {f"variant {number}": two for number in range(variants)},
             "Together": {"a": two, "b": {"map50": [1.0], "map": [1.0]}},
         }
         draw({"ladder": "digits", "seeds": [0, 1], "found": found}, tmp_path / "ladder.png")
@@ -68,7 +68,7 @@ def test_the_picture_has_a_row_a_way(tmp_path):
 
 
 @pytest.mark.parametrize(("error", "colour"), [(0.023, "tab:blue"), (0.01, "tab:green"), (0.06, "tab:red")])
-def test_a_committee_is_set_against_each_of_its_members(error, colour, tmp_path, monkeypatch):
+def test_a_committee_is_compared_with_each_member(error, colour, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     members, committee = ({"top1_error": values, "top5_error": values} for values in ([0.017, 0.052, 0.034], [error]))
@@ -83,7 +83,7 @@ def test_the_ticks_of_the_picture_keep_apart(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: drawn.append(self))
     two = {"map50": [0.5, 0.7], "map": [0.3, 0.4]}
-    longest = max((question.name for _, question in QUESTIONS), key=len)
+    longest = max((choice.name for _, choice in CHOICES), key=len)
     draw({"ladder": "digits", "seeds": [0, 1], "found": {longest: {"a": two, "b": two}}}, tmp_path / "ladder.png")
     drawn[0].canvas.draw()
     for axes in drawn[0].axes:
@@ -91,7 +91,7 @@ def test_the_ticks_of_the_picture_keep_apart(tmp_path, monkeypatch):
         assert all(one.x1 + one.width / 2 < other.x0 for one, other in pairwise(boxes))
 
 
-def test_a_folder_tells_whose_runs_it_has_before_any_is_trained(tmp_path, monkeypatch):
+def test_a_folder_has_its_settings_before_a_run_is_trained(tmp_path, monkeypatch):
     def stopped(*_, **__):
         raise KeyboardInterrupt
 
@@ -117,27 +117,27 @@ def test_a_fixed_box_stands_in_for_the_regressors():
     guess = {"num_detections": 1, "detection_classes": [2.0], "detection_boxes": [[0, 0, 0.1, 0.1]], "status": b""}
     model = SimpleNamespace(localize=lambda images: {key: np.array([value]) for key, value in guess.items()})
     for fixed, error in ((False, 1.0), (True, 0.0)):
-        found = benchmark._figures(model, "localization", Way("", fixed_box=fixed), source, "val", None)
+        found = benchmark._figures(model, "localization", Variant("", fixed_box=fixed), source, "val", None)
         assert found["localization1_error"] == found["localization5_error"] == error
 
 
 @pytest.mark.long
-def test_a_ladder_is_climbed_and_taken_up(tmp_path, monkeypatch):
-    stride = Question("Stride", "detection", (Way("fine"), Way("coarse", changes={"fine": False})))
+def test_a_ladder_is_measured_and_resumed(tmp_path, monkeypatch):
+    stride = Choice("Stride", "detection", (Variant("fine"), Variant("coarse", changes={"fine": False})))
     more = (
         stride,
-        Question("Combining", "detection", (Way("merging"), Way("suppression", suppress=0.5))),
-        Question("Negatives", "detection", (Way("offending"), Way("random", ("negatives=random",)))),
-        Question("Together", "classification", (Way("alone"), Way("committee", committee=True))),
+        Choice("Combining", "detection", (Variant("merging"), Variant("suppression", suppress=0.5))),
+        Choice("Negatives", "detection", (Variant("offending"), Variant("random", ("negatives=random",)))),
+        Choice("Together", "classification", (Variant("alone"), Variant("committee", committee=True))),
     )
-    whole = replace(LADDERS["digits"], settings=SHORT, questions=more)
-    monkeypatch.setitem(LADDERS, "digits", replace(whole, questions=(stride,)))
+    ladder = replace(LADDERS["digits"], settings=SHORT, choices=more)
+    monkeypatch.setitem(LADDERS, "digits", replace(ladder, choices=(stride,)))
     begun = benchmark.measure("digits", None, tmp_path, [0, 1], limit=4)
-    monkeypatch.setitem(LADDERS, "digits", whole)
-    monkeypatch.setattr(benchmark, "describe", lambda: pytest.fail("began again"))
+    monkeypatch.setitem(LADDERS, "digits", ladder)
+    monkeypatch.setattr(benchmark, "describe_machine", lambda: pytest.fail("started again"))
     found = benchmark.measure("digits", None, tmp_path, [0, 1], limit=4)["found"]
     assert found["Stride"] == begun["found"]["Stride"]
-    assert [len(found["Together"][way]["top1_error"]) for way in ("alone", "committee")] == [2, 1]
+    assert [len(found["Together"][variant]["top1_error"]) for variant in ("alone", "committee")] == [2, 1]
     assert {run.name for run in tmp_path.glob("*-[01]")} == {
         f"{name}-{seed}" for name in ("base", "classification", "negatives-random") for seed in (0, 1)
     }

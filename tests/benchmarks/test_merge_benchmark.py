@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from overfeat_tf.cli.benchmarks import merging, suppression
-from overfeat_tf.cli.benchmarks.suppression import Predictions, compare
+from overfeat_tf.cli.benchmarks import merging
+from overfeat_tf.cli.benchmarks.machine import run_module
+from overfeat_tf.cli.benchmarks.merging import Predictions, by_merging, by_suppression, compare
 from overfeat_tf.models.inference import Candidates
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
@@ -25,10 +26,10 @@ def candidates(boxes, scores, classes):
 def test_merging_adds_where_suppression_takes_the_best():
     found = candidates([(0, 0, 0.5, 0.5), (0, 0, 0.5, 0.6), (0, 0, 0.5, 0.5)], [0.5, 0.75, 0.25], [1, 1, 3])
     size = tf.constant([100, 100])
-    boxes, scores, classes = suppression.suppression(0.5, classes=3, most=10)(found, size)
+    boxes, scores, classes = by_suppression(0.5, classes=3, max_detections=10)(found, size)
     np.testing.assert_allclose(boxes, [(0, 0, 0.5, 0.6), (0, 0, 0.5, 0.5)], rtol=1e-6)
     assert (scores.numpy().tolist(), classes.numpy().tolist()) == ([0.75, 0.25], [1, 3])
-    boxes, scores, classes = suppression.merging(InferenceOptions())(found, size)
+    boxes, scores, classes = by_merging(InferenceOptions())(found, size)
     np.testing.assert_allclose(boxes, [(0, 0, 0.5, 0.55), (0, 0, 0.5, 0.5)], rtol=1e-6)
     assert (scores.numpy().tolist(), classes.numpy().tolist()) == ([1.25, 0.25], [1, 3])
 
@@ -46,7 +47,9 @@ def test_a_small_detector_is_compared():
 
 def test_a_small_scan_is_measured(monkeypatch):
     monkeypatch.setattr(merging, "SIZES", (20, 60))
-    monkeypatch.setattr(merging, "get_preset", lambda name: replace(PRESETS[name], scales=PRESETS[name].scales[:3]))
+    monkeypatch.setattr(
+        merging, "rescaled_preset", lambda name: replace(PRESETS[name], scales=PRESETS[name].scales[:3])
+    )
     (ratios,) = merging._speed("tiny", 1)
     assert set(ratios) == {"shared", "own", "exponent"}
     assert ratios["shared"] > 0 and ratios["own"] > 0
@@ -54,4 +57,5 @@ def test_a_small_scan_is_measured(monkeypatch):
 
 @pytest.mark.long
 def test_the_memory_of_many_boxes():
-    assert 0.3 < merging._peak_memory(8000) < 2
+    (peak,) = run_module(merging.MODULE, 8000)
+    assert 0.3 < peak < 2

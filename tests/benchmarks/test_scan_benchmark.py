@@ -5,7 +5,6 @@ import json
 import pytest
 
 from overfeat_tf.cli.benchmarks import scan
-from overfeat_tf.cli.benchmarks.layers import layer_table
 from overfeat_tf.cli.benchmarks.report import Report
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.network.presets import PRESETS
@@ -27,7 +26,7 @@ def test_an_images_own_scales_are_counted():
     assert (windows, work) == (1584, 320_287_775_616)
 
 
-def test_a_report_has_medians_spread_and_machine():
+def test_a_report_has_medians_ranges_and_machine():
     report = Report("scan", {"cores": 2})
     report.add("over_crops", [30.0, 20.0, 25.0], "crops", (">=", 25.0))
     found = json.loads(json.dumps(report.as_dict()))["scan"]
@@ -41,7 +40,7 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
     monkeypatch.setattr("overfeat_tf.compute.execution.SAVED", -1e12)  # have every layer transformed
     preset = PRESETS["tiny"]
-    run, *versions = scan._write(preset, tmp_path)
+    run, *versions = scan._write_classifiers("tiny", tmp_path)
     models = [load(version) for version in versions]
     assert [(m.config()["options"]["flips"], m.config()["options"]["arithmetic"]) for m in models] == [
         (False, "direct"),
@@ -51,10 +50,10 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     (ratios,) = scan._speed(load_run(run), models, 1)
     assert set(ratios) >= {"of_matmul_rate", "python_of_matmul_rate", "exported_of_matmul_rate", "over_crops"}
     assert all(value > 0 for value in ratios.values()) and ratios["transformed_error"] < 1e-4
-    memory, loading = scan._load_apart(run, preset.scales[-1])
+    memory, loading = scan._load_in_process(run, preset.scales[-1])
     assert 0.3 < memory < 3 and loading > 0
-    boxes = scan._write_boxes(preset, tmp_path)
+    boxes = scan._write_detectors("tiny", tmp_path)
     assert [load(version).config()["options"]["arithmetic"] for version in boxes] == ["direct", "transformed"]
-    assert scan._load_apart(boxes[1], preset.scales[-1])[0] > 0.3
-    table = layer_table(load_run(run).network)
+    assert scan._load_in_process(boxes[1], preset.scales[-1])[0] > 0.3
+    table = scan.layer_table(load_run(run).network)
     assert all(f"| {name} |" in table for name in ("conv2", "conv4", "full5"))

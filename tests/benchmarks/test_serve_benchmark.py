@@ -11,11 +11,11 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2
 
 from overfeat_tf.cli.benchmarks.report import Report
-from overfeat_tf.cli.benchmarks.serving import attack, damage, served
+from overfeat_tf.cli.benchmarks.serving import attack, hostile
 from overfeat_tf.cli.benchmarks.serving import measure as serving
-from overfeat_tf.cli.benchmarks.serving.hostile import Call, Hostile
-from overfeat_tf.cli.benchmarks.serving.load import Load, Seen, percentile
-from overfeat_tf.cli.benchmarks.serving.measure import BATCH_IMAGES, Alone, Compared
+from overfeat_tf.cli.benchmarks.serving.hostile import Call, HostileRequests
+from overfeat_tf.cli.benchmarks.serving.load import Load, LoadStats, percentile
+from overfeat_tf.cli.benchmarks.serving.measure import BATCH_IMAGES, Compared, OneClient
 from overfeat_tf.images.decode import decode_image
 from serving.embedded.server import start
 from serving.export.exporter import BATCHING
@@ -35,18 +35,18 @@ class Bright(tf.Module):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def model_dir(tmp_path_factory) -> Path:
     """Export the model as version 1, with what an export brings."""
-    place = tmp_path_factory.mktemp("models") / "bright"
+    model_dir = tmp_path_factory.mktemp("models") / "bright"
     model = Bright()
-    tf.saved_model.save(model, str(place / "1"), {"detect": model.detect})
-    (place / "1" / "batching_params.pbtxt").write_text(BATCHING)
-    return place
+    tf.saved_model.save(model, str(model_dir / "1"), {"detect": model.detect})
+    (model_dir / "1" / "batching_params.pbtxt").write_text(BATCHING)
+    return model_dir
 
 
 @pytest.fixture(scope="module")
-def request_of_one(place) -> predict_pb2.PredictRequest:
-    return served.detection_request(place, image())
+def request_of_one(model_dir) -> predict_pb2.PredictRequest:
+    return serving.detection_request(model_dir, image())
 
 
 def image() -> bytes:
@@ -64,16 +64,18 @@ def test_no_value_has_no_percentile():
 
 
 def test_what_was_seen_adds_up():
-    both = Seen(2.0, [0.1, 0.2], {"UNAVAILABLE": 1}, {"1": 2}) + Seen(1.0, [0.3], {"UNAVAILABLE": 2}, {"2": 1})
-    assert both == Seen(3.0, [0.1, 0.2, 0.3], {"UNAVAILABLE": 3}, {"1": 2, "2": 1})
+    both = LoadStats(2.0, [0.1, 0.2], {"UNAVAILABLE": 1}, {"1": 2}) + LoadStats(
+        1.0, [0.3], {"UNAVAILABLE": 2}, {"2": 1}
+    )
+    assert both == LoadStats(3.0, [0.1, 0.2, 0.3], {"UNAVAILABLE": 3}, {"1": 2, "2": 1})
     assert both.rate == 1.0
-    assert Compared([both, both], [both, Seen(2.0, [0.1] * 4)]).gains == [BATCH_IMAGES, BATCH_IMAGES / 2]
+    assert Compared([both, both], [both, LoadStats(2.0, [0.1] * 4)]).gains == [BATCH_IMAGES, BATCH_IMAGES / 2]
 
 
 def test_the_ratios_of_one_client_are_the_worst_presets():
     report = Report("serve", {})
-    found = {"a": [Alone(9.0, 0.03, 0.02, 0.01, "")], "b": [Alone(9.0, 0.206, 0.103, 0.1, "loaded in 4.0 s")]}
-    serving._add_alone(report, found)
+    found = {"a": [OneClient(9.0, 0.03, 0.02, 0.01, "")], "b": [OneClient(9.0, 0.206, 0.103, 0.1, "loaded in 4.0 s")]}
+    serving._add_one_client(report, found)
     ratios = report.as_dict()["serve"]["ratios"]
     assert ratios["p50_of_in_process"] == pytest.approx(2.0)
     assert ratios["p50_of_bound"] == pytest.approx(0.02 / 0.0135)
@@ -82,8 +84,8 @@ def test_the_ratios_of_one_client_are_the_worst_presets():
 
 
 def test_hostile_requests_are_seeded_and_of_every_kind(request_of_one):
-    hostile, again = Hostile(request_of_one, image()), Hostile(request_of_one, image())
-    calls = [hostile.call(number) for number in range(100)]
+    requests, again = (HostileRequests(request_of_one, image()) for _ in range(2))
+    calls = [requests.call(number) for number in range(100)]
     assert calls == [again.call(number) for number in range(100)]
     assert len({call.kind for call in calls}) == 14
     (oversized,) = (call for call in calls if call.kind == "oversized")
@@ -96,25 +98,25 @@ def test_hostile_requests_are_seeded_and_of_every_kind(request_of_one):
                 predict_pb2.PredictRequest.FromString(call.body)
 
 
-@pytest.mark.parametrize("bomb", [damage.png, damage.gif, damage.bmp])
+@pytest.mark.parametrize("bomb", [hostile.png, hostile.gif, hostile.bmp])
 def test_a_bomb_declares_more_pixels_than_are_decoded(bomb):
     _, status = decode_image(tf.constant(bomb(20_000)))
     assert status.numpy().startswith(b"expected at most 50000000 pixels"), status
 
 
-def test_what_is_not_answered_properly_is_found(place, request_of_one):
+def test_what_is_not_answered_properly_is_found(model_dir, request_of_one):
     good = Call("good", "Predict", request_of_one.SerializeToString())
-    with start([place], port=0) as server:
+    with start([model_dir], port=0) as server:
         outcome = attack.attack(server.address, "127.0.0.1:1", [good, good._replace(kind="rest", target="/v1")])
-    assert outcome.count == 2 and outcome.answers["good"] == {"OK": 1}
-    (line,) = outcome.improper  # nobody listens on that port
+    assert outcome.count == 2 and outcome.statuses["good"] == {"OK": 1}
+    (line,) = outcome.failures  # nobody listens on that port
     assert line.startswith("rest: ConnectionRefusedError")
     gone = attack.attack("127.0.0.1:1", "127.0.0.1:1", [good])
-    assert gone.improper[0].startswith("good: UNAVAILABLE")  # a server that crashed says nothing else
+    assert gone.failures[0].startswith("good: UNAVAILABLE")  # a server that crashed says nothing else
 
 
-def test_clients_of_their_own_process_see_every_answer(place, request_of_one):
-    with start([place], port=0) as server, Load(request_of_one, 4) as load:
+def test_clients_of_their_own_process_see_every_answer(model_dir, request_of_one):
+    with start([model_dir], port=0) as server, Load(request_of_one, 4) as load:
         seen = load.run(server.address, 0.5)
         assert len(seen.latencies) == seen.versions["1"] >= 4 and not seen.failures
         assert 0.5 <= seen.seconds < 10 and all(0 < each < seen.seconds for each in seen.latencies)
@@ -123,27 +125,27 @@ def test_clients_of_their_own_process_see_every_answer(place, request_of_one):
 
 
 @pytest.mark.long
-def test_what_is_only_started_tells_its_loading_and_warming_up(place, monkeypatch):
+def test_what_is_only_started_tells_its_loading_and_warming_up(model_dir, monkeypatch):
     monkeypatch.setattr(serving, "export_preset", lambda name, folder: folder / name)
     report = Report("serve", {})
-    serving._add_starts(report, ["bright"], place.parent)
+    serving._add_starts(report, ["bright"], model_dir.parent)
     row = report.tables[0].splitlines()[-1]
     assert re.fullmatch(r"\| bright \| \d+\.\d \| loaded in .+ s, warmed up in .+ \(0 requests\) \|", row), row
 
 
 @pytest.mark.long
-def test_an_image_that_was_not_read_is_a_failure(place, request_of_one):
+def test_an_image_that_was_not_read_is_a_failure(model_dir, request_of_one):
     bad = predict_pb2.PredictRequest.FromString(request_of_one.SerializeToString())
     bad.inputs["image_bytes"].string_val[0] = b"no image"
-    with start([place], port=0) as server, Load(bad, 2) as load:
+    with start([model_dir], port=0) as server, Load(bad, 2) as load:
         seen = load.run(server.address, 0.5)
     assert seen.latencies == [] and seen.failures["status"] >= 2
 
 
 @pytest.mark.long
-def test_a_small_model_is_measured_whole(place, monkeypatch):
+def test_a_small_model_is_measured_whole(model_dir, monkeypatch):
     monkeypatch.setattr(serving, "WARM_ATTACKS", 200)
-    report = serving.measure((), place, load_seconds=2, clients=4, repetitions=1, attacks=200)
+    report = serving.measure((), model_dir, load_seconds=2, clients=4, repetitions=1, attacks=200)
     found = json.loads(json.dumps(report.as_dict()))["serve"]["ratios"]
     assert set(found) >= {"p50_of_in_process", "batching_gain", "p99_of_p50", "first_of_steady"}
     assert found["failed_requests"] == 0 and found["hostile_improper"] == 0, report.table()

@@ -18,7 +18,7 @@ RECIPE = replace(get_recipe("imagenet-fast"), preset="tiny")
 
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr("overfeat_tf.cli.benchmarks.extraction.IMAGES", 8)
+    monkeypatch.setattr("overfeat_tf.cli.benchmarks.inputs.FILES", 8)
     (tmp_path / "photograph").mkdir()
     benchmark.write_photographs(tmp_path / "photograph")
     fitted = TRAINED_TASKS["classification"].model(build(TINY, 10), RECIPE)

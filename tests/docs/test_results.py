@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from test_paper import parsed
 
+from overfeat_tf.cli.benchmarks.ladder.choices import LADDERS
 from overfeat_tf.cli.benchmarks.ladder.measure import as_markdown
-from overfeat_tf.cli.benchmarks.ladder.ways import LADDERS
 from training.evaluation.evaluate import PROTOCOLS
 from training.evaluation.ladders import table_of
 from training.recipes import get_recipe, override
@@ -35,10 +35,12 @@ def test_the_tables_are_those_of_the_results(name):
 def test_the_results_are_of_the_ladder_as_it_is(name):
     found, ladder = results(name), LADDERS[name]
     assert found["ladder"] == name and found["settings"] == [*ladder.settings] and found["limit"] is None
-    asked = {question.name: [way.name for way in question.ways] for question in ladder.questions}
-    for question, ways in found["found"].items():
-        assert [*ways] == [way for way in asked[question] if way in ways]  # what is not answered yet is left out
-        assert asked[question][0] in ways
+    asked = {choice.name: [variant.name for variant in choice.variants] for choice in ladder.choices}
+    for choice, variants in found["found"].items():
+        assert [*variants] == [
+            variant for variant in asked[choice] if variant in variants
+        ]  # what is not answered yet is left out
+        assert asked[choice][0] in variants
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -27,7 +27,7 @@ def encode(image, form="PNG", **options):
     return stream.getvalue()
 
 
-def spread(head, outputs, mean, std):
+def standardize(head, outputs, mean, std):
     """Scale a head's last layer so that its outputs [..., D] on some windows have a mean and a deviation."""
     last, outputs = head.layers[-1], outputs.numpy().reshape(-1, outputs.shape[-1])
     factor = std / outputs.std(axis=0)
@@ -41,6 +41,6 @@ def network():
     keras.utils.set_random_seed(1)
     network = build("tiny", 3, background=True)
     outputs = network.whole()(tf.cast(picture(100, 100)[None], tf.float32))
-    spread(network.classifier, outputs["scores"], 0.0, 1.5)
-    spread(network.regressor, outputs["boxes"], np.array([0.2, 0.2, 0.8, 0.8]), 0.15)
+    standardize(network.classifier, outputs["scores"], 0.0, 1.5)
+    standardize(network.regressor, outputs["boxes"], np.array([0.2, 0.2, 0.8, 0.8]), 0.15)
     return network

@@ -1,4 +1,4 @@
-"""Imports run one way: a room imports only from itself and from the rooms that its line names."""
+"""Imports run one way: a package imports only itself and the packages that its line names."""
 
 import ast
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {f"overfeat_tf.{room}" for room in ("boxes", "suggestion", "network", "options")}
-MODELS = BASE | {f"overfeat_tf.{room}" for room in ("compute", "scan", "merge", "images", "models")}
+BASE = {f"overfeat_tf.{package}" for package in ("boxes", "suggestion", "network", "options")}
+MODELS = BASE | {f"overfeat_tf.{package}" for package in ("compute", "scan", "merge", "images", "models")}
 LIBRARY = MODELS | {"overfeat_tf", "overfeat_tf.draw"}  # overfeat_tf itself: gives the public names
 ALLOWED = {
     "overfeat_tf.boxes": set(),
@@ -53,19 +53,19 @@ def imports(name, path, known):
                 yield from (found for found in [inner if inner in known else source] if found in known)
 
 
-def room(name):
-    """Return the room of a module: its package, and in overfeat_tf the folder or the module at the root."""
+def package(name):
+    """Return the package of a module: its package, and in overfeat_tf the folder or the module at the root."""
     return ".".join(name.split(".")[: 2 if name.startswith("overfeat_tf.") else 1])
 
 
 def violations(root):
-    """Say in a line each what imports upward or sideways, which rooms are unknown, and which modules form a circle."""
+    """List imports upward or sideways, unknown packages, and import cycles, one line each."""
     known = modules(root)
-    found = [f"{name} is in no room: give it one in ALLOWED" for name in known if room(name) not in ALLOWED]
+    found = [f"{name} is in no package of ALLOWED: add it" for name in known if package(name) not in ALLOWED]
     edges = {name: set(imports(name, path, known)) for name, path in known.items()}
     for name, others in edges.items():
-        allowed = ALLOWED.get(room(name), set()) | {room(name)}
-        found += [f"{name} imports {other}" for other in sorted(others) if room(other) not in allowed]
+        allowed = ALLOWED.get(package(name), set()) | {package(name)}
+        found += [f"{name} imports {other}" for other in sorted(others) if package(other) not in allowed]
     return found + [f"{name} is in a circle of imports" for name in edges if name in reached(edges, name)]
 
 
@@ -97,9 +97,9 @@ def test_imports_run_one_way():
         ("serving.server", "from training.fit import train", "imports training.fit.train"),
         ("training.fit.train", "if True:\n    from serving import server", "imports serving.server"),
         ("training.fit.train", "from overfeat_tf.cli import main", "imports overfeat_tf.cli"),
-        ("overfeat_tf.shed", "", "is in no room: give it one in ALLOWED"),
+        ("overfeat_tf.shed", "", "is in no package of ALLOWED: add it"),
         ("overfeat_tf.models.model", "from . import model", "is in a circle of imports"),
-        # Allowed: a room below, the same room, and from the command line anything.
+        # Allowed: a package below, the same package, and from the command line anything.
         ("overfeat_tf.models.model", "import tensorflow\nfrom overfeat_tf import boxes", None),
         ("overfeat_tf.scan.dense_scan", "from overfeat_tf.network import convnet", None),
         ("overfeat_tf.cli", "from training.fit import train\nfrom serving import server", None),

@@ -1,1 +1,1 @@
-"""Makes the helper modules beside it importable from the rooms beneath: pytest puts this folder on the path."""
+"""Makes the helper modules in this folder importable from the folders below: pytest puts this folder on the path."""

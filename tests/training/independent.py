@@ -30,8 +30,8 @@ def by_pycocotools(pairs, names, folder: Path) -> np.ndarray:
             place = box(found["detection_boxes"][i])
             results.append({"image_id": number, "category_id": category, "bbox": place, "score": score})
     categories = [{"id": 1 + i, "name": name} for i, name in enumerate(names)]
-    whole = {"info": {}, "images": images, "annotations": truths, "categories": categories}
-    (folder / "truth.json").write_text(json.dumps(whole))
+    content = {"info": {}, "images": images, "annotations": truths, "categories": categories}
+    (folder / "truth.json").write_text(json.dumps(content))
     (folder / "found.json").write_text(json.dumps(results))
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO(str(folder / "truth.json"))

@@ -1,4 +1,4 @@
-"""What long work tells: plain lines off a terminal, ever more seldom, and nothing when quiet."""
+"""The progress of long work: plain lines outside a terminal, less and less often, and nothing when quiet."""
 
 import logging
 

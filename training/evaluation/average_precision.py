@@ -164,13 +164,13 @@ def _joined(truths: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.ndarr
     images, counts = np.unique(found["image"], return_counts=True)
     detections = dict(zip(images.tolist(), counts.tolist(), strict=True))
     with_objects = set(truths["image"].tolist())
-    joined, number, room = {}, 0, 0
+    joined, number, remaining = {}, 0, 0
     for image in sorted(with_objects | detections.keys()):
         count = detections.get(image, 0)
-        if image in with_objects or count > room:
-            number, room = number + 1, MOST
+        if image in with_objects or count > remaining:
+            number, remaining = number + 1, MOST
         joined[image] = number
-        room = 0 if image in with_objects else room - count
+        remaining = 0 if image in with_objects else remaining - count
     for rows in (truths, found):
         rows["image"] = [joined[image] for image in rows["image"].tolist()]
     return truths, found, kept

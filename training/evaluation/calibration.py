@@ -147,13 +147,13 @@ def _logistic(terms: np.ndarray, right: np.ndarray, weights: np.ndarray, free: n
 
 def _best_f1(scores: np.ndarray, right: np.ndarray, objects: int) -> tuple[float, float]:
     """Return the best F1 over all thresholds, and the threshold midway to the next lower score."""
-    order = np.argsort(-scores, kind="stable")
-    f1 = 2.0 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + objects)
+    ranking = np.argsort(-scores, kind="stable")
+    f1 = 2.0 * np.cumsum(right[ranking]) / (np.arange(1, len(ranking) + 1) + objects)
     last = int(f1.argmax())
     if f1[last] <= 0.0:
         return 0.0, UNCALIBRATED_THRESHOLD
-    lower = scores[order[last + 1]] if last + 1 < len(order) else scores[order[last]]
-    return float(f1[last]), float(scores[order[last]] + lower) / 2.0
+    lower = scores[ranking[last + 1]] if last + 1 < len(ranking) else scores[ranking[last]]
+    return float(f1[last]), float(scores[ranking[last]] + lower) / 2.0
 
 
 def _add(found: Rows, record: Record, answer: dict[str, np.ndarray]) -> None:

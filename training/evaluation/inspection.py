@@ -113,7 +113,7 @@ class Inspection:
 
     @property
     def faults(self) -> int:
-        """How many findings somebody should mend."""
+        """Number of findings that should be fixed."""
         return sum(count for (_, kind), count in self.totals.items() if kind.fault)
 
     def first_fault(self) -> str:

@@ -50,9 +50,9 @@ class Rows:
 
 def by_label(rows: np.ndarray, count: int) -> list[np.ndarray]:
     """Split rows by their column "label", 0 to count - 1, each part in the given order."""
-    order = np.argsort(rows["label"], kind="stable")
-    ends = np.searchsorted(rows["label"][order], np.arange(1, count))
-    return [rows[part] for part in np.split(order, ends)]
+    indices = np.argsort(rows["label"], kind="stable")
+    ends = np.searchsorted(rows["label"][indices], np.arange(1, count))
+    return [rows[part] for part in np.split(indices, ends)]
 
 
 class IlsvrcErrors:

@@ -73,12 +73,12 @@ class DetectionRecall:
         yield from zip(names, values, strict=True)
 
 
-def _shares(parts: np.ndarray, wholes: np.ndarray) -> list[float]:
-    return [_share(part, whole) for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True)]
+def _shares(parts: np.ndarray, totals: np.ndarray) -> list[float]:
+    return [_share(part, total) for part, total in zip(parts.tolist(), totals.tolist(), strict=True)]
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
+def _share(part: int, total: int) -> float:
+    return part / total if total else float("nan")
 
 
 THRESHOLDS = 101

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Kind(Enum):
-    """What may be wrong with a data set: in words, what is done with it, and whether somebody should mend it."""
+    """A kind of finding in a data set: its description, what is done about it, and whether it should be fixed."""
 
     MISSING_IMAGE = "missing image", "skipped", True
     MISSING_ANNOTATION = "missing annotation", "skipped", True
@@ -151,7 +151,7 @@ def make_record(
     *,
     stated: tuple[float, float] = (0, 0),
     first: int = 0,
-    whole: str | None = None,
+    image_class: str | None = None,
 ) -> Record | None:
     """Make a record of an image and its annotation, without the objects that can't be used.
 
@@ -164,7 +164,7 @@ def make_record(
         stated: The image's (width, height) as the annotation has it, 0 where it does not. One of the image's shape
             but another size is what the boxes are scaled by.
         first: Number of the first pixel: 1 in Pascal VOC, else 0.
-        whole: The class of the image as a whole: its label, without a box, where no object is left.
+        image_class: The class of the image. It labels the image, without a box, if no object is left.
 
     Returns:
         None where the record can't be used.
@@ -180,10 +180,10 @@ def make_record(
             if box is not None:
                 boxes.append(box)
                 kept.append(thing)
-    if whole is not None and not kept:
-        if whole in classes:
-            return Record.of_class(data, name, classes[whole])
-        report(Finding(Kind.UNKNOWN_CLASS, name, f"'{whole}'"))
+    if image_class is not None and not kept:
+        if image_class in classes:
+            return Record.of_class(data, name, classes[image_class])
+        report(Finding(Kind.UNKNOWN_CLASS, name, f"'{image_class}'"))
         return None
     flags = {flag: [getattr(thing, flag) for thing in kept] for flag in FLAGS}
     return Record.of_objects(data, name, boxes, [classes[thing.label] for thing in kept], **flags)

@@ -93,25 +93,25 @@ class CocoFiles:
         findings: list[Finding] = []
         try:
             with path.open() as file:
-                whole = json.load(file, object_hook=lambda parts: {k: v for k, v in parts.items() if k in KEPT})
-            images, ids = _sound_images(whole["images"], path, findings.append)
-            annotations = _sound_annotations(whole.get("annotations", []), ids, path, findings.append)
-            categories = sorted(whole["categories"], key=lambda category: category["id"])
+                content = json.load(file, object_hook=lambda parts: {k: v for k, v in parts.items() if k in KEPT})
+            images, ids = _sound_images(content["images"], path, findings.append)
+            annotations = _sound_annotations(content.get("annotations", []), ids, path, findings.append)
+            categories = sorted(content["categories"], key=lambda category: category["id"])
             places = {image["id"]: number for number, image in enumerate(images)}
             labels = {category["id"]: label for label, category in enumerate(categories)}
             if len(labels) < len(categories):
                 raise ValueError("categories that share an id")
             # -1 for the objects of skipped images, which go with them.
             owners = np.array([places.get(one["image_id"], -1) for one in annotations], int)
-            order = np.argsort(owners, kind="stable")
-            bounds = np.searchsorted(owners[order], np.arange(len(images) + 1))
+            indices = np.argsort(owners, kind="stable")
+            bounds = np.searchsorted(owners[indices], np.arange(len(images) + 1))
             return Split(
                 images,
                 tuple(str(category["name"]) for category in categories),
                 bounds,
-                np.array([labels.get(annotations[i]["category_id"], -1) for i in order], int),
-                np.array([_corners(annotations[i].get("bbox")) for i in order], float).reshape(-1, 4),
-                np.array([bool(annotations[i].get("iscrowd")) for i in order], bool),
+                np.array([labels.get(annotations[i]["category_id"], -1) for i in indices], int),
+                np.array([_corners(annotations[i].get("bbox")) for i in indices], float).reshape(-1, 4),
+                np.array([bool(annotations[i].get("iscrowd")) for i in indices], bool),
                 findings,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -40,18 +40,18 @@ class ImageFolder:
         for name in self.class_names:
             if not is_utf8(name):
                 raise ValueError(f"expected classes' folders with names in UTF-8; got {os.fsencode(name)!r}: rename it")
-        self._beside = [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]
+        self._unused = [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]
         self._listed = cache(self._list)
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
         """Yield the split's records, the first `limit` of them."""
         check_split(self, split)
-        self._report_beside()
+        self._report_unused()
         classes = {name: label for label, name in enumerate(self.class_names)}
         for label, path in self._listed(split)[:limit]:
             data = read_file(self.folder / path, path, self._report)
             if data is not None:
-                record = make_record(data, path, (), classes, self._report, whole=label)
+                record = make_record(data, path, (), classes, self._report, image_class=label)
                 if record is not None:
                     yield record
 
@@ -70,13 +70,13 @@ class ImageFolder:
             ]
         )
 
-    def _report_beside(self) -> None:
+    def _report_unused(self) -> None:
         """Report the folders that are not used, once: a class named as a split is would hide all others."""
         used = ", ".join(f"'{above}'" for above in self._above.values())
-        for name in self._beside:
+        for name in self._unused:
             detail = f"beside {used}, taken for splits; if it is a class, put all classes into a folder 'train'"
             self._report(Finding(Kind.NOT_TAKEN, printable(name), detail))
-        self._beside = []
+        self._unused = []
 
 
 def _splits(folder: Path, names: list[str]) -> dict[str, str]:

@@ -102,17 +102,17 @@ class IlsvrcFolder:
         return mixed([os.path.splitext(path)[0] for path in found])
 
     def _record(self, folder: str, name: str) -> Record | None:
-        annotation, whole = None, None
+        annotation, image_class = None, None
         xml = self._annotations / folder / f"{name}.xml"
         above = Path(name).parent.name
         if self.task == "CLS-LOC" and WNID.fullmatch(above):
-            whole = above
-        if whole is None or xml.is_file():  # most training images of CLS-LOC have no boxes
+            image_class = above
+        if image_class is None or xml.is_file():  # most training images of CLS-LOC have no boxes
             annotation = read_annotation(xml, name, self._report)
             if annotation is None:
                 return None
-        if self.task == "CLS-LOC" and whole is None and annotation and annotation.things:
-            whole = annotation.things[0].label
+        if self.task == "CLS-LOC" and image_class is None and annotation and annotation.things:
+            image_class = annotation.things[0].label
         for suffix in SPELLINGS:
             path = self._images / folder / f"{name}{suffix}"
             if path.is_file():
@@ -120,7 +120,9 @@ class IlsvrcFolder:
                 things, stated = (annotation.things, annotation.size) if annotation else ([], (0.0, 0.0))
                 if data is None:
                     return None
-                return make_record(data, name, things, self._classes, self._report, stated=stated, whole=whole)
+                return make_record(
+                    data, name, things, self._classes, self._report, stated=stated, image_class=image_class
+                )
         self._report(Finding(Kind.MISSING_IMAGE, name, f"none of that name in {self._images / folder}"))
         return None
 

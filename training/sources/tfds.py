@@ -85,14 +85,16 @@ class TfdsSet:
             )
         if (label := int(example[self._label])) < 0:  # a test set: no labels
             return Record.of_objects(data, name, [], [])
-        whole = self.class_names[label]
-        path = self._annotation(name, whole)
+        class_name = self.class_names[label]
+        path = self._annotation(name, class_name)
         if path is None:
-            return make_record(data, name, (), classes, self._report, whole=whole)
+            return make_record(data, name, (), classes, self._report, image_class=class_name)
         annotation = read_annotation(path, name, self._report)
         if annotation is None:
             return None
-        return make_record(data, name, annotation.things, classes, self._report, stated=annotation.size, whole=whole)
+        return make_record(
+            data, name, annotation.things, classes, self._report, stated=annotation.size, image_class=class_name
+        )
 
     def _things(self, example: dict[str, Any], keys: tuple[str, str, str], width: int, height: int) -> Iterator[Thing]:
         key, box, label = keys

@@ -146,7 +146,7 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
 
         return draw
 
-    def whole(number: int) -> Callable:
+    def at_scale(number: int) -> Callable:
         """Make the function that draws a scale's canvas, or as much of it as fits the scale's square."""
         side = square_side(drawing.preset, drawing.scales[number])
         grid, scale = window_origins(drawing.preset, side, drawing.fine), tf.constant(number)
@@ -161,7 +161,7 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
         return draw
 
     if drawing.views.whole:
-        return Views(has_boxes, _each([whole(number) for number in range(len(drawing.scales))]))
+        return Views(has_boxes, _each([at_scale(number) for number in range(len(drawing.scales))]))
     return Views(has_boxes, _each([part()] * drawing.views.per_image))
 
 

@@ -1,1 +1,1 @@
-"""What is measured, side by side in one run, as ratios: this machine's noise and speed are in both sides."""
+"""The benchmarks: each measures both sides of a ratio in one run, so the machine's speed and noise affect both."""

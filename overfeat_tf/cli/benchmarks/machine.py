@@ -1,7 +1,10 @@
-"""The machine that a benchmark runs on: what it is, and the limit of its arithmetic."""
+"""The machine that a benchmark runs on: its description, its matrix-product rate, times and peak memory."""
 
 import os
 import platform
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +12,10 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-SIDE = 4096  # of the square matrices whose product is the limit: large enough to run at full rate
+SIDE = 4096  # of the square matrices whose product is timed: large enough to run at the full rate
 
 
-def describe() -> dict[str, str | int]:
+def describe_machine() -> dict[str, str | int]:
     """Describe the machine and the libraries, in JSON's types."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -27,15 +30,15 @@ def describe() -> dict[str, str | int]:
     }
 
 
-def seconds(call: Callable[[], object]) -> float:
-    """Time one call, whose result must be on the host when it returns."""
+def time_call(call: Callable[[], object]) -> float:
+    """Return the seconds that a call takes. Its result must be on the host when it returns."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 class MatrixProduct:
-    """A large float32 matrix product: the rate that all other arithmetic is measured against."""
+    """A large float32 matrix product: the rate that other arithmetic is compared with."""
 
     def __init__(self) -> None:
         one, other = tf.random.stateless_normal([2, SIDE, SIDE], [1, 2])
@@ -43,5 +46,19 @@ class MatrixProduct:
         self._run().numpy()
 
     def rate(self) -> float:
-        """Time the product once; multiply-adds a second."""
-        return SIDE**3 / seconds(lambda: self._run().numpy())
+        """Time the product once; return multiply-adds per second."""
+        return SIDE**3 / time_call(lambda: self._run().numpy())
+
+
+def run_module(module: str, *arguments: object) -> list[float]:
+    """Run a module as a program in a fresh process; return the numbers that it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return [float(number) for number in output.split()]
+
+
+def peak_memory_gb() -> float:
+    """Return the peak resident memory of this process; nan where the system does not report it."""
+    # Not getrusage: its peak starts at that of the process that this one was forked from.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(peak[1]) * 1024 / 1e9 if peak else float("nan")

@@ -1,8 +1,11 @@
-"""What a benchmark found: ratios with their spread, as a table and as JSON."""
+"""The results of a benchmark: ratios with their range over repetitions, as a table and as JSON."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -11,11 +14,11 @@ class Report:
 
     Attributes:
         name: The benchmark's name.
-        machine: What `machine.describe` gives.
-        samples: For each ratio, one value for each repetition.
-        remarks: For each ratio, what was measured against what.
-        goals: For each ratio that has one, (sign, figure): ">=" or "<=".
-        tables: Further tables in Markdown, to be shown after that of the ratios.
+        machine: What `machine.describe_machine` returns.
+        samples: The values of each ratio, one per repetition.
+        remarks: What each ratio compares.
+        goals: (sign, figure) of each ratio that has a goal; the sign is ">=" or "<=".
+        tables: More tables in Markdown, shown after the ratios.
     """
 
     name: str
@@ -26,13 +29,13 @@ class Report:
     tables: list[str] = field(default_factory=list)
 
     def add(self, ratio: str, values: Sequence[float], remark: str, goal: tuple[str, float] | None = None) -> None:
-        """Add a ratio's values, one for each repetition."""
+        """Add a ratio's values, one per repetition."""
         self.samples[ratio], self.remarks[ratio] = list(values), remark
         if goal:
             self.goals[ratio] = goal
 
     def as_dict(self) -> dict:
-        """Give medians, spreads (least and greatest), repetitions and machine, in JSON's types."""
+        """Return medians, ranges (least and greatest), repetitions and machine, in JSON's types."""
         return {
             self.name: {
                 "ratios": {ratio: median(values) for ratio, values in self.samples.items()},
@@ -45,7 +48,7 @@ class Report:
         }
 
     def table(self) -> str:
-        """Render the ratios, and what else there is, in Markdown."""
+        """Render the ratios and the other tables in Markdown."""
         lines = [
             ", ".join(f"{key} {value}" for key, value in self.machine.items()),
             "",
@@ -54,8 +57,18 @@ class Report:
         ]
         for ratio, values in self.samples.items():
             goal = "{} {}".format(*self.goals[ratio]) if ratio in self.goals else ""
-            spread = f"{min(values):.3f} to {max(values):.3f}"
+            extent = f"{min(values):.3f} to {max(values):.3f}"
             lines.append(
-                f"| {ratio} | {median(values):.3f} | {spread} | {len(values)} | {goal} | {self.remarks[ratio]} |"
+                f"| {ratio} | {median(values):.3f} | {extent} | {len(values)} | {goal} | {self.remarks[ratio]} |"
             )
         return "\n".join(lines + [line for table in self.tables for line in ("", table)])
+
+
+def collect(measured: Iterable[dict[str, float]], repetitions: int) -> dict[str, list[float]]:
+    """Log the ratios of each repetition as they come; return the values of each ratio."""
+    samples: dict[str, list[float]] = {}
+    for number, ratios in enumerate(measured, start=1):
+        log.info("repetition %d of %d: %s", number, repetitions, ", ".join(f"{k} {v:.4f}" for k, v in ratios.items()))
+        for ratio, value in ratios.items():
+            samples.setdefault(ratio, []).append(value)
+    return samples

@@ -1,28 +1,27 @@
-"""How near the scan comes to the machine's matrix-product rate, and what it costs (`overfeat benchmark scan`).
+"""`overfeat benchmark scan`: the dense scan against the machine's matrix product, crops, larger images and features.
 
-Weights are random: time and memory do not depend on them, but for numbers next to nothing, which take their own time.
+Weights are random, since time and memory do not depend on them: see `rescaled_preset`.
 """
 
 import json
 import logging
-import re
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from itertools import cycle, islice, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.benchmarks.layers import layer_table
-from overfeat_tf.cli.benchmarks.machine import MatrixProduct, describe, seconds
-from overfeat_tf.cli.benchmarks.report import Report
-from overfeat_tf.compute.dense import feature_maps, find_windows, run_heads
-from overfeat_tf.compute.execution import ARITHMETICS
+from overfeat_tf.cli.benchmarks.inputs import FILES, SIZE, rescaled_preset, write_photographs
+from overfeat_tf.cli.benchmarks.machine import MatrixProduct, describe_machine, peak_memory_gb, run_module, time_call
+from overfeat_tf.cli.benchmarks.report import Report, collect
+from overfeat_tf.compute.dense import Windows, feature_maps, find_windows, run_heads, windows_of
+from overfeat_tf.compute.execution import ARITHMETICS, Execution, Shape, is_wide, winograd_cost
+from overfeat_tf.compute.winograd import lay_tiles, run_tiles
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.network.convnet import Network, build
@@ -31,96 +30,88 @@ from overfeat_tf.network.presets import Preset, get_preset
 from overfeat_tf.scan.pyramid import draw_scale, fit_scale
 
 CLASSES = 1000
-OBJECTS = 20  # classes of the detector
-LOADS = 3  # of each version in a process of its own
-CROPS = 128  # a batch of the crop-by-crop way: large enough for its own products to run well
-NATIVE = (1500, 2000)  # pixels: large enough for windows to lie nearly everywhere; and twice that a side
+DETECTED_CLASSES = 20
+LOADS = 3  # of each version, in fresh processes
+CROPS = 128  # in a batch of crops: large enough for their products to run at a good rate
+NATIVE = (1500, 2000)  # pixels: large enough for windows to lie nearly everywhere; the larger image has twice each side
+EXTRACTION_SCALE = 1
+LAYER_REPETITIONS = 3
 
 log = logging.getLogger(__name__)
 
 
 def measure(name: str, repetitions: int) -> Report:
-    """Measure a preset's scan; every repetition takes all sides of all ratios in turn.
-
-    Args:
-        name: The preset.
-        repetitions: How often.
-    """
-    from overfeat_tf.cli.benchmarks.extraction import extraction_of_network
-
+    """Measure a preset's scan. Each repetition measures both sides of every ratio in turn."""
     preset = get_preset(name)
-    report = Report("scan", describe())
+    report = Report("scan", describe_machine())
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
-        run, *versions = _write(preset, Path(folder))
-        boxes = _write_boxes(preset, Path(folder))
+        run, *versions = _write_classifiers(name, Path(folder))
+        detectors = _write_detectors(name, Path(folder))
         log.info("time and memory of processes that load and scan, with flips")
-        apart = (run, *versions[1:], *boxes)
-        rounds = [[_load_apart(each, preset.scales[-1]) for each in apart] for _ in range(LOADS)]
+        loaded = (run, *versions[1:], *detectors)
+        rounds = [[_load_in_process(each, preset.scales[-1]) for each in loaded] for _ in range(LOADS)]
         model = load_run(run)
-        tables = [layer_table(model.network)]
-        samples: dict[str, list[float]] = {}
-        for number, ratios in enumerate(_speed(model, [load(version) for version in versions], repetitions), start=1):
-            log.info(
-                "repetition %d of %d: %s", number, repetitions, ", ".join(f"{k} {v:.3f}" for k, v in ratios.items())
-            )
-            for ratio, value in ratios.items():
-                samples.setdefault(ratio, []).append(value)
+        report.tables.append(layer_table(model.network))
+        samples = collect(_speed(model, [load(version) for version in versions], repetitions), repetitions)
     scales = f"{len(preset.scales)} scales, `{name}`, one image"
-    what = f"{scales}, with flips, by the SavedModel, transformed: direct multiply-adds a second over a product's"
-    report.add("of_matmul_rate", samples["of_matmul_rate"], what, (">=", 1.5 if name == "accurate" else 1.3))
-    both = [
-        min(pair) for pair in zip(samples["python_of_matmul_rate"], samples["exported_of_matmul_rate"], strict=True)
-    ]
-    report.add("direct_of_matmul_rate", both, f"{scales}, one flip, direct arithmetic; the lesser", (">=", 0.85))
+    remark = f"{scales}, with flips, by the SavedModel, transformed: direct multiply-adds a second over a product's"
+    report.add("of_matmul_rate", samples["of_matmul_rate"], remark, (">=", 1.5 if name == "accurate" else 1.3))
+    direct = zip(samples["python_of_matmul_rate"], samples["exported_of_matmul_rate"], strict=True)
+    remark = f"{scales}, one flip, direct arithmetic; the lesser"
+    report.add("direct_of_matmul_rate", [min(pair) for pair in direct], remark, (">=", 0.85))
     report.add("python_of_matmul_rate", samples["python_of_matmul_rate"], "by the Python call")
     report.add("exported_of_matmul_rate", samples["exported_of_matmul_rate"], "by the SavedModel")
     report.add("transformed_error", samples["transformed_error"], "class scores, of their maximum", ("<=", 1e-4))
     report.add("over_crops", samples["over_crops"], f"the same windows as crops in batches of {CROPS}", (">=", 25.0))
     report.add("area_growth", samples["area_growth"], "time per megapixel at 4 times the area", ("<=", 1.1))
     report.add("area_growth_of_work", samples["area_growth_of_work"], "multiply-adds per megapixel, the same")
-    of_run, direct, transformed, *of_boxes = zip(*rounds, strict=True)
-    peaks = [peak for each in (of_run, direct) for peak, _ in each]
-    report.add("peak_memory_gb", peaks, "of a process: run, SavedModel, direct; with flips", ("<=", 3.0))
-    for prefix, what, (plain, fewer) in (
-        ("", "SavedModel", (direct, transformed)),
-        ("boxes_", "that detects", of_boxes),
-    ):
-        peaks = [peak for peak, _ in fewer]
-        loads = [one / other for (_, one), (_, other) in zip(fewer, plain, strict=True)]
-        report.add(f"{prefix}transformed_peak_memory_gb", peaks, f"{what}, transformed", ("<=", 4.5))
-        report.add(f"{prefix}load_of_direct", loads, f"{what}: loading it, transformed over direct", ("<=", 2.0))
-    pairs, remark = extraction_of_network(repetitions)
-    report.add("extraction_of_network", pairs, remark, (">=", 0.9))
-    report.tables += tables
+    _add_loads(report, rounds)
+    ratios, remark = extraction_of_network(repetitions)
+    report.add("extraction_of_network", ratios, remark, (">=", 0.9))
     return report
 
 
-def _write(preset: Preset, folder: Path) -> tuple[Path, ...]:
-    """Write a run with random weights, and its SavedModel: direct; that with flips; and with flips, transformed."""
+def _add_loads(report: Report, rounds: Sequence[Sequence[tuple[float, float]]]) -> None:
+    """Add peak memory and load times. A round has (GB, s) of the run, two classifiers and two detectors."""
+    of_run, direct, transformed, *of_boxes = zip(*rounds, strict=True)
+    peaks = [peak for each in (of_run, direct) for peak, _ in each]
+    report.add("peak_memory_gb", peaks, "of a process: run, SavedModel, direct; with flips", ("<=", 3.0))
+    for prefix, what, (plain, faster) in (
+        ("", "SavedModel", (direct, transformed)),
+        ("boxes_", "SavedModel that detects", of_boxes),
+    ):
+        peaks = [peak for peak, _ in faster]
+        loads = [one / other for (_, one), (_, other) in zip(faster, plain, strict=True)]
+        report.add(f"{prefix}transformed_peak_memory_gb", peaks, f"{what}, transformed", ("<=", 4.5))
+        report.add(f"{prefix}load_of_direct", loads, f"{what}: load time, transformed over direct", ("<=", 2.0))
+
+
+def _write_classifiers(name: str, folder: Path) -> tuple[Path, ...]:
+    """Write a run and three SavedModels of it: direct; direct with flips; transformed with flips."""
     from serving.export.exporter import export
 
     labels = tuple(str(number) for number in range(CLASSES))
-    # Activations of a trained network's size: of the paper's initial weights next to nothing comes out.
-    model = Model(build(replace(preset, init_std=None), CLASSES), labels, tasks=("classification",))
+    model = Model(build(rescaled_preset(name), CLASSES), labels, tasks=("classification",))
     model.save_weights(folder / "run" / "weights")
     (folder / "run" / CONFIG).write_text(json.dumps({"model": model.config(), "training": {}}))
-    log.info("exporting `%s`", preset.name)
-    to, flipped = folder / preset.name, model.with_options(flips=True)
+    log.info("exporting `%s`", name)
+    flipped = model.with_options(flips=True)
     versions = (model, flipped, flipped.with_options(arithmetic="transformed"))
-    return folder / "run", *(export(version, to) for version in versions)
+    return folder / "run", *(export(version, folder / name) for version in versions)
 
 
-def _write_boxes(preset: Preset, folder: Path) -> tuple[Path, ...]:
-    """Write the SavedModel of a detector with random weights and flips: direct, and transformed."""
+def _write_detectors(name: str, folder: Path) -> tuple[Path, ...]:
+    """Write two SavedModels of a detector with flips: direct and transformed."""
     from serving.export.exporter import export
 
-    labels = tuple(str(number) for number in range(OBJECTS))
-    model = Model(build(replace(preset, init_std=None), OBJECTS, background=True), labels).with_options(flips=True)
+    labels = tuple(str(number) for number in range(DETECTED_CLASSES))
+    network = build(rescaled_preset(name), DETECTED_CLASSES, background=True)
+    model = Model(network, labels).with_options(flips=True)
     return tuple(export(model.with_options(arithmetic=each), folder / "boxes") for each in ARITHMETICS)
 
 
 def _speed(model: Model, versions: Sequence, repetitions: int) -> Iterator[dict[str, float]]:
-    """Yield the ratios of each repetition; what is compared is run one after the other. `versions` are `_write`'s."""
+    """Yield the ratios of each repetition. `versions` are the SavedModels of `_write_classifiers`."""
     exported, flipped, transformed = versions
     preset, limit = model.network.preset, MatrixProduct()
     height, width = preset.scales[-1]
@@ -145,11 +136,11 @@ def _speed(model: Model, versions: Sequence, repetitions: int) -> Iterator[dict[
     for _ in range(repetitions):
         rates, times = [limit.rate()], []
         for call in calls:
-            times.append(seconds(call))
+            times.append(time_call(call))
             rates.append(limit.rate())
-        python, saved, cropped, native, native_large, fewer = times
+        python, saved, cropped, native, native_large, faster = times
         yield {
-            "of_matmul_rate": 2 * work / fewer / ((rates[-2] + rates[-1]) / 2),
+            "of_matmul_rate": 2 * work / faster / ((rates[-2] + rates[-1]) / 2),
             "transformed_error": error,
             "python_of_matmul_rate": work / python / ((rates[0] + rates[1]) / 2),
             "exported_of_matmul_rate": work / saved / ((rates[1] + rates[2]) / 2),
@@ -175,7 +166,7 @@ def _native_work(preset: Preset, height: int, width: int) -> int:
 
 
 def _crops(network: Network, image: np.ndarray) -> Callable[[], object]:
-    """Cut a batch of windows out of the image's largest scale, and run the network on them by the same code."""
+    """Return a call that cuts a batch of windows out of the image's largest scale and runs the network on each."""
     preset = network.preset
     canvas, _ = draw_scale(preset, preset.scales[-1], tf.constant(image))
     rows, columns = (range(0, side - preset.window + 1, preset.fine_stride) for side in canvas.shape[:2])
@@ -190,26 +181,121 @@ def _crops(network: Network, image: np.ndarray) -> Callable[[], object]:
     return lambda: traced().numpy()
 
 
-def _load_apart(folder: Path, size: tuple[int, int]) -> tuple[float, float]:
-    """Load, then scan all scales of an image with flips, twice, in a fresh process: its peak memory in GB, and the
-    seconds that loading took."""
-    command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.scan", str(folder), *map(str, size)]
-    peak, loading = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-    return float(peak), float(loading)
+def _load_in_process(folder: Path, size: tuple[int, int]) -> tuple[float, float]:
+    """Load a model and scan an image in a fresh process; return peak memory in GB and the seconds of loading."""
+    peak, loading = run_module("overfeat_tf.cli.benchmarks.scan", folder, *size)
+    return peak, loading
 
 
 def _load_and_scan(folder: Path, height: int, width: int) -> tuple[float, float]:
-    begun = time.perf_counter()
+    """Load a model and scan all scales of an image twice, with flips, in this process."""
+    started = time.perf_counter()
     model = load(folder)
-    loading = time.perf_counter() - begun
+    loading = time.perf_counter() - started
     if isinstance(model, Model):
         model = model.with_options(flips=True)
     image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
     for _ in range(2):
         (model.detect if "detection" in model.tasks else model.classify)(image)
-    # Not getrusage, whose peak begins with that of the process that this one was forked from.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(peak[1]) * 1024 / 1e9 if peak else float("nan"), loading
+    return peak_memory_gb(), loading
+
+
+def extraction_of_network(repetitions: int) -> tuple[list[float], str]:
+    """Compare the image rate of `overfeat features` on files with that of the network on decoded images.
+
+    Returns:
+        One ratio per repetition, and a remark that says what was compared.
+    """
+    from overfeat_tf.cli.features import extract_files  # here, so that h5py is not in the processes that are measured
+
+    model = Model(build("fast", CLASSES), tuple(map(str, range(CLASSES))), tasks=("classification",))
+    scale, ratios = EXTRACTION_SCALE, []
+    with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
+        out = Path(name) / "features.npz"
+        files = write_photographs(Path(name))
+        pixels = [tf.io.decode_jpeg(file.read_bytes(), 3).numpy() for file in files]
+        model.extract_features(pixels[:8], scale=scale)
+        for number in range(1, repetitions + 1):
+            extraction = time_call(lambda: extract_files(model, files, out, None, False, [scale]))
+            network = time_call(lambda: model.extract_features(pixels, scale=scale))
+            ratios.append(network / extraction)
+            rates = FILES / extraction, FILES / network
+            log.info("extraction %d of %d: %.1f images/s, %.1f without files", number, repetitions, *rates)
+    return ratios, f"{FILES} JPEGs of {SIZE[1]}x{SIZE[0]}, `fast`, scale {scale}: files to .npz over decoded images"
+
+
+def layer_table(network: Network) -> str:
+    """Time each layer that Winograd's tiles compute, directly and by tiles, on random maps; a table in Markdown.
+
+    The column `expected` has the rate that the rule of `overfeat_tf.compute.execution` expects of the tiles.
+    """
+    lines = [
+        "| layer | tiles | windows | direct, of the product's rate | transformed | expected | multiply-adds, % |",
+        "| --- " * 7 + "|",
+    ]
+    rows = list(_layer_rows(network, MatrixProduct()))
+    total = sum(row[-1] for row in rows)
+    for name, side, windows, direct, transformed, expected, work in rows:
+        rates = f"{direct:.2f} | {transformed:.2f} | {expected:.2f}"
+        lines.append(f"| {name} | {side} x {side} | {windows} | {rates} | {100 * work / total:.0f} |")
+    return "\n".join(lines)
+
+
+def _layer_rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
+    execution, preset = Execution(network, "transformed"), network.preset
+    sizes = [preset.backbone.map_sizes(*scale) for scale in preset.scales]
+    for number, row in enumerate(preset.backbone.layers):
+        layer = network.features.get_layer(row.name)
+        if layer.name not in execution.sides:
+            continue
+        reach = row.kernel - 1
+        maps = [_noise(size[number][0] + reach, size[number][1] + reach, layer.kernel.shape[2]) for size in sizes]
+        windows = windows_of(maps, row.kernel, 1)
+        plain = _as_product(layer, windows) if is_wide(layer) else _as_convolutions(layer, maps)
+        yield _layer_row(layer, execution, windows, plain, limit)
+    last = [_noise(*size[-1], preset.backbone.channels * (1 + network.context)) for size in sizes]
+    windows = find_windows(preset, last)
+    head = network.classifier
+    first = next(layer for layer in head.layers if isinstance(layer, keras.layers.Conv2D))
+    if first.name in execution.sides:
+        yield _layer_row(first, execution, windows, _as_product(first, windows), limit)
+
+
+def _layer_row(layer, execution: Execution, windows: Windows, plain: Callable, limit: MatrixProduct) -> tuple:
+    side, (*_, channels, outputs) = execution.sides[layer.name], layer.kernel.shape
+
+    def by_tiles() -> tf.Tensor:
+        tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
+        return tf.reduce_max(run_tiles([tf.convert_to_tensor(layer.kernel.value)], windows.cells, tiles, side)[0])
+
+    count, shape = int(tf.reduce_sum(windows.counts)), Shape(windows.taps, windows.apart, channels, outputs)
+    work = count * windows.taps**2 * channels * outputs
+    rates = []
+    for compute in (plain, by_tiles):
+        call = _on_host(compute)
+        call()
+        pairs = [(limit.rate(), time_call(call)) for _ in range(LAYER_REPETITIONS)]
+        rates.append(sorted(work / time / rate for rate, time in pairs)[LAYER_REPETITIONS // 2])
+    expected = work / winograd_cost(shape, side, int(windows.tiles(side)))
+    return layer.name, side, count, *rates, expected, work
+
+
+def _on_host(compute: Callable[[], tf.Tensor]) -> Callable[[], object]:
+    traced = tf.function(compute, autograph=False)
+    return lambda: traced().numpy()
+
+
+def _as_product(layer: keras.layers.Conv2D, windows: Windows) -> Callable[[], tf.Tensor]:
+    head = keras.Model(inputs := keras.Input((None, None, windows.cells.shape[1])), layer(inputs))
+    return lambda: tf.reduce_max(run_heads([head], windows)[0])
+
+
+def _as_convolutions(layer: keras.layers.Conv2D, maps: list[tf.Tensor]) -> Callable[[], tf.Tensor]:
+    return lambda: tf.add_n([tf.reduce_max(layer(each)) for each in maps])
+
+
+def _noise(height: int, width: int, channels: int) -> tf.Tensor:
+    return tf.nn.relu(tf.random.stateless_normal([1, height, width, channels], [height, width]))
 
 
 if __name__ == "__main__":

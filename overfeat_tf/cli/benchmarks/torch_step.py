@@ -1,7 +1,7 @@
-"""The same network, loss and optimiser in PyTorch: what the training step is measured against.
+"""The same network, loss and optimizer in PyTorch, for comparison with the training step.
 
-As a program, in a process of its own, since the libraries of PyTorch and TensorFlow do not bear each other:
-`torch_step PRESET CLASSES BATCH RATE MOMENTUM DECAY` reads numbers of steps and tells the seconds they took.
+It runs as a program in a separate process, because the libraries of PyTorch and TensorFlow conflict in one process:
+`torch_step PRESET CLASSES BATCH RATE MOMENTUM DECAY` reads a number of steps per line and prints their seconds.
 """
 
 import subprocess
@@ -22,29 +22,29 @@ from overfeat_tf.network.presets import Preset, get_preset
 def timed_steps(
     preset: Preset, classes: int, batch: int, rate: float, momentum: float, decay: float
 ) -> Iterator[Callable[[int], float]]:
-    """Start the program, and give a call that takes so many steps and returns their seconds.
+    """Start the program; yield a function that runs a number of steps and returns their seconds.
 
     Raises:
-        ImportError: PyTorch is not there.
-        RuntimeError: the program ended.
+        ImportError: PyTorch is not installed.
+        RuntimeError: the program has exited.
     """
     if find_spec("torch") is None:
-        raise ImportError("expected PyTorch to compare with; there is none: pip install 'overfeat-tf[benchmark]'")
+        raise ImportError("expected PyTorch to compare with; it is not installed: pip install 'overfeat-tf[benchmark]'")
     settings = (preset.name, classes, batch, rate, momentum, decay)
     command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.torch_step", *map(str, settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
-        asked, answered = program.stdin, program.stdout
-        assert asked is not None and answered is not None
+        requests, replies = program.stdin, program.stdout
+        assert requests is not None and replies is not None
 
-        def take(steps: int) -> float:
-            asked.write(f"{steps}\n")
-            line = answered.readline()
+        def run(steps: int) -> float:
+            requests.write(f"{steps}\n")
+            line = replies.readline()
             if not line:
-                raise RuntimeError("expected PyTorch's seconds; its process ended: see its lines above")
+                raise RuntimeError("expected PyTorch's times; its process exited: see its output above")
             return float(line)
 
         try:
-            yield take
+            yield run
         finally:
             program.terminate()
 
@@ -52,17 +52,17 @@ def timed_steps(
 def torch_step(
     preset: Preset, classes: int, rate: float, momentum: float, decay: float, pixels: np.ndarray, labels: np.ndarray
 ) -> Callable[[], float]:
-    """Make a call that takes one training step on a batch and returns its loss.
+    """Return a function that runs one training step on a batch and returns its loss.
 
     Args:
-        preset: The tables.
+        preset: The network.
         classes: Outputs of the last layer.
-        rate, momentum, decay: Of SGD; its decay is L2, of kernels alone, as ours.
+        rate, momentum, decay: Of SGD. The decay is L2 on kernels only, like ours.
         pixels: uint8 [B, window, window, 3].
         labels: int32 [B].
 
     Raises:
-        ImportError: PyTorch is not there.
+        ImportError: PyTorch is not installed.
     """
     import torch
     from torch import nn
@@ -86,13 +86,13 @@ def torch_step(
             bias.zero_()
     groups: list[dict[str, Any]] = [{"params": kernels, "weight_decay": decay}, {"params": biases}]
     optimizer = torch.optim.SGD(groups, lr=rate, momentum=momentum)
-    loss_of = nn.CrossEntropyLoss()
-    # As ours: bytes, channels last, normalised within the step.
+    loss_function = nn.CrossEntropyLoss()
+    # Like ours: bytes, channels last, normalised within the step.
     images, truth = torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.from_numpy(labels).long()
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(network((images.float() - GREY) / CONTRAST), truth)
+        loss = loss_function(network((images.float() - GREY) / CONTRAST), truth)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -100,17 +100,17 @@ def torch_step(
     return step
 
 
-def _serve(name: str, classes: str, batch: str, rate: str, momentum: str, decay: str) -> None:
+def _main(name: str, classes: str, batch: str, rate: str, momentum: str, decay: str) -> None:
     preset, rng = get_preset(name), np.random.default_rng(0)
     pixels = rng.integers(0, 256, (int(batch), preset.window, preset.window, 3), np.uint8)
     labels = rng.integers(0, int(classes), int(batch), np.int32)
     step = torch_step(preset, int(classes), float(rate), float(momentum), float(decay), pixels, labels)
     for line in sys.stdin:
-        began = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(int(line)):
             step()
-        print(time.perf_counter() - began, flush=True)
+        print(time.perf_counter() - started, flush=True)
 
 
 if __name__ == "__main__":
-    _serve(*sys.argv[1:])
+    _main(*sys.argv[1:])

@@ -12,8 +12,8 @@ from command_line import run
 from PIL import Image
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.image_files import find_files
 from overfeat_tf.cli.predict import picture_names
+from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
@@ -98,7 +98,7 @@ def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tm
         (["train", "digits", "--rnu", "x"], "--run"),
         (["info", "acurate"], "did you mean 'accurate'?"),
         (["evaluate", "nowhere", "--data", "digits"], "'nowhere'"),
-        (["predict", "nowhere", "nothing.jpg"], "'nothing.jpg' names none"),
+        (["predict", "nowhere", "nothing.jpg"], "'nothing.jpg' matches none"),
         (["export", "nowhere", "--to", "x/y"], "'nowhere'"),
         (["serve", "nowhere"], "nowhere"),
     ],

@@ -188,7 +188,7 @@ def test_options_that_can_not_be_are_refused(chosen, message, classifiers, pictu
 
 def test_a_savedmodel_keeps_its_own_options(committee, pictures, monkeypatch, capsys):
     assert run(monkeypatch, "predict", committee, pictures, "--flips") == 2
-    assert "a SavedModel has those of its export" in capsys.readouterr().err
+    assert "a SavedModel keeps those of its export" in capsys.readouterr().err
 
 
 def test_a_run_is_answered_by_the_arithmetic_that_suits_the_machine_unless_one_is_chosen(classifiers):

@@ -93,14 +93,14 @@ def test_several_runs_their_savedmodel_and_its_server_score_the_same(classifiers
     assert run(monkeypatch, "evaluate", saved, classifiers[0], *source) == 2
     assert "expected runs as a committee's members" in capsys.readouterr().err
     assert run(monkeypatch, "evaluate", saved, *source, "--protocol", "table2:ten-views") == 2
-    assert "a SavedModel has those of its export" in capsys.readouterr().err
+    assert "a SavedModel keeps those of its export" in capsys.readouterr().err
     with start([saved], port=0) as server:
         asked = ("both", "--server", server.address)
         assert scored(monkeypatch, tmp_path, *asked, *source) == pytest.approx(wanted)
         assert run(monkeypatch, "evaluate", *asked, *source, "--protocol", "table2") == 2
-        assert "expected a run where inference options are chosen" in capsys.readouterr().err
+        assert "expected a run for inference options" in capsys.readouterr().err
         assert run(monkeypatch, "evaluate", *asked, "--data", "digits") == 2
-        assert "expected a model of the data's 10 classes; the server's has 3" in capsys.readouterr().err
+        assert "expected a model of the data's 10 classes; the server's model has 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_report_of_one_row_has_its_options_and_pictures_and_of_all_rows_their_
         (
             "detector",
             ["--data", "voc:{data}", "--protocol", "fig9", "--localize-by", "vote", "--scale-fit", "aspect"],
-            "expected fig9 without --localize-by, --scale-fit: its rows say so themselves",
+            "expected fig9 without --localize-by, --scale-fit: its rows set these options",
         ),
         ("detector", ["--data", "voc:{data}", "--protocol", ","], "localization, detection; got ''"),
         ("classifiers", ["--data", "voc:{data}", "--server", "localhost:1"], "expected one MODEL with --server"),

@@ -16,7 +16,7 @@ from PIL import Image
 
 import overfeat_tf as of
 from overfeat_tf.cli import features
-from overfeat_tf.cli.features import name_apart, writing
+from overfeat_tf.cli.features import open_features, unique_names
 from overfeat_tf.cli.info import table
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.model import SHARED_PRODUCT, Model
@@ -129,8 +129,8 @@ def test_each_file_has_its_features_under_its_name(
     for key, name in zip(KEYS, SIZES, strict=True):
         pixels = decode_image(tf.constant((pictures / name).read_bytes()))[0].numpy()
         for scale in scales if isinstance(scales, tuple) else [scales]:
-            ending = f"/scale{scale}" if isinstance(scales, tuple) else ""
-            (expected[key + ending],) = model.extract_features([pixels], layer, scale, fine)
+            suffix_of_scale = f"/scale{scale}" if isinstance(scales, tuple) else ""
+            (expected[key + suffix_of_scale],) = model.extract_features([pixels], layer, scale, fine)
     found = read(out)
     assert found.keys() == expected.keys()
     for key, array in expected.items():
@@ -143,7 +143,7 @@ def test_each_file_has_its_features_under_its_name(
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_arrays_come_back(suffix, tmp_path):
     out = tmp_path / "new" / f"x{suffix}"
-    with writing(out) as write:
+    with open_features(out) as write:
         for key, array in ARRAYS.items():
             write(key, array)
         assert not out.exists()
@@ -157,7 +157,7 @@ def test_arrays_come_back(suffix, tmp_path):
 
 
 def test_the_text_is_the_releases(tmp_path):
-    with writing(tmp_path / "x.txt") as write:
+    with open_features(tmp_path / "x.txt") as write:
         write("folder/one.jpg", ARRAYS["folder/one.jpg"])  # [1, 2, 2]: a row of two places, two channels
         write("line\nbreak", np.zeros((1, 1, 1), np.float32))
     assert (tmp_path / "x.txt").read_text() == "2 1 2\n1.23457 1e-07 -0.5 1.23457e+06\n1 1 1\n0\n"
@@ -177,7 +177,7 @@ def test_the_text_is_the_releases(tmp_path):
     ],
 )
 def test_names_have_the_folders_that_it_takes_to_tell_them_apart(files, names):
-    assert name_apart([Path(file) for file in files]) == names
+    assert unique_names([Path(file) for file in files]) == names
 
 
 def test_a_file_named_twice_is_extracted_once(a_run, pictures, tmp_path, monkeypatch):
@@ -214,8 +214,8 @@ def test_what_cannot_be_read_is_reported_and_left_out(a_run, pictures, tmp_path,
         "empty.jpg": "expected the bytes of an image file, got none",
         "broken.png": "damaged or truncated",
         "dangling.jpg": "No such file or directory",
-        "folder.jpg": "expected a file, got something else",
-        "pipe.jpg": "expected a file, got something else",
+        "folder.jpg": "expected a regular file",
+        "pipe.jpg": "expected a regular file",
         "huge.jpg": "expected an image of at most 450000000 bytes, got 10737418240",
     }.items():
         assert f"overfeat: {folder / name}: {reason}" in error
@@ -258,7 +258,7 @@ def test_images_share_a_call_up_to_a_number_and_a_size(monkeypatch):
         (["--out", "x.h5", "--stride", "middle"], "'middle' is not one of 'coarse', 'fine'"),
         (["--outt", "x.h5"], "--outt"),
         (["--out", "."], "is a directory"),
-        (["nothing.jpg", "--out", "x.h5"], "'nothing.jpg' names none"),
+        (["nothing.jpg", "--out", "x.h5"], "'nothing.jpg' matches none"),
     ],
 )
 def test_mistakes_get_one_line_before_any_work(options, message, a_run, pictures, tmp_path, monkeypatch, capsys):
@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_written_is_known_at_once(a_run, pictures, tmp_p
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_what_breaks_off_leaves_what_was_there(suffix, error, tmp_path):
     def broken(out):
-        with pytest.raises(error), writing(out) as write:
+        with pytest.raises(error), open_features(out) as write:
             write("a", np.ones((1, 1, 4), np.float32))
             assert {path.name[0] for path in set(tmp_path.iterdir()) - before} == {"."}
             raise error
@@ -297,7 +297,7 @@ def test_what_breaks_off_leaves_what_was_there(suffix, error, tmp_path):
     broken(out)
     assert not list(tmp_path.iterdir())
     (tmp_path / f".x{suffix}.partial").write_text("of a run that was killed")
-    with writing(out) as write:
+    with open_features(out) as write:
         write("b", np.ones((1, 1, 2), np.float32))
     before = set(tmp_path.iterdir())
     broken(out)
@@ -319,7 +319,10 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(suffix, numbers, tmp_path):
     array = np.full((1, 1, numbers), 1 / 3, np.float32)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, limits[1]))  # as on a full disk, no write gets further
-        with pytest.raises(OSError, match=f"File too large: '.*x{suffix}'"), writing(tmp_path / f"x{suffix}") as write:
+        with (
+            pytest.raises(OSError, match=f"File too large: '.*x{suffix}'"),
+            open_features(tmp_path / f"x{suffix}") as write,
+        ):
             for written in range(10_000):
                 write(f"{written}.jpg", array)
     finally:
@@ -329,7 +332,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(suffix, numbers, tmp_path):
 
 
 def test_hdf5_takes_no_more_space_than_it_needs(tmp_path):
-    with writing(tmp_path / "x.h5") as write:
+    with open_features(tmp_path / "x.h5") as write:
         for n in range(3000):
             write(f"ILSVRC2012_val_{n:08}.JPEG", np.ones((1, 1, 100), np.float32))
     assert 3000 * 400 < (tmp_path / "x.h5").stat().st_size < 3000 * 900

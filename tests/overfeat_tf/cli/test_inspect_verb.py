@@ -20,12 +20,12 @@ def folder(tmp_path: Path) -> Path:
     (images / "b.jpg").write_bytes((images / "b.jpg").read_bytes()[:5000])
     listed = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
     boxes = ([160, 60, 80, 90], [5, 5, 0, 9])
-    whole = {
+    content = {
         "images": listed,
         "annotations": [{"image_id": 0, "category_id": 1, "bbox": box} for box in boxes],
         "categories": [{"id": 1, "name": "noise"}],
     }
-    (tmp_path / "train.json").write_text(json.dumps(whole))
+    (tmp_path / "train.json").write_text(json.dumps(content))
     return tmp_path
 
 

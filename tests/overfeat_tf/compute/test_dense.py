@@ -95,12 +95,12 @@ def test_many_windows_are_run_in_pieces(monkeypatch, fine):
     network = network_of(3)
     maps = [tf.random.stateless_normal([2, 40, 31, 7], [1, 2]), tf.random.stateless_normal([1, 25, 24, 7], [3, 4])]
     windows = find_windows(network.preset, maps, fine)
-    (whole,) = run_heads([network.classifier], windows)
-    assert len(np.unique(whole.numpy().round(5), axis=0)) > len(whole) // 2
+    (complete,) = run_heads([network.classifier], windows)
+    assert len(np.unique(complete.numpy().round(5), axis=0)) > len(complete) // 2
     for rows in (1, 7, 50):
         monkeypatch.setattr(dense, "ROW_BYTES", rows * 4 * 7 * network.preset.head_kernel**2)
         (pieces,) = run_heads([network.classifier], windows)
-        np.testing.assert_allclose(pieces, whole, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(pieces, complete, rtol=1e-4, atol=1e-6)
 
 
 def test_a_map_smaller_than_a_window_has_none():

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from plain_merging import plain_merge
-from small_network import LABELS, OPTIONS, encode, picture, spread
+from small_network import LABELS, OPTIONS, encode, picture, standardize
 
 import overfeat_tf as of
 from overfeat_tf.models.batches import Inference
@@ -265,8 +265,8 @@ def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, fli
         keras.utils.set_random_seed(4)
         network = build("tiny", 3, background=True, per_class=True)
         outputs = network.whole()(tf.cast(picture(100, 100)[None], tf.float32))
-        spread(network.classifier, outputs["scores"], 0.0, 1.5)
-        spread(network.regressor, outputs["boxes"], np.tile([0.2, 0.2, 0.8, 0.8], 3), 0.15)
+        standardize(network.classifier, outputs["scores"], 0.0, 1.5)
+        standardize(network.regressor, outputs["boxes"], np.tile([0.2, 0.2, 0.8, 0.8], 3), 0.15)
     image = picture(*size, 6)
     votes = []
     for one in scan(network, tf.constant(image), options):

@@ -65,8 +65,8 @@ def narrow_tensors(name, seed=0):
     draw, channels, tensors = np.random.default_rng(seed), 3, []
     outputs = [*range(3, 3 + len(SHAPES[name]) - 3), 7, 5, 1000]
     for count, (_, _, *kernel) in zip(outputs, SHAPES[name], strict=True):
-        spread = np.sqrt(2 / channels / np.prod(kernel))
-        tensors.append((draw.normal(0, spread, (count, channels, *kernel)), draw.normal(0, 0.1, count)))
+        deviation = np.sqrt(2 / channels / np.prod(kernel))
+        tensors.append((draw.normal(0, deviation, (count, channels, *kernel)), draw.normal(0, 0.1, count)))
         channels = count
     return [(weight.astype("<f4"), bias.astype("<f4")) for weight, bias in tensors]
 
@@ -244,14 +244,14 @@ def test_a_folder_in_use_is_refused_and_an_empty_one_taken(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing_that_loads_and_what_a_kill_leaves_makes_way(tmp_path, monkeypatch):
-    file, beside = write(tmp_path / "file", narrow_tensors("fast")), tmp_path / ".run.partial"
+    file, partial = write(tmp_path / "file", narrow_tensors("fast")), tmp_path / ".run.partial"
 
     def fill(model, folder):
         save(model, folder)
-        for broken in (beside, tmp_path / "run"):  # as a kill would leave it
+        for broken in (partial, tmp_path / "run"):  # as a kill would leave it
             with pytest.raises(ValueError, match=r"has no (config\.json|weights yet)"):
                 of.load(broken)
-        shutil.copytree(beside, tmp_path / "killed")
+        shutil.copytree(partial, tmp_path / "killed")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_nothing_that_loads_and_what_a_kill_leaves_makes_way(
         with pytest.raises(OSError, match="No space"):
             import_weights(file, narrow("fast"), tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "killed"]
-    (tmp_path / "killed").rename(beside)
+    (tmp_path / "killed").rename(partial)
     import_weights(file, narrow("fast"), tmp_path / "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "run"]
     assert of.load(tmp_path / "run").tasks == ("classification",)

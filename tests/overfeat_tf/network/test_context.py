@@ -87,13 +87,13 @@ def test_a_scan_answers_as_the_model_that_is_trained(options):
         head.layers[-1].kernel.assign(head.layers[-1].kernel * gain)
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (70, 58, 3), np.uint8))
     chosen = InferenceOptions(**options)
-    scans, whole = scan(network, image, chosen), network.whole(fine=chosen.fine)
+    scans, dense = scan(network, image, chosen), network.whole(fine=chosen.fine)
     if chosen.views == "ten":
         assert len(scans) == 10 and all(one.logits.shape == (1, 1, 4) for one in scans)
         return
     for number, size in enumerate(chosen.scale_sizes(TINY)):
         canvas, _ = draw_scale(TINY, size, image)
-        expected = whole(canvas[None])["scores"][0]
+        expected = dense(canvas[None])["scores"][0]
         assert np.std(expected) > 0.1
         np.testing.assert_allclose(scans[number * (1 + chosen.flips)].logits, expected, rtol=1e-3, atol=1e-3)
 
@@ -105,8 +105,8 @@ def test_context_lets_a_window_see_farther_beyond_itself():
     other[:, :, 44:] = rng.integers(0, 256, (1, 100, 56, 3))  # 12 pixels right of the first window
     for context in (False, True):
         keras.utils.set_random_seed(0)
-        whole = build(TINY, 2, context=context).whole()
-        a, b = (whole(pixels)["scores"][0, 0, 0].numpy() for pixels in (image, other))
+        dense = build(TINY, 2, context=context).whole()
+        a, b = (dense(pixels)["scores"][0, 0, 0].numpy() for pixels in (image, other))
         assert np.allclose(a, b, atol=1e-6) is not context
 
 
@@ -135,8 +135,8 @@ def test_a_model_with_context_comes_back_from_disk_and_gives_features(tmp_path):
     full, pooled = (loaded.extract_features(images, layer, fine=True)[0] for layer in ("full6", "pool4"))
     assert pooled.shape[-1] == 96 and full.shape == (5, 8, 128)
     first = loaded.extract_features(images, "scores", fine=True)[0][0, 0]
-    whole = network.whole()(images[0][None].astype(np.float32))["scores"][0, 0, 0]
-    np.testing.assert_allclose(first, whole, rtol=1e-3, atol=1e-4)
+    dense = network.whole()(images[0][None].astype(np.float32))["scores"][0, 0, 0]
+    np.testing.assert_allclose(first, dense, rtol=1e-3, atol=1e-4)
 
 
 def test_a_window_too_small_to_be_halved_is_refused():

@@ -148,9 +148,9 @@ def test_every_window_answers_as_its_crop_does_alone(name, number):
     plain = [(e * window + (y, x, y, x)) / (*size, *size) for e, (y, x) in zip(edges, places, strict=True)]
     np.testing.assert_allclose(np.reshape(dense.boxes, (-1, 4)), plain, rtol=1e-4, atol=1e-4)
     # The network that is trained on single windows is this one.
-    whole = network.whole(window)(crops)
-    np.testing.assert_allclose(whole["scores"].numpy(), logits, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(np.reshape(whole["boxes"], (-1, 4)), edges, rtol=1e-4, atol=1e-4)
+    dense = network.whole(window)(crops)
+    np.testing.assert_allclose(dense["scores"].numpy(), logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(np.reshape(dense["boxes"], (-1, 4)), edges, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -189,8 +189,8 @@ def test_coarse_windows_are_every_kth_of_the_fine_ones(name):
 def test_the_whole_network_has_the_shapes_it_declares(fine):
     network = network_of("pool3")
     image = random_image(29, 41)  # sides that do not suit every offset
-    whole = network.whole(fine=fine)
-    shapes = {key: value.shape for key, value in whole(image[None].astype(np.float32)).items()}
+    dense = network.whole(fine=fine)
+    shapes = {key: value.shape for key, value in dense(image[None].astype(np.float32)).items()}
     counts = tuple(geometry.window_count(network.preset, side, fine) for side in (29, 41))
     assert shapes == {"scores": (1, *counts, 4), "boxes": (1, *counts, 4)}
     declared = {key: value.shape for key, value in network.whole(29, fine).output.items()}

@@ -73,8 +73,8 @@ def plainly(network, image, fine):
                 offset |= one_by_one(part, offset["pool4"])
         for name, output in offset.items():
             side = sides.get(name, [n - pool * kernel + 1 for n in maps.shape[1:3]])
-            whole = outputs.setdefault(name, np.full((1, *side, output.shape[-1]), np.nan, np.float32))
-            place = whole[:, down::pool, across::pool]
+            full = outputs.setdefault(name, np.full((1, *side, output.shape[-1]), np.nan, np.float32))
+            place = full[:, down::pool, across::pool]
             place[:] = output[:, : place.shape[1], : place.shape[2]]
     return {name: output[0] for name, output in outputs.items()}
 

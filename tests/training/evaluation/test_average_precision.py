@@ -14,13 +14,13 @@ SIZE = (80, 120)
 
 
 def answer(boxes, labels, scores) -> dict:
-    order = np.argsort(-np.asarray(scores, float), kind="stable")
+    ranking = np.argsort(-np.asarray(scores, float), kind="stable")
     return {
         "image_size": np.array(SIZE, np.int32),
         "num_detections": np.float32(len(labels)),
-        "detection_boxes": np.asarray(boxes, np.float32).reshape(-1, 4)[order],
-        "detection_scores": np.asarray(scores, np.float32)[order],
-        "detection_classes": np.asarray(labels, np.float32)[order] + 1,
+        "detection_boxes": np.asarray(boxes, np.float32).reshape(-1, 4)[ranking],
+        "detection_scores": np.asarray(scores, np.float32)[ranking],
+        "detection_classes": np.asarray(labels, np.float32)[ranking] + 1,
     }
 
 

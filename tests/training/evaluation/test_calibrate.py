@@ -37,8 +37,8 @@ def test_sixty_images_worth_of_detections_are_enough(seed):
     scores, shares, right, chances = synthetic(20_000, 2.5, 2.0, -2.5, seed + 10)
     assert np.abs(chances_of(fitted, scores, shares) - chances).mean() < 0.04
     shown, objects = chances_of(fitted, scores, shares) >= fitted.threshold, right.sum()
-    order = np.argsort(-chances)
-    best = (2 * np.cumsum(right[order]) / (np.arange(1, len(order) + 1) + objects)).max()
+    ranking = np.argsort(-chances)
+    best = (2 * np.cumsum(right[ranking]) / (np.arange(1, len(ranking) + 1) + objects)).max()
     assert 2 * (right & shown).sum() / (shown.sum() + objects) > best - 0.02
 
 

@@ -198,8 +198,8 @@ def guessing(seed: int, images: int):
     """Truths, and guesses in any order, some right, some wrong, few in the right place."""
     rng = np.random.default_rng(seed)
     for truth, found in random_pairs(seed, images):
-        order = rng.permutation(count := int(found["num_detections"]))
-        rows = {key: found[key][order] for key in ("detection_boxes", "detection_classes")}
+        permutation = rng.permutation(count := int(found["num_detections"]))
+        rows = {key: found[key][permutation] for key in ("detection_boxes", "detection_classes")}
         yield truth, answer(rows["detection_boxes"], rows["detection_classes"].astype(int) - 1, padding=9 - count)
 
 

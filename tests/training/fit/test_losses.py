@@ -30,7 +30,7 @@ def case(seed: int, batch: int = 3, side: int = 6):
     return labels, rng.normal(0, 2, (batch, side, side, CLASSES + 1)).astype(np.float32)
 
 
-def taught(loss, labels, logits) -> np.ndarray:
+def gradient_mask(loss, labels, logits) -> np.ndarray:
     """Tell which windows the loss's gradient reaches: bool [B, h, w]."""
     logits = tf.constant(logits)
     with tf.GradientTape() as tape:
@@ -86,7 +86,7 @@ def test_box_loss_teaches_only_the_windows_marked():
     truth, found = np.zeros((1, 2, 2, 4), np.float32), np.ones((1, 2, 2, 4), np.float32)
     teaches = np.array([[[1, 0], [0, 1]]], np.float32)
     packed = pack_edges(tf.constant(truth), tf.constant(teaches)).numpy()
-    np.testing.assert_array_equal(taught(BoxLoss(), packed, found), teaches.astype(bool))
+    np.testing.assert_array_equal(gradient_mask(BoxLoss(), packed, found), teaches.astype(bool))
 
 
 def plain_overlap(kind, a, b):
@@ -196,21 +196,21 @@ def test_offending_negatives_are_the_highest_losses_of_the_background(seed, per_
     got = loss.call(tf.constant(labels), tf.constant(logits))
     assert got.shape == (3,)
     np.testing.assert_allclose(got, values, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(taught(loss, labels, logits), masks)
+    np.testing.assert_array_equal(gradient_mask(loss, labels, logits), masks)
 
 
 def test_ignored_windows_are_out_of_both_modes():
     labels, logits = case(1)
     for negatives in ("offending", "random"):
-        assert not taught(DetectionLoss(negatives, 9, 99), labels, logits)[labels == IGNORED].any()
+        assert not gradient_mask(DetectionLoss(negatives, 9, 99), labels, logits)[labels == IGNORED].any()
     assert (labels == IGNORED).any()
 
 
 def test_random_negatives_are_as_many_and_not_always_the_same():
     labels, logits = case(5, side=10)
-    worst = taught(DetectionLoss("offending", 1, 4), labels, logits)
+    worst = gradient_mask(DetectionLoss("offending", 1, 4), labels, logits)
     loss = DetectionLoss("random", 1, 4)
-    drawn = [taught(loss, labels, logits) for _ in range(6)]
+    drawn = [gradient_mask(loss, labels, logits) for _ in range(6)]
     background = labels == BACKGROUND
     assert (worst & background).sum() < background.sum()  # there is a choice
     for mask in drawn:
@@ -223,7 +223,7 @@ def test_random_negatives_are_as_many_and_not_always_the_same():
 def test_an_image_without_objects_gives_its_worst_negatives():
     logits = case(0)[1]
     labels = np.full(logits.shape[:3], BACKGROUND, np.int32)
-    mask = taught(DetectionLoss(at_least=8), labels, logits)
+    mask = gradient_mask(DetectionLoss(at_least=8), labels, logits)
     assert mask.sum(axis=(1, 2)).tolist() == [8, 8, 8]
     entropy = entropies(logits[0].reshape(-1, CLASSES + 1), labels[0].ravel())
     got = DetectionLoss(at_least=8).call(tf.constant(labels), tf.constant(logits))
@@ -267,7 +267,7 @@ def test_object_loss_is_the_mean_over_object_windows(seed):
         shown = truth > BACKGROUND
         wanted.append(entropies(found[shown], truth[shown] - 1).mean() if shown.any() else 0.0)
     np.testing.assert_allclose(ObjectLoss().call(labels, logits), wanted, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(taught(ObjectLoss(), labels, logits), labels > BACKGROUND)
+    np.testing.assert_array_equal(gradient_mask(ObjectLoss(), labels, logits), labels > BACKGROUND)
 
 
 def test_unknown_negatives_are_refused():

@@ -92,11 +92,11 @@ def view_batch(network, side=52):
     """Make a batch of views, and targets that ask every window for one of two boxes, by its class."""
     count = window_count(network.preset, side)
     rng = np.random.default_rng(0)
-    taught = rng.integers(1, 3, (4, count, count))
-    edges = np.where(taught[..., None] == 1, [0.1, 0.2, 0.6, 0.9], [0.3, 0.1, 0.9, 0.7])
+    classes = rng.integers(1, 3, (4, count, count))
+    edges = np.where(classes[..., None] == 1, [0.1, 0.2, 0.6, 0.9], [0.3, 0.1, 0.9, 0.7])
     pixels = rng.uniform(0, 255, (4, side, side, 3)).astype(np.float32)
-    boxes = np.concatenate([edges, taught[..., None]], axis=-1).astype(np.float32)
-    return tf.constant(pixels), {"boxes": tf.constant(boxes), "scores": tf.constant(taught.astype(np.int32))}
+    boxes = np.concatenate([edges, classes[..., None]], axis=-1).astype(np.float32)
+    return tf.constant(pixels), {"boxes": tf.constant(boxes), "scores": tf.constant(classes.astype(np.int32))}
 
 
 def fitted_boxes(network, recipe, steps=60):

@@ -44,9 +44,9 @@ def source():
 
 
 @pytest.fixture(scope="module")
-def whole(source, tmp_path_factory):
+def finished(source, tmp_path_factory):
     """A run of all stages, broken off after the first epochs of classification and of detection, and finished."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
+    run = tmp_path_factory.mktemp("runs") / "finished"
     before, after, fit = {}, {}, module._fit
     broken, taken_up, calibrations = {}, {}, []
 
@@ -85,16 +85,16 @@ def whole(source, tmp_path_factory):
     return SimpleNamespace(run=run, model=model, epochs=Breaking.seen, **moments)
 
 
-def test_the_finished_detector_is_calibrated_once_and_the_run_keeps_it(whole):
-    assert whole.calibrations == [("val", RECIPE.seed, ("classification", "localization"))]
-    assert load(whole.run).display_threshold == whole.model.display_threshold == 0.3
+def test_the_finished_detector_is_calibrated_once_and_the_run_keeps_it(finished):
+    assert finished.calibrations == [("val", RECIPE.seed, ("classification", "localization"))]
+    assert load(finished.run).display_threshold == finished.model.display_threshold == 0.3
 
 
 # --- What is left ----------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_its_configuration(whole):
-    config = read_config(whole.run)
+def test_a_run_leaves_its_configuration(finished):
+    config = read_config(finished.run)
     assert config["model"]["tasks"] == list(TASKS) and config["model"]["background"] is True
     assert config["model"]["labels"] == list("0123456789") and config["model"]["options"]["scales"] == [1, 2]
     assert config["training"]["data"] == "small" and config["training"]["seed"] == RECIPE.seed
@@ -102,18 +102,18 @@ def test_a_run_leaves_its_configuration(whole):
     assert set(config["training"]["versions"]) == {"tensorflow", "keras"}
 
 
-def test_a_run_leaves_the_weights_of_the_model_returned(whole, source):
-    loaded = load(whole.run)
-    assert loaded.tasks == whole.model.tasks == TASKS
+def test_a_run_leaves_the_weights_of_the_model_returned(finished, source):
+    loaded = load(finished.run)
+    assert loaded.tasks == finished.model.tasks == TASKS
     for part, values in weights(loaded.network).items():
-        assert same(values, weights(whole.model.network)[part]) and same(values, whole.after["detection"][part])
+        assert same(values, weights(finished.model.network)[part]) and same(values, finished.after["detection"][part])
     images = [record.image_bytes for record in source.records("val")]
     assert loaded.detect(images)["detection_boxes"].shape == (2, RECIPE.inference.max_detections, 4)
 
 
 @pytest.mark.parametrize("stage", TASKS)
-def test_a_run_leaves_checkpoints(whole, stage):
-    folder = whole.run / "checkpoints" / stage
+def test_a_run_leaves_checkpoints(finished, stage):
+    folder = finished.run / "checkpoints" / stage
     assert tf.train.latest_checkpoint(str(folder)) == str(folder / f"ckpt-{SCHEDULE.steps}")
     step, *_ = json.loads(tf.train.load_variable(str(folder), "position/.ATTRIBUTES/py_state"))
     assert step == SCHEDULE.steps
@@ -132,22 +132,22 @@ def logged(folder: Path) -> dict[str, list]:
 
 
 @pytest.mark.parametrize("stage", TASKS)
-def test_a_run_leaves_logs_for_tensorboard(whole, stage):
-    logs = logged(whole.run / "logs" / stage / "train")
-    losses = [figures["loss"] for figures in whole.epochs[stage]]
+def test_a_run_leaves_logs_for_tensorboard(finished, stage):
+    logs = logged(finished.run / "logs" / stage / "train")
+    losses = [figures["loss"] for figures in finished.epochs[stage]]
     np.testing.assert_allclose(logs["epoch_loss"], losses, rtol=1e-5)
     # Keras reads the rate as an epoch has ended: it is the next step's, and the first epoch's end is where it drops.
     np.testing.assert_allclose(logs["epoch_learning_rate"], [SCHEDULE.rate * SCHEDULE.factor] * 2, rtol=1e-5)
 
 
-def test_detection_is_validated_by_map(whole):
-    logs = logged(whole.run / "logs" / "detection" / "validation")
+def test_detection_is_validated_by_map(finished):
+    logs = logged(finished.run / "logs" / "detection" / "validation")
     assert len(logs["epoch_map50"]) == len(logs["epoch_map"]) == EPOCHS
-    assert all("val_map50" in figures for figures in whole.epochs["detection"])
+    assert all("val_map50" in figures for figures in finished.epochs["detection"])
 
 
-def test_localization_is_validated_by_its_errors(whole):
-    logs = logged(whole.run / "logs" / "localization" / "validation")
+def test_localization_is_validated_by_its_errors(finished):
+    logs = logged(finished.run / "logs" / "localization" / "validation")
     for name in ("localization1_error", "localization5_error", "top1_error", "top5_error"):
         assert len(logs[f"epoch_{name}"]) == EPOCHS and 0 <= logs[f"epoch_{name}"][-1] <= 1
 
@@ -156,31 +156,31 @@ SHOWN = {"classification": ("top1", "top5"), "localization": (), "detection": ("
 
 
 @pytest.mark.parametrize("stage", TASKS)
-def test_losses_by_part_and_metrics_go_on_where_a_broken_run_was(whole, stage):
-    events = read_events(whole.run / "logs" / stage / "boards")
+def test_losses_by_part_and_metrics_go_on_where_a_broken_run_was(finished, stage):
+    events = read_events(finished.run / "logs" / stage / "boards")
     for name in ("images_per_second", "batch_loss", *(f"batch_{name}" for name in SHOWN[stage])):
         assert [event.step for event in events.Tensors(name)] == list(range(1, SCHEDULE.steps + 1)), name
-    assert {f"epoch_{name}" for name in SHOWN[stage]} <= set(logged(whole.run / "logs" / stage / "train"))
+    assert {f"epoch_{name}" for name in SHOWN[stage]} <= set(logged(finished.run / "logs" / stage / "train"))
 
 
 @pytest.mark.parametrize("stage", TASKS)
-def test_boards_show_pictures_filters_histograms_speed_and_settings(whole, stage):
-    logs = logged(whole.run / "logs" / stage / "boards")
+def test_boards_show_pictures_filters_histograms_speed_and_settings(finished, stage):
+    logs = logged(finished.run / "logs" / stage / "boards")
     for name in ("val/0", "val/1", "first_layer"):
         width, height, *encoded = logs[name][-1]
         assert tf.io.decode_image(encoded[0]).shape == (int(height), int(width), 3)
     assert logs["images_per_second"][-1] > 0
-    assert "_hparams_/session_start_info" in logged(whole.run / "logs" / stage)
+    assert "_hparams_/session_start_info" in logged(finished.run / "logs" / stage)
     features = [tag for tag in logs if tag.startswith("weights/") and "conv1" in tag]
     assert len(features) == (0 if stage == "localization" else 2)  # what does not learn is not shown
     counts = logs[next(tag for tag in logs if tag.startswith("weights/"))][-1][:, 2]
     assert counts.sum() > 0
-    graph = read_events(whole.run / "logs" / stage / "boards").Graph()
+    graph = read_events(finished.run / "logs" / stage / "boards").Graph()
     assert any("conv1" in node.name for node in graph.node)
 
 
-def test_boards_show_precision_and_recall(whole):
-    logs = logged(whole.run / "logs" / "detection" / "boards")
+def test_boards_show_precision_and_recall(finished):
+    logs = logged(finished.run / "logs" / "detection" / "boards")
     true, false, _, missed, precision, recall = logs["precision_recall/all/pr_curves"][-1]
     assert len(logs["precision_recall/all/pr_curves"]) == EPOCHS and len(recall) == 101
     np.testing.assert_allclose(precision, true / np.maximum(true + false, 1), atol=1e-6)
@@ -194,14 +194,14 @@ def test_boards_show_precision_and_recall(whole):
     "stage, moving",
     [("classification", {"features", "classifier"}), ("localization", {"regressor"}), ("detection", set(PARTS))],
 )
-def test_a_stage_moves_its_own_parts_and_no_other_by_a_bit(whole, stage, moving):
-    before, after = whole.before[stage], whole.after[stage]
+def test_a_stage_moves_its_own_parts_and_no_other_by_a_bit(finished, stage, moving):
+    before, after = finished.before[stage], finished.after[stage]
     assert {part for part in PARTS if not same(before[part], after[part])} == moving
 
 
-def test_each_stage_starts_from_what_the_one_before_has_learnt(whole):
-    assert all(same(whole.after["classification"][part], whole.before["localization"][part]) for part in PARTS)
-    learnt, start = whole.after["localization"], whole.before["detection"]
+def test_each_stage_starts_from_what_the_one_before_has_learnt(finished):
+    assert all(same(finished.after["classification"][part], finished.before["localization"][part]) for part in PARTS)
+    learnt, start = finished.after["localization"], finished.before["detection"]
     assert same(learnt["features"], start["features"]) and same(learnt["regressor"], start["regressor"])
     *hidden, kernel, bias = start["classifier"]
     *learnt_hidden, learnt_kernel, learnt_bias = learnt["classifier"]
@@ -215,22 +215,22 @@ def test_each_stage_starts_from_what_the_one_before_has_learnt(whole):
 
 
 @pytest.mark.parametrize("stage", ["classification", "detection"])
-def test_a_broken_run_goes_on_where_it_was(whole, stage):
-    for kept, found in zip(whole.broken[stage], whole.taken_up[stage], strict=True):
+def test_a_broken_run_goes_on_where_it_was(finished, stage):
+    for kept, found in zip(finished.broken[stage], finished.taken_up[stage], strict=True):
         assert same(kept, found) and any(np.any(values) for values in kept)
-    assert int(whole.taken_up[stage][1][0]) == SCHEDULE.steps // EPOCHS  # the optimizer's first variable: its steps
+    assert int(finished.taken_up[stage][1][0]) == SCHEDULE.steps // EPOCHS  # the optimizer's first variable: its steps
 
 
-def test_every_epoch_is_trained_once(whole):
-    assert {stage: [e["epoch"] for e in epochs] for stage, epochs in whole.epochs.items()} == {
+def test_every_epoch_is_trained_once(finished):
+    assert {stage: [e["epoch"] for e in epochs] for stage, epochs in finished.epochs.items()} == {
         stage: list(range(EPOCHS)) for stage in TASKS
     }
 
 
-def test_a_finished_run_is_not_trained_again(whole, source, monkeypatch):
+def test_a_finished_run_is_not_trained_again(finished, source, monkeypatch):
     monkeypatch.setattr(module, "_fit", lambda *_: pytest.fail("trained again"))
-    again = train(RECIPE, source, whole.run)
-    assert all(same(values, whole.after["detection"][part]) for part, values in weights(again.network).items())
+    again = train(RECIPE, source, finished.run)
+    assert all(same(values, finished.after["detection"][part]) for part, values in weights(again.network).items())
 
 
 def test_classification_after_detection_is_refused(source, tmp_path, monkeypatch):

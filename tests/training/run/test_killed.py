@@ -48,35 +48,35 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def unbroken(tmp_path_factory) -> Path:
     """An unbroken run."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
     assert run(folder, 99) == 0
     return folder
 
 
-def assert_same(broken: Path, whole: Path) -> None:
-    expected, found = weights(whole), weights(broken)
+def assert_same(broken: Path, unbroken: Path) -> None:
+    expected, found = weights(unbroken), weights(broken)
     assert expected.keys() == found.keys() and len(expected) > 10
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6, err_msg=name)
-    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in broken.iterdir()) == sorted(path.name for path in unbroken.iterdir())
 
 
 @pytest.mark.long
-def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(tmp_path, whole):
+def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(tmp_path, unbroken):
     deaths = [run(tmp_path / "killed", *death) for death in DEATHS]
     assert run(tmp_path / "killed", 0) == 0
     assert deaths.count(-signal.SIGKILL) == len(DEATHS)
-    assert_same(tmp_path / "killed", whole)
+    assert_same(tmp_path / "killed", unbroken)
 
 
 @pytest.mark.long
-def test_a_run_asked_to_end_loses_no_step(tmp_path, whole):
+def test_a_run_asked_to_end_loses_no_step(tmp_path, unbroken):
     """Checkpoints are too far apart to be written otherwise: the third process does step 8, and what is after."""
     folder = tmp_path / "asked"
     for count, step in ((4, 4), (3, 7)):
         assert run(folder, 99, "step", count, int(signal.SIGTERM)) == -signal.SIGTERM
         assert list((folder / "checkpoints" / "classification").glob(f"ckpt-{step}.index"))
     assert run(folder, 99) == 0
-    assert_same(folder, whole)
+    assert_same(folder, unbroken)

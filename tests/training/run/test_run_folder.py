@@ -1,4 +1,4 @@
-"""A run's folder is held by one process, has room, and is whole whenever a process died in it."""
+"""A run's folder belongs to one process, has disk space, and stays complete if a process dies in it."""
 
 import json
 import os

@@ -37,16 +37,16 @@ class FakeCheckpoints(SimpleNamespace):
 
 def fit(checkpoints: FakeCheckpoints, asked_in: int, boards: list[int]) -> None:
     """Do eight steps; a signal comes in one of them. `boards` are written as an epoch ends."""
-    with CheckpointOnSignal("detection", checkpoints) as ending:
+    with CheckpointOnSignal("detection", checkpoints) as callback:
         for step in range(1, 9):
             if step == asked_in:
                 signal.raise_signal(signal.SIGINT)
             checkpoints.step = step
-            ending.on_train_batch_end(step)
+            callback.on_train_batch_end(step)
             if checkpoints.at_epoch_end:
                 checkpoints.save()
                 boards.append(step)
-                ending.on_epoch_end(step // STEPS)
+                callback.on_epoch_end(step // STEPS)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_a_process_that_a_signal_does_not_end_ends(monkeypatch):
     """As the first of a container, to which the kernel does not hand signals that it has no handler for."""
     monkeypatch.setattr(signal, "raise_signal", lambda number: None)
     checkpoints = FakeCheckpoints()
-    with pytest.raises(SystemExit) as end, CheckpointOnSignal("detection", checkpoints) as ending:
+    with pytest.raises(SystemExit) as end, CheckpointOnSignal("detection", checkpoints) as callback:
         os.kill(os.getpid(), signal.SIGTERM)
         checkpoints.step = 1
-        ending.on_train_batch_end(1)
+        callback.on_train_batch_end(1)
     assert end.value.code == 143 and checkpoints.saved == [1]

@@ -57,10 +57,10 @@ def test_boxes_are_told_apart(corners, kind):
 
 def test_where_no_box_is_left_the_class_of_the_whole_image_is():
     things = [Thing("cat", (5, 5, 5, 9))]
-    record = make_record(IMAGE, "a", things, {"cat": 0, "dog": 1}, lambda finding: None, whole="dog")
+    record = make_record(IMAGE, "a", things, {"cat": 0, "dog": 1}, lambda finding: None, image_class="dog")
     assert record is not None and record.labels.tolist() == [1]
     assert record.boxed.tolist() == [False] and record.boxes.tolist() == [[0, 0, 1, 1]]
-    boxed = make_record(IMAGE, "a", [Thing("cat", (1, 1, 5, 9))], {"cat": 0, "dog": 1}, print, whole="dog")
+    boxed = make_record(IMAGE, "a", [Thing("cat", (1, 1, 5, 9))], {"cat": 0, "dog": 1}, print, image_class="dog")
     assert boxed is not None and boxed.labels.tolist() == [0] and boxed.boxed.tolist() == [True]
 
 

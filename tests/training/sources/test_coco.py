@@ -22,8 +22,8 @@ def write(root: Path, name: str, annotations: list[dict], stems=("a", "b"), **ch
         Image.new("RGB", (40, 20)).save(root / "images" / f"{stem}.jpg")
         listed.append({"id": 100 - number, "file_name": f"{stem}.jpg", "width": 40, "height": 20})
     file = root / f"{name}.json"
-    whole = {"info": {}, "images": listed, "annotations": annotations, "categories": CATEGORIES, **changes}
-    file.write_text(json.dumps(whole))
+    content = {"info": {}, "images": listed, "annotations": annotations, "categories": CATEGORIES, **changes}
+    file.write_text(json.dumps(content))
     return file
 
 

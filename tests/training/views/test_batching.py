@@ -35,14 +35,14 @@ def batches(source, marks: Bookmarks) -> tf.data.Dataset:
 
 
 def test_a_stream_goes_on_at_any_step_as_if_it_had_never_ended(digits):
-    marks, whole, places = Bookmarks(), [], {}
+    marks, complete, places = Bookmarks(), [], {}
     for pixels, labels in batches(digits, marks).take(26):
-        whole.append((pixels.numpy(), labels.numpy()))
-        places[len(whole)] = marks.at(len(whole))
-    assert len({pixels.tobytes() for pixels, _ in whole}) == len(whole)
+        complete.append((pixels.numpy(), labels.numpy()))
+        places[len(complete)] = marks.at(len(complete))
+    assert len({pixels.tobytes() for pixels, _ in complete}) == len(complete)
     for step in (3, 19):  # as the first block ends, and within the seventh
         resumed = batches(digits, Bookmarks(step, *places[step]))
-        for old, new in zip(whole[step : step + 6], resumed, strict=False):
+        for old, new in zip(complete[step : step + 6], resumed, strict=False):
             np.testing.assert_array_equal(old[0], new[0])
             np.testing.assert_array_equal(old[1], new[1])
     assert places[19][0] == 6 and places[19][1] > (1, 0)  # in a later pass over the records
@@ -57,8 +57,8 @@ def test_each_pass_has_all_records_in_an_order_of_its_own(monkeypatch):
 
 
 def test_records_begin_at_a_place_without_what_is_before(digits):
-    whole = [record["place"].numpy().tolist() for record in shuffled_records(digits, "train", 0).take(9)]
-    assert whole == [[0, 0], [0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [0, 6], [1, 0], [1, 1]]
+    complete = [record["place"].numpy().tolist() for record in shuffled_records(digits, "train", 0).take(9)]
+    assert complete == [[0, 0], [0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [0, 6], [1, 0], [1, 1]]
     for start, record in ((5, Place(0, 5)), (7, Place(1, 0))):
         ids = [
             [r["image_id"].numpy() for r in data.take(3)]
@@ -82,14 +82,14 @@ def test_an_image_comes_back_after_so_many_batches(digits):
         drawn = read.map(lambda record: (record["place"], tuple((record["place"], [i]) for i in range(3))))
         return dealt_batches(drawn, 2, marks, apart=3)
 
-    whole = list(dealt(Bookmarks()).take(12).as_numpy_iterator())
-    for number, (places, views) in enumerate(whole):
+    complete = list(dealt(Bookmarks()).take(12).as_numpy_iterator())
+    for number, (places, views) in enumerate(complete):
         block, within = divmod(number, 9)
         first = 6 * block + 2 * (within % 3)  # of images that come in passes of seven
         assert places.tolist() == [[*divmod(n, 7)] for n in (first, first + 1)]
         assert views.ravel().tolist() == [within // 3] * 2
     resumed = next(iter(dealt(Bookmarks(11, 1, Place(0, 6), batches=9))))
-    np.testing.assert_array_equal(resumed[0], whole[11][0])
+    np.testing.assert_array_equal(resumed[0], complete[11][0])
     with pytest.raises(ValueError, match=r"^expected to go on in blocks of 9 batches; got a place in blocks of 3, "):
         dealt(Bookmarks(11, 3, Place(0, 6), batches=3))
 

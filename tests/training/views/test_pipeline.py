@@ -110,7 +110,7 @@ def test_a_classification_view_shows_the_object_that_it_is_labelled_with(coloure
 def test_boxes_and_classes_are_where_the_pixels_are(coloured):
     origins = window_origins(TINY, SIDE, True)
     views = replace(VIEWS, mirror=True, colour=0.0)
-    named = taught = 0
+    named = trained = 0
     for batch, targets in first(spatial(coloured, views=views), 4):
         for view, scores, edges in zip(batch, targets["scores"], targets["boxes"], strict=True):
             placed = from_window(tf.constant(edges[..., :4]), origins, float(TINY.window)).numpy()
@@ -122,12 +122,12 @@ def test_boxes_and_classes_are_where_the_pixels_are(coloured):
                 seen = np.clip([top, left, bottom, right], 0, SIDE)
                 np.testing.assert_allclose(seen, [rows[0], columns[0], rows[-1] + 1, columns[-1] + 1], atol=1.01)
                 assert edges[i, j, 4] == 1 + hue(view[light][None])
-                taught += 1
+                trained += 1
                 if scores[i, j] > BACKGROUND:
                     named += 1
                     middle = view[int(seen[0]) : int(seen[2]), int(seen[1]) : int(seen[3])]
                     assert hue(middle) + 1 == scores[i, j]
-    assert named > 50 and taught > named
+    assert named > 50 and trained > named
 
 
 def test_object_share_rules_how_many_views_are_centred_on_an_object():

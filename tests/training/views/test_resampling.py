@@ -41,7 +41,7 @@ def test_a_view_of_the_whole_image_is_tensorflows_antialiased_resize(size):
 def test_cropping_first_changes_nothing(size, frame):
     image, edges = noise(*size), floats(*frame)
     scale = (edges[2:] - edges[:2]) / floats(*size)
-    whole = tf.raw_ops.ScaleAndTranslate(
+    full = tf.raw_ops.ScaleAndTranslate(
         images=tf.cast(image, tf.float32)[None],
         size=[SIDE, SIDE],
         scale=scale,
@@ -53,7 +53,7 @@ def test_cropping_first_changes_nothing(size, frame):
     seen = ((middles > frame[0]) & (middles < frame[2]))[:, None] & ((middles > frame[1]) & (middles < frame[3]))
     view = resample(image, edges, SIDE, FILL).numpy()
     assert seen.sum() > 0
-    np.testing.assert_allclose(view[seen], whole[seen], atol=0.05)
+    np.testing.assert_allclose(view[seen], full[seen], atol=0.05)
     assert (view[~seen] == FILL).all()
 
 

@@ -32,12 +32,12 @@ class PrecisionRecallCurves:
         if not curves:
             return
         areas = {name: area_under(*curve) for name, curve in curves.items()}
-        order = sorted(areas, key=lambda name: -areas[name])
-        named = order if len(order) <= EACH else [*order[: EACH // 2], *order[-EACH // 2 :]]
+        ranked = sorted(areas, key=lambda name: -areas[name])
+        named = ranked if len(ranked) <= EACH else [*ranked[: EACH // 2], *ranked[-EACH // 2 :]]
         levels = {name: best_precision(*curve) for name, curve in curves.items()}
         made = figure(8.5, 5.2)
         axes = made.subplots()
-        for name in order:
+        for name in ranked:
             if name not in named:
                 axes.plot(RECALLS, levels[name], color="0.85", linewidth=0.6)
         for number, name in enumerate(named):
@@ -50,7 +50,7 @@ class PrecisionRecallCurves:
             axes.plot(RECALLS, middle, color="black", linewidth=2.6, label=f"{mean:.2f}  mean of {len(curves)}")
         axes.set(xlim=(0, 1.005), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
         axes.grid(color="0.9")
-        few = f", the {EACH // 2} best and worst of {len(order)}" if len(named) < len(order) else ""
+        few = f", the {EACH // 2} best and worst of {len(ranked)}" if len(named) < len(ranked) else ""
         axes.set_title("Precision and recall at IoU 0.5", fontsize=11)
         made.legend(loc="outside right upper", fontsize=8, title=f"average precision{few}".replace(", ", "\n"))
         save(made, folder / FILE)

@@ -1,1 +1,1 @@
-"""Ways of training, fitted side by side and compared seed by seed."""
+"""`overfeat benchmark ladder`: train the variants of each of the paper's choices and compare them seed by seed."""

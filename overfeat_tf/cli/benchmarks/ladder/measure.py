@@ -1,19 +1,19 @@
-"""Where the paper's ideas pay: each choice beside its alternatives, on several seeds (`overfeat benchmark ladder`)."""
+"""Train and score every variant of the paper's choices, on several seeds, and render the results."""
 
 import gc
 import json
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
 import keras
 
-from overfeat_tf.cli.benchmarks.ladder.ways import LADDERS, Ladder, Question, Way
-from overfeat_tf.cli.benchmarks.machine import describe
-from overfeat_tf.cli.benchmarks.suppression import Predictions, suppression
+from overfeat_tf.cli.benchmarks.ladder.choices import LADDERS, Choice, Ladder, Variant
+from overfeat_tf.cli.benchmarks.machine import describe_machine
+from overfeat_tf.cli.benchmarks.merging import Predictions, by_suppression
 from overfeat_tf.models.loading import load_run, read_config
 from overfeat_tf.models.model import CONFIG, Model
 from training.evaluation.evaluate import evaluate
@@ -30,7 +30,8 @@ SHOWN = {
 }
 
 log = logging.getLogger(__name__)
-Known = dict[tuple, dict[str, float]]  # what runs, options and protocol gave, since ways of several questions coincide
+# Figures by runs, options and protocol: several choices share a variant.
+Cache = dict[tuple, dict[str, float]]
 
 
 def measure(
@@ -41,22 +42,22 @@ def measure(
     settings: Sequence[str] = (),
     limit: int | None = None,
 ) -> dict:
-    """Train what is not there yet, and score each way of each question; called again it goes on where it was.
+    """Train the missing runs and score each variant of each choice. Another call resumes where the last one stopped.
 
     Args:
-        name: Of `LADDERS`.
-        data: SOURCE; the recipe's own if None.
-        folder: Where runs and results go.
-        seeds: One training of everything for each; a difference is taken within a seed.
-        settings: Further changes of the recipe's.
-        limit: Images that are scored.
+        name: A name in `LADDERS`.
+        data: SOURCE; by default the recipe's own.
+        folder: The folder for runs and results.
+        seeds: Every variant is trained once per seed; differences are taken within a seed.
+        settings: More changes to the recipe.
+        limit: Number of images to score.
 
     Returns:
-        What `ladder.json` in the folder then has, in JSON's types; "found" is, by question, way and figure, a value for
-        each seed, or one in all for a committee.
+        The content of `ladder.json` in the folder, in JSON's types. "found" has by choice, variant and figure a list of
+        one value per seed, or a single value for a committee.
 
     Raises:
-        ValueError: no such ladder, or the folder has one of other settings.
+        ValueError: no such ladder, or the folder holds results of other settings.
     """
     if name not in LADDERS:
         raise ValueError(f"expected a ladder, one of {', '.join(LADDERS)}; got '{name}'")
@@ -66,79 +67,81 @@ def measure(
     if data is None and recipe.data is None:
         raise ValueError(f"expected --data SOURCE: the ladder '{name}' has no data of its own")
     source = open_source(data or str(recipe.data))
-    asked = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
-    results = _begun(folder / RESULTS, asked)
-    known: Known = {}
-    for question in ladder.questions:
-        for way in question.ways:
-            if results["found"].get(question.name, {}).get(way.name):
+    config = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
+    results = _read_or_create(folder / RESULTS, config)
+    cache: Cache = {}
+    for choice in ladder.choices:
+        for variant in choice.variants:
+            if results["found"].get(choice.name, {}).get(variant.name):
                 continue
-            figures = _score(ladder, question, way, source, folder, seeds, limit, known)
-            results["found"].setdefault(question.name, {})[way.name] = figures
+            figures = _score(ladder, choice, variant, source, folder, seeds, limit, cache)
+            results["found"].setdefault(choice.name, {})[variant.name] = figures
             _write(folder / RESULTS, results)
-            log.info("%s: %s: %s", question.name, way.name, _said(figures))
+            log.info("%s: %s: %s", choice.name, variant.name, _in_words(figures))
     return results
 
 
-def _begun(path: Path, asked: dict) -> dict:
-    """Read what an earlier call has found, or begin."""
+def _read_or_create(path: Path, config: dict) -> dict:
+    """Read the results of an earlier call, or create the file."""
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        results = {**asked, "machine": describe(), "found": {}}
-        _write(path, results)  # before hours of training, whose runs others must not take for theirs
+        results = {**config, "machine": describe_machine(), "found": {}}
+        _write(path, results)  # before the training, so that a call with other settings does not use its runs
         return results
     results = json.loads(path.read_text())
-    changed = [key for key, value in asked.items() if results.get(key) != value]
+    changed = [key for key, value in config.items() if results.get(key) != value]
     if changed:
-        raise ValueError(f"expected the {', '.join(changed)} that '{path}' began with; use another --out, or those")
+        raise ValueError(f"expected the {', '.join(changed)} that '{path}' began with; use those, or another --out")
     return results
 
 
 def _write(path: Path, results: dict) -> None:
-    """Write results in one step: hours of them must survive a kill."""
-    beside = path.with_suffix(".partial")
-    beside.write_text(json.dumps(results, indent=1) + "\n")
-    beside.replace(path)
+    """Write the results atomically: a killed process must not lose hours of them."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(results, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _score(
     ladder: Ladder,
-    question: Question,
-    way: Way,
+    choice: Choice,
+    variant: Variant,
     source: Source,
     folder: Path,
     seeds: Sequence[int],
     limit: int | None,
-    known: Known,
+    cache: Cache,
 ) -> dict[str, list[float]]:
-    """Give each figure's values, one a seed."""
-    runs = [_trained(ladder, way, seed, source, folder) for seed in seeds]
+    """Return the values of each figure, one per seed."""
+    runs = [_trained(ladder, variant, seed, source, folder) for seed in seeds]
     figures: dict[str, list[float]] = {}
-    for members in [runs] if way.committee else [[run] for run in runs]:
+    for members in [runs] if variant.committee else [[run] for run in runs]:
         models = [load_run(run) for run in members]
-        model = (Model.committee(models) if way.committee else models[0]).with_options(**way.changes)
-        key = (*members, question.protocol, model.options, way.suppress, way.fixed_box)
-        if key not in known:
-            known[key] = _figures(model, question.protocol, way, source, ladder.split, limit)
-        found = known[key]
-        for shown in SHOWN[question.protocol]:
+        model = (Model.committee(models) if variant.committee else models[0]).with_options(**variant.changes)
+        key = (*members, choice.protocol, model.options, variant.suppress, variant.fixed_box)
+        if key not in cache:
+            cache[key] = _figures(model, choice.protocol, variant, source, ladder.split, limit)
+        found = cache[key]
+        for shown in SHOWN[choice.protocol]:
             figures.setdefault(shown, []).append(found[shown])
-    # Traced functions and networks of past ways would add up.
+    # Free the traced functions and networks of earlier variants.
     keras.backend.clear_session()
     gc.collect()
     return figures
 
 
-def _figures(model: Model, protocol: str, way: Way, source: Source, split: str, limit: int | None) -> dict[str, float]:
-    if way.suppress is not None:
-        combine = suppression(way.suppress, len(source.class_names), model.options.max_detections)
+def _figures(
+    model: Model, protocol: str, variant: Variant, source: Source, split: str, limit: int | None
+) -> dict[str, float]:
+    if variant.suppress is not None:
+        combine = by_suppression(variant.suppress, len(source.class_names), model.options.max_detections)
         scored = Predictions(model, source, split, limit).score(combine)
         return {"map50": scored.map50, "map": scored.map}
-    if way.fixed_box:
+    if variant.fixed_box:
         box = median_box(source, quiet=True)
         if box is None:
             raise ValueError(
-                f"expected boxes to take a fixed one from in split 'train' of {source.name}; there are none"
+                f"expected objects with boxes in split 'train' of {source.name}, for the median box; there are none"
             )
         fixed = FixedBox(box)
         evaluate(model, source, split, (protocol,), limit, quiet=True, callbacks={protocol: [fixed.process]})
@@ -146,8 +149,8 @@ def _figures(model: Model, protocol: str, way: Way, source: Source, split: str, 
     return evaluate(model, source, split, (protocol,), limit, quiet=True)
 
 
-def _trained(ladder: Ladder, way: Way, seed: int, source: Source, folder: Path) -> Path:
-    """Train the run of a way and seed, unless it is there; ways that share the first stage share its weights."""
+def _trained(ladder: Ladder, variant: Variant, seed: int, source: Source, folder: Path) -> Path:
+    """Train the run of a variant and seed if it is missing; return its folder."""
 
     def recipe(settings: Sequence[str]) -> Recipe:
         return override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings, *settings, f"seed={seed}"])
@@ -161,43 +164,44 @@ def _trained(ladder: Ladder, way: Way, seed: int, source: Source, folder: Path) 
         keras.backend.clear_session()
         return run
 
-    name = re.sub(r"\W+", "-", "-".join(way.settings)) or "base"
-    if way.whole:
-        return fitted(name, way.settings, ladder.stages)
+    name = re.sub(r"\W+", "-", "-".join(variant.settings)) or "base"
+    if variant.from_scratch:
+        return fitted(name, variant.settings, ladder.stages)
     first = fitted("classification", (), ladder.stages[:1])
-    return fitted(name, way.settings, ladder.stages[1:], first)
+    return fitted(name, variant.settings, ladder.stages[1:], first)
 
 
 def as_markdown(results: dict) -> str:
-    """Render a table for each question: means, least to greatest, and `differences` from the first way."""
+    """Render a table for each choice: means, ranges, and differences from the first variant."""
     lines: list[str] = []
-    for question, ways in results["found"].items():
-        base = next(iter(ways.values()))
+    for choice, variants in results["found"].items():
+        base = next(iter(variants.values()))
         shown = [*base]
-        heads = [head for name in shown for head in (name, "from the first")]
-        lines += [f"**{question}**", "", f"| way | {' | '.join(heads)} |", f"|{' --- |' * (len(heads) + 1)}"]
-        for name, figures in ways.items():
-            cells = [cell for key in shown for cell in (_spread(figures[key]), _difference(figures[key], base[key]))]
+        heads = [head for name in shown for head in (name, "difference")]
+        lines += [f"**{choice}**", "", f"| variant | {' | '.join(heads)} |", f"|{' --- |' * (len(heads) + 1)}"]
+        for name, figures in variants.items():
+            cells = [
+                cell for key in shown for cell in (_with_range(figures[key]), _difference(figures[key], base[key]))
+            ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _spread(values: list[float], style: str = "{:.3f}") -> str:
+def _with_range(values: list[float], style: str = "{:.3f}") -> str:
     text = style.format(mean(values))
     return text if len(values) == 1 else f"{text} ({style.format(min(values))} to {style.format(max(values))})"
 
 
 def _difference(values: list[float], base: list[float]) -> str:
-    return "" if values is base else _spread(differences(values, base), "{:+.3f}")
+    return "" if values is base else _with_range(differences(values, base), "{:+.3f}")
 
 
 def differences(values: list[float], base: list[float]) -> list[float]:
-    """Set values against the first way's: seed by seed, and a committee's one against that of each of its members."""
+    """Subtract the first variant's values: seed by seed, and for a committee from the value of each member."""
     pairs = zip(values, base, strict=True) if len(values) == len(base) else ((mean(values), other) for other in base)
     return [value - other for value, other in pairs]
 
 
-def _said(figures: dict[str, list[float]]) -> str:
-    shown: Callable[[list[float]], str] = _spread
-    return ", ".join(f"{name} {shown(values)}" for name, values in figures.items())
+def _in_words(figures: dict[str, list[float]]) -> str:
+    return ", ".join(f"{name} {_with_range(values)}" for name, values in figures.items())

@@ -1,1 +1,1 @@
-"""The server under load, batches and abuse, beside the same model in this process."""
+"""`overfeat benchmark serve`: a server with one client, under load, and under hostile requests."""

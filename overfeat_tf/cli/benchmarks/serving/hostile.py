@@ -1,7 +1,12 @@
-"""Requests that no client should send, each made wrong in its own way; the same number is the same request."""
+"""Hostile requests: wrong messages, damaged images, and small files that declare billions of pixels.
+
+They are seeded: the same number gives the same request.
+"""
 
 import base64
 import json
+import struct
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,19 +15,18 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import classification_pb2, inference_pb2, predict_pb2
 
-from overfeat_tf.cli.benchmarks.serving.damage import bmp, gif, mutate, noise, png
 from serving.contract import ENCODED_IMAGE_FEATURE
 
-SERVER_MEGABYTES = 4  # what the server is told to take; oversized is one more
+SERVER_MEGABYTES = 4  # the server's limit; an oversized request has one more
 
 
 class Call(NamedTuple):
-    """A request: over gRPC to a method, or over REST to a path.
+    """A request to a gRPC method or to a REST path.
 
     Attributes:
-        kind: what is wrong with it.
-        target: the method's name, or the path if it begins with a slash.
-        body: the message, as it goes over the wire.
+        kind: What is wrong with it.
+        target: The method's name, or the path if it starts with a slash.
+        body: The message in bytes.
     """
 
     kind: str
@@ -30,12 +34,12 @@ class Call(NamedTuple):
     body: bytes
 
 
-class Hostile:
-    """Makes hostile calls out of a good request.
+class HostileRequests:
+    """Makes hostile calls from a valid request.
 
     Args:
-        good: A request of one encoded image to a model that is served.
-        image: That image, JPEG.
+        good: A request with one encoded image for a served model.
+        image: The image, JPEG.
     """
 
     def __init__(self, good: predict_pb2.PredictRequest, image: bytes):
@@ -60,7 +64,7 @@ class Hostile:
         )
 
     def call(self, number: int) -> Call:
-        """Make the call of that number; the kinds take turns, one in 100 is oversized."""
+        """Make the call of that number. The kinds alternate, and one call in 100 is oversized."""
         rng = np.random.default_rng(number)
         make = self._oversized if number % 100 == 99 else self._kinds[number % len(self._kinds)]
         target, body = make(rng)
@@ -181,3 +185,40 @@ class Hostile:
         for size in sizes:
             request.inputs[self._input].tensor_shape.dim.add(size=size)
         return request
+
+
+def noise(rng: np.random.Generator, most: int) -> bytes:
+    """Return at most `most` random bytes."""
+    return rng.bytes(int(rng.integers(most + 1)))
+
+
+def mutate(data: bytes, rng: np.random.Generator) -> bytes:
+    """Change 1 to 16 bytes."""
+    changed = np.frombuffer(data, np.uint8).copy()
+    places = rng.integers(0, len(changed), rng.integers(1, 17))
+    changed[places] = rng.integers(0, 256, len(places))
+    return changed.tobytes()
+
+
+def png(side: int) -> bytes:
+    """Return a PNG that declares side x side pixels and holds the first few."""
+    pixels = zlib.compress(bytes(1 << 20), 9)
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", pixels) + _chunk(b"IEND", b"")
+
+
+def gif(side: int) -> bytes:
+    """Return a GIF that declares side x side pixels, or as many as the format allows."""
+    size = struct.pack("<HH", min(side, 65535), min(side, 65535))
+    frame = b"," + bytes(4) + size + b"\0" + b"\x02\x02\x4c\x01\0"
+    return b"GIF89a" + size + b"\x80\0\0" + bytes(6) + frame + b";"
+
+
+def bmp(side: int) -> bytes:
+    """Return a BMP that declares side x side pixels and holds none."""
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 2835, 2835, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

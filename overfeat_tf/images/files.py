@@ -1,4 +1,4 @@
-"""Image files: found by names, folders and globs, and read."""
+"""Find image files by names, folders and globs, and read them."""
 
 import glob
 import os
@@ -9,14 +9,14 @@ from pathlib import Path
 from overfeat_tf.images.decode import MAX_PIXELS
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
-MAX_BYTES = 9 * MAX_PIXELS  # a PNG of 4 x 16 bits a pixel that does not compress, and some to spare
+MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
 
 
 def find_files(patterns: Sequence[str]) -> list[Path]:
-    """List the images that files, folders (with those below) and globs name, each once, in order.
+    """List the images that files, folders (recursively) and globs name, each once.
 
     Raises:
-        ValueError: one of them names nothing.
+        ValueError: one of them matches no file.
     """
     found: dict[str, Path] = {}
     for pattern in patterns:
@@ -28,20 +28,20 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         else:
             paths = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if Path(file).is_file()]
         if not paths:
-            raise ValueError(f"expected image files; '{pattern}' names none")
+            raise ValueError(f"expected image files; '{pattern}' matches none")
         for path in paths:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
 
 
 def read_image(path: bytes | Path) -> tuple[bytes, str]:
-    """Read a file; or give no bytes and say why not. What is no picture by its size is not read."""
+    """Return a file's bytes and "", or b"" and the reason. A file that is too large for an image is not read."""
     try:
         state = os.stat(path)
         if not stat.S_ISREG(state.st_mode):
-            return b"", "expected a file, got something else"
+            return b"", "expected a regular file"
         if state.st_size > MAX_BYTES:
-            return b"", f"expected an image of at most {MAX_BYTES} bytes, got {state.st_size}: not read"
+            return b"", f"expected an image of at most {MAX_BYTES} bytes, got {state.st_size}"
         with open(path, "rb") as file:
             return file.read(state.st_size), ""
     except OSError as error:
