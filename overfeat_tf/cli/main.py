@@ -242,7 +242,7 @@ def import_keras(file: Path, labels: Path, run: Path, side: int | None) -> None:
     from overfeat_tf.models.keras_classifier import import_keras as read
 
     read(file, labels, run, side)
-    click.echo(f"{run}: imported; serve it after: overfeat export {run} --to saved_models/{file.stem}", err=True)
+    click.echo(f"{run}: imported; export it with: overfeat export {run} --to saved_models/{file.stem}", err=True)
     click.echo(run)
 
 

@@ -6,6 +6,7 @@ from overfeat_tf.options import InferenceOptions
 from training.recipes.imagenet import SIDES, WINDOWS
 from training.recipes.recipe import Recipe, Schedule
 from training.views.augmentation import ViewOptions
+from training.views.targets import Matching
 
 
 def finetune() -> Recipe:
@@ -17,13 +18,18 @@ def finetune() -> Recipe:
         name="finetune",
         data=None,
         preset="EfficientNetV2B0",
-        classification=_passes(10, most=20_000, batch=32, rate=0.02, epochs=4, backbone_rate=0.0),
-        localization=_passes(2, most=2_000, batch=16, rate=0.02, epochs=1),
-        detection=_passes(60, most=100_000, batch=16, rate=0.02, epochs=8),
+        classification=_passes(10, most=20_000, batch=32, rate=0.003, epochs=4, backbone_rate=0.0),
+        localization=_passes(2, most=2_000, batch=16, rate=0.003, epochs=1),
+        # A backbone of unit-variance maps and 17,000 inputs to a head: heads diverge slowly at 0.01, where the
+        # backbone learns best.
+        detection=_passes(60, most=100_000, batch=16, rate=0.003, epochs=8, backbone_rate=3.0),
         side=240,
         scales="auto",
         fine=False,
         box_form="centre_size",
+        box_weight=2.0,
+        # The receptive fields of such a backbone reach far beyond the window: larger objects show more of themselves.
+        matching=Matching(sizes=(0.6, 1.2)),
         views=ViewOptions(object_share=0.7, stretch=0.3, colour=0.4),
     )
 
@@ -37,7 +43,7 @@ def finetune_classify() -> Recipe:
     return replace(
         whole,
         name="finetune-classify",
-        classification=_passes(12, most=100_000, batch=32, rate=0.003, epochs=6),
+        classification=_passes(12, most=100_000, batch=32, rate=0.003, epochs=6, backbone_rate=3.0),
         inference=InferenceOptions(flips=True),
     )
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 import overfeat_tf as of
 from overfeat_tf.models.batches import Inference
 from overfeat_tf.models.loading import read_config
+from overfeat_tf.network.presets import Preset
 
 OPTIONS = of.InferenceOptions(scales=(1, 2), min_score=0.0, max_windows=30, max_detections=5)
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 48, 60, 3), np.uint8)
@@ -71,7 +72,9 @@ def test_a_configuration_survives_json(model):
 def test_a_run_of_an_earlier_version_loads():
     folder = Path(__file__).with_name("old_run")  # written before networks described themselves
     model, config = of.load(folder), json.loads((folder / "config.json").read_text())
-    assert json.loads(json.dumps(model.config())) == config["model"]
+    again = json.loads(json.dumps(model.config()))
+    assert again | {"preset": None} == config["model"] | {"preset": None}
+    assert Preset.from_config(again["preset"]) == Preset.from_config(config["model"]["preset"]) == model.network.preset
     for part, built in model.network.parts.items():
         with h5py.File(folder / "weights" / f"{part}.weights.h5") as file:
             saved = [

@@ -332,7 +332,7 @@ def test_the_verb_makes_a_run_that_exports(tmp_path, monkeypatch, capsys):
     assert overfeat(monkeypatch, "import-weights", file, "--preset", "fast", "--run", home) == 0
     printed = capsys.readouterr()
     assert printed.out == f"{home}\n"
-    assert printed.err == f"{home}: imported; serve it after: overfeat export {home} --to saved_models/fast\n"
+    assert printed.err == f"{home}: imported; export it with: overfeat export {home} --to saved_models/fast\n"
     saved = tmp_path / "saved_models" / "fast"
     assert overfeat(monkeypatch, "export", home, "--to", saved) == 0
     assert "ILSVRC2012, by the authors' 2013 release" in (saved / "1" / "MODEL_CARD.md").read_text()

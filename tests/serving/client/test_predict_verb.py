@@ -116,7 +116,7 @@ def test_a_version_is_asked_by_number_or_label(server, tmp_path, monkeypatch, ca
         assert _predict(monkeypatch, *asked, *chosen) == 0
         assert json.loads(out.read_text())[0]["objects"][0]["label"] == entity  # each version calls its own
     assert _predict(monkeypatch, *asked, "--version", 1, "--label", "stable") == 2
-    assert "expected --version or --label; got both" in capsys.readouterr().err
+    assert "expected either --version or --label; got both" in capsys.readouterr().err
 
 
 def test_pictures_of_a_hundred_thousand_files_of_one_name_are_named_apart():

@@ -79,9 +79,9 @@ def test_a_configuration_gives_names_paths_policies_and_labels(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected folders of models (saved_models/NAME) or --config FILE; give one of them"),
+        ([], "expected either folders of models (saved_models/NAME) or --config FILE"),
         (["nowhere"], "nowhere/1/saved_model.pb): there is no such directory; check the path"),
-        (["m", "--config", "models.config"], "give one of them"),
+        (["m", "--config", "models.config"], "or --config FILE"),
         (["--config", "nowhere"], "expected a ModelServerConfig in nowhere: there is no such file; check the path"),
         (["--config", "models.config"], "models.config is not a ModelServerConfig in text form: 1:1"),
         (["--config", "models.config", "--all-versions"], "expected no --all-versions with --config"),

@@ -253,7 +253,7 @@ def test_an_unknown_stage_is_refused_before_anything_is_made(source, tmp_path):
         ({"side": 35, "fine": True}, "expected side to be at least 36 pixels for 'tiny'; got 35"),
         ({"side": 31, "fine": False}, "expected side to be at least 32 pixels for 'tiny'; got 31"),
         ({"inference": replace(RECIPE.inference, scales=(1, 99))}, "expected scales of 'tiny' from 1 to"),
-        ({"preset": "tine"}, "expected a preset, one of .*; did you mean 'tiny'?"),
+        ({"preset": "tine"}, "expected a preset, a model of .*; did you mean 'tiny'?"),
     ],
 )
 def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_made(source, tmp_path, changes, message):
