@@ -8,7 +8,6 @@ middle of their 16 x 16 pixels. `KerasBackbone.build` pads the pixels so that ce
 these cells tile, and boxes are placed by it as by a window of the paper's networks.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -77,12 +76,12 @@ class KerasBackbone(Backbone):
 
     def config(self) -> dict:
         """Describe the backbone in JSON's types."""
-        return {**asdict(self), "architecture": json.loads(self.architecture)}
+        return asdict(self)
 
     @classmethod
     def from_config(cls, config: Mapping) -> "KerasBackbone":
         """Build the backbone from `config`."""
-        return cls(**{**config, "architecture": json.dumps(config["architecture"])})
+        return cls(**config)
 
     @property
     def depth(self) -> int:

@@ -82,7 +82,7 @@ def read_backbone(
         sized = keras.models.clone_model(cut, input_tensors=keras.Input((None, None, 3), name="pixels"))
         sized.set_weights(cut.get_weights())
         cut = sized
-    shown = Path(name).stem if name.endswith(".keras") else name
+    shown = name.removeprefix(HUB).rstrip("/").rpartition("/")[2].removesuffix(".keras")
     backbone = KerasBackbone(shown, layer, cut.to_json())
     return KerasBackbone(shown, layer, backbone.architecture, pool=max(1, REACH // backbone.stride)), cut
 

@@ -42,20 +42,11 @@ def keras_file(folder: Path) -> str:
 
 
 def hub_preset(folder: Path) -> str:
-    """Write a preset of KerasHub's: a small ResNet with random weights."""
+    """Write a preset of KerasHub's: a small DenseNet with random weights."""
     hub = pytest.importorskip("keras_hub")
-    backbone = hub.models.ResNetBackbone(
-        input_conv_filters=[8],
-        input_conv_kernel_sizes=[7],
-        stackwise_num_filters=[8, 8, 12],
-        stackwise_num_blocks=[1, 1, 1],
-        stackwise_num_strides=[1, 2, 2],
-        block_type="basic_block",
-        use_pre_activation=True,
-        image_shape=(None, None, 3),
-    )
-    backbone.save_to_preset(str(folder / "resnet"))
-    return f"keras_hub:{folder / 'resnet'}"
+    backbone = hub.models.DenseNetBackbone([1, 1, 1], growth_rate=4, image_shape=(None, None, 3))
+    backbone.save_to_preset(str(folder / "densenet"))
+    return f"keras_hub:{folder / 'densenet'}"
 
 
 KINDS = {
