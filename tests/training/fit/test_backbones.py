@@ -76,7 +76,9 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["file", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("application", "hub"))]
+)
 def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
     make, weights = KINDS[kind]
     name = make(tmp_path)
