@@ -18,10 +18,9 @@ def finetune() -> Recipe:
         name="finetune",
         data=None,
         preset="EfficientNetV2B0",
-        classification=_passes(10, most=20_000, batch=32, rate=0.003, epochs=4, backbone_rate=0.0),
-        localization=_passes(2, most=2_000, batch=16, rate=0.003, epochs=1),
-        # A head has 16,800 normalised inputs: at a rate of 0.01 its box loss rises. The backbone learns well there.
-        detection=_passes(60, most=100_000, batch=16, rate=0.003, epochs=8, backbone_rate=3.0),
+        classification=_passes(10, most=20_000, batch=32, rate=0.02, epochs=4, backbone_rate=0.0),
+        localization=_passes(2, most=2_000, batch=16, rate=0.02, epochs=1),
+        detection=_passes(60, most=100_000, batch=16, rate=0.02, epochs=8, backbone_rate=0.5),
         side=240,
         scales="auto",
         fine=False,
@@ -42,7 +41,7 @@ def finetune_classify() -> Recipe:
     return replace(
         whole,
         name="finetune-classify",
-        classification=_passes(12, most=100_000, batch=32, rate=0.003, epochs=6, backbone_rate=3.0),
+        classification=_passes(12, most=100_000, batch=32, rate=0.02, epochs=6, backbone_rate=0.5),
         inference=InferenceOptions(flips=True),
     )
 
