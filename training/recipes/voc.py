@@ -10,7 +10,8 @@ def voc() -> Recipe:
     overfeat train voc --data voc:DIR --run runs/NAME
 
     On 150 photographs of raccoons, which fill half of the picture and more, mAP at IoU 0.5 of 0.63 on 50 others (0.29
-    over 0.5:0.95; 0.78 for those longer than two thirds of the picture) in 22 CPU minutes. On 290 photographs of playing cards, 6 classes, it was 0.84 (0.60) before scales were chosen from the data, in under
+    over 0.5:0.95; 0.78 for those longer than two thirds of the picture) in 22 CPU minutes. On 290
+    photographs of playing cards, 6 classes, it was 0.84 (0.60) before scales were chosen from the data, in under
     an hour on two cores. Since then half of the steps were run on them: 0.78 (0.52), at the four scales that are
     chosen now, of a run that was trained at three.
     """
