@@ -16,7 +16,7 @@ from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, trace_steps
 from overfeat_tf.network.presets import Preset
-from overfeat_tf.network.pretrained import open_model
+from overfeat_tf.network.pretrained import of_any_size, open_model
 
 if TYPE_CHECKING:
     import keras
@@ -49,11 +49,7 @@ def import_keras(file: Path, labels: Path, run: Path, side: int | None = None) -
     cut = keras.Model(model.inputs[0], pooling.input)
     cells = KerasBackbone.along(trace_steps(cut), side)[-1].side
     averaged = keras.layers.AveragePooling2D(cells, 1, name="average")(pooling.input)
-    cut = keras.Model(model.inputs[0], averaged, name=BACKBONE)
-    if tuple(cut.inputs[0].shape[1:3]) != (None, None):
-        sized = keras.models.clone_model(cut, input_tensors=keras.Input((None, None, 3), name="pixels"))
-        sized.set_weights(cut.get_weights())
-        cut = sized
+    cut = of_any_size(keras.Model(model.inputs[0], averaged, name=BACKBONE))
     backbone = KerasBackbone(file.stem, "average", cut.to_json(), pool=1, reach=cells, exact=True)
     names = read_names(labels)
     if len(names) != dense.units:

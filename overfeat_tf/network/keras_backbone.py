@@ -166,18 +166,8 @@ class KerasBackbone(Backbone):
             error = abs(last.first + first * stride - wanted)
             spare = last.side - first - (side // stride - self.reach + 1)
             if first >= 0 and spare >= 0:
-                found.append(
-                    (
-                        error > 0.5,
-                        error if error > 0.5 else 0.0,
-                        before + after,
-                        abs(before - after),
-                        before,
-                        after,
-                        first,
-                        spare,
-                    )
-                )
+                apart = error if error > 0.5 else 0.0
+                found.append((apart, before + after, abs(before - after), before, after, first, spare))
         *_, before, after, first, spare = min(found)
         return before, after, first, spare
 

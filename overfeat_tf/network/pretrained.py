@@ -78,13 +78,21 @@ def read_backbone(
         raise ValueError(f"expected a layer of '{name}'; got '{layer}'{suggest(layer, names)}")
     cut = keras.Model(model.inputs[0], model.get_layer(layer).output, name=BACKBONE)
     trace_steps(cut)  # raises where the layer gives no map
-    if tuple(cut.inputs[0].shape[1:3]) != (None, None):  # dense: any size
-        sized = keras.models.clone_model(cut, input_tensors=keras.Input((None, None, 3), name="pixels"))
-        sized.set_weights(cut.get_weights())
-        cut = sized
+    cut = of_any_size(cut)
     shown = name.removeprefix(HUB).rstrip("/").rpartition("/")[2].removesuffix(".keras")
     backbone = KerasBackbone(shown, layer, cut.to_json())
     return KerasBackbone(shown, layer, backbone.architecture, pool=max(1, REACH // backbone.stride)), cut
+
+
+def of_any_size(model: "keras.Model") -> "keras.Model":
+    """Return a model of pixels [B, H, W, 3] of any size with the weights of one that may be of a fixed size."""
+    import keras
+
+    if tuple(model.inputs[0].shape[1:3]) == (None, None):
+        return model
+    free = keras.models.clone_model(model, input_tensors=keras.Input((None, None, 3), name="pixels"))
+    free.set_weights(model.get_weights())
+    return free
 
 
 def default_layer(model: "keras.Model", name: str) -> str:
