@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from overfeat_tf.network.convnet import Network
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import InferenceOptions
 from training.evaluation.average_precision import CocoDetection, IlsvrcDetection, VocDetection
 from training.evaluation.calibration import Reliability
 from training.evaluation.metrics import IlsvrcErrors, Metric
@@ -61,3 +63,10 @@ TRAINED_TASKS: dict[str, TrainedTask] = {
         observers=(PrecisionRecallCurves, ScoreCurves, DetectionConfusion, FalsePositives, Misses),
     ),
 }
+
+
+def stage_views(stage: str, preset: Preset, recipe: Recipe, options: InferenceOptions) -> Views:
+    """Return what a stage is shown of a record, at the scales that a network and its options scan."""
+    sizes = options.scale_sizes(preset)
+    drawing = Drawing(preset, sizes, recipe.matching, recipe.views, recipe.side, recipe.fine, options.scale_fit)
+    return TRAINED_TASKS[stage].views(drawing, recipe)

@@ -53,22 +53,14 @@ def train(
 ) -> None:
     """Train a RECIPE with model.fit. The same command resumes an interrupted run."""
     load_tensorflow()
-    from training.evaluation.inspection import require_faultless
-    from training.fit.strategy import choose_strategy
     from training.fit.train import TASKS
     from training.fit.train import train as fit
     from training.recipes import get_recipe, override
-    from training.sources import open_source
 
     named = [f"{key}={value}" for key, value in (("preset", backbone), ("layer", layer)) if value is not None]
     chosen = override(get_recipe(recipe), [*named, *settings])
-    if data is None and chosen.data is None:
-        raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
-    folder, spec = run or Path("runs") / recipe, data or str(chosen.data)
-    strategy = choose_strategy()
-    if strict:
-        require_faultless(spec, (chosen.train_split, chosen.val_split))
-    fit(chosen, open_source(spec), folder, split_names(stage, TASKS), strategy, start, profile)
+    folder = run or Path("runs") / recipe
+    fit(chosen, data, folder, split_names(stage, TASKS), start=start, profile=profile, strict=strict)
     click.echo(f"{folder}: trained; see it in TensorBoard: tensorboard --logdir {folder / 'logs'}", err=True)
 
 

@@ -24,5 +24,5 @@ if __name__ == "__main__":
     Weights.on_epoch_end = note
     changes = [f"{stage}.{change}" for stage in TASKS for change in LITTLE]
     recipe = override(get_recipe(sys.argv[1]), [*changes, "val_split=none", "views.per_image=1"])
-    model = train(recipe, few_digits(4, 1), Path(sys.argv[2]))
+    model = train(recipe, few_digits(4, 1), Path(sys.argv[2])).model
     print(json.dumps([model.tasks, losses]))

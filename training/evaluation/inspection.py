@@ -11,7 +11,7 @@ import tensorflow as tf
 from overfeat_tf.images.decode import decode_image
 from training.progress import progress
 from training.recipes import Recipe
-from training.sources import open_source
+from training.sources import Data, open_data
 from training.sources.checks import Finding, Kind, ReportFinding, read_orientation
 from training.sources.record import Record, Source, as_dataset, check_split
 from training.views.coverage import Coverage, Objects, measure_coverage
@@ -241,19 +241,18 @@ def inspect(
     return inspection
 
 
-def require_faultless(spec: str, splits: Sequence[str]) -> None:
-    """Check every image and object of a SOURCE's splits, those that it has, before anything is fitted to them.
+def require_faultless(data: Data, splits: Sequence[str]) -> None:
+    """Check every image and object of some splits of the data, those that it has, before anything is fitted to them.
 
     Raises:
         ValueError: there are faults; the message has the first.
     """
-    present = [split for split in splits if split in open_source(spec).splits]
-    found = inspect(lambda report: open_source(spec, report), present)
+    source = open_data(data)
+    found = inspect(lambda report: open_data(data, report=report), [each for each in splits if each in source.splits])
     if found.faults:
-        raise ValueError(
-            f"expected data without faults; got {found.faults} in {spec}, the first in {found.first_fault()}; "
-            f"all of them: overfeat inspect {spec}"
-        )
+        rest = f"; all of them: overfeat inspect {data}" if isinstance(data, str) else ""
+        got = f"got {found.faults} in {source.name}, the first in {found.first_fault()}"
+        raise ValueError(f"expected data without faults; {got}{rest}")
 
 
 def _size(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -73,6 +73,7 @@ class Criterion:
             metric.update_state(targets, outputs)
 
 
+@keras.saving.register_keras_serializable("overfeat_tf")
 class BoxLoss(keras.losses.Loss):
     """How far predicted boxes are from the true ones, over the windows that learn one (4.2).
 
@@ -104,7 +105,11 @@ class BoxLoss(keras.losses.Loss):
         learnt = tf.cast(box_classes > 0, distance.dtype)
         return tf.math.divide_no_nan(tf.reduce_sum(distance * learnt, axis=[1, 2]), tf.reduce_sum(learnt, axis=[1, 2]))
 
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind, "form": self.form}
 
+
+@keras.saving.register_keras_serializable("overfeat_tf")
 class DetectionLoss(keras.losses.Loss):
     """Cross-entropy over an image's object windows and a few negatives picked on the fly (5).
 
@@ -138,7 +143,12 @@ class DetectionLoss(keras.losses.Loss):
         chosen = positive + negative
         return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
 
+    def get_config(self):
+        own = {"negatives": self.negatives, "per_positive": self.per_positive, "at_least": self.at_least}
+        return {**super().get_config(), **own}
 
+
+@keras.saving.register_keras_serializable("overfeat_tf")
 class ObjectLoss(keras.losses.Loss):
     """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
 

@@ -28,7 +28,7 @@ def classification_model(network: Network, recipe: Recipe) -> StageModel:
     """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
     _let_learn(network, recipe, recipe.classification, network.features, network.classifier)
     pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
-    scores = DenseHead(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
+    scores = DenseHead.of(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
     logits = layers.Flatten(name="logits")(scores)
     criterion = Criterion(
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

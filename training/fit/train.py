@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -16,22 +17,22 @@ import tensorflow as tf
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import TASKS, Model
 from training.evaluation.calibration import calibrate
+from training.evaluation.inspection import require_faultless
 from training.fit.callbacks import EpochLines, FiniteLoss
 from training.fit.stages import seed_stage
 from training.fit.strategy import barrier, choose_strategy, is_chief, keep_freed_memory, more_parts, shard_batches
 from training.fit.tensorboard import stage_boards
 from training.fit.transfer import with_background
-from training.recipes import Recipe, Schedule
+from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
 from training.run.checkpoints import Checkpoints
 from training.run.preflight import check, disk_space
 from training.run.resume import config_of, finished, has_features, network_of, open_run
 from training.run.signals import CheckpointOnSignal
-from training.sources import Source
-from training.tasks import TRAINED_TASKS
+from training.sources import Data, Source, open_data
+from training.tasks import TRAINED_TASKS, stage_views
 from training.views.batching import Bookmarks
 from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
-from training.views.drawing import Drawing
 from training.views.pipeline import training_batches
 
 VALIDATION_BATCHES = 4
@@ -39,33 +40,56 @@ VALIDATION_BATCHES = 4
 log = logging.getLogger(__name__)
 
 
+class Trained(NamedTuple):
+    """What training gives: `model, history = train(...)`.
+
+    Attributes:
+        model: The trained model, as `overfeat_tf.load` returns it.
+        history: For each stage that was fitted, the figures of its epochs by their names, as `fit` returns them:
+            `history["detection"]["loss"]` is a list. A stage that was resumed has the epochs since.
+    """
+
+    model: Model
+    history: dict[str, dict[str, list[float]]]
+
+
 def train(
-    recipe: Recipe,
-    source: Source,
-    run: Path,
+    recipe: Recipe | str,
+    data: Data | None = None,
+    run: str | Path | None = None,
     stages: Sequence[str] = TASKS,
     strategy: tf.distribute.Strategy | None = None,
-    start: Path | None = None,
+    start: str | Path | None = None,
     profile: bool = False,
-) -> Model:
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    class_names: Sequence[str] | None = None,
+    strict: bool = False,
+) -> Trained:
     """Fit the stages in their order, and leave configuration, checkpoints, logs and weights in the run's folder.
 
-    Resuming: (1) a stage whose name is in the configuration's tasks is done and skipped; (2) a stage under way resumes
-    from its last checkpoint and ends with the weights of an unbroken run (`Checkpoints`), whenever the process was
-    killed; (3) the recipe must be the one that the run began with.
+    `overfeat train` calls this. The same call resumes a run: (1) a stage whose name is in the configuration's tasks is
+    done and skipped; (2) a stage under way resumes from its last checkpoint and ends with the weights of an unbroken
+    run, whenever the process was killed; (3) the recipe must be the one that the run began with.
 
     Args:
-        recipe: What to fit, and how.
-        source: The data.
-        run: The run's folder, made if missing; shared by all workers, if there are several, of which one writes.
-        stages: Of `TASKS`.
+        recipe: What to fit, and how: a recipe's name, or a `Recipe`. `dataclasses.replace` changes parts of one.
+        data: A SOURCE such as "voc:DIR", what `datasets.open` returns, or records as a `tf.data.Dataset` or a
+            dictionary of such by split (`training.sources.dataset`); the recipe's own data if left out.
+        run: The run's folder, made if missing; `runs/` and the recipe's name if left out. Several workers share it, and
+            one of them writes.
+        stages: Of classification, localization, detection.
         strategy: As `choose_strategy` gives it, which several workers have to call before anything else.
         start: A run whose weights a new run starts from (`training.fit.transfer`); one that is taken up has its own.
         profile: Trace a few steps of each stage for TensorBoard's profiler.
+        callbacks: Keras callbacks for `fit`, the same for each stage, whose name is `callback.model.name`. One that
+            sets `model.stop_training` ends its stage. Their own state begins anew when a run resumes.
+        class_names: Of data that comes as tf.data.
+        strict: Check all of the data first, and stop if any of it can't be used; data named by a SOURCE.
 
     Raises:
-        ValueError: unknown stage, a recipe that does not suit the network or the data, or the folder holds a run of
-            other settings, or one that is past the stage, or one that another process is training.
+        ValueError: unknown recipe, data or stage, a recipe that does not suit the network or the data, or the folder
+            holds a run of other settings, or one that is past the stage, or one that another process is training.
         OSError: the folder cannot be written in, or its disk has no space for the run.
         ImportError: pycocotools is not there, by which detection is validated.
         FloatingPointError: a loss or a weight that is not finite.
@@ -76,8 +100,16 @@ def train(
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
     # 1. What would end the run later is said now.
     keep_freed_memory()
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    data = recipe.data if data is None else data
+    if data is None:
+        raise ValueError(f"expected --data SOURCE: the recipe '{recipe.name}' has no data of its own")
     strategy = strategy or choose_strategy()
     chief = is_chief(strategy)
+    if strict:
+        require_faultless(data, (recipe.train_split, recipe.val_split))
+    source = open_data(data, class_names)
+    run, start = Path("runs", recipe.name) if run is None else Path(run), None if start is None else Path(start)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
     check(recipe, preset, source, stages, strategy)
     if start is not None:
@@ -104,6 +136,7 @@ def train(
             )
 
         # 3. Fit each stage that is left, and commit it.
+        history = {}
         for stage in left:
             if stage == "classification" and model.network.background:
                 raise ValueError(
@@ -114,7 +147,7 @@ def train(
             if stage == "classification" and len(model.labels) == 1 and "detection" in left:
                 log.info("classification: one class, so there is nothing to tell apart: detection learns the features")
             else:
-                _fit(stage, model, recipe, source, run, profile)
+                history[stage] = _fit(stage, model, recipe, source, run, profile, callbacks)
             calibration, tasks = None, (*model.tasks, stage)
             if "detection" in tasks and chief:
                 calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
@@ -122,15 +155,24 @@ def train(
             if chief:
                 run_folder.commit(run, config_of(model, recipe, source, run), model.save_weights)
         barrier(strategy)
-    return model
+    return Trained(model, history)
 
 
-def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, profile: bool) -> None:
-    """Fit one stage with `model.fit`, from its last checkpoint on."""
+def _fit(
+    stage: str,
+    model: Model,
+    recipe: Recipe,
+    source: Source,
+    run: Path,
+    profile: bool,
+    others: Sequence[keras.callbacks.Callback],
+) -> dict[str, list[float]]:
+    """Fit one stage with `model.fit`, from its last checkpoint on, and return the figures of its epochs."""
     schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     chief = is_chief(strategy)
     # 1. The Keras model, its optimizer and its random numbers, as the last checkpoint has them.
     fitted = TRAINED_TASKS[stage].model(model.network, recipe)
+    fitted.name = stage
     seed_stage(fitted, (recipe.seed, TASKS.index(stage)))
     checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, schedule.epoch_steps, chief)
     done = checkpoints.resume()
@@ -149,11 +191,14 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
     if chief and not sys.stderr.isatty():
         callbacks.append(EpochLines(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epoch_count))
 
+    callbacks += others
+
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.
+    history: dict[str, list[float]] = {}
     with CheckpointOnSignal(stage, checkpoints) as on_signal, _explain_exhaustion(stage, schedule, strategy, run):
         for first, last, each in schedule.epochs_left(done):
             batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.bookmarks())
-            fitted.fit(
+            figures = fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
                 initial_epoch=first,
@@ -163,7 +208,12 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
                 callbacks=[*callbacks, on_signal],
                 shuffle=False,  # the pipeline does
                 verbose=1 if chief and sys.stderr.isatty() else 0,
-            )
+            ).history
+            for name, values in figures.items():
+                history.setdefault(name, []).extend(values)
+            if fitted.stop_training:
+                break
+    return history
 
 
 def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
@@ -197,8 +247,5 @@ def _batches(
     stage: str, model: Model, recipe: Recipe, source: Source, split: str, bookmarks: Bookmarks | None = None
 ) -> tf.data.Dataset:
     """Return a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
-    preset, options = model.network.preset, model.options
-    sizes = options.scale_sizes(preset)
-    drawing = Drawing(preset, sizes, recipe.matching, recipe.views, recipe.side, recipe.fine, options.scale_fit)
-    views = TRAINED_TASKS[stage].views(drawing, recipe)
+    views = stage_views(stage, model.network.preset, recipe, model.options)
     return training_batches(source, split, views, getattr(recipe, stage).batch, recipe.seed, bookmarks)

@@ -1,11 +1,15 @@
 """Where images and boxes come from: one file a source, one record schema (`record.py`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
+
+import tensorflow as tf
 
 from overfeat_tf.suggestion import suggest
 from training.sources.checks import Log, ReportFinding
 from training.sources.coco import open_coco
+from training.sources.dataset import DatasetSource
 from training.sources.digits import DigitScenes
 from training.sources.folder import ImageFolder
 from training.sources.ilsvrc import IlsvrcFolder
@@ -23,7 +27,34 @@ OPENERS: dict[str, tuple[str, Callable[[str, ReportFinding], Source]]] = {
     "tfds": ("tfds:NAME[/CONFIG][:VERSION][+boxes=DIR]", TfdsSet),
 }
 
-__all__ = ["SCHEMA", "Record", "Source", "as_dataset", "open_source"]
+Data: TypeAlias = str | Source | tf.data.Dataset | Mapping[str, tf.data.Dataset]  # what `open_data` opens
+
+__all__ = ["SCHEMA", "Data", "Record", "Source", "as_dataset", "open_data", "open_source"]
+
+
+def open_data(data: Data, class_names: Sequence[str] | None = None, report: ReportFinding | None = None) -> Source:
+    """Open data of any kind: a SOURCE, a source (or what has one as `source`), or tf.data (`DatasetSource`).
+
+    Args:
+        data: The data.
+        class_names: Of tf.data; other data names its own.
+        report: As for `open_source`; a source that is open already has its own.
+
+    Raises:
+        ValueError: see `open_source` and `DatasetSource`; or data of another kind.
+    """
+    if isinstance(data, tf.data.Dataset | Mapping):
+        return DatasetSource(data, class_names, report or Log())
+    if class_names is not None:
+        raise ValueError("expected class_names with a tf.data.Dataset alone; other data names its own classes")
+    if isinstance(data, str):
+        return open_source(data, report)
+    source = getattr(data, "source", data)
+    if not all(hasattr(source, name) for name in ("name", "class_names", "splits", "boxed", "records")):
+        raise ValueError(
+            f"expected a SOURCE such as 'voc:DIR', a source, or a tf.data.Dataset; got '{type(data).__name__}'"
+        )
+    return source
 
 
 def open_source(spec: str, report: ReportFinding | None = None) -> Source:

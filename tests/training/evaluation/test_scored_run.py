@@ -21,7 +21,7 @@ def scored(tmp_path_factory):
     source = coloured_rectangles()
     few = {name: replace(getattr(RECIPE, name), steps=steps, epochs=1) for name, steps in STAGES.items()}
     recipe = replace(RECIPE, **few, val_split="none")
-    model = train(recipe, source, tmp_path_factory.mktemp("runs") / "scored", list(STAGES))
+    model = train(recipe, source, tmp_path_factory.mktemp("runs") / "scored", list(STAGES)).model
     model = model.with_options(
         scales=(1, 2, 3), min_score=0.02, max_windows=80
     )  # so little training gives faint scores

@@ -98,7 +98,7 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
             train(recipe, SOURCE, run)
     if kind == "file":
         Path(name).unlink()
-    model = train(recipe, SOURCE, run)
+    model = train(recipe, SOURCE, run).model
     assert model.tasks == ("classification", "localization", "detection")
     assert set(evaluate(of.load(run), SOURCE, "train", quiet=True)) >= {"map", "map50"}
 

@@ -67,7 +67,7 @@ OPTIONS = (
     [pytest.param(o, marks=() if o.startswith(("per_class", "context")) else pytest.mark.long) for o in OPTIONS],
 )
 def test_a_run_with_the_option_is_the_same_reloaded(source, tmp_path, setting):
-    model = train(override(SHORT_RECIPE, [setting]), source, tmp_path, ["localization"])
+    model = train(override(SHORT_RECIPE, [setting]), source, tmp_path, ["localization"]).model
     reloaded = load(tmp_path)
     assert reloaded.config() == model.config()
     images = [record.image_bytes for record in source.records("val")]
@@ -77,7 +77,7 @@ def test_a_run_with_the_option_is_the_same_reloaded(source, tmp_path, setting):
 @pytest.mark.long
 def test_a_run_with_all_options_answers_the_same_reloaded_and_exported(source, tmp_path):
     recipe = override(SHORT_RECIPE, [*ALL, "inference.min_score=0.05"])
-    model = train(recipe, source, tmp_path / "run")
+    model = train(recipe, source, tmp_path / "run").model
     reloaded = load(tmp_path / "run")
     exported = load(export(reloaded, tmp_path / "served"))
     images = [record.image_bytes for record in source.records("val")]
@@ -167,7 +167,7 @@ def test_a_run_from_before_the_options_is_taken_up(source, tmp_path, monkeypatch
         config["model"].pop(key, None)
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load(tmp_path).tasks == ("detection",)
-    assert train(SHORT_RECIPE, source, tmp_path, ["detection"]).tasks == ("detection",)
+    assert train(SHORT_RECIPE, source, tmp_path, ["detection"]).model.tasks == ("detection",)
     for key, value in LATER.items():
         with pytest.raises(ValueError, match=f"^expected the settings .*; {key} differ"):
             train(override(SHORT_RECIPE, [f"{key}={value}"]), source, tmp_path, ["detection"])

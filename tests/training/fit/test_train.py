@@ -79,7 +79,7 @@ def finished(source, tmp_path_factory):
         for _ in ("classification", "detection"):
             with pytest.raises(KeyboardInterrupt):
                 train(RECIPE, source, run)
-        model = train(RECIPE, source, run)
+        model = train(RECIPE, source, run).model
     moments = {"before": before, "after": after, "broken": broken, "taken_up": taken_up}
     moments["calibrations"] = calibrations
     return SimpleNamespace(run=run, model=model, epochs=Breaking.seen, **moments)
@@ -229,7 +229,7 @@ def test_every_epoch_is_trained_once(finished):
 
 def test_a_finished_run_is_not_trained_again(finished, source, monkeypatch):
     monkeypatch.setattr(module, "_fit", lambda *_: pytest.fail("trained again"))
-    again = train(RECIPE, source, finished.run)
+    again = train(RECIPE, source, finished.run).model
     assert all(same(values, finished.after["detection"][part]) for part, values in weights(again.network).items())
 
 
@@ -304,7 +304,7 @@ def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, t
     with pytest.raises(ValueError, match=r"^expected boxes for localization; small has classes alone: train it with "):
         train(RECIPE, classes, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert train(RECIPE, classes, tmp_path / "run", ["classification"]).tasks == ("classification",)
+    assert train(RECIPE, classes, tmp_path / "run", ["classification"]).model.tasks == ("classification",)
 
 
 def test_localization_without_features_that_have_learnt_is_said(source, tmp_path, monkeypatch, caplog):
@@ -323,9 +323,9 @@ def test_stages_one_after_the_other_are_as_all_at_once(source, tmp_path):
     """Where both draw random numbers, which a process between the two has not drawn."""
     short = replace(SCHEDULE, steps=2, epochs=1)
     recipe = replace(RECIPE, classification=short, localization=short, through_features=True)
-    once = train(recipe, source, tmp_path / "once", ["classification", "localization"])
+    once = train(recipe, source, tmp_path / "once", ["classification", "localization"]).model
     train(recipe, source, tmp_path / "parts", ["classification"])
-    parts = train(recipe, source, tmp_path / "parts", ["localization"])
+    parts = train(recipe, source, tmp_path / "parts", ["localization"]).model
     for part, expected in weights(once.network).items():
         for found, value in zip(weights(parts.network)[part], expected, strict=True):
             np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-6, err_msg=part)

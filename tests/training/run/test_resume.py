@@ -46,7 +46,7 @@ def test_another_tensorflow_is_no_other_setting(begun, source):
     config = json.loads((begun / "config.json").read_text())
     config["training"]["versions"]["tensorflow"] = "2.0"
     (begun / "config.json").write_text(json.dumps(config))
-    assert train(RECIPE, source, begun, ["localization"]).tasks == ("classification", "localization")
+    assert train(RECIPE, source, begun, ["localization"]).model.tasks == ("classification", "localization")
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_a_run_that_is_broken_off_ends_as_an_unbroken_one(write, tmp_path, mocke
     stage = "localization" if source.boxed else "classification"
 
     def fit(name: str):
-        return train(recipe, source, tmp_path / name, [stage])
+        return train(recipe, source, tmp_path / name, [stage]).model
 
     unbroken = fit("unbroken")
 

@@ -89,12 +89,12 @@ def test_a_run_keeps_the_scales_that_were_chosen_from_its_boxes_and_says_what_th
     monkeypatch.setattr(module, "_fit", lambda *_: None)
     caplog.set_level("INFO")
     recipe = override(RECIPE, ["inference.scales=None", "scales=auto"])
-    model = train(recipe, source, tmp_path / "auto", ["localization"])
+    model = train(recipe, source, tmp_path / "auto", ["localization"]).model
     chosen = choose_scales(read_objects(source, "train"), PRESETS["tiny"], recipe.matching)
     assert model.network.preset.scales == chosen != PRESETS["tiny"].scales
     assert read_config(tmp_path / "auto")["model"]["preset"]["scales"] == [list(scale) for scale in chosen]
     assert any("100.0% of 6 objects" in line for line in caplog.messages) and "fewer than" not in caplog.text
-    assert train(recipe, source, tmp_path / "auto", ["localization"]).network.preset.scales == chosen  # resumed
+    assert train(recipe, source, tmp_path / "auto", ["localization"]).model.network.preset.scales == chosen  # resumed
     train(override(RECIPE, ["inference.scales=None", "scales=276"]), source, tmp_path / "given", ["localization"])
     assert "fewer than 95% of the objects are covered: --set scales=auto" in caplog.text
 
@@ -104,7 +104,7 @@ def test_one_class_needs_no_classification_stage_before_detection(tmp_path, monk
     source = SmallSource({"train": [Record.of_objects(picture(60, 60), "a", boxes, [0])]}, class_names=("raccoon",))
     fitted = []
     monkeypatch.setattr(module, "_fit", lambda stage, *_: fitted.append(stage))
-    assert train(RECIPE, source, tmp_path / "all").tasks == ("classification", "localization", "detection")
+    assert train(RECIPE, source, tmp_path / "all").model.tasks == ("classification", "localization", "detection")
     assert fitted == ["localization", "detection"]
     train(RECIPE, source, tmp_path / "alone", ["classification"])
     assert fitted[2:] == ["classification"]

@@ -66,7 +66,7 @@ def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch
     views = replace(RECIPE.views, whole=True)
     recipe = replace(RECIPE, localization=schedule, detection=schedule, views=views, val_split="none")
     source = few_digits(6, 1)
-    unbroken = train(recipe, source, tmp_path / "unbroken", stages)
+    unbroken = train(recipe, source, tmp_path / "unbroken", stages).model
 
     class Breaking(module.Checkpoints):
         def on_train_batch_end(self, batch, logs=None):
