@@ -1,38 +1,73 @@
-"""OverFeat (Sermanet et al., arXiv 1312.6229) on TensorFlow and Keras: one ConvNet classifies, localizes, detects."""
+"""OverFeat (Sermanet et al., arXiv 1312.6229) on TensorFlow and Keras: one ConvNet classifies, localizes, detects.
+
+import overfeat_tf as of
+network = of.build("accurate", num_classes=1000)        # Keras models: .features, .classifier, .regressor
+model, history = of.train("finetune", "voc:DIR")        # what `overfeat train` does
+model = of.load("runs/finetune")                        # or a SavedModel
+model.predict("photo.jpg")
+of.datasets.open("voc:DIR").batches("detection", network, "voc")
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from overfeat_tf.shadowing import require_own_packages
+
 if TYPE_CHECKING:
     from overfeat_tf.models.loading import Exported, load
     from overfeat_tf.models.model import Model, classify, detect, extract_features, localize
+    from overfeat_tf.models.prediction import Prediction
     from overfeat_tf.network.convnet import Network, build
     from overfeat_tf.options import InferenceOptions
+    from training import datasets
+    from training.fit.train import train
+    from training.recipes import Recipe, get_recipe
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Exported",
     "InferenceOptions",
     "Model",
     "Network",
+    "Prediction",
+    "Recipe",
     "build",
     "classify",
+    "datasets",
     "detect",
     "extract_features",
+    "get_recipe",
     "load",
     "localize",
+    "train",
 ]
 
 _HOMES = {
-    "models.loading": ("Exported", "load"),
-    "models.model": ("Model", "classify", "detect", "extract_features", "localize"),
-    "network.convnet": ("Network", "build"),
-    "options": ("InferenceOptions",),
+    "overfeat_tf.models.loading": ("Exported", "load"),
+    "overfeat_tf.models.model": ("Model", "classify", "detect", "extract_features", "localize"),
+    "overfeat_tf.models.prediction": ("Prediction",),
+    "overfeat_tf.network.convnet": ("Network", "build"),
+    "overfeat_tf.options": ("InferenceOptions",),
+    # Above this package: the one place beside the command line that imports upward, when they are first used.
+    "training.fit.train": ("train",),
+    "training.recipes": ("Recipe", "get_recipe"),
 }
 
 
 def __getattr__(name: str):
     """Import a public name when it is first used: `overfeat --help` does not wait for TensorFlow."""
+    if name == "datasets":
+        require_own_packages()
+        return import_module("training.datasets")
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"overfeat_tf.{home}"), name)
+            if home.startswith("training."):
+                require_own_packages()
+            return getattr(import_module(home), name)
     raise AttributeError(f"module 'overfeat_tf' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

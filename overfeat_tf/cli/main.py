@@ -24,6 +24,7 @@ from overfeat_tf.cli.options import (
 )
 from overfeat_tf.cli.runs import calibrate, evaluate, inspect, train
 from overfeat_tf.cli.serving import check, serve
+from overfeat_tf.shadowing import require_own_packages
 from overfeat_tf.suggestion import suggest
 
 # The exceptions that our code raises for the user's mistakes.
@@ -70,6 +71,7 @@ def main() -> None:
 def _run() -> int | str | None:
     """Run the command and return its exit status."""
     try:
+        require_own_packages()
         overfeat()
     except SystemExit as error:
         return error.code

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from overfeat_tf.compute.execution import Execution, Shape, direct_cost, execution_of, is_wide, winograd_cost
 from overfeat_tf.compute.winograd import lay_tiles, run_tiles, tiles_along
-from overfeat_tf.network.context import add_context, halve
+from overfeat_tf.network.context import add_context, first_cell, halve
 from overfeat_tf.network.convnet import PIXELS, Network
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import ARITHMETICS
@@ -113,7 +113,7 @@ def head_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = D
         return feature_maps(network, pixels, arithmetic)
     maps = feature_maps(network, [*pixels, *(halve(each) for each in pixels)], arithmetic)
     pairs = zip(maps[: len(pixels)], maps[len(pixels) :], strict=True)
-    return [add_context(network.preset, each, lower) for each, lower in pairs]
+    return [add_context(first_cell(network.preset), each, lower) for each, lower in pairs]
 
 
 def find_windows(preset: Preset, maps: Sequence[tf.Tensor], fine: bool = True) -> Windows:

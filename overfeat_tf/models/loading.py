@@ -7,13 +7,14 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
+from overfeat_tf.models.loaded import Loaded
 from overfeat_tf.models.model import CONFIG, Model
-from overfeat_tf.models.predictor import Answers, Predictor
+from overfeat_tf.models.predictor import Answers
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.options import SCORES
 
 
-class Exported(Predictor):
+class Exported(Loaded):
     """A SavedModel, run by its signatures alone.
 
     Attributes:
@@ -63,10 +64,22 @@ def load_run(folder: Path) -> Model:
 
 
 def load(folder: str | Path) -> Model | Exported:
-    """Load a run's folder or a SavedModel's version folder (or its parent: the newest version).
+    """Load a trained model: the folder of a run, or of a SavedModel.
+
+        model = overfeat_tf.load("runs/mine")
+        model.summary()
+        model.predict("photo.jpg")           # also many, and bytes, PIL images and arrays
+
+    Args:
+        folder: A run's folder, a SavedModel's version folder, or the folder of its versions, of which the newest is
+            loaded.
+
+    Returns:
+        A `Model` of a run, whose `network` and options can be reached, or an `Exported` of a SavedModel. Both have
+        `labels`, `tasks`, `predict`, `detect`, `localize`, `classify`, `extract_features` and `summary`.
 
     Raises:
-        ValueError: neither is there.
+        ValueError: neither is there, or it is damaged.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() and folder.is_dir():

@@ -11,7 +11,8 @@ import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
 from overfeat_tf.models.batches import Inference
-from overfeat_tf.models.predictor import Answers, Images, Predictor
+from overfeat_tf.models.loaded import Loaded
+from overfeat_tf.models.predictor import Answers, Images
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import Preset
@@ -22,9 +23,12 @@ CONFIG = "config.json"  # in a run and in an export; its section "model" is this
 SHARED_PRODUCT = 8  # images whose features are computed together: enough rows for the heads to run at full rate
 
 
-@dataclass(frozen=True)
-class Model(Predictor):
+@dataclass(frozen=True, repr=False)
+class Model(Loaded):
     """A network with what is needed to answer.
+
+    `predict` takes images of any kind; `detect`, `localize`, `classify` and `extract_features` give the answers of the
+    exported signatures.
 
     Attributes:
         network: The network.
@@ -203,24 +207,91 @@ def _build(config: Mapping, weights: bool) -> Network:
 
 
 def classify(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
-    """Classify images: see `Model.classify`."""
+    """Classify images by the votes of all windows, scales and flips (3.3).
+
+    Args:
+        network: What `build` returns; its weights are those that it has.
+        images: uint8 [B, H, W, 3]; or a list of uint8 [H, W, 3] of any sizes; or a list of encoded images (bytes: JPEG,
+            PNG, GIF, BMP, WebP). Pixels are RGB.
+        options: Inference options; `InferenceOptions()` if left out.
+
+    Returns:
+        For pixels "logits" and "probs", float32 [B, classes]. For encoded images the top k: "classes" string [B, k],
+        the numbers of the classes as text, "scores" float32 [B, k], falling, and "status" string [B], empty where the
+        image could be read.
+
+    Raises:
+        ValueError: images of another kind.
+    """
     return _model(network, options).classify(images)
 
 
 def localize(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
-    """Return the top k classes, a box each: see `Model.localize`."""
+    """Return the top k classes of each image, a box each (4).
+
+    Args:
+        network, images, options: See `classify`.
+
+    Returns:
+        What `detect` returns, with N = k: the classes by falling score, each with its best merged box.
+
+    Raises:
+        ValueError: images of another kind.
+    """
     return _model(network, options).localize(images)
 
 
 def detect(network: Network, images: Images, options: InferenceOptions | None = None) -> Answers:
-    """Find all objects: see `Model.detect`."""
+    """Find all objects (4.3, 5): confident windows vote for boxes, which are merged and accumulate their scores.
+
+        found = overfeat_tf.detect(network, [open("photo.jpg", "rb").read()])
+        count = int(found["num_detections"][0])
+        boxes, scores = found["detection_boxes"][0, :count], found["detection_scores"][0, :count]
+
+    `load(...).predict` answers in pixels and names, and takes files too.
+
+    Args:
+        network: What `build` returns; its weights are those that it has.
+        images: uint8 [B, H, W, 3]; or a list of uint8 [H, W, 3] of any sizes; or a list of encoded images (bytes: JPEG,
+            PNG, GIF, BMP, WebP). Pixels are RGB.
+        options: Inference options, such as `InferenceOptions(scales=(1, 2), max_detections=20)`;
+            `InferenceOptions()` if left out.
+
+    Returns:
+        Numpy arrays, by the names of the TensorFlow Object Detection API, for B images and N = `max_detections`:
+
+        - "detection_boxes" float32 [B, N, 4]: [ymin, xmin, ymax, xmax], normalised to 0..1 in the image as displayed;
+        - "detection_scores" float32 [B, N]: falling, in 0..1; 0 in padding;
+        - "detection_classes" float32 [B, N]: the class's number from 1; 0 in padding;
+        - "detection_class_entities" string [B, N]: its name, here its number from 0 as text;
+        - "num_detections" float32 [B]: how many are not padding;
+        - "image_size" int32 [B, 2]: height and width in pixels;
+        - "status" string [B]: empty where the image could be read, else why not.
+
+    Raises:
+        ValueError: images of another kind.
+    """
     return _model(network, options).detect(images)
 
 
 def extract_features(
     network: Network, images: Images, layer: str | None = None, scale: int | None = None, fine: bool = False
 ) -> list[np.ndarray]:
-    """Compute a layer's output for each image: see `Model.extract_features`."""
+    """Compute a layer's output for each image (3.2).
+
+    Args:
+        network: What `build` returns.
+        images: uint8 [B, H, W, 3], or a list of uint8 [H, W, 3] of any sizes. Pixels are RGB.
+        layer: A layer's name, as `overfeat info` prints it; the second full layer before its rectifier if left out.
+        scale: Number of the scale to show the images at, from 1; native size if left out.
+        fine: Fine stride rather than coarse.
+
+    Returns:
+        For each image float32 [h, w, C].
+
+    Raises:
+        ValueError: images of another kind, or no such layer or scale.
+    """
     return _model(network, None).extract_features(images, layer, scale, fine)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from overfeat_tf.images.pixels import describe
 from overfeat_tf.models.tasks import CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
@@ -66,7 +67,7 @@ class Predictor(ABC):
         if isinstance(images, np.ndarray) and images.ndim == 4:
             return self._run(pixels, images=_pixels(images))
         if isinstance(images, bytes | str | np.ndarray) or not isinstance(images, Sequence):
-            raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images or of bytes; got {_describe(images)}")
+            raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images or of bytes; got {describe(images)}")
         if all(isinstance(image, bytes) for image in images):
             return self._run(encoded, **{task.encoded_input: np.array(list(images), object)})
         rows = [self._run(pixels, images=_pixels(np.asarray(image)[None])) for image in images]
@@ -86,12 +87,8 @@ class Predictor(ABC):
 def _pixels(images: np.ndarray) -> np.ndarray:
     """Return images if they are uint8 [B, H, W, 3]; a cast would silently turn 0..1 into black."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise ValueError(f"expected images of uint8 [H, W, 3]; got a batch of {_describe(images)}")
+        raise ValueError(f"expected images of uint8 [H, W, 3]; got a batch of {describe(images)}")
     return images
-
-
-def _describe(images: object) -> str:
-    return f"{images.dtype} {list(images.shape)}" if isinstance(images, np.ndarray) else type(images).__name__
 
 
 def choose_task(model: Predictor, task: str | None = None) -> str:

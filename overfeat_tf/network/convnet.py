@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from overfeat_tf.boxes import BOX_FORMS
-from overfeat_tf.network.context import Context
+from overfeat_tf.network.context import Context, first_cell
 from overfeat_tf.network.heads import DenseHead, build_head
 from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone
 from overfeat_tf.network.presets import PRESETS, Preset, get_preset
@@ -99,8 +99,8 @@ class Network:
         pixels = keras.Input((side, side, 3), name="pixels")
         maps = self.head_maps(pixels)
         outputs = {
-            "scores": DenseHead(self.classifier, self.preset, fine, name="scores")(maps),
-            "boxes": DenseHead(self.regressor, self.preset, fine, name="boxes")(maps),
+            "scores": DenseHead.of(self.classifier, self.preset, fine, name="scores")(maps),
+            "boxes": DenseHead.of(self.regressor, self.preset, fine, name="boxes")(maps),
         }
         return keras.Model(pixels, outputs, name=self.preset.name)
 
@@ -109,7 +109,7 @@ class Network:
         maps = self.features(pixels)
         if not self.context:
             return maps
-        return Context(self.preset, name="context")(maps, self.features(layers.AveragePooling2D(2)(pixels)))
+        return Context(first_cell(self.preset), name="context")(maps, self.features(layers.AveragePooling2D(2)(pixels)))
 
     def _regressor(self, weights: bool) -> keras.Model:
         outputs = 4 * self.num_classes if self.per_class else 4

@@ -34,6 +34,7 @@ def build_head(preset: Preset, part: str, outputs: int, context: bool = False, w
     return keras.Model(maps, x, name=part)
 
 
+@keras.saving.register_keras_serializable("overfeat_tf")
 class Conv2D(layers.Conv2D):
     """A full layer as a convolution (3.5), computed as a matrix product where a map is a single window to it.
 
@@ -50,29 +51,46 @@ class Conv2D(layers.Conv2D):
         return keras.ops.reshape(product, [-1, *sides, self.filters])
 
 
+@keras.saving.register_keras_serializable("overfeat_tf")
 class DenseHead(layers.Layer):
     """Slide a head over unpooled feature maps [B, n, m, C] at fine or coarse stride (3.3 b-e), to be trained.
 
     Returns [B, n - k m + 1, ..., D] for a last pooling of side k and a head kernel of m; at coarse stride every
     k-th of these. Inference computes the same as one matrix product: `overfeat_tf.compute.dense`.
+
+    Args:
+        head: The head.
+        pool, kernel: Side k of the last pooling, and m of the pooled map of one window.
+        fine: Fine stride, or coarse.
     """
 
-    def __init__(self, head: keras.Model, preset: Preset, fine: bool = True, **kwargs):
+    def __init__(self, head: keras.Model, pool: int, kernel: int, fine: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.head, self.preset, self.fine = head, preset, fine
+        self.head, self.pool, self.kernel, self.fine = head, pool, kernel, fine
+
+    @classmethod
+    def of(cls, head: keras.Model, preset: Preset, fine: bool = True, **kwargs) -> "DenseHead":
+        """Make the layer for a network's head."""
+        return cls(head, preset.last_pool, preset.head_kernel, fine, **kwargs)
 
     def call(self, maps, training=None):
-        pool = self.preset.last_pool
         if not self.fine:
-            return self.head(layers.MaxPooling2D(pool)(maps) if pool > 1 else maps, training=training)
-        height, width = (keras.ops.shape(maps)[axis] - pool * self.preset.head_kernel + 1 for axis in (1, 2))
-        return interleave(self.head(offset_max_pool(maps, pool), training=training), pool, height, width)
+            return self.head(layers.MaxPooling2D(self.pool)(maps) if self.pool > 1 else maps, training=training)
+        height, width = (keras.ops.shape(maps)[axis] - self.pool * self.kernel + 1 for axis in (1, 2))
+        return interleave(self.head(offset_max_pool(maps, self.pool), training=training), self.pool, height, width)
 
     def compute_output_shape(self, input_shape):
-        pool, kernel = self.preset.last_pool, self.preset.head_kernel
-        fine = [None if n is None else n - pool * kernel + 1 for n in input_shape[1:3]]
-        sides = [None if n is None else n if self.fine else -(-n // pool) for n in fine]
+        fine = [None if n is None else n - self.pool * self.kernel + 1 for n in input_shape[1:3]]
+        sides = [None if n is None else n if self.fine else -(-n // self.pool) for n in fine]
         return (input_shape[0], *sides, self.head.output_shape[-1])
+
+    def get_config(self):
+        head = keras.saving.serialize_keras_object(self.head)
+        return {**super().get_config(), "head": head, "pool": self.pool, "kernel": self.kernel, "fine": self.fine}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "head": keras.saving.deserialize_keras_object(config["head"])})
 
 
 def offset_max_pool(maps: tf.Tensor, pool: int) -> tf.Tensor:

@@ -87,7 +87,7 @@ def test_every_window_answers_as_it_does_alone(pool, sizes, images, fine):
             expected = np.stack([plain_windows(m, preset, head, fine) for m in batch])
             np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
             # What is trained computes the same.
-            np.testing.assert_allclose(DenseHead(head, preset, fine)(batch), expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(DenseHead.of(head, preset, fine)(batch), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fine", [True, False])
@@ -120,7 +120,9 @@ def test_a_head_stops_at_a_layer():
     hidden = keras.Model(network.classifier.input, network.classifier.get_layer("full4").output)
     (found,) = run_heads([network.classifier], windows, until="full4")
     assert found.numpy().min() < 0
-    np.testing.assert_allclose(windows.split(found)[0], DenseHead(hidden, network.preset)(maps), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        windows.split(found)[0], DenseHead.of(hidden, network.preset)(maps), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["fast", "accurate"])

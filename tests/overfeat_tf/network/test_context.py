@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import overfeat_tf as of
 from overfeat_tf.network.backbone import Conv, ConvBackbone
-from overfeat_tf.network.context import add_context, halve
+from overfeat_tf.network.context import add_context, first_cell, halve
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.options import InferenceOptions
@@ -55,7 +55,7 @@ def test_the_halved_map_is_laid_on_the_same_places(preset, size):
         rng.normal(size=(2, *(preset.feature_side(side // by) for side in sides), 3)).astype(np.float32)
         for by in (1, 2)
     )
-    found = add_context(preset, tf.constant(maps), tf.constant(lower)).numpy()
+    found = add_context(first_cell(preset), tf.constant(maps), tf.constant(lower)).numpy()
     for answer, own, below in zip(found, maps, lower, strict=True):
         np.testing.assert_allclose(answer, plain_context(preset, own, below), rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,41 @@
+"""What a model is, in a few lines of text."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+
+from overfeat_tf.merge.calibration import Calibration, display_threshold
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import InferenceOptions
+
+NAMES = 8  # of classes
+
+
+def summarize(config: Mapping) -> str:
+    """Return a model's description as text, from what `Model.config` gives."""
+    preset, count = Preset.from_config(config["preset"]), config["num_classes"]
+    labels, options = config["labels"], config["options"]
+    heads = {"classifier": count + config["background"], "regressor": 4 * count if config.get("per_class") else 4}
+    parts = {"features": preset.backbone.parameters}
+    for part, outputs in heads.items():
+        parts[part] = sum(layer.parameters for layer in preset.head(part, outputs, config.get("context", False)))
+    if set(config["tasks"]) <= {"classification"}:
+        del parts["regressor"]
+    changed = [
+        f"{field.name}={options[field.name]}"
+        for field in fields(InferenceOptions)
+        if field.name in options and options[field.name] != field.default
+    ]
+    calibration = Calibration.from_config(config.get("calibration"))
+    threshold = display_threshold(calibration, options.get("scores", "calibrated"))
+    rows = {
+        "network": preset.name + f", a committee of {1 + len(config['others'])}" * bool(config.get("others")),
+        "tasks": ", ".join(config["tasks"]) or "none",
+        "classes": f"{count}: {', '.join(labels[:NAMES])}{', ...' * (len(labels) > NAMES)}",
+        "window": f"{preset.window} x {preset.window} pixels, every {preset.fine_stride} (fine) or "
+        f"{preset.coarse_stride} (coarse)",
+        "scales": ", ".join(f"{height}x{width}" for height, width in preset.scales),
+        "options": ", ".join(changed) or "the defaults",
+        "scores": f"{'calibrated' if calibration else 'not calibrated'}; worth showing from {threshold:.2f}",
+        "parameters": f"{sum(parts.values()):,}: " + ", ".join(f"{part} {number:,}" for part, number in parts.items()),
+    }
+    return "\n".join(f"{key:12}{value}" for key, value in rows.items())
