@@ -8,6 +8,7 @@ model.predict("photo.jpg")
 of.datasets.open("voc:DIR").batches("detection", network, "voc")
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -71,3 +72,7 @@ def __getattr__(name: str):
 def __dir__() -> list[str]:
     """List the public names."""
     return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])
+
+
+if "keras" in sys.modules:  # its saved models may name our layers, which register when they are imported
+    import_module("overfeat_tf.network.convnet")

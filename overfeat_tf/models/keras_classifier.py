@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from overfeat_tf.models.model import Model
-from overfeat_tf.models.release_weights import read_names, require_new, write_run
+from overfeat_tf.models.model import Model, require_new
+from overfeat_tf.models.release_weights import read_names
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, trace_steps
@@ -64,7 +64,7 @@ def import_keras(file: Path, labels: Path, run: Path, side: int | None = None) -
         "file": file.name,
         "labels": labels.name,
     }
-    write_run(Model(network, names, tasks=(CLASSIFICATION.name,)), training, run.resolve())
+    Model(network, names, tasks=(CLASSIFICATION.name,)).save(run, training)
 
 
 def preset_of(backbone: KerasBackbone) -> Preset:

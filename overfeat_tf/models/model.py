@@ -1,5 +1,7 @@
 """A network with what is needed to answer, its weights on disk, and the calls on a network alone."""
 
+import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -155,6 +157,30 @@ class Model(Loaded):
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected the configuration of a model; it is damaged: {error}") from None
 
+    def save(self, run: str | Path, training: Mapping | None = None) -> None:
+        """Write the folder of a run, which `load`, `overfeat export` and the other commands take.
+
+        The folder appears under its name once it is complete, and what a broken attempt left is removed.
+
+        Args:
+            run: The folder, new or empty.
+            training: What the model was trained on and how, in JSON's types, for the model card: "name", "data" ...
+
+        Raises:
+            ValueError: the folder holds something.
+        """
+        run = Path(run).resolve()
+        require_new(run)
+        staging_dir = run.with_name(f".{run.name}.partial")
+        shutil.rmtree(staging_dir, ignore_errors=True)
+        try:
+            self.save_weights(staging_dir / "weights")
+            config = {"model": self.config(), "training": dict(training or {})}
+            (staging_dir / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+            staging_dir.rename(run)
+        finally:
+            shutil.rmtree(staging_dir, ignore_errors=True)
+
     def save_weights(self, folder: Path) -> None:
         """Write each part's weights into a folder, replacing what is there."""
         for home, network in self._folders(folder):
@@ -187,6 +213,12 @@ class Model(Loaded):
         """Return each member of a committee with its folder; that of the first is the folder itself."""
         others = [(folder / f"member{number}", network) for number, network in enumerate(self.others, start=2)]
         return [(folder, self.network), *others]
+
+
+def require_new(run: Path) -> None:
+    """Raise ValueError unless a run's folder is new or empty."""
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ValueError(f"expected a new or empty folder for the run; '{run}' holds something already")
 
 
 def _network_config(network: Network) -> dict:

@@ -6,15 +6,13 @@ by which it is recognised.
 """
 
 import hashlib
-import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.model import Model, require_new
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.network.backbone import Layer
 from overfeat_tf.network.convnet import Network, build
@@ -78,13 +76,7 @@ def import_weights(file: Path, preset: Preset, run: Path, labels: Path | None = 
         "class_order": CLASS_ORDER,
         "labels": labels.name if labels else None,
     }
-    write_run(model, training, run.resolve())
-
-
-def require_new(run: Path) -> None:
-    """Raise ValueError unless a run's folder is new or empty."""
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ValueError(f"expected a new or empty folder for the run; '{run}' holds something already")
+    model.save(run, training)
 
 
 def read_names(file: Path) -> tuple[str, ...]:
@@ -178,15 +170,3 @@ def _load(network: Network, file: Path) -> None:
         ours = getattr(network, part).get_layer(layer.name)
         ours.kernel.assign(weight.transpose(2, 3, 1, 0))
         ours.bias.assign(bias)
-
-
-def write_run(model: Model, training: dict, run: Path) -> None:
-    """Write a run's folder under a temporary name and rename it into place; remove what a broken attempt left."""
-    staging_dir = run.with_name(f".{run.name}.partial")
-    shutil.rmtree(staging_dir, ignore_errors=True)
-    try:
-        model.save_weights(staging_dir / "weights")
-        (staging_dir / CONFIG).write_text(json.dumps({"model": model.config(), "training": training}, indent=2) + "\n")
-        staging_dir.rename(run)
-    finally:
-        shutil.rmtree(staging_dir, ignore_errors=True)

@@ -18,9 +18,11 @@ from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, read_backb
 PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Network:
     """One network of the paper's kind; its three parts share nothing but the maps that pass between them.
+
+    `whole()` is all three as one Keras model, which Keras saves and loads: `network.whole().save("w.keras")`.
 
     Attributes:
         preset: The tables that it was built from.
@@ -86,6 +88,12 @@ class Network:
         built = {"features": self.features, "classifier": self.classifier}
         return {**built, "regressor": self.regressor} if "regressor" in self.__dict__ else built
 
+    def __repr__(self) -> str:
+        """Name the network, its classes and its windows."""
+        preset, more = self.preset, " and background" if self.background else ""
+        windows = f"windows of {preset.window} pixels, every {preset.fine_stride}"
+        return f"<Network {preset.name}: {self.num_classes} classes{more}; {windows}>"
+
     @cached_property
     def cache(self) -> dict[Any, Any]:
         """What callers derive from the network and want again, such as compiled functions; it goes with the network."""
@@ -129,16 +137,21 @@ def build(
 ) -> Network:
     """Build a network: one of the paper's kind with fresh weights, or OverFeat's heads on a pretrained backbone.
 
+        network = overfeat_tf.build("accurate", num_classes=1000)
+        network = overfeat_tf.build("EfficientNetV2B0", num_classes=20)    # starts from ImageNet's weights
+        network.features, network.classifier, network.regressor            # Keras functional models
+
     Args:
-        preset: A preset or its name; or a backbone by its name in `keras.applications`, "keras_hub:" and a preset of
-            KerasHub, or the path of a `.keras` file (`pretrained.read_backbone`).
+        preset: "fast" or "accurate" (Tables 1 and 3), "tiny", "small", "thumbnail", or a `Preset`; or a backbone by its
+            name in `keras.applications`, "keras_hub:" and a preset of KerasHub, or the path of a `.keras` file
+            (`pretrained.read_backbone`).
         num_classes: Object classes.
         background: Add the background class of detection (5) as output 0 of the classifier.
         per_class: Let the regressor have a box for each class (PCR) rather than one for all (SCR; 4.3).
-        weights: True for the ImageNet weights of a backbone that is named, and fresh ones in all other layers;
-            "imagenet" for the same, or an error where there are none; the path of a weights file of the backbone; None
-            for fresh ones everywhere. False leaves zeros in features and classifier, for others to be loaded: drawing
-            takes seconds, and for a moment three times their memory.
+        weights: True for the ImageNet weights of a backbone that is named (a `.keras` file has its own), and fresh ones
+            in all other layers; "imagenet" for the same, or an error where there are none; the path of a weights file
+            of the backbone; None for fresh ones everywhere. False leaves zeros in features and classifier, for others
+            to be loaded: drawing takes seconds, and for a moment three times their memory.
         box_form: How the regressor tells a box, one of `boxes.BOX_FORMS`.
         context: Let the heads also see the features of half the resolution (5).
         layer: Where a backbone that is named is cut; `pretrained.default_layer` if None.
@@ -153,7 +166,11 @@ def build(
         backbone, pretrained = read_backbone(preset, layer, IMAGENET if weights is True else weights or None)
         preset = backbone_preset(backbone)
     elif isinstance(weights, str):
-        raise ValueError(f"expected a backbone for weights '{weights}'; the preset '{preset}' has none")
+        name = preset if isinstance(preset, str) else preset.name
+        raise ValueError(
+            f"expected a backbone by its name for weights '{weights}'; the preset '{name}' has none: build "
+            "'EfficientNetV2B0' or another, or leave weights out and load a run"
+        )
     preset = get_preset(preset) if isinstance(preset, str) else preset
     drawn = weights is not False
     if num_classes < 1:

@@ -9,7 +9,7 @@ these cells tile, and boxes are placed by it as by a window of the paper's netwo
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,7 +71,7 @@ class KerasBackbone(Backbone):
     is_chain = False
     name: str
     layer: str
-    architecture: str
+    architecture: str = field(repr=False)
     pool: int = 2
     mean: float = GREY
     reach: int = 1

@@ -10,11 +10,15 @@ import tensorflow as tf
 from keras import layers
 
 import overfeat_tf as of
+from overfeat_tf.compute import execution
+from overfeat_tf.compute.execution import execution_of
 from overfeat_tf.models.model import Model
 from overfeat_tf.network import pretrained
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.keras_backbone import KerasBackbone
+from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.network.pretrained import backbone_preset, read_backbone
+from overfeat_tf.scan.dense_scan import scan
 
 # Kernel, stride, padding and whether TensorFlow's SAME pads: of kinds that shift a cell's centre by other amounts.
 CHAINS = {
@@ -129,8 +133,11 @@ def test_refusals(tmp_path, monkeypatch):
     (tmp_path / "broken.keras").write_bytes(b"zip?")
     with pytest.raises(ValueError, match=r"expected a Keras model in .*broken.keras"):
         of.build(str(tmp_path / "broken.keras"), 2)
-    with pytest.raises(ValueError, match="expected a backbone for weights 'imagenet'; the preset 'tiny' has none"):
-        of.build("tiny", 2, weights="imagenet")
+    for preset in ("tiny", PRESETS["tiny"]):  # never random weights in their place
+        with pytest.raises(
+            ValueError, match=r"expected a backbone .* weights 'imagenet'; the preset 'tiny' has none: "
+        ):
+            of.build(preset, 2, weights="imagenet")
     path = saved(chain(CHAINS["same"]), tmp_path)
     with pytest.raises(ValueError, match=r"expected a layer of .*did you mean 'row3'"):
         of.build(path, 2, layer="row33")
@@ -171,3 +178,31 @@ def test_a_backbone_scans_as_windows_do(tmp_path):
 def test_from_config_reads_what_config_writes():
     backbone = KerasBackbone("plain", "row1", chain(CHAINS["patches"]).to_json())
     assert KerasBackbone.from_config(json.loads(json.dumps(backbone.config()))) == backbone
+
+
+@pytest.mark.parametrize("arithmetic", ["direct", "transformed"])
+def test_context_and_pcr_scan_as_the_keras_model_does(arithmetic, tmp_path, monkeypatch):
+    monkeypatch.setattr(execution, "SAVED", -1e15)  # tiles, however few windows
+    monkeypatch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
+    network = of.build(saved(chain(CHAINS["same"]), tmp_path), 3, layer="row3", context=True, per_class=True)
+    scale = network.preset.scales[0]
+    image = np.random.default_rng(3).integers(0, 256, (*scale, 3), np.uint8)
+    expected = network.whole()(image[None].astype(np.float32))
+    (found,) = scan(network, tf.constant(image), of.InferenceOptions(scales=(1,), arithmetic=arithmetic))
+    tiled = set(execution_of(network, arithmetic).sides)
+    assert tiled == ({"full1", "regress1"} if arithmetic == "transformed" else set())
+    np.testing.assert_allclose(found.logits, expected["scores"][0], rtol=1e-3, atol=1e-4)
+    places = found.windows.numpy()  # normalised; the regressor tells boxes in window sides
+    edges = expected["boxes"][0].numpy().reshape(*places.shape[:2], 3, 4)
+    corner, side = places[:, :, None, :2], places[:, :, None, 2:] - places[:, :, None, :2]
+    boxes = edges * np.concatenate([side, side], -1) + np.concatenate([corner, corner], -1)
+    np.testing.assert_allclose(found.boxes, boxes, rtol=1e-3, atol=1e-4)
+
+
+def test_a_committee_of_backbones_votes_as_its_members_on_average(tmp_path):
+    path = saved(chain(CHAINS["patches"]), tmp_path)
+    options, names = of.InferenceOptions(scales=(1,)), ("a", "b", "c")
+    members = [Model(of.build(path, 3, layer="row1"), names, options, ("classification",)) for _ in range(2)]
+    image = np.random.default_rng(4).integers(0, 256, (1, 180, 200, 3), np.uint8)
+    each = [np.exp(member.classify(image)["logits"]) for member in members]
+    np.testing.assert_allclose(np.exp(Model.committee(members).classify(image)["logits"]), np.mean(each, 0), rtol=1e-4)

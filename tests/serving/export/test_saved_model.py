@@ -16,6 +16,7 @@ from exported_model import LABELS, METRICS, TRAINING, assert_equal_answers
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
+from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import Model
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
 from serving.export.card import model_card, read_metrics, run_figures
@@ -70,6 +71,22 @@ def test_a_stranger_gets_the_same_answers(model: Model, stranger: dict, images: 
     assert_equal_answers(model.classify(pixels), answers["classify_images"])
     features = answers["extract_features"]["features"]
     np.testing.assert_allclose(features, model.extract_features(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_predicts_as_its_run(model: Model, exported: Path, images: list[bytes], capsys):
+    loaded = load(exported)
+    assert repr(loaded) == "<Exported: 3 classes (cat, dog, owl); classification, localization, detection>"
+    loaded.summary()
+    exported_summary = capsys.readouterr().out
+    model.summary()
+    assert capsys.readouterr().out == exported_summary and "worth showing from 0.42" in exported_summary
+    pixels = tf.io.decode_png(images[0]).numpy()
+    for task in model.tasks:
+        many = loaded.predict([*images, pixels], task=task)
+        for found, expected in zip(many, model.predict([*images, pixels], task=task), strict=True):
+            assert (found.names, found.status, found.size) == (expected.names, expected.status, expected.size)
+            np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3)
+        assert any(found.status for found in many) and many[-1].names == many[0].names
 
 
 def test_a_stranger_has_the_variables(model: Model, stranger: dict):

@@ -1,0 +1,171 @@
+"""Data from Python: what `datasets.open` takes, its records, and the batches of each stage."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_run import RECIPE
+from small_source import coloured_rectangles, few_digits
+
+import overfeat_tf as of
+from overfeat_tf.images.decode import decode_image
+from training.sources import as_dataset, open_data
+from training.sources.checks import Kind
+from training.tasks import stage_views
+from training.views.pipeline import training_batches
+
+
+@pytest.fixture(scope="module")
+def source():
+    return few_digits(6, 2)
+
+
+def elements(source, split="train", pixels=False, names=False) -> tf.data.Dataset:
+    """Give a source's records as people write them: an image, its boxes and its labels."""
+
+    def each():
+        for record in source.records(split):
+            image = {"image": decode_image(record.image_bytes)[0]} if pixels else {"image_bytes": record.image_bytes}
+            labels = [source.class_names[label] for label in record.labels] if names else record.labels
+            yield {**image, "boxes": record.boxes, "labels": labels}
+
+    image = (
+        {"image": tf.TensorSpec([None, None, 3], tf.uint8)} if pixels else {"image_bytes": tf.TensorSpec([], tf.string)}
+    )
+    spec = {
+        **image,
+        "boxes": tf.TensorSpec([None, 4], tf.float32),
+        "labels": tf.TensorSpec([None], tf.string if names else tf.int32),
+    }
+    return tf.data.Dataset.from_generator(each, output_signature=spec)
+
+
+def test_digits_open_with_splits_classes_and_records():
+    data = of.datasets.open("digits")
+    assert data.class_names == tuple("0123456789") and {"train", "val", "test"} <= set(data.splits)
+    record = next(iter(data.records("train")))
+    assert record["boxes"].shape[1:] == [4] and record["image_bytes"].dtype == tf.string
+    assert "digits: 10 classes" in repr(data)
+    assert open_data(data) is data.source
+    with pytest.raises(ValueError, match="expected a split of digits"):
+        data.records("training")
+
+
+@pytest.mark.parametrize("stage", ["classification", "localization", "detection"])
+def test_batches_are_those_that_training_takes(stage, source):
+    network = of.build("tiny", 10, background=stage == "detection", weights=False)
+    found = of.datasets.open(source).batches(stage, network, RECIPE, batch=3, seed=5)
+    views = stage_views(stage, network.preset, RECIPE, RECIPE.inference)
+    expected = training_batches(source, "train", views, 3, 5)
+    assert found.element_spec == expected.element_spec
+    for ours, theirs in zip(found.take(2), expected.take(2), strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_batches_refuse_unknown_stages_and_recipes(source):
+    network = of.build("tiny", 10, weights=False)
+    with pytest.raises(ValueError, match="did you mean 'detection'"):
+        of.datasets.open(source).batches("detect", network, RECIPE)
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        of.datasets.open(source).batches("detection", network, "digit")
+
+
+@pytest.mark.parametrize("options", [{}, {"pixels": True}, {"names": True}], ids=["bytes", "pixels", "names"])
+def test_tf_data_has_the_records_of_the_source_that_it_comes_from(options):
+    source = coloured_rectangles()
+    data = of.datasets.open(elements(source, **options), None if options else source.class_names)
+    classes = {"pixels": ("0", "1", "2"), "names": ("blue", "green", "red")}.get(*options, source.class_names)
+    assert data.splits == ("train",) and data.class_names == classes
+    for ours, theirs in zip(data.source.records("train"), source.records("train"), strict=True):
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-6)
+        if "names" in options:
+            assert [classes[one] for one in ours.labels] == [source.class_names[one] for one in theirs.labels]
+        else:
+            assert ours.labels.tolist() == theirs.labels.tolist()
+        pixels = (decode_image(each.image_bytes)[0] for each in (ours, theirs))
+        np.testing.assert_array_equal(*pixels)
+
+
+def test_records_of_one_data_set_are_data_again(source):
+    data = of.datasets.open({split: as_dataset(source, split) for split in source.splits}, source.class_names)
+    for split in source.splits:
+        for ours, theirs in zip(data.source.records(split), source.records(split), strict=True):
+            assert (ours.image_id, ours.image_bytes) == (theirs.image_id, theirs.image_bytes)
+            np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+
+
+def test_classes_without_boxes_and_what_can_not_be_used(source):
+    record = next(source.records("train"))
+    images = tf.data.Dataset.from_tensor_slices({"image_bytes": [record.image_bytes] * 3, "label": [0, 1, 7]})
+    found = []
+    opened = open_data(images, ("a", "b"), found.append)
+    assert not opened.boxed and [each.labels.tolist() for each in opened.records("train")] == [[0], [1]]
+    assert [finding.kind for finding in found] == [Kind.UNKNOWN_CLASS]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda data: data.batch(2), r"one image in an element of split 'train'.*unbatch\(\)"),
+        (lambda data: data.repeat(), r"expected data that ends .* leave out repeat\(\)"),
+        (lambda data: data.map(lambda each: each["image_bytes"]), "expected dictionaries with image or image_bytes"),
+        (lambda data: data.map(lambda each: {"pixels": each["boxes"], "labels": each["labels"]}), "got labels, pixels"),
+        (lambda data: {"val": 3}, "expected a tf.data.Dataset as split 'val'; got 'int'"),
+        (lambda data: 3, "expected a SOURCE such as 'voc:DIR', a source, or a tf.data.Dataset; got 'int'"),
+        (
+            lambda data: data.map(lambda each: {**each, "boxes": each["boxes"] * 100}),
+            r"expected boxes \[ymin, xmin, ymax, xmax\] from 0 to 1; image '0' has",
+        ),
+        (
+            lambda data: data.map(lambda each: {**each, "labels": each["labels"][:0]}),
+            "expected a label for each box of image '0'; got 0 for",
+        ),
+    ],
+)
+def test_other_elements_are_refused_in_one_line(change, line, source):
+    names = source.class_names if not isinstance(change(elements(source)), int) else None
+    with pytest.raises(ValueError, match=line) as caught:
+        next(open_data(change(elements(source)), names).records("train"))
+    assert "\n" not in str(caught.value)
+
+
+class Watch(keras.callbacks.Callback):
+    """Notes the stage of each epoch, and ends detection after its first."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen.append((self.model.name, epoch, logs["loss"]))
+        self.model.stop_training = self.model.name == "detection"
+
+
+def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source, tmp_path):
+    splits = {split: elements(source, split) for split in source.splits}
+    watch = Watch()
+    model, history = of.train(
+        replace(RECIPE, name="own"), splits, tmp_path / "run", callbacks=[watch], class_names=source.class_names
+    )
+    assert model.tasks == ("classification", "localization", "detection") and model.labels == source.class_names
+    assert {stage: len(figures["loss"]) for stage, figures in history.items()} == {
+        "classification": 2,
+        "localization": 2,
+        "detection": 1,
+    }
+    assert {"top1", "val_loss"} <= set(history["classification"])
+    assert watch.seen == [(stage, epoch, loss) for stage, f in history.items() for epoch, loss in enumerate(f["loss"])]
+    assert of.load(tmp_path / "run").tasks == model.tasks
+    again = of.train(replace(RECIPE, name="own"), splits, tmp_path / "run", class_names=source.class_names)
+    assert again.history == {}
+
+
+def test_train_names_what_is_missing(tmp_path):
+    with pytest.raises(ValueError, match="did you mean 'digits'"):
+        of.train("digit")
+    with pytest.raises(ValueError, match="expected --data SOURCE: the recipe 'voc' has no data of its own"):
+        of.train("voc", run=tmp_path)
+    with pytest.raises(ValueError, match=r"expected class_names with a tf.data.Dataset alone"):
+        of.train("digits", "digits", run=tmp_path, class_names=["a"])
