@@ -28,7 +28,7 @@ def test_help_is_complete_by_itself(name):
     for part in name.split("."):
         function = getattr(function, part)
     text = inspect.getdoc(function)
-    assert "see `model" not in text.lower()
+    assert "see `model" not in text.lower()  # nothing else has to be read
     for parameter in inspect.signature(function).parameters:
         assert re.search(rf"^    [\w, ]*\b{parameter}\b[\w, ]*: ", text, re.MULTILINE), parameter
 

@@ -30,7 +30,13 @@ __all__ = ["RECIPES", "Recipe", "Schedule", "get_recipe", "override", "with_late
 
 
 def get_recipe(name: str) -> Recipe:
-    """Return the recipe of that name.
+    """Return the recipe of that name, a frozen dataclass.
+
+        recipe = get_recipe("voc")
+        recipe = dataclasses.replace(recipe, detection=dataclasses.replace(recipe.detection, steps=5000))
+
+    Args:
+        name: As for `overfeat train`.
 
     Raises:
         ValueError: no such recipe; the message names the nearest one.

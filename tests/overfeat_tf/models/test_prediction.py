@@ -79,7 +79,7 @@ def test_images_of_every_kind_are_answered_alike(model, tmp_path):
         (b"no image", "expected JPEG, PNG, .*got 8 bytes"),
         (encode(IMAGE)[:500], "damaged or truncated"),
         (IMAGE.astype(np.int64), r"expected pixels of uint8, uint16 or float; got int64 \[90, 120, 3\]"),
-        (IMAGE.astype(np.float32), "expected float pixels from 0 to 1; got 0 to 255"),
+        (IMAGE.astype(np.float32), "expected float pixels from 0 to 1; got 0 to 2"),
         (np.full((9, 9, 3), np.nan), "expected float pixels from 0 to 1; got nan"),
         (np.zeros((9, 9, 5), np.uint8), r"expected pixels \[H, W\].*got uint8 \[9, 9, 5\]"),
     ],
