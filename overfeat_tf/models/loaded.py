@@ -91,7 +91,7 @@ class Loaded(Predictor):
         else:
             try:
                 held, data = as_pixels(image), b""
-            except ValueError as error:
+            except (ValueError, OSError) as error:  # PIL reads a file when its pixels are asked for
                 return Prediction(np.zeros((0, 0, 3), np.uint8), status=str(error))
             if task == CLASSIFICATION:  # whose signature for pixels knows no names
                 data = tf.io.encode_png(held).numpy()
