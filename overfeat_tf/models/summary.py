@@ -21,7 +21,7 @@ def summarize(config: Mapping) -> str:
     if set(config["tasks"]) <= {"classification"}:
         del parts["regressor"]
     changed = [
-        f"{field.name}={options[field.name]}"
+        f"{field.name}={_text(options[field.name])}"
         for field in fields(InferenceOptions)
         if field.name in options and options[field.name] != field.default
     ]
@@ -39,3 +39,7 @@ def summarize(config: Mapping) -> str:
         "parameters": f"{sum(parts.values()):,}: " + ", ".join(f"{part} {number:,}" for part, number in parts.items()),
     }
     return "\n".join(f"{key:12}{value}" for key, value in rows.items())
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
