@@ -53,7 +53,7 @@ def test_digits_open_with_splits_classes_and_records():
         data.records("training")
 
 
-@pytest.mark.parametrize("stage", ["classification", "detection"])
+@pytest.mark.parametrize("stage", [pytest.param("classification", marks=pytest.mark.long), "detection"])
 def test_batches_are_those_that_training_takes(stage, source):
     network = of.build("tiny", 10, background=stage == "detection", weights=False)
     found = of.datasets.open(source).batches(stage, network, RECIPE, batch=3, seed=5)
