@@ -92,7 +92,7 @@ class Dataset:
     def __repr__(self) -> str:
         """Name the data, its classes and splits."""
         count = len(self.class_names)
-        return f"<Dataset {self.source.name}: {count} classes; splits {', '.join(self.splits)}>"
+        return f"<Dataset {self.source.name}: {count} class{'es' * (count != 1)}; splits {', '.join(self.splits)}>"
 
 
 def open(data: Data, class_names: Sequence[str] | None = None) -> Dataset:

@@ -103,8 +103,8 @@ class Loaded(Predictor):
 
     def __repr__(self) -> str:
         """Name the classes and the tasks."""
-        names = ", ".join(self.labels[:3]) + ", ..." * (len(self.labels) > 3)
-        return f"<{type(self).__name__}: {len(self.labels)} classes ({names}); {', '.join(self.tasks)}>"
+        count, names = len(self.labels), ", ".join(self.labels[:3]) + ", ..." * (len(self.labels) > 3)
+        return f"<{type(self).__name__}: {count} class{'es' * (count != 1)} ({names}); {', '.join(self.tasks)}>"
 
 
 def _is_one(images: object) -> bool:

@@ -98,8 +98,8 @@ class Prediction:
         rest = ", ..." if len(self) > SHOWN else ""
         if self.boxes is None:
             return f"<Prediction: {best}{rest}>"
-        height, width = self.size
-        return f"<Prediction: {len(self)} objects in {height} x {width} pixels{': ' * bool(best)}{best}{rest}>"
+        count, (height, width) = f"{len(self)} object{'s' * (len(self) != 1)}", self.size
+        return f"<Prediction: {count} in {height} x {width} pixels{': ' * bool(best)}{best}{rest}>"
 
     def _repr_png_(self) -> bytes | None:
         return None if self.status else _png(self.draw())

@@ -92,7 +92,7 @@ class Network:
         """Name the network, its classes and its windows."""
         preset, more = self.preset, " and background" if self.background else ""
         windows = f"windows of {preset.window} pixels, every {preset.fine_stride}"
-        return f"<Network {preset.name}: {self.num_classes} classes{more}; {windows}>"
+        return f"<Network {preset.name}: {self.num_classes} class{'es' * (self.num_classes != 1)}{more}; {windows}>"
 
     @cached_property
     def cache(self) -> dict[Any, Any]:

@@ -127,7 +127,8 @@ def test_a_prediction_draws_itself_and_becomes_cocos_results(model, tmp_path):
     assert [row["category_id"] for row in found.to_coco(7, own)] == [own[name] for name in found.names]
     with pytest.raises(ValueError, match="expected a category id for each class"):
         found.to_coco(7, {})
-    assert repr(found).startswith(f"<Prediction: {len(found)} objects in 90 x 120 pixels: {found.names[0]} 0.")
+    assert repr(found).startswith(f"<Prediction: {len(found)} object")
+    assert f" in 90 x 120 pixels: {found.names[0]} 0." in repr(found)
 
 
 def test_a_classifier_names_classes(model):
