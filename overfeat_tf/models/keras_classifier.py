@@ -14,16 +14,10 @@ from overfeat_tf.models.model import Model, require_new
 from overfeat_tf.models.release_weights import read_names
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, trace_steps
-from overfeat_tf.network.presets import Preset
-from overfeat_tf.network.pretrained import of_any_size, open_model
+from overfeat_tf.network.pretrained import averaged, classifier_preset, open_model
 
 if TYPE_CHECKING:
     import keras
-
-SIDE = 224  # pixels, where a classifier takes any size
-STEP = 1.4  # from scale to scale (4.2)
-SCALES = 4
 
 
 def import_keras(file: Path, labels: Path, run: Path, side: int | None = None) -> None:
@@ -40,21 +34,14 @@ def import_keras(file: Path, labels: Path, run: Path, side: int | None = None) -
         ValueError: the folder holds something, the model is of another kind, or there are not as many labels; before
             anything is written.
     """
-    import keras
-
     require_new(run)
     model = open_model(str(file), "imagenet")
     pooling, dense = _ending(model, str(file))
-    side = side or model.inputs[0].shape[1] or SIDE
-    cut = keras.Model(model.inputs[0], pooling.input)
-    cells = KerasBackbone.along(trace_steps(cut), side)[-1].side
-    averaged = keras.layers.AveragePooling2D(cells, 1, name="average")(pooling.input)
-    cut = of_any_size(keras.Model(model.inputs[0], averaged, name=BACKBONE))
-    backbone = KerasBackbone(file.stem, "average", cut.to_json(), pool=1, reach=cells, exact=True)
+    backbone, cut = averaged(model, pooling.input, str(file), side)
     names = read_names(labels)
     if len(names) != dense.units:
         raise ValueError(f"expected {dense.units} class names in '{labels}', a line each; got {len(names)}")
-    network = build(preset_of(backbone), len(names), weights=None)
+    network = build(classifier_preset(backbone), len(names), weights=None)
     network.backbone.set_weights(cut.get_weights())
     kernel, *bias = dense.get_weights()
     network.classifier.set_weights([kernel[None, None], bias[0] if bias else np.zeros(dense.units, np.float32)])
@@ -65,22 +52,6 @@ def import_keras(file: Path, labels: Path, run: Path, side: int | None = None) -
         "labels": labels.name,
     }
     Model(network, names, tasks=(CLASSIFICATION.name,)).save(run, training)
-
-
-def preset_of(backbone: KerasBackbone) -> Preset:
-    """Describe the network: windows of the classifier's own size, no hidden layers, scales 1.4 apart from there."""
-    window = backbone.reach * backbone.stride
-    sides = [window + backbone.stride * round(window * (STEP**n - 1) / backbone.stride) for n in range(SCALES)]
-    return Preset(
-        name=backbone.name,
-        window=window,
-        backbone=backbone,
-        full=(),
-        regressor=(256, 128),
-        scales=tuple((side, side) for side in sides),
-        shorter_side=round(window * 256 / 224),
-        init_std=None,
-    )
 
 
 def _ending(model: "keras.Model", name: str) -> "tuple[keras.Layer, keras.layers.Dense]":

@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ STRIDE = 16  # of the default layer: finer maps know less of the object, coarser
 REACH = 32  # pixels that the last pooling covers; a window is five of these along a side
 CELLS = 5
 LARGEST = 464  # the largest of a network's own scales: about that of Table 5
+SIDE = 224  # pixels of the pictures that a classifier was trained on, where it takes any size
+STEP, SCALES = 1.4, 4  # of a classifier's scales (4.2)
 
 
 def backbone_preset(backbone: KerasBackbone) -> Preset:
@@ -42,6 +45,22 @@ def backbone_preset(backbone: KerasBackbone) -> Preset:
         regressor=(256, 128),
         scales=tuple((side, side) for side in sides),
         shorter_side=round(window * 256 / 221),  # as `accurate`
+        init_std=None,
+    )
+
+
+def classifier_preset(backbone: KerasBackbone) -> Preset:
+    """Describe the network of `averaged`'s backbone: a linear classifier, and scales 1.4 apart from a window up."""
+    window = backbone.reach * backbone.stride
+    sides = [window + backbone.stride * round(window * (STEP**n - 1) / backbone.stride) for n in range(SCALES)]
+    return Preset(
+        name=backbone.name,
+        window=window,
+        backbone=backbone,
+        full=(),
+        regressor=(256, 128),
+        scales=tuple((side, side) for side in sides),
+        shorter_side=round(window * 256 / 224),
         init_std=None,
     )
 
@@ -79,9 +98,57 @@ def read_backbone(
     cut = keras.Model(model.inputs[0], model.get_layer(layer).output, name=BACKBONE)
     trace_steps(cut)  # raises where the layer gives no map
     cut = of_any_size(cut)
-    shown = name.removeprefix(HUB).rstrip("/").rpartition("/")[2].removesuffix(".keras")
-    backbone = KerasBackbone(shown, layer, cut.to_json())
-    return KerasBackbone(shown, layer, backbone.architecture, pool=max(1, REACH // backbone.stride)), cut
+    backbone = KerasBackbone(shown_name(name), layer, cut.to_json())
+    return replace(backbone, pool=max(1, REACH // backbone.stride)), cut
+
+
+def read_averaged(
+    name: str, layer: str | None = None, weights: str | None = IMAGENET
+) -> tuple[KerasBackbone, "keras.Model"]:
+    """Read a Keras model for classes alone: the mean of its last map over each window, normalised.
+
+    Arguments, results and errors are those of `read_backbone`; `layer` is the last map by default.
+    """
+    import keras
+
+    model = open_model(name, weights)
+    maps = [each.name for each in model.layers if len(getattr(each.output, "shape", ())) == 4]
+    if layer is not None and layer not in maps:
+        raise ValueError(f"expected a layer of '{name}' with a map; got '{layer}'{suggest(layer, maps)}")
+    backbone, cut = averaged(model, model.get_layer(layer or maps[-1]).output, name, normalise=True)
+    return backbone, cut
+
+
+def averaged(
+    model: "keras.Model", maps: "keras.KerasTensor", name: str, side: int | None = None, normalise: bool = False
+) -> tuple[KerasBackbone, "keras.Model"]:
+    """Cut a Keras model at a map and average it over each window, as global pooling does at its own input size.
+
+    Args:
+        model: From pixels [B, H, W, 3], 0..255.
+        maps: The map [B, h, w, C].
+        name: What the backbone is called by: a name, a preset or a file.
+        side: Side in pixels of the pictures that the model was trained on; by default its input's, or `SIDE`.
+        normalise: Whether to normalise each mean, for a head that has to learn.
+
+    Raises:
+        ValueError: a layer that enlarges its map.
+    """
+    import keras
+
+    side = side or model.inputs[0].shape[1] or SIDE
+    cells = KerasBackbone.along(trace_steps(keras.Model(model.inputs[0], maps)), side)[-1].side
+    x = keras.layers.AveragePooling2D(cells, 1, name="average")(maps)
+    if normalise:
+        x = keras.layers.LayerNormalization(epsilon=1e-3, name="average_normalised")(x)
+    cut = of_any_size(keras.Model(model.inputs[0], x, name=BACKBONE))
+    layer = cut.layers[-1].name
+    return KerasBackbone(shown_name(name), layer, cut.to_json(), pool=1, reach=cells, exact=True), cut
+
+
+def shown_name(name: str) -> str:
+    """Return what a backbone is called in short: a preset's or file's own name."""
+    return name.removeprefix(HUB).rstrip("/").rpartition("/")[2].removesuffix(".keras")
 
 
 def of_any_size(model: "keras.Model") -> "keras.Model":

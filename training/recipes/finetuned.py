@@ -44,7 +44,8 @@ def finetune_classify() -> Recipe:
     return replace(
         whole,
         name="finetune-classify",
-        classification=_passes(12, most=100_000, batch=32, rate=0.02, epochs=6, backbone_rate=0.5),
+        averaged=True,
+        classification=_passes(6, most=100_000, batch=32, rate=0.02, epochs=6, backbone_rate=0.2),
         inference=InferenceOptions(flips=True),
     )
 

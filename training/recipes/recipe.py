@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.network.keras_backbone import KerasBackbone
 from overfeat_tf.network.presets import PRESETS, Preset, get_preset
-from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, read_backbone
+from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, classifier_preset, read_averaged, read_backbone
 from overfeat_tf.options import InferenceOptions
 from training.fit.losses import BOX_LOSSES, NEGATIVES
 from training.limits import check_choice, check_range
@@ -143,6 +143,8 @@ class Recipe:
         data: Default SOURCE; None where the user must name one.
         preset: The network: a preset, or a backbone as `overfeat_tf.build` takes it.
         layer: Where a backbone is cut; the default of `pretrained.default_layer` if None.
+        averaged: Whether a backbone's last map is averaged over each window and classified by one linear layer, as
+            Keras's own classifiers do: for classes alone, since a mean does not tell where in the window an object is.
         weights: What a backbone starts from: "imagenet", the path of a weights file, or None for fresh ones.
         frozen_to: Name of the last of the backbone's layers that are frozen throughout; None freezes none.
         batch_norm: Whether the backbone's batch normalisation stays as it is ("inference") or is fitted ("training").
@@ -185,6 +187,7 @@ class Recipe:
     side: int
     scales: str = "preset"
     layer: str | None = None
+    averaged: bool = False
     weights: str | None = IMAGENET
     frozen_to: str | None = None
     batch_norm: str = BATCH_NORMS[0]
@@ -215,11 +218,13 @@ class Recipe:
         Raises:
             ValueError, OSError, ImportError: see `pretrained.read_backbone`.
         """
-        return get_preset(self.preset) if self.preset in PRESETS else backbone_preset(self.backbone()[0])
+        if self.preset in PRESETS:
+            return get_preset(self.preset)
+        return (classifier_preset if self.averaged else backbone_preset)(self.backbone()[0])
 
     def backbone(self) -> "tuple[KerasBackbone, keras.Model]":
         """Read the backbone, if the network is not a preset, and its weights."""
-        return _read_backbone(self.preset, self.layer, self.weights)
+        return _read_backbone(self.preset, self.layer, self.weights, self.averaged)
 
     def sized(self, source: Source) -> "Recipe":
         """Return the recipe with the steps that the size of its training split asks for."""
@@ -253,8 +258,10 @@ class Recipe:
 
 
 @lru_cache(maxsize=1)
-def _read_backbone(name: str, layer: str | None, weights: str | None) -> "tuple[KerasBackbone, keras.Model]":
-    return read_backbone(name, layer, weights)
+def _read_backbone(
+    name: str, layer: str | None, weights: str | None, averaged: bool
+) -> "tuple[KerasBackbone, keras.Model]":
+    return (read_averaged if averaged else read_backbone)(name, layer, weights)
 
 
 def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
