@@ -9,6 +9,7 @@ from keras import layers
 import overfeat_tf as of
 from overfeat_tf.cli.main import overfeat
 from overfeat_tf.network.geometry import window_count
+from overfeat_tf.network.pretrained import classifier_preset, read_averaged
 
 NAMES = ("cat", "dog", "owl", "fox")
 
@@ -18,7 +19,7 @@ def classifier(padding: str = "same", pooling: bool = True, **dense) -> keras.Mo
     x = layers.Rescaling(1 / 128, -1)(x)
     for number in range(3):
         x = layers.Conv2D(6, 3, 2, padding, activation="relu", name=f"conv{number}")(x)
-    x = layers.GlobalAveragePooling2D()(x) if pooling else layers.Flatten()(x)
+    x = layers.GlobalAveragePooling2D(name="global_average_pooling2d")(x) if pooling else layers.Flatten()(x)
     return keras.Model(pixels, layers.Dense(len(NAMES), name="scores", **dense)(layers.Dropout(0.2)(x)))
 
 
@@ -104,3 +105,19 @@ def test_refusals_leave_nothing(tmp_path):
     done = imports(tmp_path / "few.keras", tmp_path / "few.txt", tmp_path / "run")
     assert "holds something already" in str(done.exception)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes"]
+
+
+def test_a_network_for_classes_alone_sees_the_normalised_mean_of_a_window(tmp_path):
+    keras.utils.set_random_seed(4)
+    model = classifier()
+    model.save(tmp_path / "pets.keras")
+    backbone, weights = read_averaged(str(tmp_path / "pets.keras"))
+    description = classifier_preset(backbone)
+    assert (description.window, description.full, description.coarse_stride) == (64, (), 8)
+    network = of.build(description, 3)
+    network.backbone.set_weights(weights.get_weights())
+    picture = np.random.default_rng(2).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    mean = keras.Model(model.inputs[0], model.get_layer("global_average_pooling2d").output)(picture).numpy()
+    wanted = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-3)
+    np.testing.assert_allclose(np.reshape(network.features(picture), wanted.shape), wanted, rtol=1e-3, atol=1e-4)
+    assert network.classifier(network.features(picture)).shape == (2, 1, 1, 3)
