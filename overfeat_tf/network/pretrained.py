@@ -109,7 +109,6 @@ def read_averaged(
 
     Arguments, results and errors are those of `read_backbone`; `layer` is the last map by default.
     """
-    import keras
 
     model = open_model(name, weights)
     maps = [each.name for each in model.layers if len(getattr(each.output, "shape", ())) == 4]
