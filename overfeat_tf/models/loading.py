@@ -1,13 +1,14 @@
 """Trained models from disk: the folder of a run, or a SavedModel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
-from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.model import CONFIG, LAST, Model
 from overfeat_tf.models.predictor import Answers, Predictor
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.options import SCORES
@@ -49,8 +50,13 @@ class Exported(Predictor):
         return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
 
 
-def load_run(folder: Path) -> Model:
+def load_run(folder: Path, last: bool = False) -> Model:
     """Load a run's folder.
+
+    Args:
+        folder: The run.
+        last: Whether to take the weights of the last step rather than the best ones; scores of detections are then not
+            calibrated, unless both are the same.
 
     Raises:
         ValueError: there is none, or it has no weights yet.
@@ -58,21 +64,32 @@ def load_run(folder: Path) -> Model:
     if not (folder / "weights").is_dir():
         raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
     model = Model.from_config(read_config(folder)["model"], weights=False)
+    if last and (folder / "weights" / LAST).is_dir():
+        model.load_weights(folder / "weights" / LAST)
+        return replace(model, calibration=None)
     model.load_weights(folder / "weights")
     return model
 
 
-def load(folder: str | Path) -> Model | Exported:
+def load(folder: str | Path, last: bool = False) -> Model | Exported:
     """Load a run's folder or a SavedModel's version folder (or its parent: the newest version).
 
+    Args:
+        folder: The folder.
+        last: Whether to take a run's weights of its last step rather than the best ones.
+
     Raises:
-        ValueError: neither is there.
+        ValueError: neither is there, or a SavedModel is asked for its last weights.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() and folder.is_dir():
         versions = sorted((d for d in folder.iterdir() if d.name.isdigit()), key=lambda d: int(d.name))
         folder = versions[-1] if versions else folder
-    return Exported(folder) if (folder / "saved_model.pb").is_file() else load_run(folder)
+    if not (folder / "saved_model.pb").is_file():
+        return load_run(folder, last)
+    if last:
+        raise ValueError(f"expected a run with --last; '{folder}' is a SavedModel, which has one set of weights")
+    return Exported(folder)
 
 
 def read_config(folder: Path) -> dict:
