@@ -80,7 +80,7 @@ def test_a_cosine_falls_from_the_rate_to_a_hundredth_after_the_warm_up(plain):
 @pytest.mark.parametrize("kind", [StageSGD, StageAdamW])
 def test_a_slow_variable_moves_at_its_share_of_the_rate(kind):
     slow, usual = keras.Variable([[1.0]], name="slow"), keras.Variable([[1.0]], name="usual")
-    optimizer = kind(slow={slow.path: 0.25}, learning_rate=0.1, weight_decay=None)
+    optimizer = kind(slow={slow.path: 0.25}, learning_rate=0.1, weight_decay=0.0)
     optimizer.apply([tf.constant([[2.0]])] * 2, [slow, usual])
     np.testing.assert_allclose(1.0 - slow.numpy(), 0.25 * (1.0 - usual.numpy()), rtol=1e-4)
     assert usual.numpy() < 0.95

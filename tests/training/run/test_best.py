@@ -142,7 +142,7 @@ def test_the_model_returned_has_the_best_weights(runs):
 
 def test_a_run_knows_how_it_began_and_goes_on_for_more_steps(runs):
     run = runs.folder / "broken"
-    assert resumed(run) == (runs.recipe, "small", ("classification",))
+    assert resumed(run) == (replace(runs.recipe, data="small"), "small", ("classification",))
     add_steps(run, 2)
     longer, _, stages = resumed(run)
     assert (longer.classification.steps, longer.classification.epochs) == (STEPS + 2, EPOCHS + 1)
