@@ -187,13 +187,13 @@ def _fit(
         log.info("%s: resuming after step %d of %d", stage, done, schedule.steps)
 
     # 2. Validation and callbacks.
-    validation = None
+    validation = count = None
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([averages] if averages else [])]
     if stage != "detection" and recipe.val_split in source.splits:
         # A view of each image: of as many images as there are views.
         once = replace(recipe, views=recipe.views.validating)
         count = _validation_batches(stage, schedule, source, recipe.val_split)
-        views = _batches(stage, model, once, source, recipe.val_split).take(count)
+        views = _batches(stage, model, once, source, recipe.val_split).take(count).repeat()  # the same each time
         validation = shard_batches(strategy, views, schedule.batch)
     if chief:
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
@@ -219,6 +219,7 @@ def _fit(
                 initial_epoch=first,
                 steps_per_epoch=steps,
                 validation_data=validation,
+                validation_steps=count,
                 callbacks=[*callbacks, on_signal],
                 shuffle=False,  # the pipeline does
                 verbose=0,
