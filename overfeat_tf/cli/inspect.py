@@ -10,12 +10,17 @@ from PIL import Image
 from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes
 from overfeat_tf.images.decode import decode_image
 from training.evaluation.inspection import Inspection, inspect
-from training.recipes import get_recipe
+from training.recipes import Recipe, get_recipe
 from training.sources import open_source
 from training.sources.checks import Finding
 from training.sources.record import Record
-from training.views.coverage import ENOUGH, remedy
+from training.views.coverage import ENOUGH, read_objects, remedy
+from training.views.drawing import Drawing, object_windows, window_maps
+from training.views.pipeline import view_seed
+from training.views.reading import decode_records, shuffled_records
+from training.views.targets import window_origins
 
+VIEWED = 6  # images of which views are drawn
 PICTURES = 24  # per split, and per kind of finding in a split
 COLUMNS, CELL = 6, 300  # of the contact sheet of a split; pixels
 CLASSES = 40  # to list; with more, the most and the least frequent ones
@@ -76,6 +81,46 @@ def run(spec: str, split: str | None, out: Path | None, limit: int | None, recip
     if pictures is not None:
         pictures.close()
     return inspection
+
+
+def draw_views(spec: str, split: str | None, out: Path, recipe: Recipe) -> Path:
+    """Draw what training sees of the first images, with the boxes that windows learn, as rows of a sheet in `out`."""
+    source, preset = open_source(spec), recipe.network
+    chosen = split or recipe.train_split
+    scales = recipe.scales_for(preset, read_objects(source, chosen))
+    options = recipe.inference
+    drawing = Drawing(preset, scales, recipe.matching, recipe.views, recipe.side, recipe.fine, options.scale_fit)
+    views = window_maps(drawing) if source.boxed else object_windows(drawing)
+    records = shuffled_records(source, chosen, recipe.seed, partners=views.partners)
+    pictures: list[Image.Image] = []
+    count = 0
+    for record in decode_records(records.filter(views.shows)).take(VIEWED):
+        names = [source.class_names[label] for label in record["labels"].numpy()]
+        pixels = record["image"].numpy()
+        row = [draw_boxes(pixels, truth=(record["boxes"].numpy(), names)) if source.boxed else Image.fromarray(pixels)]
+        for view, targets in views.draw(view_seed(recipe.seed, record["place"]), record):
+            shown = np.clip(view.numpy(), 0, 255).astype(np.uint8)
+            if isinstance(targets, dict):
+                boxes, labels = _learnt(targets["boxes"].numpy(), drawing, len(shown))
+                row.append(draw_boxes(shown, truth=(boxes, [source.class_names[label] for label in labels])))
+            else:
+                row.append(draw_classes(shown, [(source.class_names[int(targets)], None)]))
+        pictures, count = pictures + row, len(row)
+    if not pictures:
+        raise ValueError(f"expected images with something to learn in split '{chosen}' of {spec}; there are none")
+    out.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, count, CELL, ("image", *["view"] * (count - 1))).save(out / "views.png")
+    return out / "views.png"
+
+
+def _learnt(targets: np.ndarray, drawing: Drawing, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes [n, 4] that the windows of a view learn, normalised in the view, and their classes [n]."""
+    origins = window_origins(drawing.preset, side, drawing.fine).numpy()
+    learnt = targets[..., 4] > 0
+    edges = np.concatenate([origins, origins], axis=-1) + targets[..., :4] * drawing.preset.window
+    found = np.concatenate([edges, targets[..., 4:]], axis=-1)[learnt]
+    found = np.unique(found.round(), axis=0)
+    return np.clip(found[:, :4] / side, 0, 1), found[:, 4].astype(int) - 1
 
 
 def lines(inspection: Inspection) -> Iterator[str]:

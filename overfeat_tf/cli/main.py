@@ -16,13 +16,14 @@ from overfeat_tf.cli.options import (
     Connection,
     connection_options,
     inference_options,
+    last_option,
     load_tensorflow,
     option_name,
     require_server,
     with_changes,
     write_json,
 )
-from overfeat_tf.cli.runs import calibrate, evaluate, inspect, train
+from overfeat_tf.cli.runs import calibrate, evaluate, inspect, settings, train
 from overfeat_tf.cli.serving import check, serve
 from overfeat_tf.shadowing import require_own_packages
 from overfeat_tf.suggestion import suggest
@@ -52,7 +53,7 @@ def overfeat() -> None:
     """OverFeat: train one ConvNet to classify, localize and detect, and serve it over gRPC."""
 
 
-for _verb in (train, evaluate, calibrate, inspect, serve, check, benchmark):
+for _verb in (train, settings, evaluate, calibrate, inspect, serve, check, benchmark):
     overfeat.add_command(_verb)
 
 
@@ -123,8 +124,11 @@ def info(preset: str) -> None:
 @click.option(
     "--metrics", type=FILE, help="Figures for the model card, from `overfeat evaluate --json` [the run's own]."
 )
+@last_option
 @inference_options
-def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path | None, changes: Changes) -> None:
+def export(
+    runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path | None, last: bool, changes: Changes
+) -> None:
     """Write a SavedModel version for TF Serving. Several RUNs become one committee that classifies.
 
     The default of --arithmetic is `transformed` on a machine with x86 CPUs only, and `direct` elsewhere. Set it if the
@@ -133,12 +137,13 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
     from overfeat_tf.models.model import Model
-    from serving.export.card import read_metrics, run_figures
+    from serving.export.card import read_metrics, run_figures, run_weights
     from serving.export.exporter import export as export_model
 
-    figures = read_metrics(metrics) if metrics else run_figures(runs[0]) if len(runs) == 1 else None
-    loaded = [load_run(run) for run in runs]
-    trainings = [read_config(run).get("training") or {} for run in runs]
+    figures = read_metrics(metrics) if metrics else run_figures(runs[0], last) if len(runs) == 1 else None
+    loaded = [load_run(run, last) for run in runs]
+    configs = [read_config(run) for run in runs]
+    trainings = [{**(config.get("training") or {}), "weights": run_weights(config, last)} for config in configs]
     if len(runs) == 1:
         click.echo(export_model(with_changes(loaded[0], changes), to, version, trainings[0], figures, measure=True))
         return
@@ -167,6 +172,7 @@ def export(runs: tuple[Path, ...], to: Path, version: int | None, metrics: Path 
 @click.option(
     "--stages", is_flag=True, help="Also draw the stages of each answer, like the paper's Fig. 6; needs a run."
 )
+@last_option
 @connection_options
 @inference_options
 def predict(
@@ -178,6 +184,7 @@ def predict(
     threshold: float | None,
     task: str | None,
     stages: bool,
+    last: bool,
     changes: Changes,
     connection: Connection,
 ) -> None:
@@ -198,7 +205,7 @@ def predict(
         given = ", ".join(map(option_name, rejected))
         raise ValueError(f"expected no {given} with --server; a served model keeps the options of its export")
 
-    answers = run(model, find_files(images), server, out, threshold, changes, stages, connection, task)
+    answers = run(model, find_files(images), server, out, threshold, changes, stages, connection, task, last)
     write_json(json_file, answers)
     sys.exit(1 if any(answer["status"] for answer in answers) else 0)
 

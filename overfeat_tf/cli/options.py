@@ -80,6 +80,12 @@ def inference_options(verb: Callable) -> Callable:
     return gathered
 
 
+def last_option(verb: Callable) -> Callable:
+    """Add --last to a verb that takes a run."""
+    text = "Use the run's weights of its last step [those of its best validation]."
+    return click.option("--last", is_flag=True, help=text)(verb)
+
+
 def option_name(field: str) -> str:
     """Return the option for a field of `InferenceOptions`, such as --stride for `fine`."""
     return "--" + {"fine": "stride"}.get(field, field).replace("_", "-")

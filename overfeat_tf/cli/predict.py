@@ -47,6 +47,7 @@ def run(
     stages: bool = False,
     connection: Connection | None = None,
     task: str | None = None,
+    last: bool = False,
 ) -> list[dict]:
     """Run files through the model, write a picture for each into `out`, and return one answer for each.
 
@@ -58,7 +59,7 @@ def run(
     """
     names = picture_names(files)
     show_several = changes.get("one_box_per_object") is False
-    loaded = load(model) if server is None else None
+    loaded = load(model, last) if server is None else None
     if loaded is not None:
         # A SavedModel usually returns all boxes already, and its options cannot be changed.
         loaded = with_changes(loaded, changes if isinstance(loaded, Model) else without_display_option(changes))

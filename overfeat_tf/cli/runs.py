@@ -16,6 +16,7 @@ from overfeat_tf.cli.options import (
     Connection,
     connection_options,
     inference_options,
+    last_option,
     load_tensorflow,
     option_name,
     require_run,
@@ -25,9 +26,22 @@ from overfeat_tf.cli.options import (
     write_json,
 )
 
+RECIPE_LIST = """
+    \b
+    Recipes (`overfeat settings RECIPE` lists what can be set):
+      finetune                         boxed photographs, on a pretrained backbone
+      finetune-classify                classes alone, on a pretrained backbone
+      voc                              a few hundred boxed photographs, from nothing
+      tinyimagenet                     pictures of 64 x 64 pixels with one object each
+      digits, digits-quick             the embedded scenes
+      imagenet-fast, imagenet-accurate the paper's own training
+      voc-fast, voc-accurate           the paper's networks on Pascal VOC, --from a run of ImageNet
+      coco-fast, coco-accurate         the same on COCO
+"""
 
-@click.command()
-@click.argument("recipe")
+
+@click.command(epilog=RECIPE_LIST)
+@click.argument("recipe", required=False)
 @click.option("--data", metavar="SOURCE", help="The data, as for `inspect` [the recipe's own].")
 @click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]. An existing run resumes.")
 @click.option("--backbone", metavar="NAME", help="A model of keras.applications, keras_hub:PRESET, or a .keras file.")
@@ -37,10 +51,11 @@ from overfeat_tf.cli.options import (
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
 )
 @click.option("--from", "start", type=FOLDER, help="Start a new run from the weights of this run, where they fit.")
+@click.option("--more-steps", type=click.IntRange(min=1), help="Continue the last stage of a finished run; with --run.")
 @click.option("--profile", is_flag=True, help="Trace a few steps of each stage for TensorBoard's profiler.")
 @click.option("--strict", is_flag=True, help="Check all of the data first, and stop if any of it can't be used.")
 def train(
-    recipe: str,
+    recipe: str | None,
     data: str | None,
     run: Path | None,
     backbone: str | None,
@@ -48,20 +63,63 @@ def train(
     stage: str | None,
     settings: tuple[str, ...],
     start: Path | None,
+    more_steps: int | None,
     profile: bool,
     strict: bool,
 ) -> None:
-    """Train a RECIPE with model.fit. The same command resumes an interrupted run."""
+    """Train a RECIPE with model.fit. The same command, or `overfeat train --run DIR`, resumes an interrupted run."""
     load_tensorflow()
     from training.fit.train import TASKS
     from training.fit.train import train as fit
     from training.recipes import get_recipe, override
+    from training.run.resume import add_steps, resumed
+    from training.sources import open_source
 
-    named = [f"{key}={value}" for key, value in (("preset", backbone), ("layer", layer)) if value is not None]
-    chosen = override(get_recipe(recipe), [*named, *settings])
-    folder = run or Path("runs") / recipe
-    fit(chosen, data, folder, split_names(stage, TASKS), start=start, profile=profile, strict=strict)
-    click.echo(f"{folder}: trained; see it in TensorBoard: tensorboard --logdir {folder / 'logs'}", err=True)
+    if recipe is None or more_steps is not None:
+        new = {"--data": data, "--backbone": backbone, "--layer": layer, "--from": start, "--set": settings or None}
+        if run is None or recipe is not None:
+            raise ValueError(
+                "expected a RECIPE (`overfeat train --help` lists them), or --run DIR alone to resume a run"
+            )
+        if given := [name for name, value in new.items() if value is not None]:
+            raise ValueError(f"expected --run without {given[0]}, since the run has its own; or a RECIPE for a new run")
+        if more_steps is not None:
+            add_steps(run, more_steps)
+        chosen, spec, stages = resumed(run)
+    else:
+        named = [f"{key}={value}" for key, value in (("preset", backbone), ("layer", layer)) if value is not None]
+        chosen, stages = override(get_recipe(recipe), [*named, *settings]), TASKS
+        if data is None and chosen.data is None:
+            raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
+        run, spec = run or Path("runs") / recipe, data or str(chosen.data)
+    model, _ = fit(chosen, spec, run, split_names(stage, stages), start=start, profile=profile, strict=strict)
+    source = open_source(spec)
+    held_out, last = chosen.val_split if chosen.val_split in source.splits else chosen.train_split, model.tasks[-1]
+    commands = {
+        f"overfeat evaluate {run} --data {spec} --split {held_out} --protocol {last}": "score it",
+        f"overfeat predict {run} IMAGE... --out pictures": "see what it finds",
+        f"overfeat export {run} --to saved_models/{run.name}": "make a SavedModel for a server",
+        f"overfeat train --run {run} --more-steps {max(1, getattr(resumed(run)[0], last).steps // 2)}": "train longer",
+        f"tensorboard --logdir {run / 'logs'}": "curves and pictures",
+    }
+    width = max(map(len, commands))
+    click.echo(f"{run}: trained; {run / 'results.csv'} has its figures. What to do next:", err=True)
+    click.echo("\n".join(f"  {command:{width}}  # {what}" for command, what in commands.items()), err=True)
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Show the recipe with this change.")
+def settings(recipe: str, changes: tuple[str, ...]) -> None:
+    """List what `train RECIPE --set KEY=VALUE` can change: keys, values, and what they mean."""
+    load_tensorflow()
+    from training.recipes import get_recipe, override
+    from training.recipes.settings import describe
+
+    described = list(describe(override(get_recipe(recipe), list(changes))))
+    width = max(len(f"{key}={value}") for key, value, _ in described if len(f"{key}={value}") < 50)
+    for key, value, meaning in described:
+        click.echo(f"{f'{key}={value}':{width}}  {meaning}")
 
 
 @click.command()
@@ -72,6 +130,8 @@ def train(
 @click.option(
     "--recipe", default="voc", show_default=True, help="Report how many objects the scales of this recipe cover."
 )
+@click.option("--views", is_flag=True, help="Also draw what training sees, OUT/views.png, with the recipe's settings.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. views.mosaic=1.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if there are faults.")
 @click.option("--json", "json_file", type=FILE, help="Also write counts and findings to this file.")
 def inspect(
@@ -80,6 +140,8 @@ def inspect(
     out: Path | None,
     limit: int | None,
     recipe: str,
+    views: bool,
+    settings: tuple[str, ...],
     strict: bool,
     json_file: Path | None,
 ) -> None:
@@ -97,11 +159,17 @@ def inspect(
     Faults are images and objects that can't be used, images in two splits, and images with two classes. Training
     reports and skips what it can't use. Boxes refer to the image as displayed, with its EXIF orientation applied.
     """
+    if views and out is None:
+        raise ValueError("expected --out DIR with --views, for the picture; got none")
     load_tensorflow()
-    from overfeat_tf.cli.inspect import lines, run
+    from overfeat_tf.cli.inspect import draw_views, lines, run
+    from training.recipes import get_recipe, override
 
+    changed = override(get_recipe(recipe), list(settings))
     found = run(source, split, out, limit, recipe)
     click.echo("\n".join(lines(found)))
+    if views and out is not None:
+        click.echo(f"{draw_views(source, split, out, changed)}: what training sees of some images", err=True)
     write_json(json_file, found.as_dict())
     sys.exit(1 if strict and found.faults else 0)
 
@@ -119,6 +187,7 @@ def inspect(
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images.")
 @inference_options
+@last_option
 @connection_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
 @click.option(
@@ -131,6 +200,7 @@ def evaluate(
     split: str,
     protocol: str | None,
     limit: int | None,
+    last: bool,
     json_file: Path | None,
     out: Path | None,
     changes: Changes,
@@ -151,7 +221,7 @@ def evaluate(
     source = open_source(data)
     with ExitStack() as stack:
         if server is None:
-            model = with_changes(_load(models), changes)
+            model = with_changes(_load(models, last), changes)
         else:
             model = with_changes(stack.enter_context(_connect(server, models, connection)), changes)
             _require_class_count(model, source.class_names)
@@ -165,8 +235,8 @@ def evaluate(
     write_json(json_file, figures)
 
 
-def _load(models: Sequence[str]):
-    """Load a model, or several runs as a committee.
+def _load(models: Sequence[str], last: bool):
+    """Load a model, or several runs as a committee; their last weights, or the best.
 
     Raises:
         ValueError: there is no model, or the members are not runs or do not match.
@@ -175,10 +245,10 @@ def _load(models: Sequence[str]):
     from overfeat_tf.models.model import Model
 
     if len(models) == 1:
-        return load(models[0])
+        return load(models[0], last)
     members = []
     for name in models:
-        member = load(name)
+        member = load(name, last)
         if not isinstance(member, Model):
             raise ValueError(f"expected runs as a committee's members; '{name}' is a SavedModel: name its run")
         members.append(member)

@@ -1,6 +1,7 @@
 """Trained models from disk: the folder of a run, or a SavedModel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
 from overfeat_tf.models.loaded import Loaded
-from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.model import CONFIG, LAST, Model
 from overfeat_tf.models.predictor import Answers
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.options import SCORES
@@ -50,8 +51,13 @@ class Exported(Loaded):
         return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
 
 
-def load_run(folder: Path) -> Model:
+def load_run(folder: Path, last: bool = False) -> Model:
     """Load a run's folder.
+
+    Args:
+        folder: The run.
+        last: Whether to take the weights of the last step rather than the best ones; scores of detections are then not
+            calibrated, unless both are the same.
 
     Raises:
         ValueError: there is none, or it has no weights yet.
@@ -59,11 +65,14 @@ def load_run(folder: Path) -> Model:
     if not (folder / "weights").is_dir():
         raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
     model = Model.from_config(read_config(folder)["model"], weights=False)
+    if last and (folder / "weights" / LAST).is_dir():
+        model.load_weights(folder / "weights" / LAST)
+        return replace(model, calibration=None)
     model.load_weights(folder / "weights")
     return model
 
 
-def load(folder: str | Path) -> Model | Exported:
+def load(folder: str | Path, last: bool = False) -> Model | Exported:
     """Load a trained model: the folder of a run, or of a SavedModel.
 
         model = overfeat_tf.load("runs/mine")
@@ -73,19 +82,28 @@ def load(folder: str | Path) -> Model | Exported:
     Args:
         folder: A run's folder, a SavedModel's version folder, or the folder of its versions, of which the newest is
             loaded.
+        last: Take a run's weights of its last step rather than its best ones.
 
     Returns:
         A `Model` of a run, whose `network` and options can be reached, or an `Exported` of a SavedModel. Both have
         `labels`, `tasks`, `predict`, `detect`, `localize`, `classify`, `extract_features` and `summary`.
 
+    Args:
+        folder: The folder.
+        last: Whether to take a run's weights of its last step rather than the best ones.
+
     Raises:
-        ValueError: neither is there, or it is damaged.
+        ValueError: neither is there, it is damaged, or a SavedModel is asked for its last weights.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() and folder.is_dir():
         versions = sorted((d for d in folder.iterdir() if d.name.isdigit()), key=lambda d: int(d.name))
         folder = versions[-1] if versions else folder
-    return Exported(folder) if (folder / "saved_model.pb").is_file() else load_run(folder)
+    if not (folder / "saved_model.pb").is_file():
+        return load_run(folder, last)
+    if last:
+        raise ValueError(f"expected a run with --last; '{folder}' is a SavedModel, which has one set of weights")
+    return Exported(folder)
 
 
 def read_config(folder: Path) -> dict:

@@ -1,13 +1,13 @@
 """MODEL_CARD.md: a version's network, data, metrics, memory and limits."""
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import tensorflow as tf
-
 from overfeat_tf.images.decode import MAX_PIXELS
-from overfeat_tf.models.model import TASKS, Model
+from overfeat_tf.models.loading import read_config
+from overfeat_tf.models.model import Model
 from overfeat_tf.network.presets import Preset
 from serving.export.footprint import SIZE, Comparison
 from serving.export.signatures import signature_names
@@ -15,7 +15,6 @@ from serving.export.warmup import ALLOWED_BATCH_SIZES
 
 SHOWN_CLASSES = 20
 OWN = " val_"  # is in the names of a run's own figures, and in no evaluation's
-_EPOCH = "epoch_"  # how Keras's TensorBoard callback begins the names of an epoch's figures
 
 
 def model_card(
@@ -66,6 +65,7 @@ def _identity(model: Model, training: Mapping, made: Mapping[str, str]) -> str:
         f"- Data: {training.get('data') or 'unknown'}; recipe `{training.get('name') or 'unknown'}`",
         f"- Classes ({len(model.labels)}): {shown}",
         f"- Scales: {scales} pixels (about; each image's own aspect), {grid}",
+        *([f"- Weights: {training['weights']}"] if training.get("weights") else []),
         f"- Exported: {made['date']} by TensorFlow {made['tensorflow']}; servers of that version or later load it",
         f"- Signatures: {', '.join(f'`{key}`' for key in signature_names(model))}",
     ]
@@ -106,9 +106,8 @@ def _metrics(metrics: Mapping | None, training: Mapping) -> str:
         return table
     images = training.get("validation_images", "some")
     return (
-        f"The run's own, of a slice of the validation split while it was trained: {images} images for detection, a\n"
-        "few batches for other stages. `overfeat evaluate --json FILE`, then `overfeat export --metrics FILE`, tells\n"
-        "more.\n\n"
+        f"The run's own, of its validation split while it was trained, {images} images at most for localization and\n"
+        "detection. `overfeat evaluate --json FILE`, then `overfeat export --metrics FILE`, tells more.\n\n"
         f"{table}"
     )
 
@@ -187,21 +186,39 @@ def read_metrics(file: Path) -> dict:
     return figures
 
 
-def run_figures(run: Path) -> dict[str, float]:
-    """Read a run's last validation figures of each stage from its logs, as `STAGE val_NAME`; none where there are none.
+def run_figures(run: Path, last: bool = False) -> dict[str, float]:
+    """Read a run's own validation figures from its results.csv, as `STAGE val_NAME`; none where there are none.
 
-    They are of a few images of the validation split, and say less than an evaluation does.
+    They are of the weights that the run has, the best of each stage, or those of the last step of its last stage; of
+    some images of the validation split, and so they say less than an evaluation does.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    figures = {}
-    for stage in TASKS:
-        folder = run / "logs" / stage / "validation"
-        if not folder.is_dir():
-            continue
-        events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
-        for tag in events.Tags()["tensors"]:
-            if tag.startswith(_EPOCH):
-                value = tf.make_ndarray(events.Tensors(tag)[-1].tensor_proto)
-                figures[f"{stage}{OWN}{tag.removeprefix(_EPOCH)}"] = float(value)
+    table = run / "results.csv"
+    if not table.is_file():
+        return {}
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = read_config(run).get("kept") or {}
+    figures: dict[str, float] = {}
+    for stage, weights in kept.items():
+        at_end = "best" not in weights or (last and stage == list(kept)[-1])
+        step = weights["step"] if at_end else weights["best"]["step"]
+        for row in rows:
+            if (row["stage"], int(row["step"])) == (stage, step):
+                found = {f"{stage} {name}": value for name, value in row.items() if name.startswith("val_") and value}
+                figures |= {name: float(value) for name, value in found.items()}
     return figures
+
+
+def run_weights(config: Mapping, last: bool = False) -> str | None:
+    """Say which of a run's weights are exported: those of its best validation or of its last step; None if unknown."""
+    if not config.get("kept"):
+        return None
+    stage, kept = list(config["kept"].items())[-1]
+    average = f"; moving averages with decay {kept['ema']:g}" if kept.get("ema") else ""
+    if "best" not in kept:
+        return f"of {stage} after its last step, {kept['step']}; it was not validated{average}"
+    one, other = ("last", "best") if last else ("best", "last")
+    figure, beside = (
+        f"{kept['metric']} {kept[kind]['value']:.4g} in epoch {kept[kind]['epoch']}" for kind in (one, other)
+    )
+    return f"the {one} of {stage}, {figure} (the {other}: {beside}){average}"

@@ -1,10 +1,15 @@
-"""What happens beside the steps: a watch on the loss, marks for a profile, plain lines. For TensorBoard: `boards`."""
+"""What happens beside the steps: a watch on the loss, a bar, plain lines. For TensorBoard: `boards`."""
 
+import sys
+import time
 from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
+
+from training.fit.plan import Plan, duration
 
 
 class FiniteLoss(keras.callbacks.Callback):
@@ -48,3 +53,43 @@ class EpochLines(keras.callbacks.Callback):
         """Report."""
         figures = "  ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items())
         self._report(f"{self._stage} {epoch + 1}/{self._epochs}  {figures}")
+
+
+class StageBar(keras.callbacks.Callback):
+    """Show a stage's steps as a bar on the terminal, with the time left over all stages.
+
+    Args:
+        plan: All stages.
+        stage: This one.
+        done, steps: Its steps that are done, and all of them.
+        epochs: How many it has.
+    """
+
+    def __init__(self, plan: Plan, stage: str, done: int, steps: int, epochs: int):
+        super().__init__()
+        self._plan, self._stage, self._epochs = plan, stage, epochs
+        self._left, self._timed, self._began = steps - done, 0, 0.0
+        layout = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
+        self._bar = tqdm(total=steps, initial=done, file=sys.stderr, bar_format=layout, dynamic_ncols=True)
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Name the epoch."""
+        self._bar.set_description_str(f"{self._stage} {epoch + 1}/{self._epochs}")
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Advance; the first step, which traces, does not count in the rate."""
+        now = time.monotonic()
+        self._left -= 1
+        if self._began:
+            self._timed += 1
+            a_step = (now - self._began) / self._timed
+            left = duration(self._plan.seconds_left(self._stage, self._left, a_step))
+            figures = "".join(f"{name} {value:.3g}, " for name, value in list((logs or {}).items())[:3])
+            self._bar.set_postfix_str(f"{figures}{left} left in all", refresh=False)
+        else:
+            self._began = now
+        self._bar.update()
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.close()

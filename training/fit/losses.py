@@ -110,6 +110,27 @@ class BoxLoss(keras.losses.Loss):
 
 
 @keras.saving.register_keras_serializable("overfeat_tf")
+class ClassLoss(keras.losses.Loss):
+    """Cross-entropy of single windows: `y_true` is int32 [B] of classes, `y_pred` logits [B, classes].
+
+    Args:
+        class_weights: A factor on the loss of each class; None takes 1.
+    """
+
+    def __init__(self, class_weights: Sequence[float] | None = None, name="classes", **kw):
+        super().__init__(name=name, **kw)
+        self.class_weights = class_weights
+
+    def call(self, y_true, y_pred):
+        labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, y_pred)
+        return _weighted(entropy, labels, self.class_weights)
+
+    def get_config(self):
+        return {**super().get_config(), "class_weights": self.class_weights}
+
+
+@keras.saving.register_keras_serializable("overfeat_tf")
 class DetectionLoss(keras.losses.Loss):
     """Cross-entropy over an image's object windows and a few negatives picked on the fly (5).
 
@@ -120,12 +141,22 @@ class DetectionLoss(keras.losses.Loss):
         negatives: "offending" takes the background windows with the highest loss, so those that score highest as
             anything else; "random" any, by `seed_generator`, whose state a checkpoint can keep.
         per_positive, at_least: How many negatives an image gives: so many for each object window, but at least.
+        class_weights: A factor on the loss of each class; the background's is 1. None takes 1.
     """
 
-    def __init__(self, negatives: str = "offending", per_positive: int = 3, at_least: int = 8, name="detection", **kw):
+    def __init__(
+        self,
+        negatives: str = "offending",
+        per_positive: int = 3,
+        at_least: int = 8,
+        class_weights: Sequence[float] | None = None,
+        name="detection",
+        **kw,
+    ):
         super().__init__(name=name, **kw)
         check_choice("negatives", negatives, NEGATIVES)
         self.negatives, self.per_positive, self.at_least = negatives, per_positive, at_least
+        self.class_weights = None if class_weights is None else (1.0, *class_weights)
         self.seed_generator = keras.random.SeedGenerator() if negatives == "random" else None
 
     def call(self, y_true, y_pred):
@@ -141,6 +172,7 @@ class DetectionLoss(keras.losses.Loss):
         wanted = tf.maximum(self.per_positive * tf.reduce_sum(positive, axis=1), self.at_least)
         negative = tf.cast(background & (tf.cast(rank, entropy.dtype) < wanted[:, None]), entropy.dtype)
         chosen = positive + negative
+        entropy = _weighted(entropy, tf.maximum(labels, 0), self.class_weights)
         return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
 
     def get_config(self):
@@ -153,13 +185,27 @@ class ObjectLoss(keras.losses.Loss):
     """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
 
     `y_true` is int32 [B, h, w] of window labels (IGNORED, BACKGROUND, class + 1); `y_pred` logits [B, h, w, classes].
+
+    Args:
+        class_weights: A factor on the loss of each class; None takes 1.
     """
+
+    def __init__(self, class_weights: Sequence[float] | None = None, name="objects", **kw):
+        super().__init__(name=name, **kw)
+        self.class_weights = class_weights
 
     def call(self, y_true, y_pred):
         labels = tf.cast(y_true, tf.int32)
-        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels - 1, 0), y_pred)
+        classes = tf.maximum(labels - 1, 0)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, y_pred)
+        entropy = _weighted(entropy, classes, self.class_weights)
         shown = tf.cast(labels > BACKGROUND, entropy.dtype)
         return tf.math.divide_no_nan(tf.reduce_sum(entropy * shown, axis=[1, 2]), tf.reduce_sum(shown, axis=[1, 2]))
+
+
+def _weighted(losses: tf.Tensor, classes: tf.Tensor, weights: Sequence[float] | None) -> tf.Tensor:
+    """Multiply losses by the weights of their classes, int32 of the same shape."""
+    return losses if weights is None else losses * tf.gather(tf.constant(weights, losses.dtype), classes)
 
 
 def own_boxes(values: tf.Tensor, box_classes: tf.Tensor) -> tf.Tensor:

@@ -1,5 +1,7 @@
 """The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -8,9 +10,11 @@ from keras import layers
 from overfeat_tf.network.convnet import DenseHead, Network
 from overfeat_tf.network.keras_backbone import leaf_layers
 from overfeat_tf.suggestion import suggest
-from training.fit.losses import BoxLoss, Criterion, DetectionLoss, ObjectLoss
+from training.fit.losses import BoxLoss, ClassLoss, Criterion, DetectionLoss, ObjectLoss
 from training.fit.train_step import StageModel
 from training.recipes import Recipe, Schedule
+
+COSINE_END = 0.01  # of the rate, at the end of the cosine
 
 
 def seed_stage(fitted: StageModel, seed: tuple[int, ...]) -> None:
@@ -31,7 +35,7 @@ def classification_model(network: Network, recipe: Recipe) -> StageModel:
     scores = DenseHead.of(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
     logits = layers.Flatten(name="logits")(scores)
     criterion = Criterion(
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        ClassLoss(recipe.weights_of_classes()),
         metrics=[
             keras.metrics.SparseCategoricalAccuracy(name="top1"),
             keras.metrics.SparseTopKCategoricalAccuracy(k=5, name="top5"),
@@ -61,7 +65,8 @@ def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> StageMo
     _let_learn(network, recipe, schedule, network.features, network.classifier, network.regressor)
     dense = network.whole(_view_side(recipe), recipe.fine)
     negatives = (recipe.negatives, recipe.negatives_per_object, recipe.negatives_at_least)
-    scores = DetectionLoss(*negatives) if network.background else ObjectLoss()
+    weights = recipe.weights_of_classes()
+    scores = DetectionLoss(*negatives, weights) if network.background else ObjectLoss(weights)
     losses = {"scores": scores, "boxes": BoxLoss(recipe.box_loss, network.box_form)}
     criterion = Criterion(losses, {"boxes": recipe.box_weight})
     return _compiled(dense.input, dense.output, criterion, network, recipe, schedule)
@@ -110,21 +115,38 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
 
 
 def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimizer:
-    """Build SGD with momentum, weight decay and a stepwise rate (3.1), after a warm-up if there is one."""
-    boundaries = schedule.boundaries
-    values = [schedule.rate * schedule.factor**i for i in range(len(boundaries) + 1)]
-    steps = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values) if boundaries else schedule.rate
+    """Build the optimizer of a stage, with its learning-rate schedule."""
+    rate = _learning_rate(schedule)
+    slow = {}
+    if schedule.backbone_rate != 1:
+        slow = {variable.path: schedule.backbone_rate for variable in network.backbone.variables}
+    if schedule.optimizer == "adamw":
+        adamw = StageAdamW(
+            schedule.clip, slow=slow, learning_rate=rate, beta_1=schedule.momentum, weight_decay=schedule.weight_decay
+        )
+        parts = network.parts.values()
+        adamw.exclude_from_weight_decay([v for part in parts for v in part.variables if len(v.shape) <= 1])
+        return adamw
     decoupled = schedule.decay == "decoupled"
     return StageSGD(
         schedule.clip,
         0.0 if decoupled else schedule.weight_decay,
-        slow={variable.path: schedule.backbone_rate for variable in network.backbone.variables}
-        if schedule.backbone_rate != 1
-        else {},
-        learning_rate=WarmUp(steps, schedule.warm_up) if schedule.warm_up else steps,
+        slow,
+        learning_rate=rate,
         momentum=schedule.momentum,
         weight_decay=schedule.weight_decay if decoupled else None,
     )
+
+
+def _learning_rate(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule | float:
+    """Return the rate by step: it falls in steps (3.1) or along a cosine, after a warm-up if there is one."""
+    rate, boundaries = schedule.rate, schedule.boundaries
+    if schedule.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(rate, schedule.steps, alpha=COSINE_END)
+    elif boundaries:
+        values = [rate * schedule.factor**i for i in range(len(boundaries) + 1)]
+        rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    return WarmUp(rate, schedule.warm_up) if schedule.warm_up else rate
 
 
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
@@ -144,18 +166,27 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return {"rate": self.rate, "steps": self.steps}
 
 
-class StageSGD(keras.optimizers.SGD):
-    """SGD on the global batch's gradient, of norm `clip` at most (None: any), and L2 decay `l2` of the kernels.
+class StageOptimizer(keras.optimizers.Optimizer):
+    """What the optimizers of stages have in common: the global batch's gradient, of norm `clip` at most (None: any).
 
     Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
-    many devices there are. Its own `weight_decay` is decoupled; L2's goes through the momentum (3.1), and so pulls
+    many devices there are. Its own `weight_decay` is decoupled; `l2` goes through the momentum (3.1), and so pulls
     1 / (1 - momentum) as hard. Biases have no part in it, as in the networks of that time. `slow` has factors on the
-    steps of variables, by their paths.
+    learning rates of variables, by their paths.
     """
 
     def __init__(self, clip: float | None = None, l2: float = 0.0, slow: dict[str, float] | None = None, **kwargs):
         super().__init__(**kwargs)
         self._clip, self._l2, self._slow = clip, l2, slow or {}
+        self._factor: Callable[[tf.Variable], float] = lambda variable: 1.0
+
+    def build(self, variables):
+        """Make the optimizer's variables, and know those that are slow on every device."""
+        super().build(variables)
+        if self._slow:
+            local = tf.distribute.get_strategy().experimental_local_results
+            factors = {part.ref(): self._slow.get(v.path, 1.0) for v in variables for part in local(v.value)}
+            self._factor = lambda variable: factors.get(variable.ref(), 1.0)
 
     def apply(self, grads, trainable_variables=None):
         """Add up the devices' gradients, clip, decay, and hand each its share, which Keras adds up again.
@@ -173,7 +204,17 @@ class StageSGD(keras.optimizers.SGD):
                 raise ValueError("expected the variables with their gradients, for their L2 decay; got gradients alone")
             pairs = zip(grads, trainable_variables, strict=True)
             grads = [g + self._l2 * tf.convert_to_tensor(v) if len(v.shape) > 1 else g for g, v in pairs]
-        if self._slow and trainable_variables is not None:
-            pairs = zip(grads, trainable_variables, strict=True)
-            grads = [grad * self._slow.get(variable.path, 1.0) for grad, variable in pairs]
         super().apply([grad / replicas.num_replicas_in_sync for grad in grads], trainable_variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move a variable, a device's own, at its rate."""
+        factor = self._factor(variable)
+        super().update_step(gradient, variable, learning_rate * factor if factor != 1 else learning_rate)
+
+
+class StageSGD(StageOptimizer, keras.optimizers.SGD):
+    """SGD with momentum."""
+
+
+class StageAdamW(StageOptimizer, keras.optimizers.AdamW):
+    """Adam with decoupled weight decay."""

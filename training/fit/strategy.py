@@ -28,6 +28,16 @@ def choose_strategy() -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
+def device_name(strategy: tf.distribute.Strategy) -> str:
+    """Return what a strategy trains on, such as "2 x NVIDIA A100" or "CPU, 8 cores"."""
+    gpus = tf.config.list_physical_devices("GPU")
+    kind = f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    if gpus:
+        kind = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
+    devices = strategy.num_replicas_in_sync
+    return f"{devices} x {kind}" if devices > 1 else kind
+
+
 def has_workers() -> bool:
     """Return whether TF_CONFIG names a cluster of workers."""
     try:
@@ -62,12 +72,19 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 def barrier(strategy: tf.distribute.Strategy) -> None:
     """Wait until all workers have come here."""
-    if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    any_worker(strategy, False)
 
-        def one() -> tf.Tensor:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0))
 
-        strategy.run(tf.function(one))
+def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
+    """Return whether the flag is set in any worker, once all have come here."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return flag
+
+    def total(own: tf.Tensor) -> tf.Tensor:
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+
+    sums = strategy.run(tf.function(total), (tf.constant(float(flag)),))
+    return bool(strategy.experimental_local_results(sums)[0] > 0)
 
 
 def check_batch(strategy: tf.distribute.Strategy, batch: int, accumulate: int, stage: str) -> None:

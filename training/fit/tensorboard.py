@@ -1,11 +1,13 @@
-"""What a stage shows in TensorBoard beside Keras's own losses, metrics and learning rate.
+"""What TensorBoard shows: a run for training and one for validation of each stage, and a row of hyperparameters.
 
-Light figures come some twenty times an epoch, heavy ones once. All go into one folder of their own: TensorBoard follows
-one file a folder while a run is under way, and Keras writes two.
+All that a stage's training writes goes into one file, and so does its validation: TensorBoard follows one file a folder
+while a run is under way, and Keras's own callback would write a second one.
 """
 
 import logging
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,18 +27,30 @@ from training.evaluation.recall import THRESHOLDS, PrecisionRecall
 from training.recipes import Recipe
 from training.sources.record import Record, Source
 
-UPDATES = 20  # of the light figures in an epoch
+POINTS = 500  # of a curve by steps in an epoch
 PICTURES, SIDE = 6, 640  # images, and their longer side in pixels: larger ones fill the disk
 COUNTED = 100_000  # weights of a layer in its histogram: enough for its shape, however wide the layer
 PROFILED = (5, 10)  # steps: after the first ones, which trace and allocate
+FIGURES = {  # of the table of hyperparameters
+    "classification": {"top1": "classification top-1"},
+    "localization": {"localization1_error": "localization error"},
+    "detection": {"map": "mAP", "map50": "mAP at IoU 0.5"},
+}
 
 log = logging.getLogger(__name__)
 
 
 def stage_boards(
-    stage: str, model: Model, recipe: Recipe, source: Source, logs: Path, steps: int, profile: bool = False
+    stage: str,
+    model: Model,
+    recipe: Recipe,
+    source: Source,
+    logs: Path,
+    steps: int,
+    shown: Callable[[], AbstractContextManager] = nullcontext,
+    profile: bool = False,
 ) -> list[keras.callbacks.Callback]:
-    """List the callbacks that write a stage's boards into `logs`; Keras's own comes after, and shows what others add.
+    """List the callbacks that write a stage's boards into `logs`, in an order in which each sees what others add.
 
     Args:
         stage: One of `TASKS`.
@@ -44,41 +58,32 @@ def stage_boards(
         recipe, source: What it is fitted to.
         logs: The stage's folder of logs.
         steps: In an epoch.
+        shown: Makes the weights those to be validated, for as long as it takes.
         profile: Also trace a few steps of the first epoch.
     """
-    writer = tf.summary.create_file_writer(str(logs / "boards"))
-    every, window = max(1, steps // UPDATES), tuple(min(step, steps) for step in PROFILED)
-    boards: list[keras.callbacks.Callback] = [
-        Settings(logs, stage, recipe),
-        Graph(writer),
-        Steps(writer, getattr(recipe, stage).batch, every),
-        Weights(writer, model),
-    ]
+    train = tf.summary.create_file_writer(str(logs / "train"))
+    boards: list[keras.callbacks.Callback] = [Graph(train), Steps(train, getattr(recipe, stage).batch, steps)]
+    validation = None
     if recipe.val_split in source.splits:
-        boards.append(Validation(writer, stage, model, source, recipe.val_split, recipe.validation_images))
-    traced = window if profile else 0
-    boards.append(keras.callbacks.TensorBoard(str(logs), write_graph=False, profile_batch=traced))
-    return [*boards, ProfiledSteps()] if profile else boards
+        validation = tf.summary.create_file_writer(str(logs / "validation"))
+        boards.append(Validation(validation, stage, model, source, recipe, shown))
+    boards += [Weights(train, model), Epochs(train, validation)]
+    return [*boards, ProfiledSteps(logs / "train", min(PROFILED[1], steps))] if profile else boards
 
 
-class Settings(keras.callbacks.Callback):
-    """Write the hyperparameters, once, as fitting begins.
-
-    Into the stage's own folder: TensorBoard's table takes its metrics from the folders beneath that of the settings.
-    """
-
-    def __init__(self, logs: Path, stage: str, recipe: Recipe):
-        super().__init__()
-        self._logs = str(logs)
-        other = [name for name in TASKS if name != stage]
-        self._settings = {
-            key: value for key, value in flatten(asdict(recipe)).items() if key.split(".")[0] not in other
-        }
-
-    def on_train_begin(self, logs: dict | None = None) -> None:
-        """Write."""
-        with tf.summary.create_file_writer(self._logs).as_default(step=0):
-            hparams.hparams(self._settings)  # leaving the block flushes it
+def write_settings(run: Path, recipe: Recipe, stages: Sequence[str]) -> None:
+    """Write a training's row of the table of hyperparameters, named by its folder, with the figures of its stages."""
+    shown = [
+        hparams.Metric(f"epoch_{figure}", f"{stage}/validation", name)
+        for stage, figures in FIGURES.items()
+        for figure, name in figures.items()
+        if stage in stages
+    ]
+    others = [stage for stage in TASKS if stage not in stages]
+    settings = {key: value for key, value in flatten(asdict(recipe)).items() if key.split(".")[0] not in others}
+    with tf.summary.create_file_writer(str(run / "logs")).as_default(step=0):
+        hparams.hparams_config([hparams.HParam(key) for key in settings], shown)
+        hparams.hparams(settings, trial_id=str(run))  # leaving the block flushes it
 
 
 class Graph(keras.callbacks.Callback):
@@ -99,31 +104,54 @@ class Graph(keras.callbacks.Callback):
 
 
 class Steps(keras.callbacks.Callback):
-    """Write losses and metrics within an epoch, and images (views) a second without what happens between epochs.
+    """Write each step's own losses and metrics, and images (views) a second without what happens between epochs.
 
-    By the optimizer's count of steps: Keras's own begin again from 0 where a run is taken up.
+    Where an epoch has more than `POINTS` steps, a point is the mean since the one before. By the optimizer's count of
+    steps, which goes on where a run is resumed.
     """
 
-    def __init__(self, writer: tf.summary.SummaryWriter, batch: int, every: int):
+    def __init__(self, writer: tf.summary.SummaryWriter, batch: int, steps: int):
         super().__init__()
-        self._writer, self._batch, self._every = writer, batch, every
-        self._steps, self._began = 0, 0.0
+        self._writer, self._batch, self._every = writer, batch, max(1, steps // POINTS)
+        self._steps, self._sums, self._began = 0, dict[str, float](), 0.0
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Start the clock."""
-        self._steps, self._began = 0, time.perf_counter()
+        """Start the clock; Keras's means begin anew."""
+        self._steps, self._sums, self._began = 0, {}, time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Write after every so many steps; losses and metrics are means over the epoch so far."""
+        """Write what a step has added to the means over the epoch so far, which Keras hands over."""
         self._steps += 1
-        if self._steps % self._every == 0:
-            now = time.perf_counter()
-            rate = self._every * self._batch / max(now - self._began, 1e-9)
-            with self._writer.as_default(step=int(self.model.optimizer.iterations.numpy())):
-                tf.summary.scalar("images_per_second", rate)
-                for name, value in (logs or {}).items():
-                    tf.summary.scalar(f"batch_{name}", value)
-            self._began = now
+        if self._steps % self._every:
+            return
+        now = time.perf_counter()
+        with self._writer.as_default(step=int(self.model.optimizer.iterations.numpy())):
+            tf.summary.scalar("images_per_second", self._every * self._batch / max(now - self._began, 1e-9))
+            for name, mean in (logs or {}).items():
+                total = float(mean) * self._steps
+                tf.summary.scalar(f"step_{name}", (total - self._sums.get(name, 0.0)) / self._every)
+                self._sums[name] = total
+        self._began = now
+
+
+class Epochs(keras.callbacks.Callback):
+    """Write each epoch's figures, those of training and of validation under the same names, and the learning rate."""
+
+    def __init__(self, train: tf.summary.SummaryWriter, validation: tf.summary.SummaryWriter | None):
+        super().__init__()
+        self._train, self._validation = train, validation
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write."""
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        for name, value in {**(logs or {}), "learning_rate": rate}.items():
+            writer = self._validation if name.startswith("val_") else self._train
+            if writer is not None:
+                with writer.as_default(step=epoch):
+                    tf.summary.scalar(f"epoch_{name.removeprefix('val_')}", value)
+        for each in (self._train, self._validation):
+            if each is not None:
+                each.flush()
 
 
 class Weights(keras.callbacks.Callback):
@@ -153,15 +181,21 @@ class Validation(keras.callbacks.Callback):
     """
 
     def __init__(
-        self, writer: tf.summary.SummaryWriter, stage: str, model: Model, source: Source, split: str, images: int
+        self,
+        writer: tf.summary.SummaryWriter,
+        stage: str,
+        model: Model,
+        source: Source,
+        recipe: Recipe,
+        shown: Callable[[], AbstractContextManager],
     ):
         super().__init__()
-        self._writer, self._stage, self._scored = writer, stage, model
-        self._source, self._split, self._images = source, split, images
+        self._writer, self._stage, self._scored, self._shown = writer, stage, model, shown
+        self._source, self._split, self._images = source, recipe.val_split, recipe.validation_images
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Score, draw and write."""
-        with self._writer.as_default(step=epoch):
+        with self._writer.as_default(step=epoch), self._shown():
             try:
                 figures = self._look(epoch)
             except ValueError as error:  # such as images without objects: no reason to end a run
@@ -228,16 +262,34 @@ class Validation(keras.callbacks.Callback):
 
 
 class ProfiledSteps(keras.callbacks.Callback):
-    """Mark where each step begins and ends for the profiler, which else gives no time a step; Keras no longer does."""
+    """Trace a few steps for the profiler, and mark where each begins and ends, without which it gives no time a step.
+
+    Args:
+        logs: Where the trace is written.
+        last: The last step that is traced, counted from 1 as the process begins.
+    """
+
+    def __init__(self, logs: Path, last: int):
+        super().__init__()
+        self._logs, self._first, self._last, self._step = str(logs), min(PROFILED[0], last), last, 0
+        self._mark: tf.profiler.experimental.Trace | None = None
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Begin a step, at a cost of microseconds where no profile is taken."""
-        self._step = tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
-        self._step.__enter__()
+        """Begin a step, and the trace with the first one."""
+        self._step += 1
+        if self._step == self._first:
+            tf.profiler.experimental.start(self._logs)
+        if self._first <= self._step <= self._last:
+            self._mark = tf.profiler.experimental.Trace("train", step_num=batch, _r=1)
+            self._mark.__enter__()
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """End it."""
-        self._step.__exit__(None, None, None)
+        """End it, and the trace with the last one."""
+        if self._mark is not None:
+            self._mark.__exit__(None, None, None)
+            self._mark = None
+            if self._step == self._last:
+                tf.profiler.experimental.stop()
 
 
 def _boxes(source: Source, record: Record, answer: Answer, least_score: float = 0.0) -> Image.Image:

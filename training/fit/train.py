@@ -5,29 +5,36 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+from tqdm import tqdm
 
 from overfeat_tf.models.loading import read_config
-from overfeat_tf.models.model import TASKS, Model
+from overfeat_tf.models.model import LAST, TASKS, Model
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import require_faultless
-from training.fit.callbacks import EpochLines, FiniteLoss
+from training.fit.averages import Averages
+from training.fit.callbacks import EpochLines, FiniteLoss, StageBar
+from training.fit.plan import Plan, make_plan, report_data
 from training.fit.stages import seed_stage
 from training.fit.strategy import barrier, choose_strategy, is_chief, keep_freed_memory, more_parts, shard_batches
-from training.fit.tensorboard import stage_boards
+from training.fit.tensorboard import stage_boards, write_settings
 from training.fit.transfer import with_background
 from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
+from training.run.best import BestWeights
 from training.run.checkpoints import Checkpoints
 from training.run.preflight import check, disk_space
-from training.run.resume import config_of, finished, has_features, network_of, open_run
+from training.run.results import Results
+from training.run.resume import config_of, continued, finished, has_features, network_of, open_run
 from training.run.signals import CheckpointOnSignal
 from training.sources import Data, Source, open_data
 from training.tasks import TRAINED_TASKS, stage_views
@@ -35,7 +42,7 @@ from training.views.batching import Bookmarks
 from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
 from training.views.pipeline import training_batches
 
-VALIDATION_BATCHES = 4
+VALIDATION_BATCHES = 4  # at least, of a split that is too large
 
 log = logging.getLogger(__name__)
 
@@ -124,8 +131,9 @@ def train(
                 run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names)))
         barrier(strategy)
         objects = cache(lambda: read_objects(source, recipe.train_split))  # seconds: once, and only where needed
-        model = open_run(recipe, source, run, start, chief, objects)
-        left = [stage for stage in TASKS if stage in stages and stage not in model.tasks]
+        model = open_run(recipe, source, run, stages, start, chief, objects)
+        done = set(model.tasks) - {continued(run)}
+        left = [stage for stage in TASKS if stage in stages and stage not in done]
         barrier(strategy)
         if chief and set(left) - {"classification"}:
             _report_coverage(model, recipe, objects())
@@ -137,6 +145,15 @@ def train(
 
         # 3. Fit each stage that is left, and commit it.
         history = {}
+        alone = len(model.labels) == 1 and "detection" in left  # a class, with nothing to be told from
+        idle = "classification" if alone else None
+        steps = {stage: _steps_left(stage, recipe, run) for stage in left if stage != idle}
+        plan = make_plan(model.network, recipe, steps, measure=chief and bool(left) and sys.stderr.isatty())
+        if chief and left:
+            report_data(source, recipe, strategy)
+            for line in plan.lines(recipe):
+                log.info("%s", line)
+            write_settings(run, recipe, stages)
         for stage in left:
             if stage == "classification" and model.network.background:
                 raise ValueError(
@@ -144,18 +161,38 @@ def train(
                 )
             if stage == "detection" and not model.network.background:
                 model = with_background(model)
-            if stage == "classification" and len(model.labels) == 1 and "detection" in left:
+            if stage == idle:
                 log.info("classification: one class, so there is nothing to tell apart: detection learns the features")
+                kept: dict = {}
             else:
-                history[stage] = _fit(stage, model, recipe, source, run, profile, callbacks)
-            calibration, tasks = None, (*model.tasks, stage)
+                history[stage], kept = _fit(stage, model, recipe, source, run, profile, callbacks, plan)
+            calibration, tasks = None, tuple(dict.fromkeys((*model.tasks, stage)))
             if "detection" in tasks and chief:
                 calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
             model = replace(model, tasks=tasks, calibration=calibration)
             if chief:
-                run_folder.commit(run, config_of(model, recipe, source, run), model.save_weights)
+                config = config_of(model, recipe, source, run, stages, kept=kept)
+                run_folder.commit(run, config, model.save_weights)
         barrier(strategy)
     return Trained(model, history)
+
+
+def _validation_batches(stage: str, schedule: Schedule, source: Source, split: str) -> int:
+    """Return how many batches of views a stage is validated on after each epoch: a view of each image, where cheap.
+
+    A batch takes a third of a step of training, so they may be a quarter of an epoch's steps: a twelfth of its time.
+    """
+    most = max(VALIDATION_BATCHES, schedule.epoch_steps // 4)
+    images = sum(1 for _ in islice(source.records(split), most * schedule.batch + 1))
+    if images > most * schedule.batch:
+        log.info("%s: the loss is validated on %d images of split '%s', not on all", stage, images - 1, split)
+    return min(ceil(images / schedule.batch), most)
+
+
+def _steps_left(stage: str, recipe: Recipe, run: Path) -> int:
+    """Return the steps of a stage after its last checkpoint."""
+    latest = tf.train.latest_checkpoint(str(run / "checkpoints" / stage))
+    return getattr(recipe, stage).steps - (int(latest.rpartition("-")[2]) if latest else 0)
 
 
 def _fit(
@@ -165,55 +202,88 @@ def _fit(
     source: Source,
     run: Path,
     profile: bool,
-    others: Sequence[keras.callbacks.Callback],
-) -> dict[str, list[float]]:
-    """Fit one stage with `model.fit`, from its last checkpoint on, and return the figures of its epochs."""
+    others: Sequence[keras.callbacks.Callback] = (),
+    plan: Plan | None = None,
+) -> tuple[dict[str, list[float]], dict]:
+    """Fit one stage with `model.fit`, from its last checkpoint on, and leave the model with its best weights.
+
+    Returns:
+        The figures of its epochs, and by the stage which weights were kept, for the run's configuration.
+    """
     schedule, strategy = getattr(recipe, stage), tf.distribute.get_strategy()
     chief = is_chief(strategy)
     # 1. The Keras model, its optimizer and its random numbers, as the last checkpoint has them.
     fitted = TRAINED_TASKS[stage].model(model.network, recipe)
     fitted.name = stage
     seed_stage(fitted, (recipe.seed, TASKS.index(stage)))
-    checkpoints = Checkpoints(run / "checkpoints" / stage, fitted, schedule.epoch_steps, chief)
+    averages = Averages(fitted, model.network, recipe.ema) if recipe.ema is not None else None
+    folder, each = run / "checkpoints" / stage, schedule.epoch_steps
+    checkpoints = Checkpoints(folder, fitted, each, chief, averages.variables if averages else ())
     done = checkpoints.resume()
+    trained = replace(model, tasks=tuple(dict.fromkeys((*model.tasks, stage))))
+    shown = averages.shown if averages else nullcontext
+    judge = TRAINED_TASKS[stage].judged_by
+    best = BestWeights(folder, judge, trained.save_weights, checkpoints, each, recipe.patience, shown, chief)
     if done:
         log.info("%s: resuming after step %d of %d", stage, done, schedule.steps)
 
     # 2. Validation and callbacks.
-    validation = None
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), checkpoints]
+    validation = count = None
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([averages] if averages else [])]
     if stage != "detection" and recipe.val_split in source.splits:
         # A view of each image: of as many images as there are views.
-        once = replace(recipe, views=replace(recipe.views, per_image=1))
-        validation = shard_batches(strategy, _batches(stage, model, once, source, recipe.val_split), schedule.batch)
+        once = replace(recipe, views=recipe.views.validating)
+        count = _validation_batches(stage, schedule, source, recipe.val_split)
+        views = _batches(stage, model, once, source, recipe.val_split).take(count).repeat()  # the same each time
+        validation = shard_batches(strategy, views, schedule.batch)
     if chief:
-        callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, schedule.epoch_steps, profile)
-    if chief and not sys.stderr.isatty():
-        callbacks.append(EpochLines(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epoch_count))
+        callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
+        callbacks.append(Results(run, stage, checkpoints))
+    callbacks += [best, checkpoints]
+    if chief:
+        callbacks.append(EpochLines(lambda line: tqdm.write(line, file=sys.stderr), stage, schedule.epoch_count))
+    bar: AbstractContextManager = nullcontext()
+    if chief and plan is not None and sys.stderr.isatty():
+        callbacks.append(shown_bar := StageBar(plan, stage, done, schedule.steps, schedule.epoch_count))
+        bar = closing(shown_bar)
 
     callbacks += others
 
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.
     history: dict[str, list[float]] = {}
-    with CheckpointOnSignal(stage, checkpoints) as on_signal, _explain_exhaustion(stage, schedule, strategy, run):
-        for first, last, each in schedule.epochs_left(done):
+    exhaustion = _explain_exhaustion(stage, schedule, strategy, run)
+    with CheckpointOnSignal(stage, checkpoints) as on_signal, exhaustion, bar:
+        for first, last, steps in schedule.epochs_left(done):
+            if best.exhausted():
+                break
             batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.bookmarks())
             figures = fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
                 initial_epoch=first,
-                steps_per_epoch=each,
+                steps_per_epoch=steps,
                 validation_data=validation,
-                validation_steps=VALIDATION_BATCHES if validation is not None else None,
+                validation_steps=count,
                 callbacks=[*callbacks, on_signal],
                 shuffle=False,  # the pipeline does
-                verbose=1 if chief and sys.stderr.isatty() else 0,
+                verbose=0,
             ).history
             for name, values in figures.items():
                 history.setdefault(name, []).extend(values)
             if fitted.stop_training:
                 break
-    return history
+
+    # 4. The best weights, with those of the last step beside them.
+    if averages is not None:
+        averages.apply()
+    barrier(strategy)
+    judged = best.read()
+    if judged is not None and judged["best"]["step"] != checkpoints.step:
+        if chief:
+            trained.save_weights(run / run_folder.NEW_WEIGHTS / LAST)
+        trained.load_weights(best.weights(judged["best"]))
+        log.info("%s: %s is best after epoch %d: its weights are kept", stage, judge.name, judged["best"]["epoch"])
+    return history, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
 
 
 def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:

@@ -6,7 +6,7 @@ from overfeat_tf.suggestion import suggest
 from training.recipes.digits import digits, digits_quick
 from training.recipes.finetuned import coco_accurate, coco_fast, finetune, finetune_classify, voc_accurate, voc_fast
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
-from training.recipes.recipe import Recipe, Schedule, with_later_fields
+from training.recipes.recipe import Recipe, Schedule, read_recipe
 from training.recipes.settings import override
 from training.recipes.tinyimagenet import tinyimagenet
 from training.recipes.voc import voc
@@ -26,7 +26,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "coco-accurate": coco_accurate,
 }
 
-__all__ = ["RECIPES", "Recipe", "Schedule", "get_recipe", "override", "with_later_fields"]
+__all__ = ["RECIPES", "Recipe", "Schedule", "get_recipe", "override", "read_recipe"]
 
 
 def get_recipe(name: str) -> Recipe:

@@ -1,11 +1,13 @@
 """What a recipe is: data, network, and a schedule for each stage."""
 
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
 from itertools import islice, pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.network.keras_backbone import KerasBackbone
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
     import keras
 
 DECAYS = ("decoupled", "l2")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("step", "cosine")
+CLASS_WEIGHTS = ("none", "balanced")
 BATCH_NORMS = ("inference", "training")
+MOST_WEIGHT = 10.0  # of a class, where classes are balanced
 LEAST_STEPS = 200  # of a stage whose steps follow from the size of the set
 SCALES = ("preset", "auto")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -31,14 +37,16 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclass(frozen=True)
 class Schedule:
-    """How one stage is fitted: SGD with momentum, weight decay and a stepwise learning rate (3.1).
+    """How one stage is fitted: by default SGD with momentum, weight decay and a stepwise learning rate (3.1).
 
     Attributes:
         steps: Batches in all.
         batch: Images (views) in a global batch, over all devices.
         rate: Initial learning rate.
         drops: Fractions of `steps` after which the rate is multiplied by `factor`.
-        momentum, weight_decay: As in 3.1.
+        factor: Of the rate at each drop (3.1: 0.5).
+        momentum: Of SGD (3.1: 0.6).
+        weight_decay: How strongly weights are pulled to 0 (3.1: 1e-5); `decay` says how.
         clip: Largest norm of the gradient; small networks on high rates start unsteadily. None clips nothing (3.1).
         epochs: Into how many epochs the steps are divided: checkpoints and validations.
         drop_epochs: Epochs after which the rate is multiplied by `factor` (3.1), in place of `drops`.
@@ -51,6 +59,10 @@ class Schedule:
             "decoupled" takes rate * weight_decay * w from each weight beside the step.
         accumulate: Into how many parts each device's share of a batch is divided, where it does not fit; the step is
             that of the whole batch.
+        optimizer: "sgd", or "adamw", for which `rate` should be some twenty times smaller; `momentum` is then its first
+            decay rate, and `weight_decay` is decoupled and leaves biases and normalisation alone.
+        schedule: How the rate falls: "step", by `factor` after `drops` or `drop_epochs`; or "cosine", along half a
+            cosine to a hundredth.
     """
 
     steps: int
@@ -68,12 +80,16 @@ class Schedule:
     warm_up: int = 0
     backbone_rate: float = 1.0
     passes: float | None = None
+    optimizer: str = OPTIMIZERS[0]
+    schedule: str = SCHEDULES[0]
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.epochs) < 1:
             got = f"{self.steps}, {self.batch} and {self.epochs}"
             raise ValueError(f"expected at least one step, one image a batch and one epoch; got {got}")
         check_choice("decay", self.decay, DECAYS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("schedule", self.schedule, SCHEDULES)
         check_range("rate", self.rate, self.rate > 0, "more than 0")
         check_range("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to less than 1")
         check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
@@ -171,11 +187,17 @@ class Recipe:
         box_weight: Weight of the box loss beside the classifier's wherever both are fitted: in the third stage,
             where the regressor follows the features, and in the second with `through_features`.
         inference: Options of validation and of the exported model.
-        validation_images: How many images of the validation split are scored after each epoch of detection.
+        validation_images: How many images of the validation split, its first ones, are scored after each epoch of
+            localization and detection; all of a smaller split.
         seed: Of weights, data order and augmentation.
         precision: What training computes in: "float32", or "mixed_bfloat16" or "mixed_float16" for devices that are
             faster in these; weights, outputs and losses are float32 in any case.
         jit_compile: Whether XLA compiles the training step.
+        ema: Decay of an exponential moving average of the weights, by which a stage is then validated and which it
+            leaves, such as 0.999; it is smaller during the first steps. None averages nothing.
+        patience: Epochs without a better validation after which a stage ends early; None runs all of them.
+        class_weights: Factors on the classes' losses: "none"; "balanced", which weighs each class as if all were
+            equally frequent, by 10 at most; or a number for each class, such as "1,1,4".
     """
 
     name: str
@@ -206,10 +228,13 @@ class Recipe:
     negatives_at_least: int = 8
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    validation_images: int = 40
+    validation_images: int = 100
     seed: int = 0
     precision: str = PRECISIONS[0]
     jit_compile: bool = False
+    ema: float | None = None
+    patience: int | None = None
+    class_weights: str = CLASS_WEIGHTS[0]
 
     @property
     def network(self) -> Preset:
@@ -227,11 +252,27 @@ class Recipe:
         return _read_backbone(self.preset, self.layer, self.weights, self.averaged)
 
     def sized(self, source: Source) -> "Recipe":
-        """Return the recipe with the steps that the size of its training split asks for."""
+        """Return the recipe with the steps and the class weights that its training split asks for.
+
+        Raises:
+            ValueError: there is not one weight for each class.
+        """
         stages = {name: getattr(self, name) for name in ("classification", "localization", "detection")}
         most = max((s.steps * s.batch / s.passes for s in stages.values() if s.passes is not None), default=0)
         images = sum(1 for _ in islice(source.records(self.train_split), ceil(most))) if most else 0
-        return replace(self, **{name: schedule.sized(images) for name, schedule in stages.items()})
+        sized = replace(self, **{name: schedule.sized(images) for name, schedule in stages.items()})
+        if self.class_weights == "balanced":
+            return replace(sized, class_weights=_balanced(source, self.train_split))
+        weights, classes = sized.weights_of_classes(), len(source.class_names)
+        if weights is not None and len(weights) != classes:
+            raise ValueError(
+                f"expected class_weights to have a number for each of {classes} classes; got {len(weights)}"
+            )
+        return sized
+
+    def weights_of_classes(self) -> tuple[float, ...] | None:
+        """Return the factors on the losses of a sized recipe's classes; None where all are 1."""
+        return None if self.class_weights in CLASS_WEIGHTS else tuple(map(float, self.class_weights.split(",")))
 
     def scales_for(self, preset: Preset, objects: Objects) -> Scales:
         """Return the (height, width) of the scales that this recipe shows to a network and its training objects."""
@@ -251,10 +292,29 @@ class Recipe:
         if self.scales != "preset" and self.inference.scales is not None:
             got = f"scales={self.scales} with inference.scales={self.inference.scales}"
             raise ValueError(f"expected inference.scales only with scales=preset, whose numbers they are; got {got}")
+        check_range("ema", self.ema, self.ema is None or 0 < self.ema < 1, "None, or between 0 and 1")
+        check_range("patience", self.patience, self.patience is None or self.patience >= 1, "None, or 1 or more")
+        try:
+            positive = all(weight > 0 for weight in self.weights_of_classes() or ())
+        except ValueError:
+            positive = False
+        check_range("class_weights", self.class_weights, positive, "none, balanced, or numbers above 0 such as 1,1,4")
         check_range("validation_images", self.validation_images, self.validation_images >= 1, "1 or more")
         check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
         check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")
+
+
+def _balanced(source: Source, split: str) -> str:
+    """Return a weight for each class as if all were equally frequent: the mean over all objects is about 1.
+
+    A class is weighed by `MOST_WEIGHT` at most: else the only object of a class would outweigh the rest of its batch.
+    """
+    counts = np.zeros(len(source.class_names))
+    for record in source.records(split):
+        counts += np.bincount(record.labels[~record.crowd], minlength=len(counts))
+    weights = np.minimum(counts.sum() / np.maximum(counts * (counts > 0).sum(), 1), MOST_WEIGHT)
+    return ",".join(f"{weight:.4g}" for weight in np.where(counts > 0, weights, 1.0))
 
 
 @lru_cache(maxsize=1)
@@ -264,14 +324,26 @@ def _read_backbone(
     return (read_averaged if averaged else read_backbone)(name, layer, weights)
 
 
-def with_later_fields(began: dict[str, Any]) -> dict[str, Any]:
-    """Complete a recipe as a run of an earlier version wrote it: what it did not know yet was as the default is now."""
+def read_recipe(began: dict[str, Any]) -> Recipe:
+    """Read a recipe as a run of this or an earlier version wrote it: what it did not know was as the default is now.
 
-    def complete(kind: type, known: dict[str, Any]) -> dict[str, Any]:
-        values = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-        return values | known
+    Raises:
+        ValueError: it has a key that this version does not know.
+    """
+    return _read(Recipe, {key: value for key, value in began.items() if key != "versions"})
 
-    stages = dict.fromkeys(("classification", "localization", "detection"), Schedule)
-    parts = {**stages, "views": ViewOptions, "inference": InferenceOptions}
-    nested = {key: complete(kind, began[key]) for key, kind in parts.items() if key in began}
-    return complete(Recipe, began) | nested
+
+def _read(kind: Any, values: dict[str, Any], before: str = "") -> Any:
+    known = {f.name: f.type for f in fields(kind)}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ValueError(f"expected a run of this version or an earlier one; it has the setting '{before}{unknown[0]}'")
+    return kind(
+        **{
+            key: _read(known[key], value, f"{before}{key}.") if is_dataclass(known[key]) else _tuples(value)
+            for key, value in values.items()
+        }
+    )
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value

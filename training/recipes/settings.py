@@ -1,7 +1,9 @@
 """Strict changes to a recipe, from the command line's key=value."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass, replace
+from inspect import cleandoc
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -26,6 +28,22 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
             raise ValueError(f"expected a key of the recipe; got '{key}'{_meant(key, known)}")
         changes[key] = _value(key, *known[key], text)
     return _changed(recipe, changes)
+
+
+def describe(recipe: Recipe) -> Iterator[tuple[str, str, str]]:
+    """List what can be set: its key, its value as `override` reads it, and what it means."""
+    for key, (_, value) in _leaves(recipe):
+        owner, _, name = key.rpartition(".")
+        part = getattr(recipe, owner) if owner else recipe
+        text = ",".join(map(str, value)) or "()" if isinstance(value, tuple) else str(value)
+        yield key, text, _meanings(type(part)).get(name, "")
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """Read what a dataclass's docstring says of its attributes, which may share an entry."""
+    section = cleandoc(kind.__doc__ or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^    (\w+(?:, \w+)*): (.*(?:\n {8,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(meaning.split()) for names, meaning in entries for name in names.split(", ")}
 
 
 def _leaves(part: Any, before: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -54,9 +55,17 @@ class Checkpoints(keras.callbacks.Callback):
         model: The stage's compiled model.
         steps_an_epoch: Steps in an epoch.
         is_chief: Whether this process writes them: among several workers, one.
+        averages: Averages of weights, where they are taken.
     """
 
-    def __init__(self, folder: Path, model: StageModel, steps_an_epoch: int, is_chief: bool = True):
+    def __init__(
+        self,
+        folder: Path,
+        model: StageModel,
+        steps_an_epoch: int,
+        is_chief: bool = True,
+        averages: Sequence[tf.Variable] = (),
+    ):
         super().__init__()
         model.optimizer.build(model.trainable_variables)  # else there is nothing to restore its momenta to
         self._is_chief, self._steps_an_epoch = is_chief, steps_an_epoch
@@ -66,6 +75,7 @@ class Checkpoints(keras.callbacks.Callback):
             optimizer=[variable.value for variable in model.optimizer.variables],
             seeds=[variable.value for variable in model.random_states],
             position=self._position,
+            **({"averages": list(averages)} if averages else {}),
         )
         self._state.save_counter  # noqa: B018 - is made when asked for, which all workers have to do together
         self._manager = tf.train.CheckpointManager(self._state, str(folder), max_to_keep=KEPT)

@@ -81,10 +81,19 @@ PICTURE = 3 * SIDE * SIDE  # bytes at most, as a PNG of noise
 
 
 def disk_space(recipe: Recipe, preset: Preset, classes: int) -> int:
-    """Return how many bytes a run takes: weights, old and new; checkpoints, of weights and momenta; and logs."""
+    """Return how many bytes a run takes: weights, the best and the last; checkpoints, of weights and momenta; logs."""
     weights = 4 * parameters(preset, classes, recipe.per_class, recipe.context)
     epochs = sum(getattr(recipe, stage).epochs for stage in TASKS)
-    return 2 * weights + (len(TASKS) * KEPT + 1) * 2 * weights + epochs * PICTURES * PICTURE + SPARE
+    # Old and new ones, each the best and the last; of a checkpoint the weights and two momenta at most, and an average.
+    adam = any(getattr(recipe, stage).optimizer == "adamw" for stage in TASKS)
+    checkpoint = (2 + adam + (recipe.ema is not None)) * weights
+    return (
+        4 * weights
+        + (len(TASKS) * KEPT + 1) * checkpoint
+        + (len(TASKS) + 1) * weights
+        + epochs * PICTURES * PICTURE
+        + SPARE
+    )
 
 
 def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> int:

@@ -1,7 +1,7 @@
 """Begin or resume the run of a folder: what it is fitted to, and that this has not changed since."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,11 +10,11 @@ import keras
 import tensorflow as tf
 
 from overfeat_tf.models.loading import read_config
-from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.model import CONFIG, TASKS, Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS, Preset
 from training.fit.transfer import start_from
-from training.recipes import Recipe, with_later_fields
+from training.recipes import Recipe, read_recipe
 from training.run import folder as run_folder
 from training.sources.record import Source, check_classes
 from training.views.coverage import Objects
@@ -29,7 +29,13 @@ def network_of(recipe: Recipe, run: Path) -> Preset:
 
 
 def open_run(
-    recipe: Recipe, source: Source, run: Path, start: Path | None, is_chief: bool, objects: Callable[[], Objects]
+    recipe: Recipe,
+    source: Source,
+    run: Path,
+    stages: Sequence[str],
+    start: Path | None,
+    is_chief: bool,
+    objects: Callable[[], Objects],
 ) -> Model:
     """Resume the run in the folder, or begin one.
 
@@ -37,6 +43,7 @@ def open_run(
         recipe: What is fitted, and how.
         source: The data.
         run: The folder.
+        stages: What is asked for.
         start: A run whose weights a new run starts from.
         is_chief: Whether this process writes in the folder.
         objects: Reads the training split's objects, where a new run chooses its scales from them.
@@ -45,14 +52,15 @@ def open_run(
         ValueError: the folder's run began with other settings, data or classes, or is damaged.
     """
     if not (run / CONFIG).is_file():
-        return _begin(recipe, source, run, start, is_chief, objects)
+        return _begin(recipe, source, run, stages, start, is_chief, objects)
     config = read_config(run)
     if not {"model", "training"} <= config.keys():
         raise ValueError(f"expected the configuration of a run in '{run / CONFIG}'; it is damaged: use another --run")
-    changed = _changes(with_later_fields(config["training"]), _described(recipe, source))
+    changed = _changes(json.loads(json.dumps(asdict(read_recipe(config["training"])))), _described(recipe, source))
     if changed:
         raise ValueError(
-            f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or those"
+            f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or "
+            f"`overfeat train --run {run}`, which resumes it as it is"
         )
     model = Model.from_config(config["model"])
     check_classes(model.labels, source)
@@ -64,8 +72,49 @@ def open_run(
 
 
 def finished(run: Path) -> tuple[str, ...]:
-    """Return which stages of the folder's run are done, if there is one."""
-    return tuple(read_config(run)["model"].get("tasks", ())) if (run / CONFIG).is_file() else ()
+    """Return which stages of the folder's run are done, if there is one, and not continued."""
+    tasks = read_config(run)["model"].get("tasks", ()) if (run / CONFIG).is_file() else ()
+    return tuple(stage for stage in tasks if stage != continued(run))
+
+
+def continued(run: Path) -> str | None:
+    """Return the finished stage of the folder's run that goes on for more steps, if any."""
+    return read_config(run).get("continued") if (run / CONFIG).is_file() else None
+
+
+def resumed(run: Path) -> tuple[Recipe, str, tuple[str, ...]]:
+    """Return the recipe, the SOURCE and the stages that the folder's run began with.
+
+    Raises:
+        ValueError: there is no run, one that was imported, or one of a later version.
+    """
+    config = read_config(run)
+    if not config.get("training"):
+        raise ValueError(f"expected a run that was trained; '{run}' was not: it is imported, or damaged")
+    return read_recipe(config["training"]), config["training"]["data"], tuple(config.get("stages", TASKS))
+
+
+def add_steps(run: Path, steps: int) -> None:
+    """Let the last stage of a finished run go on for more steps, on the learning rates of a stage as long as that.
+
+    Raises:
+        ValueError: the run is not finished, or its checkpoint is gone.
+    """
+    recipe, _, stages = resumed(run)
+    config, done = read_config(run), finished(run)
+    if not set(stages) <= set(done):
+        raise ValueError(
+            f"expected a finished run to continue; '{run}' is not: `overfeat train --run {run}` resumes it"
+        )
+    stage = [name for name in TASKS if name in done][-1]
+    if tf.train.latest_checkpoint(str(run / "checkpoints" / stage)) is None:
+        raise ValueError(f"expected the checkpoint of {stage} in '{run / 'checkpoints'}'; it is gone: use --from {run}")
+    schedule = getattr(recipe, stage)
+    total = schedule.steps + steps
+    longer = replace(schedule, steps=total, epochs=max(schedule.epoch_count, total // schedule.epoch_steps))
+    config["training"][stage] |= {"steps": longer.steps, "epochs": longer.epochs}
+    with run_folder.held(run):
+        run_folder.write_config(run, {**config, "continued": stage})
 
 
 def has_features(model: Model, run: Path) -> bool:
@@ -75,15 +124,37 @@ def has_features(model: Model, run: Path) -> bool:
     return bool(pretrained or telling & set(model.tasks) or read_config(run).get("started_from"))
 
 
-def config_of(model: Model, recipe: Recipe, source: Source, run: Path, start: Path | None = None) -> dict:
-    """Describe a run: its model, what that is fitted to, and the run that it started from, if any."""
-    if start is None and (run / CONFIG).is_file():
-        start = read_config(run).get("started_from")
-    return {"model": model.config(), "training": _described(recipe, source), "started_from": start and str(start)}
+def config_of(
+    model: Model,
+    recipe: Recipe,
+    source: Source,
+    run: Path,
+    stages: Sequence[str],
+    start: Path | None = None,
+    kept: dict | None = None,
+) -> dict:
+    """Describe a run: its model, what that is fitted to, the run that it started from, and the weights of each stage.
+
+    To the stages and weights given come those that the run's configuration has.
+    """
+    before = read_config(run) if (run / CONFIG).is_file() else {}
+    return {
+        "model": model.config(),
+        "training": _described(recipe, source),
+        "stages": [stage for stage in TASKS if stage in (*stages, *before.get("stages", ()))],
+        "started_from": str(start) if start is not None else before.get("started_from"),
+        "kept": {**(before.get("kept") or {}), **(kept or {})},
+    }
 
 
 def _begin(
-    recipe: Recipe, source: Source, run: Path, start: Path | None, is_chief: bool, objects: Callable[[], Objects]
+    recipe: Recipe,
+    source: Source,
+    run: Path,
+    stages: Sequence[str],
+    start: Path | None,
+    is_chief: bool,
+    objects: Callable[[], Objects],
 ) -> Model:
     network = build(
         _with_scales(recipe, objects),
@@ -99,9 +170,9 @@ def _begin(
     if start is not None:
         model = start_from(model, start)
     if is_chief and (start is not None or pretrained):  # so that a resumed run needs the other one no more
-        run_folder.commit(run, config_of(model, recipe, source, run, start), model.save_weights)
+        run_folder.commit(run, config_of(model, recipe, source, run, stages, start), model.save_weights)
     elif is_chief:
-        run_folder.write_config(run, config_of(model, recipe, source, run))
+        run_folder.write_config(run, config_of(model, recipe, source, run, stages))
     return model
 
 
@@ -119,8 +190,8 @@ def _changes(began: dict, now: dict) -> list[str]:
     for key, value in now.items():
         before = began.get(key)
         if isinstance(value, dict) and isinstance(before, dict):
-            changed += [f"{key}.{name}" for name in value if key != "versions" and before.get(name) != value[name]]
-        elif before != value:
+            changed += [f"{key}.{name}" for name in value if before.get(name) != value[name]]
+        elif key != "versions" and before != value:
             changed.append(key)
     return changed
 

@@ -4,7 +4,7 @@ A view draws all its chances at once from its seed: a pipeline gives the same ba
 operations, which add up here, are few.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from training.limits import check_range
+from training.views.composition import PARTNERS, SMALLEST, Scene, erase, mosaic, radians, rotate
 
 CUT, GONE = 0.5, 0.1  # least share of an object that is left in a picture for it to be learnt, and to count at all
 
@@ -30,11 +31,16 @@ class ViewOptions:
             1.4 ** 0.5, shows objects at all sizes between two scales.
         colour: Greatest change of brightness, contrast and each channel's gain.
         mirror: Whether to mirror left to right (3.1); not where that changes the class, as with digits.
+        vertical_flip: Whether to turn pictures upside down, half of them: for views from above, or of cells.
+        rotation: Greatest angle in degrees by which an image is turned, either way; an object's box grows around it.
+        mosaic: Share of the views that show four images as the quarters of one, so that objects appear half as large.
+        erasing: Share of the views in which a rectangle is painted over; an object of which it hides more than half is
+            not learnt.
         whole: Whether localization and detection see each image once at every scale (5), as much of it as fits the
             scale's square, rather than `per_image` views of a part. `object_share` is not used then.
         plain: Whether classification sees plain crops of the whole image and their mirror images (3.1,
-            `training.views.crops`), `per_image` of each, rather than windows that show an object. Stretch, zoom, colour
-            and boxes are not used then.
+            `training.views.crops`), `per_image` of each, rather than windows that show an object. Of the other changes
+            it sees the mirror images alone, and boxes are not used.
     """
 
     per_image: int = 5
@@ -46,6 +52,10 @@ class ViewOptions:
     mirror: bool = True
     whole: bool = False
     plain: bool = False
+    vertical_flip: bool = False
+    rotation: float = 0.0
+    mosaic: float = 0.0
+    erasing: float = 0.0
 
     def __post_init__(self) -> None:
         check_range("views.per_image", self.per_image, self.per_image >= 1, "1 or more")
@@ -53,7 +63,20 @@ class ViewOptions:
         check_range("views.stretch", self.stretch, self.stretch >= 0, "0 or more")
         check_range("views.zoom", self.zoom, self.zoom >= 1, "1 or more")
         check_range("views.scale_jitter", self.scale_jitter, self.scale_jitter >= 1, "1 or more")
+        check_range("views.rotation", self.rotation, 0 <= self.rotation <= 180, "from 0 to 180 degrees")
+        check_range("views.mosaic", self.mosaic, 0 <= self.mosaic <= 1, "from 0 to 1")
+        check_range("views.erasing", self.erasing, 0 <= self.erasing <= 1, "from 0 to 1")
         check_range("views.colour", self.colour, 0 <= self.colour <= 1, "from 0 to 1")
+
+    @property
+    def validating(self) -> "ViewOptions":
+        """The options of the views that training is validated on: one of each image, whole and as it is turned."""
+        return replace(self, per_image=1, rotation=0.0, mosaic=0.0, erasing=0.0)
+
+    @property
+    def partners(self) -> int:
+        """How many further images a view may show."""
+        return PARTNERS if self.mosaic > 0 else 0
 
 
 class Picture(NamedTuple):
@@ -75,21 +98,37 @@ class Picture(NamedTuple):
 
 
 def random_picture(
-    chances: tf.Tensor, image: tf.Tensor, record: dict[str, tf.Tensor], subject: tf.Tensor, options: ViewOptions
+    chances: tf.Tensor,
+    image: tf.Tensor,
+    record: dict[str, tf.Tensor],
+    subject: tf.Tensor,
+    options: ViewOptions,
+    fill: float = 0.0,
 ) -> tuple[Picture, tf.Tensor]:
     """Make a random picture of an image.
 
     Args:
-        chances: float32 [6], each in 0..1.
+        chances: float32 [15], each in 0..1; without rotation, mosaic, erasing and vertical flip the first 6 will do.
         image: uint8 [H, W, 3].
-        record: With "boxes" float32 [n, 4] normalised yxyx, "labels" int32 [n] and "crowd" bool [n].
+        record: With "boxes" float32 [n, 4] normalised yxyx, "labels" int32 [n] and "crowd" bool [n]; and "boxed" and
+            "partners" where there are to be mosaics (`composition.mosaic`).
         subject: int32 scalar, the object that the picture keeps; -1 for none.
         options: How much of what is changed.
+        fill: Value of the pixels that show nothing.
 
     Returns:
         The picture, and the subject's index in it (-1 for none).
     """
     boxes, labels, crowd = record["boxes"], record["labels"], record["crowd"]
+    if options.mosaic > 0 and "partners" in record:
+        scene = Scene(image, boxes, labels, crowd)
+        large = tf.reduce_min(tf.shape(image)[:2]) >= SMALLEST
+        wanted = (chances[6] < options.mosaic) & large & tf.reduce_all(record["boxed"])
+        image, boxes, labels, crowd = tf.cond(
+            wanted, lambda: mosaic(chances[7], scene, record["partners"], fill), lambda: scene
+        )
+    if options.rotation > 0:
+        image, boxes = rotate(radians(chances[8], options.rotation), image, boxes, fill)
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     everything = tf.constant([0.0, 0.0, 1.0, 1.0])
     kept = tf.cond(subject >= 0, lambda: box_ops.clip(boxes[subject]), lambda: tf.constant([0.5, 0.5, 0.5, 0.5]))
@@ -121,6 +160,15 @@ def random_picture(
         mirrored = chances[3] < 0.5
         image = tf.raw_ops.Reverse(tensor=image, dims=tf.stack([False, mirrored, False]))
         clipped = tf.where(mirrored, box_ops.flip(clipped), clipped)
+    if options.vertical_flip:
+        turned = chances[9] < 0.5
+        image = tf.raw_ops.Reverse(tensor=image, dims=tf.stack([turned, False, False]))
+        top, left, bottom, right = tf.unstack(clipped, axis=1)
+        clipped = tf.where(turned, tf.stack([1.0 - bottom, left, 1.0 - top, right], axis=1), clipped)
+    if options.erasing > 0:
+        pixels, hidden = erase(chances[11:15], image, clipped, index, CUT, fill)
+        erased = chances[10] < options.erasing
+        image, crowd = tf.where(erased, pixels, image), crowd | (erased & (1.0 - hidden < CUT))
     squeeze = tf.exp((chances[4:6] - 0.5) * log(1.0 + options.stretch))
     size = tf.cast(tf.shape(image)[:2], tf.float32) * squeeze
     return Picture(image, size, clipped, labels, crowd), index

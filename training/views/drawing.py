@@ -47,11 +47,13 @@ class Views:
         shows: Tells of a record whether it has anything to show: bool [].
         draw: Draws a decoded record's views from a seed, int32 [2]: a tuple of examples, as many for each record.
         apart: Batches from one that shows an image to the next that does.
+        partners: How many of the records that follow a view may show too.
     """
 
     shows: Callable[[dict], tf.Tensor]
     draw: Callable[[tf.Tensor, dict], tuple[Example, ...]]
     apart: int = 1
+    partners: int = 0
 
 
 def has_objects(record: dict) -> tf.Tensor:
@@ -92,7 +94,7 @@ def object_windows(drawing: Drawing) -> Views:
 
         return tf.cond(record["boxed"][subject], shown, cropped)
 
-    return Views(has_objects, _each([draw] * drawing.views.per_image))
+    return Views(has_objects, _each([draw] * drawing.views.per_image), partners=drawing.views.partners)
 
 
 def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False) -> Views:
@@ -160,9 +162,9 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
 
         return draw
 
-    if drawing.views.whole:
-        return Views(has_boxes, _each([at_scale(number) for number in range(len(drawing.scales))]))
-    return Views(has_boxes, _each([part()] * drawing.views.per_image))
+    whole, count = drawing.views.whole, drawing.views.per_image
+    views = [at_scale(number) for number in range(len(drawing.scales))] if whole else [part()] * count
+    return Views(has_boxes, _each(views), partners=drawing.views.partners)
 
 
 def _each(views: list[Callable[[tf.Tensor, dict], Example]]) -> Callable[[tf.Tensor, dict], tuple[Example, ...]]:
@@ -179,16 +181,20 @@ def _each(views: list[Callable[[tf.Tensor, dict], Example]]) -> Callable[[tf.Ten
 class _Chances:
     """The random numbers of one view, in 0..1, drawn at once and handed out one after the other."""
 
-    COUNT = 20
+    COUNT, FURTHER = 20, 9
 
     def __init__(self, seed: tf.Tensor):
-        self._drawn, self._taken = tf.random.stateless_uniform([self.COUNT], seed), 0
+        self._seed, self._drawn, self._taken = seed, tf.random.stateless_uniform([self.COUNT], seed), 0
 
     def take(self, count: int = 0) -> tf.Tensor:
         """Return the next `count` as float32 [count], or the next one as a scalar."""
         first, self._taken = self._taken, self._taken + max(count, 1)
         assert self._taken <= self.COUNT
         return self._drawn[first : self._taken] if count else self._drawn[first]
+
+    def further(self) -> tf.Tensor:
+        """Return `FURTHER` numbers that only some options ask for; the others do not depend on them."""
+        return tf.random.stateless_uniform([self.FURTHER], tf.random.fold_in(self._seed, 1))
 
 
 def _random_object(chance: tf.Tensor, record: dict) -> tf.Tensor:
@@ -199,7 +205,10 @@ def _random_object(chance: tf.Tensor, record: dict) -> tf.Tensor:
 
 def _random_pyramid(chances: _Chances, record: dict, subject: tf.Tensor, drawing: Drawing) -> tuple[Pyramid, tf.Tensor]:
     """Make a random picture of a record's image, at all scales; and the subject's index in it."""
-    picture, index = random_picture(chances.take(6), record["image"], record, subject, drawing.views)
+    numbers, views = chances.take(6), drawing.views
+    if views.mosaic or views.rotation or views.vertical_flip or views.erasing:
+        numbers = tf.concat([numbers, chances.further()], axis=0)
+    picture, index = random_picture(numbers, record["image"], record, subject, views, drawing.preset.mean)
     jitter = random_jitter(chances.take(), drawing.views.scale_jitter)
     scales = (drawing.scales, picture, jitter, drawing.scale_fit)
     return Pyramid(drawing.preset, drawing.matching, *scales), index

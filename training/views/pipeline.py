@@ -23,7 +23,7 @@ def training_batches(
         bookmarks: The step to begin with, and where to note how far the data is read.
     """
     bookmarks = bookmarks or Bookmarks()
-    records = shuffled_records(source, split, seed, bookmarks.place)
+    records = shuffled_records(source, split, seed, bookmarks.place, views.partners)
     batches = record_batches(records, views, batch, seed, bookmarks)
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
     return batches.prefetch(max(PREFETCHED, bookmarks.batches))

@@ -1,6 +1,7 @@
 """Read records: a split's, in an order that depends on the seed alone, from any place on; and their images, decoded."""
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from overfeat_tf.images.decode import decode_image
 from training.sources.checks import Finding, Kind, Log
 from training.sources.record import SCHEMA, Record, Source, check_split
 
+PARTNER_OBJECTS = ("boxes", "labels", "crowd")
 MIXED_RECORDS = 512  # encoded images are small
 # Threads of a step of the pipeline. tf.data's own tuning gains nothing over one for each core, and was seen to take up
 # to 22 s to let go of a pipeline that ends.
@@ -28,22 +30,51 @@ class Place(NamedTuple):
 START = Place()
 
 
-def shuffled_records(source: Source, split: str, seed: int, start: Place = START) -> tf.data.Dataset:
+def shuffled_records(source: Source, split: str, seed: int, start: Place = START, partners: int = 0) -> tf.data.Dataset:
     """Repeat a split's records for ever from `start` on, in another order at each pass.
 
-    Gives dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`.
+    Gives dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`; and with "partners", as
+    `composition.mosaic` takes them, the images and objects of so many records that follow.
     """
     check_split(source, split)
 
-    def elements() -> Iterator[dict]:
+    def records() -> Iterator[tuple[tuple[int, int], Record]]:
         for number in count(start.pass_number):
             skipped = start.record if number == start.pass_number else 0
             for place, record in enumerate(mix(source.records(split), (seed, number))):
                 if place >= skipped:
-                    yield {"place": (number, place), **{key: getattr(record, key) for key in SCHEMA}}
+                    yield (number, place), record
 
-    signature = {"place": tf.TensorSpec([2], tf.int64), **SCHEMA}
+    def elements() -> Iterator[dict]:
+        held: deque[tuple[tuple[int, int], Record]] = deque()
+        for each in records():
+            held.append(each)
+            if len(held) > partners:
+                place, record = held.popleft()
+                element = {"place": place, **{key: getattr(record, key) for key in SCHEMA}}
+                yield {**element, "partners": _joined([other for _, other in held])} if partners else element
+
+    signature: dict = {"place": tf.TensorSpec([2], tf.int64), **SCHEMA}
+    if partners:
+        signature["partners"] = {
+            **{key: SCHEMA[key] for key in PARTNER_OBJECTS},
+            "image_bytes": tf.TensorSpec([partners], tf.string),
+            "owner": tf.TensorSpec([None], tf.int32),
+        }
     return tf.data.Dataset.from_generator(elements, output_signature=signature)
+
+
+def _joined(records: list[Record]) -> dict:
+    """Join the images and objects of records; one with a class without a box has neither: nobody knows where it is."""
+    shown = [record if record.boxed.all() else None for record in records]
+    known = [record for record in shown if record is not None]
+    owners = [np.full(len(record.labels), number, np.int32) for number, record in enumerate(shown) if record]
+    none = Record.of_objects(b"", "", [], [])
+    return {
+        **{key: np.concatenate([getattr(record, key) for record in (none, *known)]) for key in PARTNER_OBJECTS},
+        "image_bytes": [record.image_bytes if record is not None else b"" for record in shown],
+        "owner": np.concatenate([np.zeros(0, np.int32), *owners]),
+    }
 
 
 def mix(items: Iterator[Record], seed: tuple[int, ...]) -> Iterator[Record]:
@@ -74,7 +105,7 @@ def decode_records(data: tf.data.Dataset) -> tf.data.Dataset:
             "image": image,
             "status": status,
             "id": record["image_id"],
-            **{k: record[k] for k in ("place", "boxes", "labels", "boxed", "crowd")},
+            **{k: record[k] for k in ("place", "boxes", "labels", "boxed", "crowd", "partners") if k in record},
         }
 
     def readable(record: dict) -> tf.Tensor:

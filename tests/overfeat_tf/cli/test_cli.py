@@ -1,6 +1,7 @@
 """The command line: exit statuses, one-line messages, pictures and JSON; in this process, by the real entry point."""
 
 import json
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -17,6 +18,7 @@ from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
+from training.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,12 @@ def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tm
         (["train", "digits", "--stage", "everything"], "expected stages of classification"),
         (["train", "voc"], "expected --data SOURCE"),
         (["train", "digits", "--rnu", "x"], "--run"),
+        (["train"], "expected a RECIPE (`overfeat train --help` lists them), or --run DIR alone"),
+        (["train", "--run", "nowhere"], "'nowhere' has no config.json"),
+        (["train", "--run", "nowhere", "--data", "digits"], "expected --run without --data, since the run has its own"),
+        (["train", "--run", "nowhere", "--more-steps", "9"], "'nowhere' has no config.json"),
+        (["settings", "digts"], "did you mean 'digits'?"),
+        (["inspect", "digits", "--views"], "expected --out DIR with --views"),
         (["info", "acurate"], "did you mean 'accurate'?"),
         (["evaluate", "nowhere", "--data", "digits"], "'nowhere'"),
         (["predict", "nowhere", "nothing.jpg"], "'nothing.jpg' matches none"),
@@ -109,6 +117,15 @@ def test_mistakes_get_one_clear_line_and_status_2(arguments, message, tmp_path, 
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert len([line for line in error.splitlines() if line and not line.startswith(("Usage", "Try "))]) == 1
+
+
+def test_the_recipes_and_their_settings_are_listed(monkeypatch, capsys):
+    assert run(monkeypatch, "train", "--help") == 0
+    listed = capsys.readouterr().out
+    assert not [name for name in RECIPES if not re.search(rf"\b{name}\b(?!-)", listed)]
+    assert run(monkeypatch, "settings", "voc", "--set", "detection.rate=0.5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.match(r"detection\.rate=0\.5 +Initial learning rate\.$", line) for line in lines)
 
 
 def test_a_failure_is_status_1(monkeypatch, capsys):

@@ -19,7 +19,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import Model
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
-from serving.export.card import model_card, read_metrics, run_figures
+from serving.export.card import model_card, read_metrics, run_figures, run_weights
 from serving.export.footprint import measure
 from serving.export.signatures import is_weight
 from serving.export.warmup import ALLOWED_BATCH_SIZES
@@ -215,11 +215,18 @@ def test_figures_for_the_card_are_what_evaluate_writes(tmp_path: Path):
 
 def test_a_run_has_figures_of_its_own(tmp_path: Path):
     assert run_figures(tmp_path) == {}
-    with tf.summary.create_file_writer(str(tmp_path / "logs" / "detection" / "validation")).as_default():
-        for epoch, value in enumerate((0.25, 0.5)):
-            tf.summary.scalar("epoch_map50", value, epoch)
-            tf.summary.scalar("evaluation_loss_vs_iterations", 1.0, epoch)
-    assert run_figures(tmp_path) == {"detection val_map50": 0.5}
+    table = ["stage,step,loss,val_top1,val_map", "classification,4,1,0.9,", "detection,4,1,,0.5", "detection,8,1,,0.25"]
+    (tmp_path / "results.csv").write_text("\n".join(table))
+    best, last = {"step": 4, "epoch": 1, "value": 0.5}, {"step": 8, "epoch": 2, "value": 0.25}
+    kept = {"step": 8, "ema": 0.99, "metric": "val_map", "best": best, "last": last}
+    config = {"model": {}, "kept": {"classification": {"step": 4, "ema": None}, "detection": kept}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert run_figures(tmp_path) == {"classification val_top1": 0.9, "detection val_map": 0.5}
+    assert run_figures(tmp_path, last=True) == {"classification val_top1": 0.9, "detection val_map": 0.25}
+    one, other, averaged = "val_map 0.5 in epoch 1", "val_map 0.25 in epoch 2", "moving averages with decay 0.99"
+    assert run_weights(config) == f"the best of detection, {one} (the last: {other}); {averaged}"
+    assert run_weights(config, last=True) == f"the last of detection, {other} (the best: {one}); {averaged}"
+    assert run_weights({"model": {}}) is None
 
 
 def test_the_card_says_of_a_runs_own_figures_that_they_are_of_a_few_images(exported: Path, model: Model):
@@ -229,7 +236,7 @@ def test_the_card_says_of_a_runs_own_figures_that_they_are_of_a_few_images(expor
 
     own = card({"detection val_map50": 0.5})
     assert "| detection val_map50 | 0.5000 |" in own and "overfeat export --metrics" in own
-    assert "slice of the validation split while it was trained: 40 images for detection" in own
+    assert "its validation split while it was trained, 40 images at most" in own
     assert "slice" not in card(METRICS)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.fit.losses import BoxLoss, DetectionLoss, ObjectLoss
+from training.fit.losses import BoxLoss, ClassLoss, DetectionLoss, ObjectLoss
 from training.views.targets import BACKGROUND, IGNORED, pack_edges
 
 CLASSES = 4
@@ -273,3 +273,18 @@ def test_object_loss_is_the_mean_over_object_windows(seed):
 def test_unknown_negatives_are_refused():
     with pytest.raises(ValueError, match=r"^expected negatives to be one of offending, random; got 'worst'$"):
         DetectionLoss("worst")
+
+
+def test_class_weights_multiply_the_losses_of_their_classes_and_not_the_backgrounds():
+    weights, logits = (1.0, 4.0), tf.constant([[0.3, 1.0], [0.2, -0.5], [0.0, 2.0]])
+    plain, weighted = ClassLoss(reduction=None), ClassLoss(weights, reduction=None)
+    labels = tf.constant([0, 1, 1])
+    np.testing.assert_allclose(weighted(labels, logits), plain(labels, logits) * [1.0, 4.0, 4.0], rtol=1e-6)
+
+    targets = tf.constant([[[1, 2], [0, -1]]])  # one window of each class, one of background, one ignored
+    maps = tf.constant(np.random.default_rng(0).normal(size=(1, 2, 2, 3)), tf.float32)
+    entropy = tf.nn.sparse_softmax_cross_entropy_with_logits([1, 2, 0], tf.reshape(maps, [4, 3])[:3]).numpy()
+    found = DetectionLoss(class_weights=weights)(targets, maps)
+    np.testing.assert_allclose(found, (entropy * [1.0, 4.0, 1.0]).mean(), rtol=1e-5)
+    objects = tf.nn.sparse_softmax_cross_entropy_with_logits([0, 1], tf.reshape(maps[..., :2], [4, 2])[:2]).numpy()
+    np.testing.assert_allclose(ObjectLoss(weights)(targets, maps[..., :2]), (objects * weights).mean(), rtol=1e-5)

@@ -159,7 +159,7 @@ def test_the_box_loss_alone_moves_the_features():
 
 
 def test_a_run_from_before_the_options_is_taken_up(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     train(SHORT_RECIPE, source, tmp_path, ["detection"])
     config = json.loads((tmp_path / "config.json").read_text())
     for key in LATER:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,7 +11,7 @@ from small_run import RECIPE
 from overfeat_tf.models.model import Model
 from overfeat_tf.network import geometry
 from overfeat_tf.network.convnet import build
-from training.fit.stages import StageSGD
+from training.fit.stages import COSINE_END, StageAdamW, StageSGD
 from training.fit.transfer import with_background
 from training.recipes import Schedule
 from training.tasks import TRAINED_TASKS
@@ -67,6 +68,32 @@ def test_the_rate_drops_with_the_first_step_after_its_share_of_them(plain, drops
 def test_of_drops_before_the_first_step_all_are_made(plain):
     schedule = Schedule(steps=3, batch=4, rate=0.02, drops=(0.1, 0.15, 0.5), factor=0.5)
     np.testing.assert_allclose(rates(plain, schedule), [0.005, 0.005, 0.0025], rtol=1e-6)
+
+
+def test_a_cosine_falls_from_the_rate_to_a_hundredth_after_the_warm_up(plain):
+    found = rates(plain, Schedule(steps=9, batch=4, rate=0.02, schedule="cosine", warm_up=2))
+    share = (1 + np.cos(np.pi * np.arange(9) / 9)) / 2
+    expected = 0.02 * ((1 - COSINE_END) * share + COSINE_END) * np.minimum(0.1 + 0.45 * np.arange(9), 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [StageSGD, StageAdamW])
+def test_a_slow_variable_moves_at_its_share_of_the_rate(kind):
+    slow, usual = keras.Variable([[1.0]], name="slow"), keras.Variable([[1.0]], name="usual")
+    optimizer = kind(slow={slow.path: 0.25}, learning_rate=0.1, weight_decay=0.0)
+    optimizer.apply([tf.constant([[2.0]])] * 2, [slow, usual])
+    np.testing.assert_allclose(1.0 - slow.numpy(), 0.25 * (1.0 - usual.numpy()), rtol=1e-4)
+    assert usual.numpy() < 0.95
+
+
+def test_adam_decays_kernels_alone(plain):
+    schedule = replace(RECIPE.classification, optimizer="adamw", weight_decay=0.5, rate=0.1, drops=())
+    fitted = TRAINED_TASKS["classification"].model(plain.network, replace(RECIPE, classification=schedule))
+    variables = fitted.trainable_variables
+    before = [variable.numpy() for variable in variables]
+    fitted.optimizer.apply([tf.zeros(variable.shape) for variable in variables], variables)
+    for old, variable in zip(before, variables, strict=True):
+        np.testing.assert_allclose(variable.numpy(), old * (0.95 if len(variable.shape) > 1 else 1.0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("length, moved", [(2.0, 2.0), (10.0, 5.0)])

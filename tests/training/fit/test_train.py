@@ -13,6 +13,7 @@ import tensorflow as tf
 from small_run import EPOCHS, RECIPE, SCHEDULE, Epochs
 from small_source import few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from overfeat_tf.merge.calibration import Calibration
 from overfeat_tf.models.loading import load, read_config
@@ -65,8 +66,9 @@ def finished(source, tmp_path_factory):
 
     def watched(stage, model, *rest):
         before.setdefault(stage, weights(model.network))
-        fit(stage, model, *rest)
+        fitted = fit(stage, model, *rest)
         after[stage] = weights(model.network)
+        return fitted
 
     def calibrated(model, source, split, seed):  # after so few steps there is nothing to fit one on
         calibrations.append((split, seed, model.tasks))
@@ -157,30 +159,46 @@ SHOWN = {"classification": ("top1", "top5"), "localization": (), "detection": ("
 
 @pytest.mark.parametrize("stage", TASKS)
 def test_losses_by_part_and_metrics_go_on_where_a_broken_run_was(finished, stage):
-    events = read_events(finished.run / "logs" / stage / "boards")
-    for name in ("images_per_second", "batch_loss", *(f"batch_{name}" for name in SHOWN[stage])):
+    events = read_events(finished.run / "logs" / stage / "train")
+    for name in ("images_per_second", "step_loss", *(f"step_{name}" for name in SHOWN[stage])):
         assert [event.step for event in events.Tensors(name)] == list(range(1, SCHEDULE.steps + 1)), name
-    assert {f"epoch_{name}" for name in SHOWN[stage]} <= set(logged(finished.run / "logs" / stage / "train"))
+    logs = logged(finished.run / "logs" / stage / "train")
+    assert {f"epoch_{name}" for name in SHOWN[stage]} <= set(logs)
+    # A point is of its own step: those of an epoch have the epoch's mean.
+    of_epochs = np.reshape(logs["step_loss"], [EPOCHS, -1]).mean(axis=1)
+    np.testing.assert_allclose(of_epochs, logs["epoch_loss"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("stage", TASKS)
 def test_boards_show_pictures_filters_histograms_speed_and_settings(finished, stage):
-    logs = logged(finished.run / "logs" / stage / "boards")
-    for name in ("val/0", "val/1", "first_layer"):
-        width, height, *encoded = logs[name][-1]
+    shown, logs = (logged(finished.run / "logs" / stage / name) for name in ("validation", "train"))
+    for name, pictures in (("val/0", shown), ("val/1", shown), ("first_layer", logs)):
+        width, height, *encoded = pictures[name][-1]
         assert tf.io.decode_image(encoded[0]).shape == (int(height), int(width), 3)
     assert logs["images_per_second"][-1] > 0
-    assert "_hparams_/session_start_info" in logged(finished.run / "logs" / stage)
+    assert {path.name for path in (finished.run / "logs" / stage).iterdir()} == {"train", "validation"}
     features = [tag for tag in logs if tag.startswith("weights/") and "conv1" in tag]
     assert len(features) == (0 if stage == "localization" else 2)  # what does not learn is not shown
     counts = logs[next(tag for tag in logs if tag.startswith("weights/"))][-1][:, 2]
     assert counts.sum() > 0
-    graph = read_events(finished.run / "logs" / stage / "boards").Graph()
+    graph = read_events(finished.run / "logs" / stage / "train").Graph()
     assert any("conv1" in node.name for node in graph.node)
 
 
+def test_a_training_is_one_row_of_hyperparameters_by_their_keys(finished):
+    tag = "_hparams_/session_start_info"
+    began = parse_session_start_info_plugin_data(
+        read_events(finished.run / "logs").SummaryMetadata(tag).plugin_data.content
+    )
+    assert began.group_name == str(finished.run)
+    assert began.hparams["detection.rate"].number_value == SCHEDULE.rate
+    assert began.hparams["negatives"].string_value == "offending"
+    for stage in TASKS:
+        assert tag not in logged(finished.run / "logs" / stage / "train")
+
+
 def test_boards_show_precision_and_recall(finished):
-    logs = logged(finished.run / "logs" / "detection" / "boards")
+    logs = logged(finished.run / "logs" / "detection" / "validation")
     true, false, _, missed, precision, recall = logs["precision_recall/all/pr_curves"][-1]
     assert len(logs["precision_recall/all/pr_curves"]) == EPOCHS and len(recall) == 101
     np.testing.assert_allclose(precision, true / np.maximum(true + false, 1), atol=1e-6)
@@ -234,7 +252,7 @@ def test_a_finished_run_is_not_trained_again(finished, source, monkeypatch):
 
 
 def test_classification_after_detection_is_refused(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     train(RECIPE, source, tmp_path, ["detection"])
     with pytest.raises(ValueError, match=r"^expected .* to be fitted for classification before detection: [^\n]*$"):
         train(RECIPE, source, tmp_path, ["classification"])
@@ -289,7 +307,7 @@ def test_without_pycocotools_detection_is_refused_before_anything_is_made(source
 
 
 def test_a_set_without_the_split_to_validate_on_is_fitted_and_said(source, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     caplog.set_level("INFO", "training.run.preflight")
     train(replace(RECIPE, val_split="valid"), source, tmp_path)
     assert "small has no split 'valid' but train, val: nothing is validated; --set val_split=" in caplog.text
@@ -308,7 +326,7 @@ def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, t
 
 
 def test_localization_without_features_that_have_learnt_is_said(source, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     train(RECIPE, source, tmp_path / "none", ["localization"])
     assert [message for message in caplog.messages if "learnt nothing yet" in message]
     caplog.clear()

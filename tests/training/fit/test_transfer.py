@@ -60,7 +60,7 @@ def test_a_run_taken_up_needs_the_one_it_started_from_no_more(run, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):  # in localization: classification is done
         source = few_digits(2, 1)
         train(RECIPE, source, tmp_path / "new", start=folder)
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     model = train(RECIPE, source, tmp_path / "new", ["localization"]).model
     assert model.tasks == ("classification", "localization")
     assert json.loads((tmp_path / "new" / CONFIG).read_text())["started_from"] == str(folder)

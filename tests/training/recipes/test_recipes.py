@@ -4,12 +4,16 @@ import json
 import re
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
+from small_source import SmallSource
 from step_work import step_multiply_adds
 
 from overfeat_tf.models.model import TASKS
 from overfeat_tf.network.presets import get_preset
-from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override, with_later_fields
+from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override, read_recipe
+from training.recipes.settings import describe
+from training.sources.record import Record
 
 SCHEDULE = Schedule(steps=600, batch=32, rate=0.05)
 RECIPE = Recipe("mine", None, "tiny", SCHEDULE, SCHEDULE, SCHEDULE, side=96)
@@ -55,7 +59,10 @@ def test_a_run_of_an_earlier_version_is_still_the_same_recipe():
     del began["context"], began["classification"]["decay"], began["views"]["plain"]
     del began["detection"]["drop_epochs"], began["negatives_per_object"], began["negatives_at_least"]
     del began["inference"]["scale_fit"], began["inference"]["localize_by"]
-    assert json.loads(json.dumps(with_later_fields(began))) == now
+    assert json.loads(json.dumps(asdict(read_recipe(began)))) == now
+    assert read_recipe(now | {"versions": {}}) == RECIPE
+    with pytest.raises(ValueError, match=r"^expected a run of this version [^;]*; it has the setting 'views\.new'$"):
+        read_recipe(now | {"views": {"new": 1}})
 
 
 def test_an_unknown_recipe_names_the_nearest():
@@ -169,6 +176,14 @@ def test_settings_that_do_together_come_in_any_order():
         ("views.per_image=0", "expected views.per_image to be 1 or more; got 0"),
         ("views.stretch=-2", "expected views.stretch to be 0 or more; got -2.0"),
         ("matching.sizes=0.9,0.5", "expected matching.sizes to be two sides, the lesser first; got (0.9, 0.5)"),
+        ("ema=1", "expected ema to be None, or between 0 and 1; got 1.0"),
+        ("patience=0", "expected patience to be None, or 1 or more; got 0"),
+        (
+            "class_weights=even",
+            "to be none, balanced, or numbers above 0 such as 1,1,4; got even",
+        ),
+        ("detection.optimizer=adam", "expected optimizer to be one of sgd, adamw; got 'adam'"),
+        ("views.rotation=200", "expected views.rotation to be from 0 to 180 degrees; got 200.0"),
         ("validation_images=0", "expected validation_images to be 1 or more; got 0"),
         ("detection.epochs=0", "expected at least one step, one image a batch and one epoch; got 600, 32 and 0"),
     ],
@@ -182,3 +197,24 @@ def test_a_mistake_is_refused_in_one_line(setting, message):
 def test_a_schedule_has_something_to_do():
     with pytest.raises(ValueError, match=r"^expected at least one step"):
         Schedule(steps=0, batch=1, rate=0.1)
+
+
+def test_settings_are_listed_with_their_values_and_meanings():
+    described = list(describe(RECIPE))
+    assert all(meaning for _, _, meaning in described), [key for key, _, meaning in described if not meaning]
+    assert override(RECIPE, [f"{key}={value}" for key, value, _ in described]) == RECIPE
+    meanings = {key: meaning for key, _, meaning in described}
+    assert meanings["detection.weight_decay"] == "As in 3.1." and meanings["views.rotation"].startswith(
+        "Greatest angle"
+    )
+
+
+def test_balanced_classes_weigh_as_much_as_each_other_and_rare_ones_ten_times_at_most():
+    objects = [[0], [0, 0, 0], [1], [2] * 60, []]
+    records = [Record.of_objects(b"", "", [[0, 0, 1, 1]] * len(labels), labels) for labels in objects]
+    source = SmallSource({"train": records}, class_names=("a", "b", "c", "none"))
+    sized = replace(RECIPE, class_weights="balanced").sized(source)
+    np.testing.assert_allclose(sized.weights_of_classes(), [65 / 3 / 4, 10.0, 65 / 3 / 60, 1.0], rtol=1e-3)
+    assert sized.sized(source) == sized
+    with pytest.raises(ValueError, match=r"^expected class_weights to have a number for each of 4 classes; got 2$"):
+        replace(RECIPE, class_weights="1,2").sized(source)

@@ -16,6 +16,7 @@ DEATHS = [
     (0, "step", 8),
     (0, "written", 3),
     (99, "step", 3),
+    (99, "judging", 1),  # the best weights are there; nothing says so yet
     (0, "removing", 2),
     (0, "renaming", 1),  # at the end of the first stage
     (99, "replacing", 1),
@@ -39,9 +40,9 @@ def weights(folder: Path) -> dict[str, np.ndarray]:
 
     def keep(name: str, item) -> None:
         if isinstance(item, h5py.Dataset):
-            found[f"{path.name}/{name}"] = np.array(item)
+            found[f"{path.relative_to(folder)}/{name}"] = np.array(item)
 
-    for path in sorted((folder / "weights").iterdir()):
+    for path in sorted((folder / "weights").rglob("*.h5")):  # the best ones, and the last ones where these are others
         with h5py.File(path) as file:
             file.visititems(keep)
     return found

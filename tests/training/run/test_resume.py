@@ -21,7 +21,7 @@ def source():
 @pytest.fixture
 def begun(source, tmp_path, monkeypatch):
     """The folder of a run whose first stage is done."""
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     train(RECIPE, source, tmp_path, ["classification"])
     return tmp_path
 
@@ -36,7 +36,8 @@ def begun(source, tmp_path, monkeypatch):
 )
 def test_other_settings_are_refused_in_one_line(begun, source, recipe, renamed, differ):
     config = (begun / "config.json").read_text()
-    message = f"expected the settings that '{begun}' began with; {differ} differ: use another --run, or those"
+    message = f"expected the settings that '{begun}' began with; {differ} differ: use another --run, or "
+    message += f"`overfeat train --run {begun}`, which resumes it as it is"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(recipe, replace(source, name=renamed), begun)
     assert (begun / "config.json").read_text() == config

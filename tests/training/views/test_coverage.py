@@ -86,7 +86,7 @@ def test_a_run_keeps_the_scales_that_were_chosen_from_its_boxes_and_says_what_th
     crowd = Record.of_objects(picture(60, 60), "crowd", [[0.0, 0.0, 0.1, 0.1]], [0], crowd=[True])
     source = SmallSource({"train": [*records, crowd]})
     assert len(read_objects(source, "train").sides) == 6
-    monkeypatch.setattr(module, "_fit", lambda *_: None)
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     caplog.set_level("INFO")
     recipe = override(RECIPE, ["inference.scales=None", "scales=auto"])
     model = train(recipe, source, tmp_path / "auto", ["localization"]).model
@@ -103,7 +103,7 @@ def test_one_class_needs_no_classification_stage_before_detection(tmp_path, monk
     boxes = [[0.1, 0.1, 0.9, 0.9]]
     source = SmallSource({"train": [Record.of_objects(picture(60, 60), "a", boxes, [0])]}, class_names=("raccoon",))
     fitted = []
-    monkeypatch.setattr(module, "_fit", lambda stage, *_: fitted.append(stage))
+    monkeypatch.setattr(module, "_fit", lambda stage, *_: (fitted.append(stage) or {}, {}))
     assert train(RECIPE, source, tmp_path / "all").model.tasks == ("classification", "localization", "detection")
     assert fitted == ["localization", "detection"]
     train(RECIPE, source, tmp_path / "alone", ["classification"])

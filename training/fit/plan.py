@@ -1,0 +1,103 @@
+"""What a training is about to do - data, device, stages, steps, time - and how long it still takes."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import tensorflow as tf
+
+from overfeat_tf.network.convnet import Network
+from training.fit.strategy import device_name
+from training.recipes import Recipe
+from training.sources import Source
+
+COUNTED = 2000  # images of a split: a second or two
+TIMED = 8  # images that are shown to the network
+# Of the features' time forward: backward twice as much, and the heads. Drawing views runs beside it, on the same cores.
+STEP_OF_FORWARD, FROZEN_STEP_OF_FORWARD = 3.6, 1.6
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages that are left.
+
+    Attributes:
+        steps: Of each stage, those that are left.
+        seconds: An estimate of each stage's step; empty where nothing was measured.
+    """
+
+    steps: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+    def seconds_left(self, stage: str, steps: int, a_step: float) -> float:
+        """Return the time that is left over all stages, with so many steps of one that take so long each."""
+        later = list(self.steps)[list(self.steps).index(stage) + 1 :]
+        factor = a_step / self.seconds[stage] if stage in self.seconds else 1.0
+        return steps * a_step + factor * sum(self.steps[name] * self.seconds.get(name, a_step) for name in later)
+
+    def lines(self, recipe: Recipe) -> Iterator[str]:
+        """Render the plan."""
+        for stage, steps in self.steps.items():
+            schedule = getattr(recipe, stage)
+            took = f", about {duration(steps * self.seconds[stage])}" if stage in self.seconds else ""
+            begun = f" of {schedule.steps}" if steps < schedule.steps else ""
+            of = f"{steps}{begun} steps of {schedule.batch} views"
+            yield f"plan: {stage}, {of}, {schedule.epoch_count} epochs{took}"
+        if len(self.steps) > 1 and self.seconds:
+            total = sum(steps * self.seconds[stage] for stage, steps in self.steps.items())
+            yield f"plan: about {duration(total)} in all"
+
+
+def report_data(source: Source, recipe: Recipe, strategy: tf.distribute.Strategy) -> None:
+    """Log what is in the splits, and the device."""
+    for split in dict.fromkeys((recipe.train_split, recipe.val_split)):
+        if split not in source.splits:
+            continue
+        images = objects = 0
+        for record in islice(source.records(split), COUNTED):
+            images, objects = images + 1, objects + int((~record.crowd).sum())
+        more = "at least " if images == COUNTED else ""
+        log.info("data: %s of %s: %s%d images, %d objects", split, source.name, more, images, objects)
+        if split == recipe.val_split and images > recipe.validation_images:
+            some = f"{recipe.validation_images} of these images, not all: --set validation_images=..."
+            log.info("data: localization and detection are scored on %s", some)
+    names = source.class_names
+    shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+    log.info("data: %d classes: %s", len(names), shown)
+    log.info("device: %s", device_name(strategy))
+
+
+def make_plan(network: Network, recipe: Recipe, steps: Mapping[str, int], measure: bool) -> Plan:
+    """Plan the stages that have steps left, with times if they are to be measured, which takes a few seconds."""
+    if not measure:
+        return Plan(steps, {})
+    sides = {stage: network.preset.window if stage == "classification" else recipe.side for stage in steps}
+    an_image = {side: _forward_seconds(network, side) for side in dict.fromkeys(sides.values())}
+
+    def step_of(stage: str) -> float:
+        schedule = getattr(recipe, stage)
+        frozen = schedule.backbone_rate == 0 or (stage == "localization" and not recipe.through_features)
+        return an_image[sides[stage]] * schedule.batch * (FROZEN_STEP_OF_FORWARD if frozen else STEP_OF_FORWARD)
+
+    return Plan(steps, {stage: step_of(stage) for stage in steps})
+
+
+def duration(seconds: float) -> str:
+    """Write a time in hours and minutes, or minutes and seconds."""
+    whole = round(seconds)
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min" if whole >= 3600 else f"{whole // 60}:{whole % 60:02} min"
+
+
+def _forward_seconds(network: Network, side: int) -> float:
+    """Measure how long the features take of an image of so many pixels, the first time not counted."""
+    pixels, took = tf.zeros([TIMED, side, side, 3]), 0.0
+    forward = tf.function(lambda: network.features(pixels, training=False), autograph=False)
+    for _ in range(2):
+        began = time.monotonic()
+        forward()
+        took = time.monotonic() - began
+    return took / TIMED
