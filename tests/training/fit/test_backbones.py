@@ -90,7 +90,7 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
     def until_detection(stage, *rest):
         if stage == "detection":
             raise Killed
-        fit(stage, *rest)
+        return fit(stage, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_fit", until_detection)

@@ -204,7 +204,7 @@ def test_settings_are_listed_with_their_values_and_meanings():
     assert all(meaning for _, _, meaning in described), [key for key, _, meaning in described if not meaning]
     assert override(RECIPE, [f"{key}={value}" for key, value, _ in described]) == RECIPE
     meanings = {key: meaning for key, _, meaning in described}
-    assert meanings["detection.weight_decay"] == "As in 3.1." and meanings["views.rotation"].startswith(
+    assert meanings["detection.weight_decay"].startswith("How strongly") and meanings["views.rotation"].startswith(
         "Greatest angle"
     )
 
