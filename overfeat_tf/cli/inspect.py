@@ -1,5 +1,7 @@
 """`overfeat inspect`: describe a data set and its faults, as text and as pictures."""
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ PICTURES = 24  # per split, and per kind of finding in a split
 COLUMNS, CELL = 6, 300  # of the contact sheet of a split; pixels
 CLASSES = 40  # to list; with more, the most and the least frequent ones
 EXAMPLES = 3  # of each finding
+LONGEST = 200  # bytes of a picture's name, of the 255 that most file systems allow
 
 
 class Pictures:
@@ -51,7 +54,7 @@ class Pictures:
             self._drawn[split, kind] += 1
             folder = self._out / split / kind.replace(" ", "_").replace(",", "")
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{record.image_id.replace('/', '_')}.png")
+            picture.save(folder / _picture_name(record.image_id))
             if not kind:
                 small = Image.fromarray(pixels)
                 small.thumbnail((CELL, CELL))  # before drawing, to keep the names legible
@@ -68,6 +71,15 @@ class Pictures:
         if names and not record.boxed.any():
             return draw_classes(pixels, [(name, None) for name in names])
         return draw_boxes(pixels, truth=(record.boxes, names))
+
+
+def _picture_name(image_id: str) -> str:
+    """Return the file name of a record's picture: its id without folders, and no longer than file systems allow."""
+    name = re.sub(r"[/\\\0]", "_", image_id)
+    if len(name.encode()) > LONGEST:
+        digest = hashlib.blake2b(image_id.encode(), digest_size=6).hexdigest()
+        name = f"{name.encode()[:LONGEST].decode(errors='ignore')}-{digest}"
+    return f"{name}.png"
 
 
 def run(spec: str, split: str | None, out: Path | None, limit: int | None, recipe: str = "voc") -> Inspection:

@@ -150,11 +150,17 @@ def inspect(
     \b
     SOURCE is one of
       digits                            the embedded scenes
-      voc:DIR                           Pascal VOC's layout
+      voc:DIR                           Pascal VOC's layout, or XML files beside images or in a folder of their own
+      coco:DIR                          COCO's and Roboflow's trees; all splits are found
       coco:IMAGES_DIR:ANNOTATIONS.json  {split} in both parts stands for every split
+      yolo:data.yaml                    Ultralytics' layout
+      csv:FILE                          a row per object: filename,width,height,class,xmin,ymin,xmax,ymax
+      tfrecord:GLOB                     tf.Examples with the keys of the Object Detection API
       ilsvrc:DIR                        ImageNet's CLS-LOC or DET layout
       folder:DIR                        a folder per class, inside train, val and test folders or without them
       tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; add +boxes=DIR for ImageNet's boxes
+
+    Of a set with one list of images, 10 to 20 % are held out as the split val.
 
     Faults are images and objects that can't be used, images in two splits, and images with two classes. Training
     reports and skips what it can't use. Boxes refer to the image as displayed, with its EXIF orientation applied.
@@ -212,13 +218,14 @@ def evaluate(
     from training.evaluation.evaluate import PROTOCOLS, require_fit
     from training.evaluation.ladders import TABLES, row_of, row_options, table_of
     from training.sources import open_source
+    from training.sources.splits import settle
 
     table = table_of(protocol)
     if table and (fixed := changes.keys() & row_options(table)):
         raise ValueError(
             f"expected {table} without {', '.join(map(option_name, sorted(fixed)))}: its rows set these options"
         )
-    source = open_source(data)
+    source = settle(open_source(data), Path(models[0]))
     with ExitStack() as stack:
         if server is None:
             model = with_changes(_load(models, last), changes)
@@ -352,8 +359,9 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     from training.evaluation.evaluate import require_fit
     from training.run import folder as run_folder
     from training.sources import open_source
+    from training.sources.splits import settle
 
-    model, source = with_changes(load_run(run), {**changes, "scores": "accumulated"}), open_source(data)
+    model, source = with_changes(load_run(run), {**changes, "scores": "accumulated"}), settle(open_source(data), run)
     require_fit(model.labels, model.tasks, source, (DETECTION.name,))
     with run_folder.held(run):
         calibration = fit(model, source, split, limit or IMAGES)

@@ -49,6 +49,33 @@ def _decode_image(data: tf.Tensor, max_pixels: tf.Tensor) -> tuple[tf.Tensor, tf
         return tf.ensure_shape(pixels, [None, None, 3]), status
 
 
+def read_size(data: bytes) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """Return an encoded image's (height, width) as stored and as `decode_image` shows it, and its EXIF orientation.
+
+    The header is read by the same code as for decoding, so that the sizes agree whatever another library makes of it.
+
+    Raises:
+        ValueError: no image, or one whose size can't be told.
+    """
+    kind, size, orientation = (value.numpy() for value in _read_size(data))
+    if KINDS[kind] == "JPEG XL":  # its decoder turns the picture upright by itself
+        size, orientation = decode_image(data)[0].shape[:2], 1
+    if kind == UNKNOWN or min(size) < 1:
+        raise ValueError(f"{len(data)} bytes that are no image, or one that is damaged")
+    height, width = map(int, size)
+    shown = (width, height) if orientation >= 5 else (height, width)
+    return (height, width), shown, int(orientation)
+
+
+@tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string)])
+def _read_size(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    with tf.device("/CPU:0"):
+        kind = read_kind(data)
+        header = read_header(data, kind)
+        upright = tf.constant(1, tf.int64)
+        return kind, header.size, tf.cond(header.exif == b"", lambda: upright, lambda: _read_orientation(header.exif))
+
+
 def _no_pixels() -> tf.Tensor:
     return tf.zeros([0, 0, 3], tf.uint8)
 

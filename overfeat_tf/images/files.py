@@ -1,14 +1,25 @@
 """Find image files by names, folders and globs, and read them."""
 
 import glob
+import io
 import os
+import re
 import stat
+import struct
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image, ImageOps
+
 from overfeat_tf.images.decode import MAX_PIXELS
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".jxl"}
+# What the graph decodes, and what Pillow turns into PNG first; in each folder and set of data the same.
+DECODED = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".jxl")
+CONVERTED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm")
+SUFFIXES = DECODED + CONVERTED
+# The first bytes of TIFF, of what has ISO's boxes (HEIC, AVIF), and of PPM and its kin.
+FOREIGN = re.compile(rb"II[*+]\0|MM\0[*+]|....ftyp(?:hei|hev|mif1|msf1|avi)|P[1-6]\s", re.DOTALL)
 MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
 
 
@@ -35,7 +46,10 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def read_image(path: bytes | Path) -> tuple[bytes, str]:
-    """Return a file's bytes and "", or b"" and the reason. A file that is too large for an image is not read."""
+    """Return an image file's bytes and "", or b"" and the reason. TIFF, HEIC, AVIF and PPM are returned as PNG.
+
+    A file that is too large for an image is not read.
+    """
     try:
         state = os.stat(path)
         if not stat.S_ISREG(state.st_mode):
@@ -43,6 +57,35 @@ def read_image(path: bytes | Path) -> tuple[bytes, str]:
         if state.st_size > MAX_BYTES:
             return b"", f"expected an image of at most {MAX_BYTES} bytes, got {state.st_size}"
         with open(path, "rb") as file:
-            return file.read(state.st_size), ""
+            data = file.read(state.st_size)
     except OSError as error:
         return b"", error.strerror or str(error)
+    except ValueError as error:  # a null byte or a lone surrogate in the name
+        return b"", str(error)
+    return _as_png(data) if FOREIGN.match(data) else (data, "")
+
+
+def _as_png(data: bytes) -> tuple[bytes, str]:
+    """Return an image of a kind that Pillow reads as PNG, upright, and "", or b"" and the reason."""
+    heif = data[4:8] == b"ftyp" and data[8:11] != b"avi"
+    if heif:
+        try:
+            import pillow_heif
+        except ImportError:
+            return b"", "expected pillow-heif, to read HEIC: pip install pillow-heif, or save the image as JPEG"
+        pillow_heif.register_heif_opener()
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                return b"", f"expected at most {MAX_PIXELS} pixels, got {opened.width} x {opened.height}: send less"
+            if opened.mode in ("I", "F"):
+                return b"", f"expected 8 or 16 bits a channel, got 32 in {opened.format}: save it with 8"
+            upright = ImageOps.exif_transpose(opened)
+            kept = upright.mode in ("1", "L", "RGB") or upright.mode.startswith("I;16")
+            stream = io.BytesIO()
+            (upright if kept else upright.convert("RGB")).save(
+                stream, "PNG", compress_level=1, exif=b"", icc_profile=None
+            )
+            return stream.getvalue(), ""
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
+        return b"", f"damaged or of a kind that Pillow does not read: {' '.join(str(error).split()):.120}"

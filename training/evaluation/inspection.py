@@ -1,6 +1,7 @@
 """What is in a data set, and what is wrong with it: every image decoded as training does, counted and compared."""
 
 import hashlib
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -145,13 +146,19 @@ class Inspection:
             if see is not None and not status:
                 see(split, record, found)
 
-    def compare_classes(self) -> None:
-        """Find classes that only one of the splits has, where there are several."""
-        if len(self.counts) < 2:
-            return
+    def compare_classes(self, limited: bool = False) -> None:
+        """Find classes whose names look alike, that have no objects, or that only one of several splits has."""
+        alike: dict[str, str] = {}
         for name in self.class_names:
+            other = alike.setdefault(_plain(name), name)
+            if other != name:
+                self._split = next(iter(self.counts))
+                self.add(Finding(Kind.ALIKE, ascii(name), f"and {other!a}"))
             having = [split for split, counts in self.counts.items() if counts.per_class[name]]
-            if len(having) == 1:
+            if not having and not limited:
+                self._split = next(iter(self.counts))
+                self.add(Finding(Kind.NO_OBJECTS, name, "in none of the splits that were looked at"))
+            if len(having) == 1 and len(self.counts) > 1:
                 self._split = having[0]
                 self.add(Finding(Kind.ONE_SPLIT, name, f"{self.counts[having[0]].per_class[name]} objects"))
 
@@ -194,8 +201,7 @@ class Inspection:
             self.add(Finding(Kind.TINY if min(size) < TINY else Kind.HUGE, name, f"{size[1]}x{size[0]} pixels"))
         orientation = read_orientation(record.image_bytes)
         if orientation != 1:
-            valid = "boxes are taken in the image as displayed" if orientation in range(2, 9) else "not valid, ignored"
-            self.add(Finding(Kind.TURNED, name, f"{orientation}: {valid}"))
+            self.add(Finding(Kind.TURNED, name, f"{orientation}: boxes are taken in the image as displayed"))
         digest = hashlib.blake2b(record.image_bytes, digest_size=16).digest()
         classes = tuple(sorted(set(record.labels.tolist())))
         split, other, others = self._first.setdefault(digest, (self._split, name, classes))
@@ -237,7 +243,7 @@ def inspect(
     inspection.source, inspection.class_names = source.name, source.class_names
     for split in splits or source.splits:
         inspection.look(source, split, limit, see)
-    inspection.compare_classes()
+    inspection.compare_classes(limit is not None)
     return inspection
 
 
@@ -253,6 +259,11 @@ def require_faultless(data: Data, splits: Sequence[str]) -> None:
         rest = f"; all of them: overfeat inspect {data}" if isinstance(data, str) else ""
         got = f"got {found.faults} in {source.name}, the first in {found.first_fault()}"
         raise ValueError(f"expected data without faults; {got}{rest}")
+
+
+def _plain(name: str) -> str:
+    """Return a class's name without what can't be seen in it: case, white space, and characters of no width."""
+    return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c)[0] not in "CZ")
 
 
 def _size(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -37,6 +37,7 @@ from training.run.results import Results
 from training.run.resume import config_of, continued, finished, has_features, network_of, open_run
 from training.run.signals import CheckpointOnSignal
 from training.sources import Data, Source, open_data
+from training.sources.splits import settle, store
 from training.tasks import TRAINED_TASKS, stage_views
 from training.views.batching import Bookmarks
 from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
@@ -117,6 +118,7 @@ def train(
         require_faultless(data, (recipe.train_split, recipe.val_split))
     source = open_data(data, class_names)
     run, start = Path("runs", recipe.name) if run is None else Path(run), None if start is None else Path(start)
+    source = settle(source, run, recipe.val_split)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
     check(recipe, preset, source, stages, strategy)
     if start is not None:
@@ -127,6 +129,7 @@ def train(
         # 2. Begin the run, or resume it: one process writes, and all read what it has written.
         if chief:
             run_folder.recover(run)
+            store(source, run)
             if not set(stages) <= set(finished(run)):
                 run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names)))
         barrier(strategy)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing
+from training.sources.text import is_set, one_line
 
 MOST_BYTES = 4 << 20
 UNREADABLE = (OSError, ValueError, LookupError, ElementTree.ParseError)  # LookupError: an encoding that is none
@@ -24,7 +25,7 @@ class Annotation(NamedTuple):
 def read_annotation(path: Path, name: str, report: ReportFinding) -> Annotation | None:
     """Read the annotation of the image `name`; None, reported, where there is none or it can't be read."""
     try:
-        root = _parse(path)
+        root = parse_xml(path)
     except FileNotFoundError:
         report(Finding(Kind.MISSING_ANNOTATION, name, f"no {path}"))
         return None
@@ -33,7 +34,27 @@ def read_annotation(path: Path, name: str, report: ReportFinding) -> Annotation 
         return None
     width, height = (_number(root, f"size/{side}") for side in ("width", "height"))
     size = (width, height) if width > 0 and height > 0 else (0.0, 0.0)
-    return Annotation((root.findtext("filename") or "").strip(), size, [_thing(item) for item in root.iter("object")])
+    things = [_thing(item) for item in root.iter("object")]
+    if not things and next(root.iter("bndbox"), None) is not None:  # of no object, so in nobody's layout
+        report(Finding(Kind.BAD_ANNOTATION, name, f"{path}: expected <object> around <bndbox>; there is none"))
+        return None
+    return Annotation((root.findtext("filename") or "").strip(), size, things)
+
+
+def may_be_annotation(path: Path) -> bool:
+    """Return whether an XML file is an annotation, or can't be read and is reported where it is used."""
+    try:
+        return path.stat().st_size > MOST_BYTES or ElementTree.parse(path).getroot().tag != "annotations"  # of CVAT
+    except UNREADABLE:
+        return True
+
+
+def image_name_in(path: Path | None) -> str:
+    """Return the image's file name that an annotation has; "" where it has none or can't be read."""
+    try:
+        return (parse_xml(path).findtext("filename") or "").strip() if path is not None else ""
+    except UNREADABLE:
+        return ""
 
 
 def class_names_in(paths: Iterable[Path]) -> tuple[str, ...]:
@@ -41,7 +62,7 @@ def class_names_in(paths: Iterable[Path]) -> tuple[str, ...]:
     found: set[str] = set()
     for path in paths:
         try:
-            found |= {(item.text or "").strip() for item in _parse(path).findall("object/name")}
+            found |= {one_line(item.findtext("name") or "") for item in parse_xml(path).iter("object")}
         except UNREADABLE:
             continue  # reported when it is read for its boxes
     return tuple(sorted(found - {""}))
@@ -54,16 +75,31 @@ def short_names(words: Mapping[str, str]) -> dict[str, str]:
     return {wnid: f"{name} ({wnid})" if name in shared else name for wnid, name in names.items()}
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def parse_xml(path: Path) -> ElementTree.Element:
+    """Return the root of an annotation's file.
+
+    Raises:
+        ValueError, OSError, LookupError, ParseError: it is none (`UNREADABLE`).
+    """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
-    return ElementTree.parse(path).getroot()
+    root = ElementTree.parse(path).getroot()
+    for element in root.iter():  # in any case, and in any namespace
+        if isinstance(element.tag, str):
+            element.tag = element.tag.rpartition("}")[2].lower()
+    if root.tag != "annotation":
+        raise ValueError(f"expected <annotation>; got <{root.tag}>")
+    return root
 
 
 def _thing(item: ElementTree.Element) -> Thing:
     ymin, xmin, ymax, xmax = (_number(item, f"bndbox/{edge}") for edge in ("ymin", "xmin", "ymax", "xmax"))
-    flags = {flag: (item.findtext(flag) or "0").strip() == "1" for flag in ("difficult", "truncated", "occluded")}
-    return Thing((item.findtext("name") or "").strip(), (ymin, xmin, ymax, xmax), **flags)
+    if item.find("bndbox") is None:  # LabelMe's outlines
+        xs, ys = ([_number(point, axis) for point in item.iterfind("polygon/pt")] for axis in "xy")
+        if xs:
+            ymin, xmin, ymax, xmax = min(ys), min(xs), max(ys), max(xs)
+    flags = {flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")}
+    return Thing(one_line(item.findtext("name") or ""), (ymin, xmin, ymax, xmax), **flags)
 
 
 def _number(element: ElementTree.Element, path: str) -> float:

@@ -4,23 +4,22 @@ Boxes lie in the image as displayed, with its EXIF orientation applied, as `over
 A source hands what it has read to `make_record` and says what is wrong to its report; nothing here stops a run.
 """
 
-import io
 import logging
 import math
-import struct
+import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from overfeat_tf.images import decode
+from overfeat_tf.images.files import read_image
 from training.sources.record import Record
 
-ORIENTATION = 0x0112  # the EXIF tag
-QUARTER_TURNS = range(5, 9)  # its values that swap height and width
 FLAGS = ("difficult", "crowd", "truncated", "occluded")  # of an object
+SAME_DECIMALS = 4  # decimals of normalised corners in which two boxes of one object agree
 ROUNDING = 1.0  # pixels that a box may lie beyond the edge before it is worth a word
 
 log = logging.getLogger(__name__)
@@ -36,10 +35,15 @@ class Kind(Enum):
     NOT_TAKEN = "file or folder not used", "skipped", True
     AS_STORED = "boxes on the image as stored, not as displayed (EXIF)", "skipped", True
     OTHER_SHAPE = "annotated for an image of another shape", "skipped", True
+    NOT_NORMALISED = "coordinates beyond 0 to 1", "skipped", True
     UNKNOWN_CLASS = "class not listed", "left out", True
     NO_NUMBERS = "box without numbers", "left out", True
     NO_AREA = "box without area", "left out", True
     OUTSIDE = "box outside the image", "left out", True
+    OBJECT_TWICE = "object annotated twice", "left out", True
+    LISTED_TWICE = "image listed more than once", "used once", True
+    CLASS_LIST = "classes that contradict each other", "kept", True
+    SAME_NAME = "categories that share a name", "merged", True
     TWO_CLASSES = "same image with two classes", "kept", True
     LEAK = "same image in two splits", "kept", True
     DUPLICATE = "duplicate image", "kept", False
@@ -49,6 +53,9 @@ class Kind(Enum):
     TINY = "tiny image", "kept", False
     HUGE = "huge image", "kept", False
     ONE_SPLIT = "class in one split only", "kept", False
+    NO_OBJECTS = "class without objects", "kept", False
+    ALIKE = "class names that look alike", "kept", False
+    GROUP = "category that only groups others", "no class", False
 
     def __init__(self, words: str, action: str, fault: bool):
         self.words, self.action, self.fault = words, action, fault
@@ -72,14 +79,14 @@ ReportFinding = Callable[[Finding], None]
 
 
 class Log:
-    """The report of a run: each record or object that is not used gets one warning, however often it is read."""
+    """The report of a run: each fault gets one warning, however often the record is read."""
 
     def __init__(self) -> None:
         self._said: set[Finding] = set()
 
     def __call__(self, finding: Finding) -> None:
-        """Log a finding unless it is known, or changes little."""
-        if finding.kind.action in ("skipped", "left out") and finding not in self._said:
+        """Log a fault unless it is known."""
+        if finding.kind.fault and finding not in self._said:
             self._said.add(finding)
             log.warning("%s", finding)
 
@@ -103,12 +110,12 @@ class Thing:
 
 
 def read_file(path: Path, name: str, report: ReportFinding) -> bytes | None:
-    """Return a file's bytes; None, reported, where it can't be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        report(Finding(Kind.MISSING_IMAGE, name, f"{path}: {error.strerror}"))
+    """Return an image file's bytes, as `read_image` does; None, reported, where it can't be read."""
+    data, problem = read_image(path)
+    if problem:
+        report(Finding(Kind.UNREADABLE if os.path.lexists(path) else Kind.MISSING_IMAGE, name, f"{path}: {problem}"))
         return None
+    return data
 
 
 def read_size(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -117,28 +124,15 @@ def read_size(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
     Raises:
         ValueError: no image that can be read.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            stored = opened.size
-            turned = _orientation(opened) in QUARTER_TURNS
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{len(data)} bytes that are no image, or one that is damaged") from error
-    return stored, stored[::-1] if turned else stored
+    stored, shown, _ = decode.read_size(data)
+    return stored[::-1], shown[::-1]
 
 
 def read_orientation(data: bytes) -> int:
-    """Return the EXIF orientation that an image states, 1 where it states none; others than 1..8 turn nothing."""
+    """Return the EXIF orientation by which an image is turned, 1 to 8; 1 also for what is no image."""
     try:
-        with Image.open(io.BytesIO(data)) as opened:
-            return _orientation(opened)
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
-        return 1
-
-
-def _orientation(opened: Image.Image) -> int:
-    try:
-        return int(opened.getexif().get(ORIENTATION, 1))
-    except (SyntaxError, ValueError, TypeError, struct.error):  # damaged EXIF does not make the image unreadable
+        return decode.read_size(data)[2]
+    except ValueError:
         return 1
 
 
@@ -151,6 +145,7 @@ def make_record(
     *,
     stated: tuple[float, float] = (0, 0),
     first: int = 0,
+    normalised: bool = False,
     image_class: str | None = None,
 ) -> Record | None:
     """Make a record of an image and its annotation, without the objects that can't be used.
@@ -164,6 +159,7 @@ def make_record(
         stated: The image's (width, height) as the annotation has it, 0 where it does not. One of the image's shape
             but another size is what the boxes are scaled by.
         first: Number of the first pixel: 1 in Pascal VOC, else 0.
+        normalised: The corners are shares of the image as displayed, in place of pixels.
         image_class: The class of the image. It labels the image, without a box, if no object is left.
 
     Returns:
@@ -175,11 +171,22 @@ def make_record(
         size = _annotated_size(data, name, stated, report)
         if size is None:
             return None
+        known = set()
         for thing in things:
+            if normalised:
+                sides = (size[1], size[0]) * 2
+                corners = tuple(edge * side for edge, side in zip(thing.corners, sides, strict=True))
+                thing = replace(thing, corners=corners)  # type: ignore[arg-type]
             box = _box(thing, name, classes, size, first, report)
-            if box is not None:
-                boxes.append(box)
-                kept.append(thing)
+            if box is None:
+                continue
+            marks = tuple(getattr(thing, flag) for flag in FLAGS)
+            if (same := (classes[thing.label], marks, *(round(edge, SAME_DECIMALS) for edge in box))) in known:
+                report(Finding(Kind.OBJECT_TWICE, name, f"'{thing.label}' {_describe(thing, size)}"))
+                continue
+            known.add(same)
+            boxes.append(box)
+            kept.append(thing)
     if image_class is not None and not kept:
         if image_class in classes:
             return Record.of_class(data, name, classes[image_class])
@@ -233,6 +240,9 @@ def _box(
     elif clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
         kind = Kind.OUTSIDE
     if kind is not None or beyond > ROUNDING:
-        corners = f"yxyx {ymin:g} {xmin:g} {ymax:g} {xmax:g} in {size[0]:g}x{size[1]:g}"
-        report(Finding(kind or Kind.BEYOND, name, f"'{thing.label}' {corners}"))
+        report(Finding(kind or Kind.BEYOND, name, f"'{thing.label}' {_describe(thing, size)}"))
     return None if kind is not None else clipped
+
+
+def _describe(thing: Thing, size: tuple[float, float]) -> str:
+    return "yxyx {:g} {:g} {:g} {:g} in {:g}x{:g}".format(*thing.corners, *size)

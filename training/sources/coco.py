@@ -2,168 +2,289 @@
 
 import json
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from functools import cache, cached_property
-from glob import escape, glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_file
-from training.sources.record import Record, check_split, mixed
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+from training.sources.file_source import Entry, FileSource
+from training.sources.listing import Locator, best_locator, files_below, is_file
+from training.sources.record import Record
+from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_around, split_of
+from training.sources.text import as_number, is_set, one_line, read_text
 
-HOLE = "{split}"
-SPLITS = ("train", "val", "test")
+FORM = "coco:DIR, or coco:IMAGES_DIR:ANNOTATIONS.json"
 # What is read of each thing in the file; the rest, outlines above all, would take most of the memory.
-KEPT = {"images", "annotations", "categories", "id", "name", "file_name", "width", "height"}
-KEPT |= {"image_id", "category_id", "bbox", "iscrowd"}
+KEPT = {"images", "annotations", "categories", "id", "name", "file_name", "width", "height", "supercategory"}
+KEPT |= {"image_id", "category_id", "bbox", "iscrowd", "counts", "size"}
 MOST_PIXELS = 1 << 31  # of a side; no image has as many
+OTHER_TASKS = re.compile(r"captions|keypoints|panoptic|stuff|image_info", re.IGNORECASE)  # COCO's, beside instances
 
 
 class Split(NamedTuple):
     """A file's images, in its order, and its n objects, sorted by image."""
 
     images: list[dict]
-    names: tuple[str, ...]  # of the categories, by rising id
+    categories: dict[Any, dict]  # by rising id
     bounds: np.ndarray  # int [images + 1]: objects of image i are bounds[i] to bounds[i + 1]
-    labels: np.ndarray  # int [n], places in `names`; -1 where there is no such category
+    owners: list  # n ids of categories, of which there may be no category
     corners: np.ndarray  # float64 [n, 4], yxyx in pixels from 0; nan where there are none
     crowds: np.ndarray  # bool [n]
     findings: list[Finding]  # entries that are skipped
 
 
-class CocoFiles:
-    """COCO's layout: `IMAGES_DIR:ANNOTATIONS.json`.
+class CocoFiles(FileSource):
+    """COCO's layout: a file of annotations and a folder of images for each split.
 
-    One file is one split, named by the first of `SPLITS` that its name has in it, else "train". With `{split}` in
-    both parts, as in `train/{split}2017:annotations/instances_{split}2017.json`, every split that is there is one.
-    Classes are the categories of all splits by rising id; an image's id is its file name. A crowd is `difficult`: not
-    counted when missed, nor when found. Entries that can't be used are skipped, and reported when the records of their
-    split begin: so is each of several images with one id, whose boxes nobody can tell apart. The order is fixed and
-    mixed.
+    Classes are the categories of all splits by rising id, but for one without objects that only groups others (as
+    Roboflow writes it); an image's id is its file name. A crowd is `difficult`: not counted when missed, nor when
+    found. An object without a box has that of its segmentation. Entries that can't be used are skipped, and reported
+    when the records of their split begin: so is each of several images with one id, or with one file name and other
+    objects, whose boxes nobody can tell apart. Images are found by `Locator`.
+
+    Args:
+        name: The SOURCE.
+        places: The file of each split, and the folders where its images may be.
+        report: Is told of what is wrong.
 
     Raises:
         ValueError: a folder or a file is missing, or the file is none of COCO's.
     """
 
-    boxed = True
-
-    def __init__(self, images: str, annotations: str, report: ReportFinding):
-        self.name, self._report = f"coco:{images}:{annotations}", report
-        self._places = _places(images, annotations)
-        self.splits = tuple(self._places)
-        self._loaded = cache(self._load)
+    def __init__(self, name: str, places: dict[str, tuple[Path, Sequence[Path]]], report: ReportFinding):
+        super().__init__(name, report)
+        self._places = places
+        self.splits = tuple(places)
+        self._loaded, self._locator = cache(self._load), cache(self._make_locator)
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Class names in the order of their labels."""
-        names = tuple(dict.fromkeys(name for split in self.splits for name in self._loaded(split).names))
+        found: dict[str, None] = {}  # in the order of their ids
+        shared: dict[str, str] = {}
+        groups: set[str] = set()
+        used: set[str] = set()
+        for split in self.splits:
+            loaded = self._loaded(split)
+            ids = defaultdict(list)
+            for key, category in loaded.categories.items():
+                ids[one_line(category["name"])].append(key)
+                groups |= {one_line(category.get("supercategory", ""))} - {one_line(category["name"])}
+            found |= dict.fromkeys(ids)
+            shared |= {name: f"ids {', '.join(map(str, keys))}" for name, keys in ids.items() if len(keys) > 1}
+            used |= {one_line(loaded.categories[key]["name"]) for key in set(loaded.owners) & loaded.categories.keys()}
+        self._findings += [Finding(Kind.SAME_NAME, name, detail) for name, detail in shared.items()]
+        dead = [name for name in found if name in groups and name not in used] if used else []
+        for name in dead:
+            self._findings.append(Finding(Kind.GROUP, name, "other categories name it as their supercategory"))
+        names = tuple(name for name in found if name not in dead)
         if not names:
             raise ValueError(f"expected categories in the annotations of {self.name}; there are none")
         return names
 
-    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them."""
-        check_split(self, split)
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.class_names)}
+
+    def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         loaded = self._loaded(split)
         for finding in loaded.findings:
-            self._report(finding)
-        classes = {name: label for label, name in enumerate(self.class_names)}
-        for number in mixed(range(len(loaded.images)))[:limit]:
-            image = loaded.images[number]
-            name = str(image["file_name"])
-            data = read_file(self._places[split][0] / name, name, self._report)
-            if data is not None:
-                these = slice(*loaded.bounds[number : number + 2])
-                things = [
-                    Thing(loaded.names[label] if label >= 0 else "", tuple(corners), difficult=crowd, crowd=crowd)
-                    for label, corners, crowd in zip(
-                        loaded.labels[these], loaded.corners[these].tolist(), loaded.crowds[these], strict=True
-                    )
-                ]
-                stated = (image.get("width") or 0, image.get("height") or 0)
-                record = make_record(data, name, things, classes, self._report, stated=stated)
-                if record is not None:
-                    yield record
+            report(finding)
+        by_name = defaultdict(list)
+        for number, image in enumerate(loaded.images):
+            by_name[str(image["file_name"])].append(number)
+        entries = []
+        for name, numbers in by_name.items():
+            if len({self._content(loaded, number) for number in numbers}) > 1:
+                detail = (
+                    f"{len(numbers)} images have this file name, and other objects: which are its own can't be told"
+                )
+                report(Finding(Kind.BAD_ANNOTATION, name, detail))
+            else:
+                entries += [Entry(name, number) for number in numbers]
+        return entries
+
+    def _content(self, loaded: Split, number: int) -> tuple:
+        """Return an image's size and objects, in a form that can be compared."""
+        these = slice(*loaded.bounds[number : number + 2])
+        things = sorted(zip(map(str, loaded.owners[these]), loaded.corners[these].tolist(), strict=True))
+        return (_size(loaded.images[number]), str(things))
+
+    def _locate(self, split: str, entry: Entry) -> Path | None:
+        return self._locator(split).find(entry.name)
+
+    def _make_locator(self, split: str) -> Locator:
+        stated = [str(image["file_name"]) for image in self._loaded(split).images]
+        return best_locator(self._places[split][1], stated)
+
+    def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
+        loaded = self._loaded(split)
+        these = slice(*loaded.bounds[entry.detail : entry.detail + 2])
+        things = []
+        for owner, corners, crowd in zip(
+            loaded.owners[these], loaded.corners[these].tolist(), loaded.crowds[these], strict=True
+        ):
+            category = loaded.categories.get(owner)
+            label = one_line(category["name"]) if category else f"category_id {owner}"
+            things.append(Thing(label, tuple(corners), difficult=bool(crowd), crowd=bool(crowd)))
+        stated = _size(loaded.images[entry.detail])
+        return make_record(data, entry.name, things, self._classes, self._report, stated=stated)
 
     def _load(self, split: str) -> Split:
-        path = self._places[split][1]
+        path = self._places[split][0]
         findings: list[Finding] = []
         try:
-            with path.open() as file:
-                content = json.load(file, object_hook=lambda parts: {k: v for k, v in parts.items() if k in KEPT})
+            content = json.loads(read_text(path), object_hook=_keep)
             images, ids = _sound_images(content["images"], path, findings.append)
             annotations = _sound_annotations(content.get("annotations", []), ids, path, findings.append)
-            categories = sorted(content["categories"], key=lambda category: category["id"])
-            places = {image["id"]: number for number, image in enumerate(images)}
-            labels = {category["id"]: label for label, category in enumerate(categories)}
-            if len(labels) < len(categories):
-                raise ValueError("categories that share an id")
+            categories = sorted(
+                content["categories"], key=lambda one: (isinstance(_id(one["id"]), str), _id(one["id"]))
+            )
+            places = {_id(image["id"]): number for number, image in enumerate(images)}
+            by_id = {_id(category["id"]): category for category in categories if category["name"] is not None}
+            if len(by_id) < len(categories):
+                raise ValueError("categories that share an id, or have no name")
             # -1 for the objects of skipped images, which go with them.
-            owners = np.array([places.get(one["image_id"], -1) for one in annotations], int)
+            owners = np.array([places.get(_id(one["image_id"]), -1) for one in annotations], int)
             indices = np.argsort(owners, kind="stable")
-            bounds = np.searchsorted(owners[indices], np.arange(len(images) + 1))
             return Split(
                 images,
-                tuple(str(category["name"]) for category in categories),
-                bounds,
-                np.array([labels.get(annotations[i]["category_id"], -1) for i in indices], int),
+                by_id,
+                np.searchsorted(owners[indices], np.arange(len(images) + 1)),
+                [_id(annotations[i]["category_id"]) for i in indices],
                 np.array([_corners(annotations[i].get("bbox")) for i in indices], float).reshape(-1, 4),
-                np.array([bool(annotations[i].get("iscrowd")) for i in indices], bool),
+                np.array([is_set(annotations[i].get("iscrowd")) for i in indices], bool),
                 findings,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if str(path) in str(error):
+                raise
             raise ValueError(f"expected images, annotations and categories in '{path}'; got {error!r}") from error
 
 
 def open_coco(rest: str, report: ReportFinding) -> CocoFiles:
-    """Open `IMAGES_DIR:ANNOTATIONS.json`.
+    """Open `DIR`, `ANNOTATIONS.json` or `IMAGES_DIR:ANNOTATIONS.json`.
+
+    With both parts, one file is one split, named by the split that its name has in it, else "train"; with `{split}` in
+    both, as in `train/{split}2017:annotations/instances_{split}2017.json`, every split that is there is one. With a
+    folder alone, all files of annotations in it are splits by their own names or by their folders' (`split_of`), and
+    their images are looked for in the folders around them.
 
     Raises:
-        ValueError: as `CocoFiles`, or one part alone.
+        ValueError: as `CocoFiles`, or several files of one split.
     """
+    name = f"coco:{rest}"
     images, _, annotations = rest.rpartition(":")
+    if Path(rest).is_dir():
+        return CocoFiles(name, _found_in(Path(rest)), report)
+    if not images and rest.endswith(".json") and Path(rest).is_file():
+        path = Path(rest)
+        return CocoFiles(name, {split_of(path.stem) or "train": (path, folders_around(path, path.parent))}, report)
     if not images or not annotations:
-        raise ValueError(f"expected coco:IMAGES_DIR:ANNOTATIONS.json; got 'coco:{rest}'")
-    return CocoFiles(images, annotations, report)
+        missing = "there is no such folder" if rest and ":" not in rest else "one part is missing"
+        raise ValueError(f"expected {FORM}; got '{name}': {missing}")
+    return CocoFiles(name, _places(images, annotations), report)
 
 
-def _places(images: str, annotations: str) -> dict[str, tuple[Path, Path]]:
-    """Return each split's folder of images and file of annotations."""
+def _places(images: str, annotations: str) -> dict[str, tuple[Path, Sequence[Path]]]:
+    """Return each split's file of annotations and folder of images."""
     if (HOLE in images) != (HOLE in annotations):
         raise ValueError(f"expected {HOLE} in both parts, or in none; got 'coco:{images}:{annotations}'")
     if HOLE not in images:
-        split = next((split for split in SPLITS if split in Path(annotations).stem.lower()), "train")
-        places = {split: (Path(images), Path(annotations))}
+        places = {split_of(Path(annotations).stem) or "train": (Path(annotations), [Path(images)])}
     else:
-        pattern = re.escape(annotations).replace(re.escape(HOLE), "(?P<split>[^/]+)", 1)
-        pattern = pattern.replace(re.escape(HOLE), "(?P=split)")
-        found = (re.fullmatch(pattern, path) for path in sorted(glob(escape(annotations).replace(HOLE, "*"))))
-        splits = [match["split"] for match in found if match]
         places = {
-            split: (Path(images.replace(HOLE, split)), Path(annotations.replace(HOLE, split))) for split in splits
+            split: (Path(annotations.replace(HOLE, word)), [Path(images.replace(HOLE, word))])
+            for split, word in fill_hole(annotations).items()
         }
         if not places:
             raise ValueError(f"expected files of COCO annotations; '{annotations}' names none")
-    for folder, file in places.values():
-        if not folder.is_dir() or not file.is_file():
+    for file, (folder,) in places.values():
+        if not folder.is_dir() or not is_file(file):
             missing = f"no folder '{folder}'" if not folder.is_dir() else f"no file '{file}'"
-            raise ValueError(f"expected coco:IMAGES_DIR:ANNOTATIONS.json; there is {missing}")
-    return places
+            raise ValueError(f"expected {FORM}; there is {missing}")
+    return places  # type: ignore[return-value]
+
+
+def coco_files_in(folder: Path) -> list[Path]:
+    """List the files of COCO's annotations in a folder and below; of COCO's own the instances alone."""
+    files = [path for path in files_below(folder, (".json",), DEPTH) if _is_coco(path)]
+    of_objects = [path for path in files if not OTHER_TASKS.search(path.stem)]
+    return of_objects or files
+
+
+def _found_in(folder: Path) -> dict[str, tuple[Path, Sequence[Path]]]:
+    """Return the files of annotations in a folder by split, and the folders where their images may be."""
+    files = coco_files_in(folder)
+    if not files:
+        raise ValueError(f"expected COCO's annotations in '{folder}', a JSON file with images and categories; got none")
+    found = by_split(files, folder, "coco:IMAGES_DIR:ANNOTATIONS.json")
+    return {split: (path, folders_around(path, folder, split)) for split, path in found.items()}
+
+
+def _is_coco(path: Path) -> bool:
+    """Return whether a JSON file has the words of COCO's annotations, without reading it as JSON."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    plain = content.replace(b"\0", b"") if b"\0" in content[:4] else content  # UTF-16
+    return all(b'"%s"' % word in plain for word in (b"images", b"categories"))
+
+
+def _keep(parts: dict) -> dict:
+    """Keep what is read of a thing; one without a box has that of its segmentation."""
+    if "segmentation" in parts and not parts.get("bbox"):
+        parts["bbox"] = _box_around(parts["segmentation"])
+    return {key: value for key, value in parts.items() if key in KEPT}
+
+
+def _box_around(segmentation: Any) -> list[float] | None:
+    """Return x, y, width, height around polygons or run lengths; None where there are none that can be read."""
+    try:
+        if isinstance(segmentation, dict):
+            from pycocotools import mask
+
+            height, width = segmentation["size"]
+            runs = segmentation
+            if isinstance(segmentation["counts"], list):
+                runs = mask.frPyObjects(segmentation, height, width)
+            return [float(edge) for edge in mask.toBbox(runs)]
+        polygons = segmentation if segmentation and isinstance(segmentation[0], list) else [segmentation]
+        outlines = [np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons]
+        points = np.concatenate([outline for outline in outlines if len(outline) > 2])
+        (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
+        return [left, top, right - left, bottom - top]
+    except (ImportError, TypeError, ValueError, LookupError):
+        return None
+
+
+def _id(value: Any) -> Any:
+    """Return an id as it can be compared: 3 for "3" and for 3.0."""
+    number = as_number(value)
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _size(image: dict) -> tuple[float, float]:
+    """Return an image's (width, height) as stated, 0 where it is not."""
+    width, height = (as_number(image.get(key)) or 0 for key in ("width", "height"))
+    return width, height  # type: ignore[return-value]
 
 
 def _sound_images(images: object, file: Path, report: ReportFinding) -> tuple[list[dict], set]:
     """Return the images that can be used, and the ids of all; the others are reported."""
     if not isinstance(images, list):
         raise TypeError("no list of images")
-    counts = Counter(image["id"] for image in images if not _lack(image, "id"))
+    counts = Counter(_id(image["id"]) for image in images if not _lack(image, "id"))
     kept, wrong = [], ""
     for place, image in enumerate(images):
         wrong = _lack(image, "id", "file_name") or _wrong_size(image)
-        if not wrong and counts[image["id"]] > 1:
-            wrong = f"{counts[image['id']]} images have the id {image['id']!r}"
+        if not wrong and (count := counts[_id(image["id"])]) > 1:
+            wrong = f"{count} images have the id {image['id']!r}"
         if wrong:
             name = f"images[{place}]" if _lack(image, "file_name") else str(image["file_name"])
             report(Finding(Kind.BAD_ANNOTATION, name, f"{file}: {wrong}"))
@@ -182,7 +303,7 @@ def _sound_annotations(annotations: object, ids: set, file: Path, report: Report
     for place, one in enumerate(annotations):
         if wrong := _lack(one, "image_id", "category_id"):
             report(Finding(Kind.BAD_ANNOTATION, f"annotations[{place}]", f"{file}: {wrong}"))
-        elif one["image_id"] not in ids:
+        elif _id(one["image_id"]) not in ids:
             report(Finding(Kind.MISSING_IMAGE, str(one["image_id"]), f"not among the images of {file}"))
         else:
             kept.append(one)
@@ -201,7 +322,7 @@ def _lack(entry: object, *keys: str) -> str:
 def _wrong_size(image: dict) -> str:
     """Say what is wrong with an image's width or height, which may be left out; "" where nothing is."""
     for key in ("width", "height"):
-        value = image.get(key) or 0
+        value = as_number(image.get(key)) or 0
         if not (isinstance(value, int | float) and value < MOST_PIXELS):  # nan is not less
             return f"no number of pixels as '{key}': {value!r:.40}"
     return ""

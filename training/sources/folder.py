@@ -1,24 +1,26 @@
 """Image folders: a folder a class, with or without folders of splits above: `[SPLIT/]CLASS/**/IMAGE`."""
 
 import os
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 
-from training.sources.checks import Finding, Kind, ReportFinding, make_record, read_file
-from training.sources.listing import images_below, is_utf8, printable
-from training.sources.record import Record, check_split, mixed
+from overfeat_tf.images.files import SUFFIXES
+from training.sources.checks import Finding, Kind, ReportFinding, make_record
+from training.sources.file_source import Entry, FileSource
+from training.sources.listing import files_below, images_below, is_image, is_junk, is_utf8, printable
+from training.sources.record import Record
+from training.sources.splits import PARTS, split_of
+from training.sources.text import one_line
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".jxl")
 
-
-class ImageFolder:
+class ImageFolder(FileSource):
     """A folder a class: its name is the class, and its images have no boxes.
 
-    Folders named as splits are (of `SPLITS`, in any case) that have folders within are splits; without any, all is
-    "train". Folders beside splits are not used, and reported when the first records begin, as are files that may be
-    images and are not taken. An image's id is its path in the folder. The order is fixed and mixed.
+    Folders named for a split (`split_of`, in any case) that have folders within are splits; without any, all is
+    "train". Where all folders are so named, they are splits and never classes. A folder that holds but one folder, with
+    folders within, is passed through. Folders beside splits are not used, and reported when the first records begin, as
+    are files that may be images and are not taken. An image's id is its path in the folder. The order is fixed and
+    mixed.
 
     Raises:
         ValueError: no folder, no class in it, or one whose name is not UTF-8.
@@ -27,67 +29,79 @@ class ImageFolder:
     boxed = False
 
     def __init__(self, folder: Path, report: ReportFinding):
-        self.folder, self.name, self._report = folder, f"folder:{folder}", report
+        super().__init__(f"folder:{folder}", report)
         if not folder.is_dir():
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' is none")
-        names = _folders(folder)
-        self._above = _splits(folder, names) or {"train": ""}
-        self._classes = {split: _folders(folder / above) for split, above in self._above.items()}
+        self.folder = _pass_through(folder)
+        names = _folders(self.folder)
+        self._above = _splits(self.folder, names) or {"train": ""}
+        self._within = {split: _folders(self.folder / above) for split, above in self._above.items()}
         self.splits = tuple(self._above)
-        self.class_names = tuple(sorted({name for names in self._classes.values() for name in names}))
-        if not self.class_names:
-            raise ValueError(f"expected a folder that has a folder a class; '{folder}' has no folders")
-        for name in self.class_names:
+        labels = sorted({name for names in self._within.values() for name in names})
+        if not labels or all(split_of(name, whole=True) or name.lower() in PARTS for name in labels):
+            got = f"only folders of splits or parts: {', '.join(labels)}" if labels else "no folders"
+            raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
+        empty = [name for name in labels if not self._has_images(name)]
+        if len(empty) < len(labels):
+            labels = [name for name in labels if name not in empty]
+            self._findings += [Finding(Kind.NOT_TAKEN, printable(name), "no images in it") for name in empty]
+        for name in labels:
             if not is_utf8(name):
                 raise ValueError(f"expected classes' folders with names in UTF-8; got {os.fsencode(name)!r}: rename it")
-        self._unused = [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]
-        self._listed = cache(self._list)
+        self._labels: Mapping[str, str] = {name: one_line(name) for name in labels}
+        self.class_names = tuple(dict.fromkeys(self._labels.values()))
+        self._classes = {name: label for label, name in enumerate(self.class_names)}
+        used = ", ".join(f"'{above}'" for above in self._above.values())
+        # A class named as a split is would hide all others.
+        for name in [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]:
+            detail = f"beside {used}, taken for splits; if it is a class, put all classes into a folder 'train'"
+            self._findings.append(Finding(Kind.NOT_TAKEN, printable(name), detail))
 
-    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them."""
-        check_split(self, split)
-        self._report_unused()
-        classes = {name: label for label, name in enumerate(self.class_names)}
-        for label, path in self._listed(split)[:limit]:
-            data = read_file(self.folder / path, path, self._report)
-            if data is not None:
-                record = make_record(data, path, (), classes, self._report, image_class=label)
-                if record is not None:
-                    yield record
+    def _has_images(self, name: str) -> bool:
+        folders = (self.folder / above / name for split, above in self._above.items() if name in self._within[split])
+        return any(next(files_below(folder, SUFFIXES), None) is not None for folder in folders)
 
-    def _list(self, split: str) -> list[tuple[str, str]]:
-        """List a split's classes and paths."""
+    def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         above = self._above[split]
-        loose = sorted(e.name for e in os.scandir(self.folder / above) if e.name.lower().endswith(SUFFIXES))
+        loose = sorted(e.name for e in os.scandir(self.folder / above) if is_image(e.name) and not is_junk(e.name))
         if loose:
             detail = f"{len(loose)} images in no class's folder, the first {printable(loose[0])}"
-            self._report(Finding(Kind.NOT_TAKEN, above or str(self.folder), detail))
-        return mixed(
-            [
-                (label, path)
-                for label in self._classes[split]
-                for path in images_below(self.folder, os.path.join(above, label), SUFFIXES, self._report)
-            ]
-        )
+            report(Finding(Kind.NOT_TAKEN, above or str(self.folder), detail))
+        return [
+            Entry(path, self._labels[name])
+            for name in self._within[split]
+            if name in self._labels
+            for path in images_below(self.folder, os.path.join(above, name), report)
+        ]
 
-    def _report_unused(self) -> None:
-        """Report the folders that are not used, once: a class named as a split is would hide all others."""
-        used = ", ".join(f"'{above}'" for above in self._above.values())
-        for name in self._unused:
-            detail = f"beside {used}, taken for splits; if it is a class, put all classes into a folder 'train'"
-            self._report(Finding(Kind.NOT_TAKEN, printable(name), detail))
-        self._unused = []
+    def _locate(self, split: str, entry: Entry) -> Path:
+        return self.folder / entry.name
+
+    def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
+        return make_record(data, entry.name, (), self._classes, self._report, image_class=entry.detail)
+
+
+def _pass_through(folder: Path) -> Path:
+    """Return the folder below that has the classes, where each above it holds one folder alone and no images."""
+    while True:
+        below = _folders(folder)
+        has_images = any(is_image(name) and not is_junk(name) for name in os.listdir(folder))
+        if len(below) != 1 or has_images or not _folders(folder / below[0]) or split_of(below[0], whole=True):
+            return folder
+        if any(map(is_image, os.listdir(folder / below[0]))):  # a class, with folders within
+            return folder
+        folder = folder / below[0]
 
 
 def _splits(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the folders of splits by what the splits are called, in the order of `SPLITS`."""
-    found = {}
-    for split in SPLITS:
-        alike = [name for name in names if name.lower() == split and _folders(folder / name)]
-        if alike:
-            found[split] = split if split in alike else alike[0]  # of Train and train the second; the other is reported
-    return found
+    """Return the folders of splits by what the splits are called: of several the one that is called just so."""
+    found: dict[str, str] = {}
+    for name in names:
+        split = split_of(name, whole=True)
+        if split and _folders(folder / name) and (split not in found or name == split):
+            found[split] = name
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 
 def _folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_junk(entry.name))

@@ -2,25 +2,27 @@
 
 import os
 import re
-from collections.abc import Iterator
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
+from overfeat_tf.images.files import SUFFIXES
 from training.sources.annotation_xml import class_names_in, read_annotation, short_names
-from training.sources.checks import Finding, Kind, ReportFinding, make_record, read_file
-from training.sources.listing import images_below
-from training.sources.record import Record, check_split, mixed
+from training.sources.checks import Finding, Kind, ReportFinding, make_record
+from training.sources.file_source import Entry, FileSource
+from training.sources.listing import images_below, is_file
+from training.sources.record import Record
+from training.sources.text import read_lines
 
 TASKS = ("CLS-LOC", "DET")
-SUFFIXES = (".jpeg", ".jpg", ".png")
-SPELLINGS = (".JPEG", ".jpg", ".jpeg", ".png", ".JPG", ".PNG", ".Jpeg", ".Jpg", ".Png")  # the archives' own first
+# The archives' own first.
+SPELLINGS = dict.fromkeys((".JPEG", *SUFFIXES, *map(str.upper, SUFFIXES), *map(str.title, SUFFIXES)))
 WNID = re.compile(r"n\d{8}")
 # The class list of each task, by preference, as the archives or the development kit have it.
 CLASS_LISTS = {"CLS-LOC": ("LOC_synset_mapping.txt", "map_clsloc.txt"), "DET": ("map_det.txt",)}
 RENAMED = {"train_cls": "train"}  # the list of all of CLS-LOC's training images; train_loc has those with boxes
 
 
-class IlsvrcFolder:
+class IlsvrcFolder(FileSource):
     """The CLS-LOC or DET layout of the ImageNet challenge.
 
     `folder` has `Data` in it, or is `Data/CLS-LOC` or `Data/DET` itself, where both are there. Splits are the lists of
@@ -36,7 +38,7 @@ class IlsvrcFolder:
     """
 
     def __init__(self, folder: Path, report: ReportFinding):
-        self.name, self._report = f"ilsvrc:{folder}", report
+        super().__init__(f"ilsvrc:{folder}", report)
         self.folder, self.task = _find(folder)
         self._images, self._annotations, lists = (
             self.folder / part / self.task for part in ("Data", "Annotations", "ImageSets")
@@ -52,20 +54,11 @@ class IlsvrcFolder:
         self.splits = tuple(self._lists)
         if not self.splits:
             raise ValueError(f"expected annotated images in '{self._images}'; there are no folders train or val")
-        self._listed = cache(self._list)
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Class names in the order of their labels."""
         return tuple(self._named.values())
-
-    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them."""
-        check_split(self, split)
-        for name in self._listed(split)[:limit]:
-            record = self._record(_folder_of(split), name)
-            if record is not None:
-                yield record
 
     @cached_property
     def _named(self) -> dict[str, str]:
@@ -93,38 +86,36 @@ class IlsvrcFolder:
             (self._annotations / folder).is_dir() or (self.task == "CLS-LOC" and folder == "train")
         )
 
-    def _list(self, split: str) -> list[str]:
+    def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         """List a split's images: their paths in its folder, without suffix."""
         if (path := self._lists[split]) is not None:
-            with path.open() as lines:
-                return mixed([line.split()[0] for line in lines if line.strip()])
-        found = images_below(self._images / split, "", SUFFIXES, self._report)
-        return mixed([os.path.splitext(path)[0] for path in found])
+            return [Entry(line.split()[0]) for line in read_lines(path)]
+        found = images_below(self._images / split, "", report)
+        return [Entry(os.path.splitext(path)[0]) for path in found]
 
-    def _record(self, folder: str, name: str) -> Record | None:
+    def _locate(self, split: str, entry: Entry) -> Path | None:
+        folder = self._images / _folder_of(split)
+        paths = (folder / f"{entry.name}{suffix}" for suffix in SPELLINGS)
+        return next((path for path in paths if is_file(path)), None)
+
+    def _report_missing(self, split: str, entry: Entry) -> None:
+        detail = f"none of that name in {self._images / _folder_of(split)}"
+        self._report(Finding(Kind.MISSING_IMAGE, entry.name, detail))
+
+    def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
         annotation, image_class = None, None
-        xml = self._annotations / folder / f"{name}.xml"
-        above = Path(name).parent.name
+        name, above = entry.name, Path(entry.name).parent.name
+        xml = self._annotations / _folder_of(split) / f"{name}.xml"
         if self.task == "CLS-LOC" and WNID.fullmatch(above):
             image_class = above
-        if image_class is None or xml.is_file():  # most training images of CLS-LOC have no boxes
+        if image_class is None or is_file(xml):  # most training images of CLS-LOC have no boxes
             annotation = read_annotation(xml, name, self._report)
             if annotation is None:
                 return None
         if self.task == "CLS-LOC" and image_class is None and annotation and annotation.things:
             image_class = annotation.things[0].label
-        for suffix in SPELLINGS:
-            path = self._images / folder / f"{name}{suffix}"
-            if path.is_file():
-                data = read_file(path, name, self._report)
-                things, stated = (annotation.things, annotation.size) if annotation else ([], (0.0, 0.0))
-                if data is None:
-                    return None
-                return make_record(
-                    data, name, things, self._classes, self._report, stated=stated, image_class=image_class
-                )
-        self._report(Finding(Kind.MISSING_IMAGE, name, f"none of that name in {self._images / folder}"))
-        return None
+        things, stated = (annotation.things, annotation.size) if annotation else ([], (0.0, 0.0))
+        return make_record(data, name, things, self._classes, self._report, stated=stated, image_class=image_class)
 
 
 def read_classes(path: Path) -> dict[str, str]:
@@ -136,10 +127,8 @@ def read_classes(path: Path) -> dict[str, str]:
         ValueError: a line that has no WordNet id and words.
     """
     words: dict[str, str] = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         parts = line.split(maxsplit=2 if path.name.startswith("map_") else 1)
-        if not parts:
-            continue
         if len(parts) < 2 or not WNID.fullmatch(parts[0]):
             raise ValueError(f"expected a WordNet id and words in line {number} of '{path}'; got '{line[:60]}'")
         words[parts[0]] = parts[-1].replace("_", " ")

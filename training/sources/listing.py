@@ -1,24 +1,46 @@
-"""The images below a folder by their names alone, which for a million take seconds; what is passed over is reported."""
+"""The images below a folder, listed by their names alone, and found where annotations say they are elsewhere."""
 
 import os
-from pathlib import Path
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlsplit
 
+from overfeat_tf.images.files import SUFFIXES
 from training.sources.checks import Finding, Kind, ReportFinding
 
 # What lies beside images and is none of them. A file of any other suffix, or without one, may be an image.
 NO_IMAGES = (
-    *(".txt", ".md", ".html", ".log", ".xml", ".json", ".yaml", ".yml", ".csv", ".tsv"),
-    *(".npy", ".npz", ".mat", ".pkl", ".py", ".ini", ".db"),
+    *(".txt", ".md", ".html", ".log", ".xml", ".json", ".yaml", ".yml", ".csv", ".tsv", ".pbtxt"),
+    *(".npy", ".npz", ".mat", ".pkl", ".py", ".ini", ".db", ".cache"),
 )
+# Folders that systems leave in archives and on disks.
+JUNK = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+SAMPLE = 100  # images that tell in which folder all are
+LOCAL_FILES = re.compile(r".*/local-files/\?d=")  # Label Studio's address of a file on its own disk
 
 
-def images_below(root: Path, below: str, suffixes: tuple[str, ...], report: ReportFinding) -> list[str]:
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one of `JUNK`: no data of the user's."""
+    return name in JUNK or name.startswith(".")
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; False for names that the file system can't have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long; a null byte or a lone surrogate
+        return False
+
+
+def images_below(root: Path, below: str, report: ReportFinding) -> list[str]:
     """List the images in the folder `below` and its folders, by folder and name: their paths in `root`.
 
     Args:
         root: The folder that paths start from.
         below: A folder in it; "" for all of it.
-        suffixes: What an image's name ends in, in lower case; names are compared without case.
         report: Is told of files that may be images and are not taken, and of folders that can't be read.
     """
 
@@ -28,21 +50,111 @@ def images_below(root: Path, below: str, suffixes: tuple[str, ...], report: Repo
 
     found = []
     for folder, folders, files in os.walk(root / below, onerror=unread):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not is_junk(name))
         where = os.path.relpath(folder, root)
         prefix = "" if where == "." else f"{where}/"
         for link in (name for name in folders if os.path.islink(os.path.join(folder, name))):  # might lead in a circle
             report(Finding(Kind.NOT_TAKEN, printable(prefix + link), "a link to a folder; links are not followed"))
-        for file in sorted(files):
-            name, lower = prefix + file, file.lower()
-            if not lower.endswith(suffixes):
-                if not lower.startswith(".") and not lower.endswith(NO_IMAGES):
-                    report(Finding(Kind.NOT_TAKEN, printable(name), f"no suffix of {', '.join(suffixes)}"))
+        for file in sorted(name for name in files if not is_junk(name)):
+            name = prefix + file
+            if not is_image(file):
+                if not file.lower().endswith(NO_IMAGES):
+                    report(Finding(Kind.NOT_TAKEN, printable(name), f"no suffix of {', '.join(SUFFIXES)}"))
             elif is_utf8(name):
                 found.append(name)
             else:
                 report(Finding(Kind.NOT_TAKEN, printable(name), "the name is not UTF-8; rename it"))
     return found
+
+
+def files_below(root: Path, suffixes: Sequence[str], depth: int | None = None) -> Iterator[Path]:
+    """Yield the files below a folder that end in one of the suffixes, by folder and name, without `JUNK`.
+
+    `depth` counts the folders that are entered at most, below the first.
+    """
+    for folder, folders, files in os.walk(root):
+        level = len(Path(folder).relative_to(root).parts)
+        folders[:] = sorted(name for name in folders if not is_junk(name) and (depth is None or level < depth))
+        yield from (
+            Path(folder, name)
+            for name in sorted(files)
+            if name.lower().endswith(tuple(suffixes)) and not is_junk(name) and is_utf8(name)
+        )
+
+
+def folders_below(root: Path, depth: int) -> Iterator[Path]:
+    """Yield the folders below a folder, those that are entered at most `depth` deep, without `JUNK`."""
+    try:
+        with os.scandir(root) as entries:  # which tells folders without looking at each file
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
+    except OSError:
+        return
+    for folder in (root / name for name in names if is_utf8(name)):
+        yield folder
+        if depth > 1:
+            yield from folders_below(folder, depth - 1)
+
+
+class Locator:
+    """Finds the images that annotations name, wherever their tool has kept them.
+
+    A path is tried in each of the folders as it is, then decoded: from a URL, %20, backslashes, or a disk C:. Else it
+    is the file below `root` that shares the longest end of the path, if there is one such file alone. The name alone
+    does only where no other of the `stated` paths has it.
+    """
+
+    def __init__(self, folders: Sequence[Path], root: Path, stated: Iterable[str]):
+        self._folders, self._root, self._stated = folders, root, stated
+
+    def find(self, stated: str) -> Path | None:
+        """Return the image's file; None where there is none, or several fit."""
+        for form in dict.fromkeys((stated, decoded(stated))):
+            for folder in self._folders:
+                if is_file(folder / form):
+                    return folder / form
+        wanted = [part.casefold() for part in PurePosixPath(decoded(stated)).parts]
+        if not wanted:
+            return None
+        alike = self._by_stem.get(_stem(wanted[-1]), [])
+        named = [path for path in alike if path.name.casefold() == wanted[-1]] or alike  # else of another suffix
+        shared = [_shared_end(wanted[:-1], path) for path in named]
+        if not named or (max(shared) == 0 and self._claims[_stem(wanted[-1])] > 1):
+            return None
+        best = [path for path, count in zip(named, shared, strict=True) if count == max(shared)]
+        best.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
+        return best[0] if len({path.parent for path in best}) == 1 else None
+
+    @cached_property
+    def _claims(self) -> Counter[str]:
+        """How many of the annotations' images have a name."""
+        return Counter(_stem(PurePosixPath(decoded(path)).name) for path in dict.fromkeys(self._stated))
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[Path]]:
+        found = defaultdict(list)
+        for path in files_below(self._root, SUFFIXES):
+            found[_stem(path.name)].append(path)
+        return found
+
+
+def best_locator(folders: Sequence[Path], stated: Sequence[str]) -> Locator:
+    """Return what finds images in the folder that has most of the first ones, or else in the last."""
+    hits = [sum(is_file(folder / decoded(name)) for name in stated[:SAMPLE]) for folder in folders]
+    best = folders[hits.index(max(hits))] if any(hits) else folders[-1]
+    return Locator([best], best, stated)
+
+
+def decoded(path: str) -> str:
+    """Return a path with slashes, without the URL's parts and the disk that it may begin with."""
+    path = LOCAL_FILES.sub("", path.strip())
+    if re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE):
+        path = urlsplit(path).path
+    return re.sub(r"^[a-zA-Z]:", "", unquote(path).replace("\\", "/"))
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file's suffix is one of an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def is_utf8(name: str) -> bool:
@@ -56,4 +168,22 @@ def is_utf8(name: str) -> bool:
 
 def printable(name: str) -> str:
     r"""Return a name as a finding may have it: bytes that are not UTF-8 as \xe9."""
-    return os.fsencode(name).decode(errors="backslashreplace")
+    try:
+        return os.fsencode(name).decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # a lone surrogate, as JSON may have
+        return name.encode(errors="backslashreplace").decode()
+
+
+def _stem(name: str) -> str:
+    """Return a name without its suffix, if that is an image's: "a.b" is a stem, as of "a.b.jpg"."""
+    return os.path.splitext(name)[0].casefold() if is_image(name) else name.casefold()
+
+
+def _shared_end(folders: Sequence[str], path: Path) -> int:
+    """Count how many folders above a file are those at the end of `folders`."""
+    count = 0
+    for wanted, there in zip(reversed(folders), reversed(path.parent.parts), strict=False):
+        if wanted != there.casefold():
+            break
+        count += 1
+    return count

@@ -96,9 +96,10 @@ def as_dataset(source: Source, split: str) -> tf.data.Dataset:
 
 
 def check_split(source: Source, split: str) -> None:
-    """Raise ValueError, naming those that exist, unless the source has the split."""
-    if split not in source.splits:
-        raise ValueError(f"expected a split of {source.name}, one of {', '.join(source.splits)}; got '{split}'")
+    """Raise ValueError, naming those that exist, unless the source has the split; a divided one also has "all"."""
+    known = (*source.splits, *getattr(source, "united", ()))
+    if split not in known:
+        raise ValueError(f"expected a split of {source.name}, one of {', '.join(known)}; got '{split}'")
 
 
 def check_classes(labels: Sequence[str], source: Source) -> None:

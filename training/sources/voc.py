@@ -1,69 +1,92 @@
-"""Pascal VOC folders: `JPEGImages/`, `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt`."""
+"""Pascal VOC's annotations, an XML file an image, in VOC's own layout and in those of the tools that write them."""
 
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from training.sources.annotation_xml import class_names_in, read_annotation, short_names
-from training.sources.checks import Finding, Kind, ReportFinding, make_record, read_file
-from training.sources.record import Record, check_split, mixed
+from training.sources.annotation_xml import (
+    Annotation,
+    class_names_in,
+    image_name_in,
+    may_be_annotation,
+    read_annotation,
+    short_names,
+)
+from training.sources.checks import Finding, Kind, ReportFinding, make_record
+from training.sources.file_source import Entry, FileSource
+from training.sources.listing import (
+    Locator,
+    decoded,
+    files_below,
+    folders_below,
+    images_below,
+    is_file,
+    is_image,
+    is_junk,
+)
+from training.sources.record import Record
+from training.sources.splits import DEPTH, IMAGES, NAMES, split_of_path
+from training.sources.text import one_line, read_lines
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 FIRST_PIXEL = 1  # VOC's boxes are pixels from 1, inclusive
 FLAG = re.compile(r"\s+(-1|0|1)$")  # after each name in a class's list: absent, difficult, present
+LISTS = "ImageSets/Main"
 
 
-class VocFolder:
-    """A folder in Pascal VOC's layout.
+class VocFolder(FileSource):
+    """A folder of images with an annotation each.
+
+    In VOC's own layout, and CVAT's, there are `JPEGImages/`, `Annotations/` and lists in `ImageSets/Main/`, of which
+    each is a split. It may lie in folders below, as `VOCdevkit/VOC2007/`. Else every XML file below the folder belongs
+    to the image of its name: beside it (labelImg, Roboflow), or in another folder (`images/` and `annotations/`); then
+    splits are the folders that are named for one (`split_of`), and without any all is "train".
 
     Classes are the lines of `classes.txt` where there is one, else all names in the annotations, sorted. A line
     "ID<tab>WORDS" names the class of that id. Records that can't be read, and boxes that can't be used, are skipped
-    and told to the report. The order is fixed and mixed.
+    and told to the report.
 
     Raises:
-        ValueError: the folder is not laid out so.
+        ValueError: there is no annotation, or several VOC folders.
     """
 
-    boxed = True
-
     def __init__(self, folder: Path, report: ReportFinding):
-        self.folder, self.name, self._report = folder, f"voc:{folder}", report
-        lists = folder / "ImageSets" / "Main"
-        # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
-        names = {path.stem for path in lists.glob("*.txt")}
-        self.splits = tuple(
-            sorted(n for n in names if n.rpartition("_")[2] not in names - {n} or not self._is_flagged(n))
-        )
-        missing = [str(part) for part in ("Annotations", "JPEGImages") if not (folder / part).is_dir()]
-        if missing or not self.splits:
-            missing += [] if self.splits else ["ImageSets/Main/*.txt"]
-            raise ValueError(f"expected a Pascal VOC folder; '{folder}' has no {' and no '.join(missing)}")
+        super().__init__(f"voc:{folder}", report)
+        self.folder = _find(folder)
+        self._lists = _lists(self.folder)
+        if self._lists:
+            self._annotations = self.folder / "Annotations"
+            places = [path for name in IMAGES if (path := self.folder / name).is_dir()] or [self.folder]
+            self._locator = Locator(places, places[0], self._all_names())
+            # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
+            names = self._lists.keys()
+            self.splits = tuple(
+                sorted(n for n in names if n.rpartition("_")[2] not in names - {n} or not self._is_flagged(n))
+            )
+        else:
+            self._pairs = self._pair()
+            self.splits = tuple(sorted({split for split, _, _ in self._pairs}, key=list(NAMES.values()).index))
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Class names in the order of their labels."""
         return tuple(self._named.values())
-
-    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them."""
-        check_split(self, split)
-        lines = (self.folder / "ImageSets" / "Main" / f"{split}.txt").read_text().splitlines()
-        for name in mixed([self._named_in(line.strip()) for line in lines if line.strip()])[:limit]:
-            record = self._record(name)
-            if record is not None:
-                yield record
 
     @cached_property
     def _named(self) -> dict[str, str]:
         """Class names by what annotations call them."""
         listed = self.folder / "classes.txt"
-        if listed.is_file():
-            lines = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
+        if is_file(listed):
+            lines = read_lines(listed)
             if all("\t" in line for line in lines):
                 return short_names(dict(line.split("\t", 1) for line in lines))
-            return {line: line for line in lines}
-        found = class_names_in(sorted((self.folder / "Annotations").glob("*.xml")))
+            return {name: name for name in map(one_line, lines)}
+        if self._lists:
+            files = list(files_below(self._annotations, (".xml",)))
+        else:
+            files = [xml for _, _, xml in self._pairs if xml is not None]
+        found = class_names_in(files)
         if not found:
             raise ValueError(f"expected objects in the annotations of '{self.folder}'; there are none")
         return dict(zip(found, found, strict=True))
@@ -72,35 +95,136 @@ class VocFolder:
     def _classes(self) -> dict[str, int]:
         return {name: label for label, name in enumerate(self._named)}
 
+    def _list(self, split: str, report: ReportFinding) -> list[Entry]:
+        if self._lists:
+            names = [self._named_in(line) for line in read_lines(self._lists[split])]
+            return [Entry(name, self._xml(name)) for name in names]
+        return [
+            Entry(image or str(xml.relative_to(self.folder)), xml)  # type: ignore[union-attr]
+            for own, image, xml in self._pairs
+            if own == split
+        ]
+
+    def _locate(self, split: str, entry: Entry) -> Path | None:
+        if not self._lists:
+            path = self.folder / entry.name
+            return None if path == entry.detail else path
+        found = self._locator.find(entry.name)
+        if found is None and (stated := image_name_in(entry.detail)):
+            found = self._locator.find(Path(decoded(stated)).name)
+        return found
+
+    def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
+        annotation = self._annotation(entry)
+        if annotation is None:
+            return None
+        return make_record(
+            data,
+            entry.name,
+            annotation.things,
+            self._classes,
+            self._report,
+            stated=annotation.size,
+            first=FIRST_PIXEL,
+        )
+
+    def _is_annotated(self, entry: Entry) -> bool:
+        return entry.detail is not None
+
+    def _report_missing(self, split: str, entry: Entry) -> None:
+        if not self._lists or self._annotation(entry) is not None:  # else that is what is wrong
+            self._report(Finding(Kind.MISSING_IMAGE, entry.name, "no image of that name, or several"))
+
+    def _annotation(self, entry: Entry) -> Annotation | None:
+        if entry.detail is None:
+            self._report(Finding(Kind.MISSING_ANNOTATION, entry.name, "no XML file of that name"))
+            return None
+        return read_annotation(entry.detail, entry.name, self._report)
+
+    def _all_names(self) -> Iterator[str]:
+        for split in self.splits:
+            yield from map(self._named_in, read_lines(self._lists[split]))
+
+    def _xml(self, name: str) -> Path:
+        """Return the path of an image's annotation; the name may be that of its file."""
+        path = self._annotations / f"{name}.xml"
+        stem = self._annotations / f"{os.path.splitext(name)[0]}.xml"
+        return stem if is_image(name) and is_file(stem) and not is_file(path) else path
+
     def _is_flagged(self, split: str) -> bool:
         """Return whether a list's first line has a flag after the name."""
-        with (self.folder / "ImageSets" / "Main" / f"{split}.txt").open() as lines:
-            first = next(lines, "").strip()
+        first = next(iter(read_lines(self._lists[split])), "")
         return self._named_in(first) != first
 
     def _named_in(self, line: str) -> str:
         """Return the image's name without a flag; what looks like one may be part of a name, as in "photo 1"."""
-        if FLAG.search(line) is None or (self.folder / "Annotations" / f"{line}.xml").is_file():
+        if FLAG.search(line) is None or is_file(self._annotations / f"{line}.xml"):
             return line
         return FLAG.sub("", line)
 
-    def _record(self, name: str) -> Record | None:
-        annotation = read_annotation(self.folder / "Annotations" / f"{name}.xml", name, self._report)
-        if annotation is None:
-            return None
-        image = self._image(name, annotation.filename)
-        if image is None:
-            self._report(Finding(Kind.MISSING_IMAGE, name, "no image of that name in JPEGImages"))
-            return None
-        data = read_file(image, name, self._report)
-        if data is None:
-            return None
-        size = annotation.size
-        return make_record(data, name, annotation.things, self._classes, self._report, stated=size, first=FIRST_PIXEL)
+    def _pair(self) -> list[tuple[str, str | None, Path | None]]:
+        """Return the split, the image (its path in the folder) and the annotation of each, without lists.
 
-    def _image(self, name: str, stated: str) -> Path | None:
-        named = [Path(stated).name] if stated else []
-        for candidate in [f"{name}{suffix}" for suffix in (*SUFFIXES, *map(str.upper, SUFFIXES))] + named:
-            if (self.folder / "JPEGImages" / candidate).is_file():
-                return self.folder / "JPEGImages" / candidate
-        return None
+        Raises:
+            ValueError: there is no annotation.
+        """
+        files = list(files_below(self.folder, (".xml",)))
+        files = [path for path in files if may_be_annotation(path)]
+        if not files:
+            raise ValueError(f"expected a Pascal VOC folder; '{self.folder}' has no XML files of annotations")
+        images = images_below(self.folder, "", self._findings.append)
+        beside = {os.path.splitext(image)[0]: image for image in reversed(images)}
+        inner = [str(path.relative_to(self.folder).with_suffix("")) for path in files]
+        locator = Locator([], self.folder, inner)
+        pairs: list[tuple[str | None, Path | None]] = []
+        for path, name in zip(files, inner, strict=True):
+            image = beside.get(name)
+            if image is None:  # in a folder that is called alike, or as the annotation says
+                found = locator.find(name)
+                stated = image_name_in(path) if found is None else ""
+                found = locator.find(stated) if stated else found
+                image = str(found.relative_to(self.folder)) if found else None
+            pairs.append((image, path))
+        taken = {image for image, _ in pairs}
+        pairs += [(image, None) for image in images if image not in taken]
+        return self._with_splits(pairs)
+
+    def _with_splits(self, pairs: list[tuple[str | None, Path | None]]) -> list[tuple[str, str | None, Path | None]]:
+        """Add the splits that the folders of the images are named for, or else of their annotations."""
+
+        def split(image: str | None, xml: Path | None) -> str | None:
+            paths = ([Path(image)] if image else []) + ([xml.relative_to(self.folder)] if xml else [])
+            return next((found for path in paths if (found := split_of_path(path.parts[:-1]))), None)
+
+        splits = [split(*pair) for pair in pairs]
+        annotated = {own for own, (_, xml) in zip(splits, pairs, strict=True) if xml is not None}
+        if None in annotated and "train" not in annotated:  # a place that is called "test", among others
+            return [("train", *pair) for pair in pairs]
+        loose = [pair for own, pair in zip(splits, pairs, strict=True) if own is None]
+        if loose:
+            detail = f"{len(loose)} images beside the folders of splits, the first {loose[0][0] or loose[0][1]}"
+            self._findings.append(Finding(Kind.NOT_TAKEN, str(self.folder), detail))
+        return [(own, *pair) for own, pair in zip(splits, pairs, strict=True) if own is not None]
+
+
+def _lists(folder: Path) -> dict[str, Path]:
+    """Return a VOC folder's lists by their names; none where it has no annotations of VOC's layout."""
+    found = {path.stem: path for path in sorted((folder / LISTS).glob("*.txt")) if not is_junk(path.name)}
+    return found if (folder / "Annotations").is_dir() else {}
+
+
+def _find(folder: Path) -> Path:
+    """Return the folder of VOC's layout: this one, or one below; this one too where there is none.
+
+    Raises:
+        ValueError: no folder, or several of VOC's layout below.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"expected a Pascal VOC folder; there is no folder '{folder}'")
+    if _lists(folder):
+        return folder
+    below = [path for path in folders_below(folder, DEPTH) if _lists(path)]
+    if len(below) > 1:
+        ways = " or ".join(f"voc:{path}" for path in below)
+        raise ValueError(f"expected one Pascal VOC folder; '{folder}' has {len(below)}: write {ways}")
+    return below[0] if below else folder

@@ -48,6 +48,18 @@ def test_what_is_there_is_printed_written_and_drawn(folder, spec, monkeypatch, c
         assert all(picture.getpixel((x, 149)) == (255, 255, 255) for x in range(160, 240))  # the box's lower edge
 
 
+def test_a_long_path_has_a_picture_of_a_shorter_name(tmp_path, monkeypatch):
+    deep = "/".join(["f" * 60] * 9)
+    for name in ("a.png", "b.png"):
+        (tmp_path / deep).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), "red" if name == "a.png" else "blue").save(tmp_path / deep / name)
+    images = [{"id": i, "file_name": f"{deep}/{name}"} for i, name in enumerate(("a.png", "b.png"))]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "noise"}]}
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert run(monkeypatch, "inspect", f"coco:{tmp_path}:{tmp_path / 'val.json'}", "--out", tmp_path / "out") == 0
+    assert len(list((tmp_path / "out" / "val").glob("*.png"))) == 2
+
+
 def test_strict_is_status_1_where_there_are_faults(spec, folder, monkeypatch, capsys):
     assert run(monkeypatch, "inspect", spec, "--strict") == 1
     assert run(monkeypatch, "inspect", "digits", "--split", "val", "--limit", "3", "--strict") == 0

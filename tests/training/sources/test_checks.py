@@ -71,7 +71,8 @@ def test_sizes_are_those_that_our_decoding_shows(orientation):
     data = encoded((40, 20), orientation)
     pixels, status = decode_image(data)
     assert not status.numpy()
-    assert read_size(data) == ((40, 20), pixels.shape[1::-1]) and read_orientation(data) == orientation
+    assert read_size(data) == ((40, 20), pixels.shape[1::-1])
+    assert read_orientation(data) == (orientation if orientation in range(1, 9) else 1)
 
 
 def test_what_is_no_image_is_an_error_of_one_line():

@@ -90,7 +90,7 @@ GOOD = {"id": 1, "file_name": "a.jpg", "width": 40, "height": 20}
         ([{"id": 2, "width": 40, "height": 20}], [thing(2, 3, [0, 0, 9, 9])], "images[1]"),
         ([{"file_name": "b.jpg"}], [], "b.jpg"),
         ([{**GOOD, "id": [2], "file_name": "b.jpg"}], [], "b.jpg"),
-        ([{**GOOD, "id": 2, "file_name": "b.jpg", "width": "64"}], [thing(2, 3, [0, 0, 9, 9])], "b.jpg"),
+        ([{**GOOD, "id": 2, "file_name": "b.jpg", "width": "wide"}], [thing(2, 3, [0, 0, 9, 9])], "b.jpg"),
         ([{**GOOD, "id": 2, "file_name": "b.jpg", "height": float("nan")}], [], "b.jpg"),
         ([None], [], "images[1]"),
         ([], [{"category_id": 3, "bbox": [0, 0, 9, 9]}], "annotations[1]"),

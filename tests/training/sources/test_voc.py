@@ -247,7 +247,7 @@ def test_a_name_may_have_spaces_and_a_flag_after_it_is_cut_off(folder):
     assert ids == {
         "train": sorted(folder.names),
         "my_train": ["photo 1", "photo 2", "sp ace"],
-        "flagged": ["a", "photo 1", "photo 1", "sp ace"],
+        "flagged": ["a", "photo 1", "sp ace"],
     }
 
 
@@ -303,14 +303,19 @@ def test_an_unknown_split_names_those_that_exist(folder):
         folder.records("test")
 
 
-@pytest.mark.parametrize(
-    "part, named", [("Annotations", "Annotations"), ("JPEGImages", "JPEGImages"), ("ImageSets", r"ImageSets/Main/\*")]
-)
-def test_a_folder_laid_out_otherwise_says_what_it_lacks(folder, part, named):
+def test_a_folder_without_annotations_says_so(folder):
     folder.split("train", ["a"])
-    shutil.rmtree(folder.root / part)
-    with pytest.raises(ValueError, match=rf"^expected a Pascal VOC folder; '.*' has no {named}[^\n]*$"):
+    shutil.rmtree(folder.root / "Annotations")
+    with pytest.raises(ValueError, match=r"^expected a Pascal VOC folder; '.*' has no XML files of annotations$"):
         folder.open()
+
+
+def test_without_lists_every_annotation_is_taken(folder):
+    folder.image("a")
+    folder.xml("a", thing("cat", 1, 1, 9, 9))
+    shutil.rmtree(folder.root / "ImageSets")
+    assert folder.open().splits == ("train",)
+    assert [record.image_id for record in folder.records()] == ["JPEGImages/a.jpg"]
 
 
 def test_no_folder_at_all_is_one_line(tmp_path):

@@ -1,0 +1,168 @@
+"""A table of boxes, as the tutorials of the Object Detection API have it and Roboflow exports it: `csv:FILE`."""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+from training.sources.file_source import Entry, FileSource
+from training.sources.listing import best_locator, files_below, is_file
+from training.sources.record import Record
+from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_around, split_of
+from training.sources.text import one_line, read_text
+
+# What a column may be called, in lower case and without "_" and spaces.
+COLUMNS = {
+    "filename": ("filename", "file", "image", "imagename", "imagepath", "path", "img", "imageid"),
+    "class": ("class", "label", "classname", "labelname", "category", "name"),
+    "xmin": ("xmin", "x1", "left"),
+    "ymin": ("ymin", "y1", "top"),
+    "xmax": ("xmax", "x2", "right"),
+    "ymax": ("ymax", "y2", "bottom"),
+}
+SIZE = ("width", "height")  # of the image in pixels; may be missing
+EDGES = ("ymin", "xmin", "ymax", "xmax")
+FORM = "filename,width,height,class,xmin,ymin,xmax,ymax"
+
+
+class CsvTable(FileSource):
+    """Tables with a row for each object: `filename,width,height,class,xmin,ymin,xmax,ymax`.
+
+    One file is one split, named by the split that its name has in it, else "train"; `{split}` in the path stands for
+    every split, as in `data/{split}_labels.csv` or Roboflow's `{split}/_annotations.csv`; a folder stands for all
+    tables in it. Boxes are pixels from 0; where all are at most 1, shares of the image. A row without a class and a box
+    is of an image without objects. Images are looked for in the folders around the table. Classes are sorted.
+
+    Raises:
+        ValueError: no such file, or other columns.
+    """
+
+    def __init__(self, rest: str, report: ReportFinding):
+        super().__init__(f"csv:{rest}", report)
+        path = Path(rest)
+        if HOLE in rest:
+            self._files = {split: Path(rest.replace(HOLE, word)) for split, word in fill_hole(rest).items()}
+        elif path.is_dir():
+            self._files = by_split(csv_files_in(path), path, "csv:FILE")
+        else:
+            self._files = {split_of(path.stem) or split_of(path.parent.name, whole=True) or "train": path}
+        if not self._files or not all(map(is_file, self._files.values())):
+            raise ValueError(f"expected csv:FILE, a table with the columns {FORM}; there is none in '{rest}'")
+        self._root = path if path.is_dir() else None
+        self._rows = cache(self._read_rows)
+        for split in self._files:
+            self._rows(split)
+        self.splits = tuple(self._files)
+        self._locator = cache(
+            lambda split: best_locator(
+                folders_around(self._files[split], self._root or self._files[split].parent, split),
+                list(self._rows(split)),
+            )
+        )
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Class names in the order of their labels."""
+        rows = [row for split in self.splits for rows in self._rows(split).values() for row in rows]
+        names = sorted({row["class"] for row in rows} - {""})
+        if not names:
+            raise ValueError(f"expected classes in {self.name}; there are none")
+        return tuple(names)
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        return {name: label for label, name in enumerate(self.class_names)}
+
+    @cached_property
+    def _normalised(self) -> bool:
+        """Whether boxes are shares of the image: all at most 1, and one between."""
+        rows = [row for split in self.splits for rows in self._rows(split).values() for row in rows]
+        edges = [edge for row in rows for edge in _corners(row) if not math.isnan(edge)]
+        return bool(edges) and max(edges) <= 1 and any(0 < edge < 1 for edge in edges)
+
+    def _list(self, split: str, report: ReportFinding) -> list[Entry]:
+        return [Entry(name) for name in self._rows(split)]
+
+    def _locate(self, split: str, entry: Entry) -> Path | None:
+        return self._locator(split).find(entry.name)
+
+    def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
+        rows = self._rows(split)[entry.name]
+        sizes = {(_number(row.get("width", "")), _number(row.get("height", ""))) for row in rows}
+        sizes = {size for size in sizes if not any(map(math.isnan, size))}
+        if len(sizes) > 1:
+            found = " and ".join(f"{width:g}x{height:g}" for width, height in sorted(sizes))
+            self._report(Finding(Kind.BAD_ANNOTATION, entry.name, f"{self._files[split]}: its rows have sizes {found}"))
+            return None
+        things = [Thing(row["class"], _corners(row)) for row in rows if row["class"] or any(row[e] for e in EDGES)]
+        stated = next(iter(sizes), (0.0, 0.0))
+        normalised = self._normalised
+        return make_record(
+            data,
+            entry.name,
+            things,
+            self._classes,
+            self._report,
+            stated=stated,
+            normalised=normalised,
+        )
+
+    def _read_rows(self, split: str) -> dict[str, list[dict[str, str]]]:
+        """Return a table's rows by their images, in its order."""
+        path = self._files[split]
+        header, *lines = _table(path) or [[]]
+        columns = _columns(header)
+        if missing := [name for name in COLUMNS if name not in columns]:
+            found = ", ".join(header[:12]) or "nothing"
+            raise ValueError(
+                f"expected the columns {FORM} in '{path}'; {', '.join(missing)} are missing in {found:.120}"
+            )
+        rows = defaultdict(list)
+        for line in lines:
+            row = {name: line[place].strip() if place < len(line) else "" for name, place in columns.items()}
+            row["class"] = one_line(row["class"])
+            if row["filename"]:
+                rows[row["filename"]].append(row)
+        return dict(rows)
+
+
+def csv_files_in(folder: Path) -> list[Path]:
+    """List the tables of boxes in a folder and below."""
+
+    def fits(path: Path) -> bool:
+        try:
+            return COLUMNS.keys() <= _columns((_table(path, 1) or [[]])[0]).keys()
+        except (ValueError, OSError, csv.Error):
+            return False
+
+    return [path for path in files_below(folder, (".csv",), DEPTH) if fits(path)]
+
+
+def _table(path: Path, most: int | None = None) -> list[list[str]]:
+    """Return the lines of a table, separated by "," or, as some languages' spreadsheets have it, by ";" or tabs."""
+    lines = read_text(path).splitlines()[:most]
+    separator = max(",;\t", key=lines[0].count) if lines else ","
+    return [line for line in csv.reader(lines, delimiter=separator) if any(line)]
+
+
+def _columns(header: Sequence[str]) -> dict[str, int]:
+    plain = [name.strip().lower().replace("_", "").replace(" ", "") for name in header]
+    found = {
+        name: next((plain.index(alias) for alias in aliases if alias in plain), -1) for name, aliases in COLUMNS.items()
+    }
+    found |= {name: plain.index(name) if name in plain else -1 for name in SIZE}
+    return {name: place for name, place in found.items() if place >= 0}
+
+
+def _corners(row: dict[str, str]) -> tuple[float, float, float, float]:
+    return tuple(_number(row[edge]) for edge in EDGES)  # type: ignore[return-value]
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,66 @@
+"""Text as people and their tools write it: byte order marks, UTF-16, numbers and flags in quotes, stray white space."""
+
+import codecs
+import re
+from pathlib import Path
+
+MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+NOT_SET = ("", "0", "false", "no", "n", "f", "off", "none", "null", "unspecified")
+
+
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8 text, with or without a byte order mark, or of UTF-16 or UTF-32.
+
+    Raises:
+        ValueError: the file is no such text.
+        OSError: it can't be read.
+    """
+    data = path.read_bytes()
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in data[:2]:  # UTF-16 without a mark
+        encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        byte = f"byte {data[error.start]:#04x} at {error.start}"
+        raise ValueError(f"expected text in UTF-8 in '{path}'; got {byte}: save it as UTF-8") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file that have something in them, without the white space around.
+
+    Raises:
+        ValueError, OSError: as `read_text`.
+    """
+    lines = (line.strip().strip("\ufeff") for line in re.split(r"[\r\n]+", read_text(path)))  # not at U+2028 or others
+    return [line for line in lines if line]
+
+
+def one_line(name: object) -> str:
+    """Return a class's name in one line: a line break in it would be two classes in `labels.txt`."""
+    return " ".join(str(name).split())
+
+
+def is_set(value: object) -> bool:
+    """Return whether a flag is set: a number, a bool, or either as text, where "0" and "false" are not."""
+    if not isinstance(value, str):
+        return bool(value)
+    number = as_number(value)
+    return number != 0 if isinstance(number, int | float) else value.strip().lower() not in NOT_SET
+
+
+def as_number(value: object) -> object:
+    """Return the number that a text spells, whole where it is one; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value.strip()
+    return int(number) if number.is_integer() else number
