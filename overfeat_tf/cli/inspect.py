@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes
+from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes, file_stem
 from overfeat_tf.images.decode import decode_image
 from training.evaluation.inspection import Inspection, inspect
 from training.recipes import get_recipe
@@ -46,7 +46,7 @@ class Pictures:
             self._drawn[split, kind] += 1
             folder = self._out / split / kind.replace(" ", "_").replace(",", "")
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{record.image_id.replace('/', '_')}.png")
+            picture.save(folder / f"{file_stem(record.image_id)}.png")
             if not kind:
                 small = Image.fromarray(pixels)
                 small.thumbnail((CELL, CELL))  # before drawing, to keep the names legible

@@ -124,10 +124,11 @@ class Server(AbstractContextManager):
     def address(self) -> str:
         return f"{bracketed(self.host)}:{self.port}"
 
-    def open_rest(self, port: int, page: bool = False) -> None:
+    def open_rest(self, port: int, page: bool = False) -> RestServer:
         """Also listen on a REST port, with metrics and perhaps a page to try it."""
         metrics = Metrics(self.handler)
         self.rest = RestServer(self.handler, self.host, port, access=self.access, metrics=metrics, page=page)
+        return self.rest
 
     def set_ready(self) -> None:
         """Report SERVING: what is to be served is loaded."""
@@ -211,8 +212,8 @@ def start_models(
     server = Server(models, host, port, max_bytes=max_bytes, version_manager=manager, ready=False, **options)
     try:
         if rest_port is not None:
-            server.open_rest(rest_port, page)
-            _log.info("REST and metrics on %s%s", server.rest.url, " - open it in a browser to try it" if page else "")
+            url = server.open_rest(rest_port, page).url
+            _log.info("REST and metrics on %s%s", url, " - open it in a browser to try it" if page else "")
         _log.info("listening on %s while models are loaded", server.address)
         manager.start(wanted, wait)
     except BaseException:

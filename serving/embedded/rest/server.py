@@ -111,7 +111,7 @@ def _guarded(app: ASGIApp, access: Access, metrics: Metrics | None) -> ASGIApp:
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         if absolute := _ABSOLUTE.match(scope["raw_path"]):
             path = scope["raw_path"][absolute.end() :] or b"/"
-            scope |= {"raw_path": path, "path": unquote(path.decode("ascii"))}
+            scope.update(raw_path=path, path=unquote(path.decode("ascii")))
 
         async def counted(message: Message) -> None:
             if metrics is not None and message["type"] == "http.response.start":
@@ -129,7 +129,7 @@ class _Protocol(H11Protocol):
 
     _half_closed = False
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio keeps the connection if told so
         """Keep the connection for the answer that is due; without one, or over TLS, which cannot, close it."""
         complete = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
         self._half_closed = complete and self._is_answering() and self.transport.get_extra_info("ssl_object") is None
