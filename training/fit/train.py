@@ -19,6 +19,7 @@ from training.evaluation.calibration import calibrate
 from training.fit.callbacks import EpochLines, FiniteLoss
 from training.fit.stages import seed_stage
 from training.fit.strategy import barrier, choose_strategy, is_chief, keep_freed_memory, more_parts, shard_batches
+from training.fit.supply import Supply
 from training.fit.tensorboard import stage_boards
 from training.fit.transfer import with_background
 from training.recipes import Recipe, Schedule
@@ -139,20 +140,25 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
 
     # 2. Validation and callbacks.
     validation = None
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), checkpoints]
+    supply = Supply(source)
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), checkpoints, supply]
     if stage != "detection" and recipe.val_split in source.splits:
         # A view of each image: of as many images as there are views.
         once = replace(recipe, views=replace(recipe.views, per_image=1))
-        validation = shard_batches(strategy, _batches(stage, model, once, source, recipe.val_split), schedule.batch)
+        validation = shard_batches(strategy, _batches(stage, model, once, supply, recipe.val_split), schedule.batch)
     if chief:
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, schedule.epoch_steps, profile)
     if chief and not sys.stderr.isatty():
         callbacks.append(EpochLines(lambda line: print(line, file=sys.stderr, flush=True), stage, schedule.epoch_count))
 
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.
-    with CheckpointOnSignal(stage, checkpoints) as on_signal, _explain_exhaustion(stage, schedule, strategy, run):
+    with (
+        _explain_exhaustion(stage, schedule, strategy, run),
+        CheckpointOnSignal(stage, checkpoints, supply.stop) as on_signal,
+        _keep_step_if_data_ends(supply, checkpoints, on_signal),
+    ):
         for first, last, each in schedule.epochs_left(done):
-            batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.bookmarks())
+            batches = _batches(stage, model, recipe, supply, recipe.train_split, checkpoints.bookmarks())
             fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
@@ -164,6 +170,20 @@ def _fit(stage: str, model: Model, recipe: Recipe, source: Source, run: Path, pr
                 shuffle=False,  # the pipeline does
                 verbose=1 if chief and sys.stderr.isatty() else 0,
             )
+
+
+@contextmanager
+def _keep_step_if_data_ends(supply: Supply, checkpoints: Checkpoints, on_signal: CheckpointOnSignal) -> Iterator[None]:
+    """Write a checkpoint where the supply of data ends, and raise its reason, or obey the signal that ended it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if supply.problem is None:
+            raise
+        checkpoints.save()
+        on_signal.end_if_asked()
+        kept = f"step {checkpoints.step} is kept, and the same command resumes from there"
+        raise OSError(f"{' '.join(str(supply.problem).split())}; {kept}") from error
 
 
 def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
