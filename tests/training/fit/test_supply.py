@@ -74,5 +74,5 @@ def test_a_run_whose_data_goes_away_ends_with_a_line_and_keeps_its_step(tmp_path
     told = str(ended.value)
     assert line in told and "\n" not in told and "Traceback" not in told
     (step,) = (int(word) for word in told.partition("step ")[2].split()[:1])
-    assert 0 < step and (tmp_path / "run" / "checkpoints" / "classification" / f"ckpt-{step}.index").is_file()
+    assert step > 0 and (tmp_path / "run" / "checkpoints" / "classification" / f"ckpt-{step}.index").is_file()
     assert told.endswith(f"step {step} is kept, and the same command resumes from there")
