@@ -1,6 +1,7 @@
 """What `predict` is given: image files, videos, cameras and images on standard input, as a stream of encoded images."""
 
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,13 +50,12 @@ def find_inputs(names: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: one of them matches no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for name in names:
-        if name == STDIN or name.startswith(video.CAMERA):
-            found[Path(name)] = None
-        else:
-            found |= dict.fromkeys(find_files([name], (*SUFFIXES, *video.SUFFIXES)))
-    return list({str(source.absolute()): source for source in reversed(found)}.values())[::-1]
+        given = name == STDIN or name.startswith(video.CAMERA)
+        for source in [Path(name)] if given else find_files([name], (*SUFFIXES, *video.SUFFIXES)):
+            found.setdefault(name if given else os.path.abspath(source), source)
+    return list(found.values())
 
 
 @contextmanager

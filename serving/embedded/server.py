@@ -204,6 +204,7 @@ def start_models(
         FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
+    require_free(host, port)
     for model in [] if wait else wanted:
         require_versions(model)
     models = Models()
