@@ -1,5 +1,6 @@
 """`overfeat predict`: run images and videos through a local or served model; write pictures with boxes, and JSON."""
 
+import os
 import sys
 import time
 from collections import Counter
@@ -8,7 +9,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -109,7 +110,6 @@ def run(
     else:
         at_once = all(source.is_file() for source in sources)
         answered = _answer(loaded, images, task, BATCH if at_once else 1)
-    wanted.out.mkdir(parents=True, exist_ok=True)
     total = None if any(is_moving(source) or str(source) == STDIN for source in sources) else len(sources)
     with writer, Progress(total) as progress, suppress(KeyboardInterrupt):  # how a camera ends
         for one in answered:
@@ -126,10 +126,15 @@ class Writer(AbstractContextManager):
     def __init__(self, wanted: Wanted, sources: Sequence[Path], threshold: float, several: bool):
         self.threshold, self._wanted, self._several = threshold, wanted, several
         self._names = picture_names([_as_file(source) for source in sources])
-        self._json = JsonArray(wanted.json_file)
+        self._json = JsonArray(None)
         self._video: tuple[Path, VideoWriter] | None = None
         self._began, self._count, self.failed = time.monotonic(), 0, 0
         self._found: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._wanted.out.mkdir(parents=True, exist_ok=True)
+        self._json = JsonArray(self._wanted.json_file)
+        return self
 
     def stem(self, image: Input) -> str:
         """Return the name of an image's files, without a suffix."""
@@ -180,7 +185,9 @@ class Writer(AbstractContextManager):
             what = ", ".join(f"{count} {label}" for label, count in shown.most_common()) or "nothing"
             what += f" ({len(found) - shown.total()} more below the threshold)" if len(found) > shown.total() else ""
         name = str(image.source) if image.number is None else f"{image.source}, {image.number}"
-        tqdm.write(f"{name}: {what} -> {picture}", file=sys.stdout)
+        # A name that is not UTF-8 is shown escaped; standard output would refuse it.
+        line = os.fsencode(f"{name}: {what} -> {picture}").decode(errors="backslashreplace")
+        tqdm.write(line, file=sys.stdout)
 
     def _write_files(self, image: Input, outputs: dict, found: list, best: list, several: bool) -> dict[str, str]:
         """Write an image's picture, text and crops; return the names of the first two."""

@@ -99,8 +99,7 @@ class RequestHandler:
         Args:
             models, max_bytes, observer: see above.
             version_manager: reloads the configuration; None if the models are fixed.
-            workers: requests that run at the same time; by default one for each CPU (TensorFlow uses several CPUs for
-                each of them anyway), and at least four.
+            workers: requests that run at the same time; by default one for each CPU, and at least four.
             max_requests: requests that run or wait; further ones are rejected.
             max_rows: the most images or examples in a request.
         """

@@ -134,19 +134,15 @@ class Server(AbstractContextManager):
         """Report SERVING: what is to be served is loaded."""
         set_health(self._health, True)
 
-    def retire(self) -> None:
-        """Report NOT_SERVING and load no new version, but go on answering."""
-        self._health.enter_graceful_shutdown()
-        if self._version_manager:
-            self._version_manager.close(0)
-
     def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
         """Report NOT_SERVING, reject new requests, let running and waiting ones finish, and close.
 
         Requests may take `grace` seconds to finish; None cancels them. The server goes on answering for `notice`
         seconds after it has reported NOT_SERVING, for load balancers to notice.
         """
-        self.retire()
+        self._health.enter_graceful_shutdown()
+        if self._version_manager:
+            self._version_manager.close(0)
         if self.rest is not None:
             end = time.monotonic() + (grace or 0.0)
             self.rest.stop(grace)  # first: its requests run here

@@ -34,7 +34,6 @@ class Metrics(Collector):
         self._latency = Histogram(name, text, labels, buckets=_REQUEST_BUCKETS, registry=registry)
         name, text = f"{_PREFIX}batching_session:queuing_latency", "Wall time that requests waited in microseconds."
         queuing = Histogram(name, text, ["thread_pool_name"], buckets=_QUEUING_BUCKETS, registry=registry)
-        self._http = Counter("overfeat_http_responses", "Responses of the REST port.", ["status"], registry=registry)
         self.gauge("overfeat_requests_queued", "Requests that wait for their turn.", lambda: handler.queue.waiting)
         registry.register(self)
         ProcessCollector(registry=registry)
@@ -53,9 +52,6 @@ class Metrics(Collector):
             self._latency.labels(model, method if entrypoint == "GRPC" else method.lower(), entrypoint).observe(
                 seconds * 1e6
             )
-
-    def responded(self, status: int) -> None:
-        self._http.labels(str(status)).inc()
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a number that is read whenever Prometheus asks."""

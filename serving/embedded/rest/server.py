@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.embedded.access import Access, bracketed, listen
@@ -77,7 +77,7 @@ class RestServer(AbstractContextManager):
         self._socket = listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         access = access or Access()
-        self._server = uvicorn.Server(_config(_guarded(app, access, metrics), access))
+        self._server = uvicorn.Server(_config(_guarded(app, access), access))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="rest", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + _START_SECONDS
@@ -102,24 +102,15 @@ class RestServer(AbstractContextManager):
         self.stop()
 
 
-def _guarded(app: ASGIApp, access: Access, metrics: Metrics | None) -> ASGIApp:
-    """Reject requests without the token and count responses; the page's own files need no token.
-
-    A request may have its path in the absolute form.
-    """
+def _guarded(app: ASGIApp, access: Access) -> ASGIApp:
+    """Reject requests without the token, which the page's own files do not need; a path may be in absolute form."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
         if absolute := _ABSOLUTE.match(scope["raw_path"]):
             path = scope["raw_path"][absolute.end() :] or b"/"
             scope.update(raw_path=path, path=unquote(path.decode("ascii")))
-
-        async def counted(message: Message) -> None:
-            if metrics is not None and message["type"] == "http.response.start":
-                metrics.responded(message["status"])
-            await send(message)
-
         permitted = scope["path"] in OPEN_PATHS or access.permits(Headers(scope=scope).get("authorization"))
-        await (app if permitted else error_response(HTTPException(401, _NO_TOKEN)))(scope, receive, counted)
+        await (app if permitted else error_response(HTTPException(401, _NO_TOKEN)))(scope, receive, send)
 
     return enter
 
