@@ -27,7 +27,7 @@ def setup_cfg() -> configparser.ConfigParser:
 
 
 def test_the_wheel_and_the_sdist_carry_the_deploy_files_and_the_runbook(tmp_path):
-    pytest.importorskip("setuptools", minversion="77")  # pyproject.toml's
+    pytest.importorskip("setuptools")
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in PACKAGES:
         shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=ignored)

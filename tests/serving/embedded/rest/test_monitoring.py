@@ -51,12 +51,14 @@ def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
     page = watched.get(METRICS_PATH)
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     found = samples(page.text)
-    # The names and labels of TF Serving, by which the runbook asks; a name from outside is no label.
+    # The names and labels of TF Serving, by which the runbook asks; a name from outside is no label. The parser adds
+    # `_total` to the names of counters.
     name = ":tensorflow:serving:request_count"
-    assert {k: v for k, v in found.items() if k[0] == name} == {
-        key(name, model_name="m", status="OK"): 1,
-        key(name, model_name="", status="NOT_FOUND"): 2,
+    assert {k: v for k, v in found.items() if k[0] == f"{name}_total"} == {
+        key(f"{name}_total", model_name="m", status="OK"): 1,
+        key(f"{name}_total", model_name="", status="NOT_FOUND"): 2,
     }
+    assert f'\n{name}{{model_name="m",status="OK"}} 1.0\n' in page.text
     assert f"# TYPE {name} counter" in page.text
     answered = {"model_name": "m", "API": "Predict", "entrypoint": "GRPC"}
     assert found[key(":tensorflow:serving:request_latency_count", **answered)] == 1
