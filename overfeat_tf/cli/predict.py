@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -111,7 +111,9 @@ def run(
         at_once = all(source.is_file() for source in sources)
         answered = _answer(loaded, images, task, BATCH if at_once else 1)
     total = None if any(is_moving(source) or str(source) == STDIN for source in sources) else len(sources)
-    with writer, Progress(total) as progress, suppress(KeyboardInterrupt):  # how a camera ends
+    is_camera = any(str(source).startswith(CAMERA) for source in sources)
+    ends = suppress(KeyboardInterrupt) if is_camera else nullcontext()  # a camera has no other end
+    with writer, Progress(total) as progress, ends:
         for one in answered:
             if problem := writer.write(one, stages):
                 progress.report(one.image.source, problem)
