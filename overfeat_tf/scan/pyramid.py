@@ -154,11 +154,19 @@ def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
 
 
 def _resize_as_release(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Resize as ImageMagick, which the release calls: by Lanczos' filter or, to enlarge, Mitchell's; to 8 bits."""
-    pixels = tf.cast(image, tf.float32)
-    resized = tf.cond(
-        tf.reduce_prod(size) > tf.reduce_prod(tf.shape(image)[:2]),
-        lambda: tf.image.resize(pixels, size, "mitchellcubic", antialias=True),
-        lambda: tf.image.resize(pixels, size, "lanczos3", antialias=True),
-    )
-    return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
+    """Resize as ImageMagick, which the release calls: by Lanczos' filter or, to enlarge, Mitchell's; to 8 bits.
+
+    It resizes one axis, cuts what is out of range, and resizes the other: the width first unless the image shrinks to
+    less than 0.265 of its area.
+    """
+    before = tf.shape(image)[:2]
+    share = tf.cast(tf.reduce_prod(size), tf.float32) / tf.cast(tf.reduce_prod(before), tf.float32)
+    between = tf.where([share > 0.265, share <= 0.265], before, size)
+
+    def resized(method: str) -> tf.Tensor:
+        pixels = tf.cast(image, tf.float32)
+        for target in (between, size):
+            pixels = tf.clip_by_value(tf.image.resize(pixels, target, method, antialias=True), 0.0, 255.0)
+        return tf.round(pixels)
+
+    return tf.cond(share > 1.0, lambda: resized("mitchellcubic"), lambda: resized("lanczos3"))

@@ -452,4 +452,4 @@ def test_the_releases_view_is_the_central_square_of_the_picture_at_231(name, siz
     assert seen.shape == (1, window, window, 3) and (seen == np.round(seen)).all()
     np.testing.assert_array_equal(views.origins, [[top, left]])
     apart = np.abs(seen[0] - resized[top : top + window, left : left + window])
-    assert apart.max() <= (40 if larger else 1.0) and apart.mean() < (4 if larger else 0.3)
+    assert apart.max() <= (60 if larger else 2.0) and apart.mean() < (6 if larger else 0.3)  # Mitchell's is softer
