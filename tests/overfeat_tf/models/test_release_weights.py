@@ -419,7 +419,7 @@ def test_its_command_lines_classification_is_reproduced(of_the_release, tmp_path
     near = 2e-5 * np.abs(figures["scores"]).max()
     np.testing.assert_allclose(logits, np.log(exact), rtol=0, atol=2 * near)
     # A wide picture is cut to its central square; a PPM stream on standard input is what the release's -p took.
-    wide = np.pad(figures["pixels"], ((0, 0), (31, 30), (0, 0)), mode="symmetric")
+    wide = np.pad(figures["pixels"], ((0, 0), (30, 31), (0, 0)), mode="symmetric")
     stream = b"".join(
         b"P6\n# made here\n%d 231\n255\n" % each.shape[1] + each.tobytes() for each in (figures["pixels"], wide)
     )
