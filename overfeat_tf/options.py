@@ -6,7 +6,7 @@ from numbers import Integral
 
 from overfeat_tf.network.presets import Preset
 
-VIEWS = ("dense", "centre", "ten")
+VIEWS = ("dense", "centre", "ten", "release")
 SCALE_FITS = ("aspect", "exact")
 LOCALIZE_BY = ("vote", "accumulated")
 AVERAGES = ("weighted", "plain")
@@ -37,7 +37,8 @@ class InferenceOptions:
             (`overfeat_tf.merge.calibration`), or "accumulated", s / (1 + s) of the accumulated score s (4.3).
         views: "dense" scans the scales; "centre" and "ten" show crops of the window's size, cut from the central
             square of the resized image: the centre one, or the four corners, the centre and their mirror images
-            (Table 2).
+            (Table 2). "release" shows what the command line of the authors' 2013 release classifies: the first window
+            of the central square, of an image whose shorter side is 231.
         scale_fit: How an image is fitted to a scale. "aspect" keeps the image's aspect and the scale's area; "exact"
             stretches the image to the scale's own height and width, as Table 5 has them.
         localize_by: How `localize` ranks classes and picks windows. "vote" ranks by the vote of 3.3 and merges the

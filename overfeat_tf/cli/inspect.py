@@ -1,7 +1,5 @@
 """`overfeat inspect`: describe a data set and its faults, as text and as pictures."""
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes
+from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes, file_stem
 from overfeat_tf.images.decode import decode_image
 from training.evaluation.inspection import Inspection, inspect
 from training.recipes import Recipe, get_recipe
@@ -54,7 +52,7 @@ class Pictures:
             self._drawn[split, kind] += 1
             folder = self._out / split / kind.replace(" ", "_").replace(",", "")
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / _picture_name(record.image_id))
+            picture.save(folder / f"{file_stem(record.image_id)}.png")
             if not kind:
                 small = Image.fromarray(pixels)
                 small.thumbnail((CELL, CELL))  # before drawing, to keep the names legible
@@ -71,15 +69,6 @@ class Pictures:
         if names and not record.boxed.any():
             return draw_classes(pixels, [(name, None) for name in names])
         return draw_boxes(pixels, truth=(record.boxes, names))
-
-
-def _picture_name(image_id: str) -> str:
-    """Return the file name of a record's picture: its id without folders, and no longer than file systems allow."""
-    name = re.sub(r"[/\\\0]", "_", image_id)
-    if len(name.encode()) > LONGEST:
-        digest = hashlib.blake2b(image_id.encode(), digest_size=6).hexdigest()
-        name = f"{name.encode()[:LONGEST].decode(errors='ignore')}-{digest}"
-    return f"{name}.png"
 
 
 def run(spec: str, split: str | None, out: Path | None, limit: int | None, recipe: str = "voc") -> Inspection:

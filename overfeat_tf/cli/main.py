@@ -21,7 +21,6 @@ from overfeat_tf.cli.options import (
     option_name,
     require_server,
     with_changes,
-    write_json,
 )
 from overfeat_tf.cli.runs import calibrate, evaluate, inspect, settings, train
 from overfeat_tf.cli.serving import check, serve
@@ -156,10 +155,22 @@ def export(
 
 @overfeat.command()
 @click.argument("model")
-@click.argument("images", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--server", metavar="HOST:PORT", help="Use a server; MODEL is then the name of its model.")
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Folder for the pictures.")
-@click.option("--json", "json_file", type=FILE, help="Also write the answers to this file.")
+@click.option(
+    "--json", "json_file", type=FILE, help="Also write the answers to this file, each as soon as it is known."
+)
+@click.option("--save-txt", is_flag=True, help="Also write what is shown as labels/NAME.txt, in YOLO's format.")
+@click.option("--save-crops", is_flag=True, help="Also write what is shown as crops/CLASS/NAME_NUMBER.jpg.")
+@click.option(
+    "-n",
+    "best",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Print the N best class names of a classifier, and their scores.",
+)
+@click.option("--every", type=click.IntRange(min=1), default=1, help="Use every so many frames of a video [1].")
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), help="Minimum score of a box to draw [the model's display threshold]."
 )
@@ -181,6 +192,10 @@ def predict(
     server: str | None,
     out: Path,
     json_file: Path | None,
+    save_txt: bool,
+    save_crops: bool,
+    best: int | None,
+    every: int,
     threshold: float | None,
     task: str | None,
     stages: bool,
@@ -188,7 +203,10 @@ def predict(
     changes: Changes,
     connection: Connection,
 ) -> None:
-    """Find objects in IMAGES (files, folders, globs). Writes pictures with boxes, labels and scores, and JSON.
+    """Find objects in images. Prints a line for each; writes pictures with boxes, labels and scores, and JSON.
+
+    IMAGE is a file, a folder, a glob, `-` for images on standard input (PPM, one after the other, or one image), and
+    with OpenCV (pip install opencv-python-headless) a video or `camera:0`, which Ctrl-C ends.
 
     A picture shows the boxes that score at least the model's display threshold, which gives the best F1 on its
     validation split. It is 0.5 for a model without calibration, and with --server, because a server does not report it.
@@ -198,21 +216,21 @@ def predict(
         raise ValueError("expected no --stages with --server, which returns only answers; use the model's run")
     require_server(server, connection)
     load_tensorflow()
-    from overfeat_tf.cli.predict import run, without_display_option
-    from overfeat_tf.images.files import find_files
+    from overfeat_tf.cli.inputs import find_inputs
+    from overfeat_tf.cli.predict import Wanted, run, without_display_option
 
     if server is not None and (rejected := without_display_option(changes)):
         given = ", ".join(map(option_name, rejected))
         raise ValueError(f"expected no {given} with --server; a served model keeps the options of its export")
 
-    answers = run(model, find_files(images), server, out, threshold, changes, stages, connection, task, last)
-    write_json(json_file, answers)
-    sys.exit(1 if any(answer["status"] for answer in answers) else 0)
+    wanted = Wanted(out, json_file, save_txt, save_crops, best, every)
+    failed = run(model, find_inputs(images), server, wanted, threshold, changes, stages, connection, task, last)
+    sys.exit(1 if failed else 0)
 
 
 @overfeat.command()
 @click.argument("model", type=FOLDER)
-@click.argument("images", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option(
     "--out",
     type=FILE,
@@ -223,7 +241,9 @@ def predict(
 @click.option("--stride", type=click.Choice(["coarse", "fine"]), default="coarse", show_default=True)
 @click.option("--scales", metavar="native|1,2,...", default="native", show_default=True, help="Scales to extract at.")
 def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None, stride: str, scales: str) -> None:
-    """Extract a layer's output, before its rectifier, for IMAGES (files, folders, globs): float32 [h, w, C] each.
+    """Extract a layer's output, before its rectifier, for images: float32 [h, w, C] each.
+
+    IMAGE is a file, a folder, a glob, or `-` for images on standard input (PPM, one after the other, or one image).
 
     The key of an array is the image's file name, with parent folders where names coincide. With several scales the keys
     are NAME/scale1 and so on. FILE.txt uses the text format of the authors' 2013 release; FILE.names.txt lists the keys
@@ -231,9 +251,10 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
     """
     load_tensorflow()
     from overfeat_tf.cli.features import parse_scales, run
-    from overfeat_tf.images.files import find_files
+    from overfeat_tf.cli.inputs import spooled
 
-    result = run(model, find_files(images), out, layer, stride == "fine", parse_scales(scales))
+    with spooled(images) as files:
+        result = run(model, files, out, layer, stride == "fine", parse_scales(scales))
     rate = result.images / result.seconds
     click.echo(f"{out}: {result.images} images, {result.unreadable} unreadable, {rate:.1f} images/s", err=True)
     click.echo(out)

@@ -1,10 +1,12 @@
 """Options and helpers that several verbs share."""
 
+import errno
 import json
 import logging
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -176,6 +178,49 @@ def write_json(path: Path | None, value: object) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(value), indent=2, allow_nan=False) + "\n")
+
+
+class JsonArray(AbstractContextManager):
+    """A file with a JSON array that is complete after each item, so that a later failure loses none.
+
+    A pipe or a terminal gets the same text; its last line comes at the end.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path, self._items, self._end = path, 0, 1
+        self._file: Any = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+            self._file.write(b"[]\n" if self._file.seekable() else b"[")
+
+    def append(self, value: object) -> None:
+        """Add an item, on a line of its own."""
+        if self._file is None:
+            return
+        item = (",\n" if self._items else "\n").encode() + json.dumps(_finite(value), allow_nan=False).encode()
+        if not self._file.seekable():
+            self._file.write(item)
+        else:
+            try:
+                self._write(item + b"\n]\n")
+            except OSError:
+                with suppress(OSError):  # keep what was complete
+                    self._file.truncate(self._end)
+                    self._write(b"\n]\n" if self._items else b"]\n")
+                raise
+        self._items, self._end = self._items + 1, self._end + len(item)
+
+    def _write(self, data: bytes) -> None:
+        self._file.seek(self._end)
+        if self._file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+
+    def __exit__(self, *_: Any) -> None:
+        if self._file is not None:
+            if not self._file.seekable():
+                self._file.write(b"\n]\n" if self._items else b"]\n")
+            self._file.close()
 
 
 def _finite(value: object) -> object:

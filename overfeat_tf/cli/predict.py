@@ -1,19 +1,26 @@
-"""`overfeat predict`: run image files through a local or served model; write pictures with boxes and JSON."""
+"""`overfeat predict`: run images and videos through a local or served model; write pictures with boxes, and JSON."""
 
+import os
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from overfeat_tf.cli.options import Changes, Connection, with_changes
-from overfeat_tf.draw.pictures import draw_boxes, draw_classes
+from overfeat_tf.cli.inputs import STDIN, Input, is_moving, read_inputs
+from overfeat_tf.cli.options import Changes, Connection, JsonArray, with_changes
+from overfeat_tf.draw.pictures import draw_boxes, draw_classes, file_stem
 from overfeat_tf.draw.stage_sheet import draw_stages
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.images.files import read_image
+from overfeat_tf.images.video import CAMERA, VideoWriter, opencv
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
@@ -23,74 +30,229 @@ from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION, Task
 from training.progress import Progress
 
 BATCH = 8
+SHOWN_CLASSES = 3  # of a classifier's, in the line of an image
 
 Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
 
 class Answered(NamedTuple):
-    """A file, its bytes, and the outputs of a task, or the problem if there are none."""
+    """An image and the outputs of a task, or the problem if there are none."""
 
-    file: Path
-    data: bytes
+    image: Input
     outputs: dict[str, np.ndarray]
     problem: str = ""
     task: str = ""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to write beside a picture for each image.
+
+    Attributes:
+        out: The folder for pictures.
+        json_file: The file for all answers.
+        save_txt: Write `labels/NAME.txt` in YOLO's format, with what is shown.
+        save_crops: Write what is shown as `crops/CLASS/NAME.jpg`.
+        best: Print so many class names of each image to standard output instead of a line.
+        every: Use every so many frames of a video.
+    """
+
+    out: Path
+    json_file: Path | None = None
+    save_txt: bool = False
+    save_crops: bool = False
+    best: int | None = None
+    every: int = 1
+
+
 def run(
     model: str,
-    files: Sequence[Path],
+    sources: Sequence[Path],
     server: str | None,
-    out: Path,
+    wanted: Wanted,
     threshold: float | None,
     changes: Changes,
     stages: bool = False,
     connection: Connection | None = None,
     task: str | None = None,
     last: bool = False,
-) -> list[dict]:
-    """Run files through the model, write a picture for each into `out`, and return one answer for each.
+) -> int:
+    """Run images through the model and write a picture of each; return how many have no answer or no picture.
 
-    A file that cannot be read, or that the server rejects, is reported on stderr, and its answer has the status.
-    Pictures show the boxes that score at least `threshold`. By default this is the model's display threshold, and 0.5
-    for a server, which does not report it. Of overlapping detections they show the best, unless `changes` ask for
-    several. `stages` needs a run and adds a second picture per file with the stages of its answer. The default task is
-    the last that the model was trained for.
+    Each image gets a line, and its answer is in the JSON file as soon as it is known. An image that cannot be read, or
+    that the server rejects, is reported on stderr, and its answer has the status. Pictures show the boxes that score at
+    least `threshold`. By default this is the model's display threshold, and 0.5 for a server, which does not report it.
+    Of overlapping detections they show the best, unless `changes` ask for several. `stages` needs a run and adds a
+    second picture per file with the stages of its answer. The default task is the last that the model was trained for.
     """
-    names = picture_names(files)
+    if any(map(is_moving, sources)):
+        opencv()
+        if stages:
+            raise ValueError("expected images with --stages; got a video or a camera")
+    if wanted.best is not None:
+        task = task or CLASSIFICATION.name
+        if task != CLASSIFICATION.name:
+            raise ValueError(f"expected --task classification with -n; got {task}")
     show_several = changes.get("one_box_per_object") is False
     loaded = load(model, last) if server is None else None
-    if loaded is not None:
+    if isinstance(loaded, Model):
+        loaded = with_changes(loaded, changes if wanted.best is None else {"top_k": wanted.best, **changes})
+    elif loaded is not None:
         # A SavedModel usually returns all boxes already, and its options cannot be changed.
-        loaded = with_changes(loaded, changes if isinstance(loaded, Model) else without_display_option(changes))
+        loaded = with_changes(loaded, without_display_option(changes))
     if threshold is None:
         threshold = loaded.display_threshold if loaded is not None else UNCALIBRATED_THRESHOLD
+    images = read_inputs(sources, wanted.every)
+    writer = Writer(wanted, sources, threshold, show_several)
     if loaded is None:
-        answered = _answer_by_server(model, files, str(server), connection or {}, task)
+        answered = _answer_by_server(model, images, str(server), connection or {}, task)
     elif stages:
-        sheets = {file: out / stages_name(name) for file, name in names.items()}
-        answered = _answer_in_stages(loaded, sheets, threshold, task)
+        answered = _answer_in_stages(loaded, images, writer, task)
     else:
-        answered = _answer(loaded, files, task)
-    out.mkdir(parents=True, exist_ok=True)
-    answers = []
-    with Progress(len(files)) as progress:
-        for file, data, outputs, problem, answered_task in answered:
-            # Localization returns a box for each of the best classes, and these boxes may coincide.
-            several = show_several or answered_task == LOCALIZATION.name
-            status = problem or bytes(outputs["status"]).decode()
-            if status:
-                progress.report(file, status)
-            pictures = {} if status else {"picture": str(out / names[file])}
-            found = _found(outputs, threshold, several)
-            if not status:
-                _draw(data, outputs, found, threshold, several).save(out / names[file])
-            if stages and not status:
-                pictures["stages"] = str(out / stages_name(names[file]))
-            answers.append({"file": str(file), "status": status, **pictures, **found})
+        at_once = all(source.is_file() for source in sources)
+        answered = _answer(loaded, images, task, BATCH if at_once else 1)
+    total = None if any(is_moving(source) or str(source) == STDIN for source in sources) else len(sources)
+    is_camera = any(str(source).startswith(CAMERA) for source in sources)
+    ends = suppress(KeyboardInterrupt) if is_camera else nullcontext()  # a camera has no other end
+    with writer, Progress(total) as progress, ends:
+        for one in answered:
+            if problem := writer.write(one, stages):
+                progress.report(one.image.source, problem)
             progress.advance(1)
-    kind = "classes" if any("classes" in answer for answer in answers) else "objects"
-    return [{**answer, kind: answer.get(kind, [])} for answer in answers]
+    print(f"overfeat: {writer.summary()}", file=sys.stderr)
+    return writer.failed
+
+
+class Writer(AbstractContextManager):
+    """Writes what is wanted of each answer, counts, and names the files."""
+
+    def __init__(self, wanted: Wanted, sources: Sequence[Path], threshold: float, several: bool):
+        self.threshold, self._wanted, self._several = threshold, wanted, several
+        self._names = picture_names([_as_file(source) for source in sources])
+        self._json = JsonArray(None)
+        self._video: tuple[Path, VideoWriter] | None = None
+        self._began, self._count, self.failed = time.monotonic(), 0, 0
+        self._found: Counter[str] = Counter()
+
+    def __enter__(self) -> Self:
+        self._wanted.out.mkdir(parents=True, exist_ok=True)
+        self._json = JsonArray(self._wanted.json_file)
+        return self
+
+    def stem(self, image: Input) -> str:
+        """Return the name of an image's files, without a suffix."""
+        name = self._names[_as_file(image.source)].removesuffix(".png")
+        return name if image.number is None else f"{name}_{image.number}"
+
+    def sheet(self, image: Input) -> Path:
+        """Return the file for the stages of an image's answer."""
+        return self._wanted.out / stages_name(f"{self.stem(image)}.png")
+
+    def write(self, one: Answered, stages: bool = False) -> str:
+        """Write an answer; return what is wrong with it, if anything."""
+        image, outputs, problem, task = one
+        # Localization returns a box for each of the best classes, and these boxes may coincide.
+        several = self._several or task == LOCALIZATION.name
+        status = problem or bytes(outputs["status"]).decode()
+        found = objects(outputs, self.threshold, several) if "detection_boxes" in outputs else []
+        best = classes(outputs) if "classes" in outputs else []
+        files: dict[str, str] = {}
+        if not status:
+            try:
+                files = self._write_files(image, outputs, found, best, several)
+                if stages:
+                    files["stages"] = str(self.sheet(image))
+            except OSError as error:
+                status = f"its picture cannot be written: {error.strerror or error}"
+        where = {} if image.number is None else {"frame": image.number, "seconds": image.seconds}
+        answers = {"classes": best} if task == CLASSIFICATION.name else {"objects": found}
+        self._json.append({"file": str(image.source), **where, "status": status, **files, **answers})
+        self._count += 1
+        self.failed += bool(status)
+        if not status:
+            shown = Counter(each["label"] for each in found if each["shown"])
+            self._found += shown if found else Counter(each["label"] for each in best[:1])
+            self._print(image, found, shown, best, task, files["picture"])
+        return status
+
+    def _print(self, image: Input, found: list, shown: Counter, best: list, task: str, picture: str) -> None:
+        if self._wanted.best is not None:
+            for each in best[: self._wanted.best]:
+                tqdm.write(f"{each['label']} {each['score']:.6g}", file=sys.stdout)
+            if len(best) < self._wanted.best and self._count == 1:
+                print(f"overfeat: the model answers {len(best)} classes, less than -n", file=sys.stderr)
+            return
+        if task == CLASSIFICATION.name:
+            what = ", ".join(f"{each['label']} {each['score']:.2f}" for each in best[:SHOWN_CLASSES])
+        else:
+            what = ", ".join(f"{count} {label}" for label, count in shown.most_common()) or "nothing"
+            what += f" ({len(found) - shown.total()} more below the threshold)" if len(found) > shown.total() else ""
+        name = str(image.source) if image.number is None else f"{image.source}, {image.number}"
+        # A name that is not UTF-8 is shown escaped; standard output would refuse it.
+        line = os.fsencode(f"{name}: {what} -> {picture}").decode(errors="backslashreplace")
+        tqdm.write(line, file=sys.stdout)
+
+    def _write_files(self, image: Input, outputs: dict, found: list, best: list, several: bool) -> dict[str, str]:
+        """Write an image's picture, text and crops; return the names of the first two."""
+        out, stem = self._wanted.out, self.stem(image)
+        if "detection_boxes" in outputs:
+            picture = draw_boxes(image.data, outputs, least_score=self.threshold, several=several)
+        else:
+            picture = draw_classes(image.data, [(each["label"], each["score"]) for each in best])
+        files = {"picture": str(self._save_picture(image, picture))}
+        if self._wanted.save_txt:
+            file = out / "labels" / f"{stem}.txt"
+            file.parent.mkdir(exist_ok=True)
+            lines = (
+                yolo_lines(outputs, found)
+                if "detection_boxes" in outputs
+                else (f"{each['score']:.2f} {each['label']}" for each in best)
+            )
+            file.write_text("".join(f"{line}\n" for line in lines))
+            files["labels"] = str(file)
+        if self._wanted.save_crops:
+            self._save_crops(image, stem, found)
+        return files
+
+    def _save_picture(self, image: Input, picture: Image.Image) -> Path:
+        """Save a picture, or add it to the video that is made of a video's."""
+        if not is_moving(image.source):
+            path = self._wanted.out / f"{self.stem(image)}.png"
+            picture.save(path)
+            return path
+        path = self._wanted.out / f"{self._names[_as_file(image.source)].removesuffix('.png')}.mp4"
+        if self._video is None or self._video[0] != path:
+            self._end_video()
+            self._video = path, VideoWriter(path, (image.rate or 1.0) / self._wanted.every)
+        self._video[1].write(np.asarray(picture.convert("RGB")))
+        return path
+
+    def _save_crops(self, image: Input, stem: str, found: list) -> None:
+        pixels = decode_image(image.data)[0].numpy()
+        for number, each in enumerate((each for each in found if each["shown"]), start=1):
+            top, left, bottom, right = (round(edge) for edge in each["box_pixels"])
+            if (crop := pixels[top:bottom, left:right]).size:
+                folder = self._wanted.out / "crops" / file_stem(each["label"].lstrip(".") or "_")
+                folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(crop).save(folder / f"{stem}_{number}.jpg", quality=95)
+
+    def _end_video(self) -> None:
+        if self._video is not None:
+            self._video[1].close()
+
+    def summary(self) -> str:
+        """Say in a line how many images there were, what was found, and where the pictures are."""
+        seconds = time.monotonic() - self._began
+        failed = f", {self.failed} without an answer" if self.failed else ""
+        names = [f"{count} {label}" for label, count in self._found.most_common(10)]
+        found = ", ".join(names + ["..."] * (len(self._found) > len(names))) or "nothing found"
+        rate = self._count / max(seconds, 1e-9)
+        took = f"{self._count} images in {seconds:.1f} s ({rate:.1f} a second){failed}"
+        return f"{took}: {found}; pictures in {self._wanted.out}"
+
+    def __exit__(self, *_: Any) -> None:
+        self._end_video()
+        self._json.__exit__()
 
 
 def without_display_option(changes: Changes) -> Changes:
@@ -98,25 +260,8 @@ def without_display_option(changes: Changes) -> Changes:
     return {key: value for key, value in changes.items() if key != "one_box_per_object" or value}
 
 
-def _found(outputs: dict[str, np.ndarray], threshold: float, several: bool) -> dict[str, list[dict]]:
-    """Return an image's objects or classes in JSON's types, under that key; an empty dict without outputs."""
-    if not outputs:
-        return {}
-    if "detection_boxes" in outputs:
-        return {"objects": objects(outputs, threshold, several)}
-    return {"classes": classes(outputs)}
-
-
-def _draw(
-    data: bytes, outputs: dict[str, np.ndarray], found: dict[str, list[dict]], threshold: float, several: bool
-) -> Image.Image:
-    if "objects" in found:
-        return draw_boxes(data, outputs, least_score=threshold, several=several)
-    return draw_classes(data, [(one["label"], one["score"]) for one in found["classes"]])
-
-
 def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each file's picture by its stem, with its folder in front if files share a stem.
+    """Name each file's picture by its stem, with its folder in front if files share a stem; long names are cut.
 
     No picture has the name of another file's sheet of stages.
     """
@@ -126,7 +271,7 @@ def picture_names(files: Sequence[Path]) -> dict[Path, str]:
     tried: Counter[str] = Counter()  # suffixes tried for each name, so that many files of one name stay fast
     for file in files:
         parts = file.parts[-2:-1] if stems[file.stem] > 1 else ()
-        plain = name = "_".join((*parts, file.stem))
+        plain = name = file_stem("_".join((*parts, file.stem)))
         while {f"{name}.png", stages_name(f"{name}.png")} & taken:
             tried[plain] += 1
             name = f"{plain}_{tried[plain] + 1}"
@@ -159,48 +304,63 @@ def objects(answer: dict[str, np.ndarray], threshold: float, several: bool = Fal
     ]
 
 
+def yolo_lines(answer: dict[str, np.ndarray], found: list[dict]) -> Iterator[str]:
+    """Yield a line for each object that is shown, in YOLO's format: class from 0, centre, width and height."""
+    for number, each in enumerate(found):
+        if each["shown"]:
+            ymin, xmin, ymax, xmax = each["box"]
+            centre = f"{(xmin + xmax) / 2:.6f} {(ymin + ymax) / 2:.6f} {xmax - xmin:.6f} {ymax - ymin:.6f}"
+            yield f"{int(answer['detection_classes'][number]) - 1} {centre}"
+
+
+def _as_file(source: Path) -> Path:
+    """Return the path by whose name a source's files are named: `camera0` for `camera:0`."""
+    return Path({STDIN: "stdin"}.get(str(source), str(source).replace(CAMERA, "camera", 1)))
+
+
 def classes(answer: dict[str, np.ndarray]) -> list[dict]:
     """Return an image's classes in JSON's types, best first: label and score."""
     pairs = zip(answer["classes"], answer["scores"], strict=True)
     return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
 
 
-def _answer(model: Model | Exported, files: Sequence[Path], task: str | None) -> Iterator[Answered]:
+def _answer(model: Model | Exported, images: Iterable[Input], task: str | None, batch: int) -> Iterator[Answered]:
     chosen = BY_NAME[choose_task(model, task)]
-    return _batched(_call(model, chosen), files, chosen.name)
+    return _batched(_call(model, chosen), images, chosen.name, batch)
 
 
 def _answer_in_stages(
-    model: Model | Exported, sheets: dict[Path, Path], threshold: float, task: str | None
+    model: Model | Exported, images: Iterable[Input], writer: Writer, task: str | None
 ) -> Iterator[Answered]:
     """Run images one at a time and draw the stages of each answer into its sheet."""
     staged = StagedModel(model, task)
     if staged.task == CLASSIFICATION.name:
         print("overfeat: classification has no boxes, so its stages end with the class scores", file=sys.stderr)
-    return (_answer_one_in_stages(staged, file, sheet, threshold) for file, sheet in sheets.items())
+    return (_answer_one_in_stages(staged, image, writer) for image in images)
 
 
-def _answer_one_in_stages(staged: StagedModel, file: Path, sheet: Path, threshold: float) -> Answered:
-    data, problem = read_image(file)
-    if problem:
-        return Answered(file, data, {}, problem)
-    answer, stages = staged(data)
+def _answer_one_in_stages(staged: StagedModel, image: Input, writer: Writer) -> Answered:
+    if image.problem:
+        return Answered(image, {}, image.problem, staged.task)
+    answer, stages = staged(image.data)
     if stages is not None:
-        draw_stages(data, stages, staged.model, threshold).save(sheet)
-    return Answered(file, data, answer, task=staged.task)
+        try:
+            draw_stages(image.data, stages, staged.model, writer.threshold).save(writer.sheet(image))
+        except OSError as error:
+            return Answered(image, {}, f"its stages cannot be written: {error.strerror or error}", staged.task)
+    return Answered(image, answer, task=staged.task)
 
 
 def _answer_by_server(
-    name: str, files: Sequence[Path], server: str, connection: Connection, task: str | None
+    name: str, images: Iterable[Input], server: str, connection: Connection, task: str | None
 ) -> Iterator[Answered]:
     from serving.client.client import Client
     from serving.client.pipelining import Unsent, in_order
 
     with Client(server, name, **connection) as client:
         chosen = BY_NAME[choose_task(client, task)]
-        images = ((file, *read_image(file)) for file in files)
-        for sent in in_order(_call(client, chosen), (Unsent(*image) for image in images)):
-            yield Answered(sent.item, sent.image, sent.outputs, sent.problem, chosen.name)
+        for sent in in_order(_call(client, chosen), (Unsent(image, image.data, image.problem) for image in images)):
+            yield Answered(sent.item, sent.outputs, sent.problem, chosen.name)
 
 
 def _call(model: Predictor, task: Task) -> Call:
@@ -216,13 +376,13 @@ def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict
     return {**answer, "status": np.array(statuses, object)}
 
 
-def _batched(call: Call, files: Sequence[Path], task: str) -> Iterator[Answered]:
-    for first in range(0, len(files), BATCH):
-        read = [(file, *read_image(file)) for file in files[first : first + BATCH]]
-        images = [data for _, data, problem in read if not problem]
-        outputs = call(images) if images else {}
-        rows = iter(range(len(images)))
-        for file, data, problem in read:
-            row = None if problem else next(rows)
+def _batched(call: Call, images: Iterable[Input], task: str, batch: int) -> Iterator[Answered]:
+    images = iter(images)
+    while group := list(islice(images, batch)):
+        readable = [image.data for image in group if not image.problem]
+        outputs = call(readable) if readable else {}
+        rows = iter(range(len(readable)))
+        for image in group:
+            row = None if image.problem else next(rows)
             found = {} if row is None else {key: values[row] for key, values in outputs.items()}
-            yield Answered(file, data, found, problem, task)
+            yield Answered(image, found, image.problem, task)

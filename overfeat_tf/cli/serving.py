@@ -22,6 +22,7 @@ _NUMBER = click.IntRange(min=1)
 @click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1)
 @click.option("--config", type=FILE, help="TF Serving's models.config instead of folders; reloaded when saved.")
 @click.option("--all-versions", is_flag=True, help="Serve all versions of each folder, not only the newest.")
+@click.option("--no-warmup", is_flag=True, help="Do not replay warm-up requests; the first requests take seconds.")
 @click.option("--wait", is_flag=True, help="Wait for models that do not exist yet, as TF Serving does.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="The gRPC port; 0 for any free one."
@@ -64,6 +65,7 @@ def serve(
     models: tuple[Path, ...],
     config: Path | None,
     all_versions: bool,
+    no_warmup: bool,
     wait: bool,
     port: int,
     rest_port: int | None,
@@ -83,7 +85,8 @@ def serve(
 ) -> None:
     """Serve models over gRPC as TF Serving does, on one machine.
 
-    The server loads and warms up new versions in the models' folders and switches to them without a failed request. It
+    The ports open at once; until the models are loaded, their state is LOADING and the health NOT_SERVING. The server
+    loads and warms up new versions in the models' folders and switches to them without a failed request. It
     reports a broken version and ignores it. For several machines or dynamic batching use TF Serving.
     """
     if bool(models) == (config is not None):
@@ -106,6 +109,7 @@ def serve(
         page=ui,
         grace=grace,
         wait=wait,
+        warm=not no_warmup,
         poll_seconds=poll,
         config=config,
         access=access,
@@ -141,7 +145,7 @@ class ServerProcess:
     Attributes:
         address: HOST:PORT of gRPC.
         rest: HOST:PORT of REST; empty without it.
-        start_seconds: From the start of the process to the open port.
+        start_seconds: From the start of the process until it serves.
         serving: The line that the server logs once it serves.
         loading: What the server logs about loading and warming up.
     """

@@ -1,7 +1,9 @@
 """Boxes on pictures, for people to look at."""
 
 import colorsys
+import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,8 +12,19 @@ from PIL import Image, ImageDraw, ImageFont
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.merge.calibration import displayed
 
+LONGEST_NAME = 230  # bytes; file systems take 255, and suffixes follow
 LONGEST = 1600  # pixels: enough for a picture to look at
 Truth = tuple[np.ndarray, Sequence[str]]  # boxes normalised yxyx [n, 4], and their names
+
+
+def file_stem(text: str) -> str:
+    """Return the stem of a picture's file name; of a long text the beginning, and a hash of the whole."""
+    text = text.replace("/", "_").replace("\0", "_")
+    encoded = os.fsencode(text)
+    if len(encoded) <= LONGEST_NAME:
+        return text
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: LONGEST_NAME - 9].decode(errors='ignore')}~{digest}"
 
 
 def draw_boxes(

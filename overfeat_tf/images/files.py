@@ -7,7 +7,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -23,8 +23,10 @@ FOREIGN = re.compile(rb"II[*+]\0|MM\0[*+]|....ftyp(?:hei|hev|mif1|msf1|avi)|P[1-
 MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
 
 
-def find_files(patterns: Sequence[str]) -> list[Path]:
-    """List the images that files, folders (recursively) and globs name, each once.
+def find_files(patterns: Sequence[str], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """List the files that names, folders (recursively, those with these suffixes) and globs name, each once.
+
+    Links to folders are followed.
 
     Raises:
         ValueError: one of them matches no file.
@@ -32,17 +34,25 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
-        if path.is_dir():
-            paths = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            paths = [path]
-        else:
-            paths = [Path(file) for file in sorted(glob.glob(pattern, recursive=True)) if Path(file).is_file()]
+        named = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        paths = []
+        for path in named:
+            paths += sorted(_inside(path, suffixes)) if path.is_dir() else [path] if path.is_file() else []
         if not paths:
             raise ValueError(f"expected image files; '{pattern}' matches none")
         for path in paths:
             found.setdefault(os.path.abspath(path), path)
     return list(found.values())
+
+
+def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Walk a folder and what its links lead to; a link back to a folder that it lies in is not followed."""
+    above: dict[str, set[str]] = {str(folder): set()}
+    for place, names, files in os.walk(folder, followlinks=True):
+        lies_in = above.pop(place) | {os.path.realpath(place)}
+        names[:] = [name for name in names if os.path.realpath(os.path.join(place, name)) not in lies_in]
+        above |= {os.path.join(place, name): lies_in for name in names}
+        yield from (Path(place, file) for file in files if Path(file).suffix.lower() in suffixes)
 
 
 def read_image(path: bytes | Path) -> tuple[bytes, str]:

@@ -9,6 +9,7 @@ from overfeat_tf.options import SCALE_FITS, InferenceOptions
 
 # A strip longer than this is squeezed to it: a scale's cost stays within a few times that of a square image.
 MAX_ASPECT = 64.0
+RELEASE_SIDE = 231  # shorter side, for both networks of the authors' 2013 release
 
 
 class Views(NamedTuple):
@@ -119,18 +120,22 @@ def _draw_crops(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> 
     """Draw the centre crop, or the four corners and the centre, of the image's central square (Table 2).
 
     The image is resized to a shorter side of `preset.shorter_side`, and its central square of that side is what the
-    crops are cut from, as the authors' script does: a wide image's corners are those of its middle.
+    crops are cut from, as the authors' script does: a wide image's corners are those of its middle. "release"
+    is the release's command line: the network takes the whole square, in which it has one window, at the top left.
     """
-    side, window = preset.shorter_side, preset.window
+    window, release = preset.window, options.views == "release"
+    side = max(RELEASE_SIDE, window) if release else preset.shorter_side
     sides = tf.cast(tf.shape(image)[:2], tf.float64)
     wanted = sides * side / tf.reduce_min(sides)
-    size = tf.cast(tf.round(tf.minimum(wanted, side * MAX_ASPECT)), tf.int32)
+    size = tf.cast(tf.floor(tf.minimum(wanted, side * MAX_ASPECT) + 0.5), tf.int32)
     first = (size - side) // 2
-    square = _resize(image, size)[first[0] : first[0] + side, first[1] : first[1] + side]
+    square = (_resize_as_release if release else _resize)(image, size)[
+        first[0] : first[0] + side, first[1] : first[1] + side
+    ]
     square = tf.ensure_shape(square, [side, side, 3])
     last = side - window  # never negative: the square holds a window
     corners = [(0, 0), (0, last), (last, 0), (last, last)] if options.views == "ten" else []
-    places = [*corners, (last // 2, last // 2)]
+    places = [(0, 0)] if release else [*corners, (last // 2, last // 2)]
     mirrors = [False, True] if options.flips or options.views == "ten" else [False]
     crops = [
         (tf.reverse(square, [1]) if mirrored else square)[y : y + window, x : x + window]
@@ -146,3 +151,22 @@ def _draw_crops(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> 
 
 def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
     return tf.image.resize(tf.cast(image, tf.float32), size, antialias=True)
+
+
+def _resize_as_release(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Resize as ImageMagick, which the release calls: by Lanczos' filter or, to enlarge, Mitchell's; to 8 bits.
+
+    It resizes one axis, cuts what is out of range, and resizes the other: the width first unless the image shrinks to
+    less than 0.265 of its area.
+    """
+    before = tf.shape(image)[:2]
+    share = tf.cast(tf.reduce_prod(size), tf.float32) / tf.cast(tf.reduce_prod(before), tf.float32)
+    between = tf.where([share > 0.265, share <= 0.265], before, size)
+
+    def resized(method: str) -> tf.Tensor:
+        pixels = tf.cast(image, tf.float32)
+        for target in (between, size):
+            pixels = tf.clip_by_value(tf.image.resize(pixels, target, method, antialias=True), 0.0, 255.0)
+        return tf.round(pixels)
+
+    return tf.cond(share > 1.0, lambda: resized("mitchellcubic"), lambda: resized("lanczos3"))

@@ -102,6 +102,11 @@ def from_config(config: model_server_config_pb2.ModelServerConfig) -> list[Serve
             raise invalid(f"Illegal to list model {name} multiple times in config list")
         if not Path(base).is_absolute():
             raise invalid(f"Expected model {name} to have an absolute path or URI; got base_path()={base}")
+        if not model.model_platform and not model.model_type:
+            fields = "model_type (deprecated) nor ModelServerConfig::model_platform"
+            raise invalid(
+                f"Illegal setting neither ModelServerConfig::{fields} of model {name}; set the latter to tensorflow"
+            )
         if model.model_platform not in ("", "tensorflow"):
             raise invalid(f"Expected model {name} to be of platform tensorflow; got {model.model_platform}")
         models[name] = ServedModel(name, Path(base), model.model_version_policy, dict(model.version_labels))

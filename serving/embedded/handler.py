@@ -32,9 +32,9 @@ SERVICES = (
     prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
     model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
 )
-# Takes each request once it has ended: method, model, the version that answered, code and seconds. Unknown methods and
-# models are empty, so that metrics have few labels.
-Observer = Callable[[str, str, int | None, grpc.StatusCode, float], None]
+# Takes each request once it has ended: method, model, the version that answered, code, seconds and entry point. Unknown
+# methods and models are empty, so that metrics have few labels.
+Observer = Callable[[str, str, int | None, grpc.StatusCode, float, str], None]
 _NO_DEADLINE = RequestContext()
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _observed(name: str) -> Callable[[Callable], Callable]:
                 finally:
                     del status  # or this frame keeps itself, and the request, until garbage collection
             finally:
-                self._observe(name, request, response, code, time.perf_counter() - start)
+                self._observe(name, request, response, code, time.perf_counter() - start, context.entrypoint)
 
         return handle
 
@@ -99,8 +99,7 @@ class RequestHandler:
         Args:
             models, max_bytes, observer: see above.
             version_manager: reloads the configuration; None if the models are fixed.
-            workers: requests that run at the same time; by default one for each CPU (TensorFlow uses several CPUs for
-                each of them anyway), and at least four.
+            workers: requests that run at the same time; by default one for each CPU, and at least four.
             max_requests: requests that run or wait; further ones are rejected.
             max_rows: the most images or examples in a request.
         """
@@ -160,9 +159,11 @@ class RequestHandler:
     def rejected(self, method: str, code: grpc.StatusCode) -> None:
         """Tell the observer of a request that was rejected before it was read."""
         known = any(method in service.methods_by_name for service in SERVICES)
-        self._observe(method if known else "", None, None, code, 0.0)
+        self._observe(method if known else "", None, None, code, 0.0, _NO_DEADLINE.entrypoint)
 
-    def _observe(self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float) -> None:
+    def _observe(
+        self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float, entrypoint: str
+    ) -> None:
         if self.observer is None:
             return
         if method == "MultiInference":
@@ -172,6 +173,6 @@ class RequestHandler:
         spec = getattr(response, "model_spec", None)
         version = spec.version.value if spec is not None and spec.HasField("version") else None
         try:
-            self.observer(method, name if name in self.models.names else "", version, code, seconds)
+            self.observer(method, name if name in self.models.names else "", version, code, seconds, entrypoint)
         except Exception:
             _log.exception("the observer failed")

@@ -33,10 +33,11 @@ def predict(
         tf.errors.OpError: the graph rejected the tensors.
     """
     key = request.model_spec.signature_name or DEFAULT_KEY
-    signature = servable.signature_def(key)
-    if signature is None:
+    signature = servable.signature_defs.get(key)
+    if signature is not None:
+        _require_inputs(signature, request)
+    if signature is None or key not in servable.signatures:
         raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{key}" not found.')
-    _require_inputs(signature, request)
     wanted = _wanted_outputs(signature, request)
     tensors = {
         alias: decode_input(alias, index, request.inputs[alias], signature.inputs[alias], max_bytes)
@@ -108,8 +109,14 @@ def refuse_regression(servable: Servable, key: str) -> NoReturn:
     signature = servable.signature_def(key)
     if signature is None:
         raise invalid(f"No signature was found with the name: {key or DEFAULT_KEY}")
+    if len(signature.inputs) != 1:
+        raise invalid("Expected one input Tensor.")
     if len(signature.outputs) != 1:
         raise invalid("Expected one output Tensor.")
+    for kind in ("inputs", "outputs"):  # TensorFlow's names, by which a regression is told
+        if kind not in getattr(signature, kind):
+            found = _set(getattr(signature, kind))
+            raise invalid(f"No regression {kind} found in SignatureDef: its {kind} are {found}")
     raise StatusError(grpc.StatusCode.UNIMPLEMENTED, "This server answers no regressions; call Predict instead.")
 
 
@@ -171,14 +178,12 @@ def _require_classifier(signature: meta_graph_pb2.SignatureDef) -> None:
     if len(signature.outputs) not in (1, 2):
         raise invalid(f"Expected one or two output Tensors, found {len(signature.outputs)}")
     if "inputs" not in signature.inputs:
-        message = f"No classification inputs found in SignatureDef: its input is {_set(signature.inputs)}"
-        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
+        raise invalid(f"No classification inputs found in SignatureDef: its input is {_set(signature.inputs)}")
     if signature.inputs["inputs"].dtype != types_pb2.DT_STRING:
         raise invalid(f"Expects arg[0] to be {dtype_name(signature.inputs['inputs'].dtype)} but string is provided")
     if not {"classes", "scores"} & set(signature.outputs):
         message = 'Expected classification signature outputs to contain at least one of "classes" or "scores".'
-        message += f" Outputs were: {_set(signature.outputs)}"
-        raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
+        raise invalid(f"{message} Outputs were: {_set(signature.outputs)}")
 
 
 def _serialized_examples(examples: input_pb2.Input) -> list[bytes]:

@@ -14,15 +14,17 @@ from serving.errors import StatusError
 
 @dataclass(frozen=True)
 class RequestContext:
-    """When a request stops being wanted.
+    """When a request stops being wanted, and how it came.
 
     Attributes:
         deadline: when the client stops waiting, as `time.monotonic()` counts; None for never.
         is_cancelled: says whether the client has gone; called from any thread.
+        entrypoint: the protocol that it came by, by TF Serving's names: GRPC or REST.
     """
 
     deadline: float | None = None
     is_cancelled: Callable[[], bool] = lambda: False
+    entrypoint: str = "GRPC"
 
     def check(self) -> None:
         """Raise StatusError DEADLINE_EXCEEDED or CANCELLED once nobody waits for the answer."""
@@ -45,6 +47,7 @@ class RequestQueue(futures.ThreadPoolExecutor):
         self._workers = workers
         self._max_waiting = max_waiting
         self._calls = 0
+        self.on_start: Callable[[float], None] = lambda seconds: None  # called with the seconds that a request waited
         self._changed = threading.Condition()
 
     @property
@@ -61,7 +64,13 @@ class RequestQueue(futures.ThreadPoolExecutor):
     def submit(self, function: Callable, /, *args: Any, **options: Any) -> futures.Future:
         with self._changed:
             self._calls += 1
-        future = super().submit(function, *args, **options)
+        submitted = time.monotonic()
+
+        def run() -> Any:
+            self.on_start(time.monotonic() - submitted)
+            return function(*args, **options)
+
+        future = super().submit(run)
         future.add_done_callback(self._done)
         return future
 

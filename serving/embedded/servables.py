@@ -84,6 +84,7 @@ class Models:
         self._served: dict[str, dict[int, Servable]] = {}
         self._states: dict[str, dict[int, tuple[int, str]]] = {}
         self._labels: dict[str, dict[str, int]] = {}
+        self.starting = False  # until the models of the start are loaded, requests for them get UNAVAILABLE
         for servable in servables:
             self.publish(servable)
 
@@ -124,8 +125,17 @@ class Models:
         """Find the servable that a request's `model_spec` asks for.
 
         Raises:
-            StatusError: NOT_FOUND if there is none, INVALID_ARGUMENT if the request names none.
+            StatusError: NOT_FOUND if there is none, INVALID_ARGUMENT if the request names none, UNAVAILABLE, which
+                clients retry, while the server starts.
         """
+        try:
+            return self._find(request)
+        except StatusError:
+            if self.starting and (name := request.model_spec.name) in self._states:
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, f"{name} is loading; try again later") from None
+            raise
+
+    def _find(self, request) -> Servable:
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
         spec = request.model_spec
@@ -194,6 +204,11 @@ class Models:
                 del self._served[name]
             self.set_state(name, version, State.UNLOADING)
         weakref.finalize(servable, self._freed, name, version).atexit = False
+
+    def labels(self, name: str) -> dict[str, int]:
+        """Return the version numbers of a model by label."""
+        with self._lock:
+            return dict(self._labels.get(name, {}))
 
     def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
         """Replace the labels of a model.

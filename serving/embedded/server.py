@@ -23,8 +23,8 @@ from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
 from serving.embedded.rest.metrics import Metrics
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
-from serving.embedded.services import Interceptor, add_services
-from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager
+from serving.embedded.services import Interceptor, add_services, set_health
+from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager, require_versions
 
 DEFAULT_PORT = 8500
 # Sixteen photographs of 4 MB; the limit of one message, and of one decoded tensor.
@@ -35,6 +35,7 @@ DEFAULT_GRACE_SECONDS = 8.0
 _CONTROL_THREADS = 4  # for status, metadata, health and rejections
 _REFLECTION_THREADS = 2
 _CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
+_CONNECTION_RPCS = 64  # concurrent calls of one connection: half of the queue by default
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NOTICE_SECONDS = 0.5  # of answering after the health reports NOT_SERVING
 _CANCEL_SECONDS = 1.0  # for cancelled requests to notice: the rows that run finish first
@@ -52,7 +53,10 @@ class Server(AbstractContextManager):
         handler: answers every request, of gRPC and REST.
         access: what clients need.
         host, port: where it listens.
+        rest: the REST port; None without it.
     """
+
+    rest: RestServer | None = None
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Server(AbstractContextManager):
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_requests: int = DEFAULT_MAX_REQUESTS,
         version_manager: VersionManager | None = None,
+        ready: bool = True,
         **options: Any,
     ):
         """Listen and answer.
@@ -73,6 +78,7 @@ class Server(AbstractContextManager):
             access: what clients need; nothing by default.
             max_bytes: the largest request, and the largest tensor in one.
             version_manager: keeps `models` up to date, and is closed with the server; None if they are fixed.
+            ready: whether the health is SERVING at once, or once `set_ready` is called.
             models, max_requests, **options: see RequestHandler.
 
         Raises:
@@ -95,11 +101,15 @@ class Server(AbstractContextManager):
             maximum_concurrent_rpcs=max_requests + _CONTROL_RPCS,
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers share a port without an error
+                # Per connection; further calls wait at the client. Without a limit a client that opens and resets calls
+                # by the thousand fills gRPC's queue of calls, and gRPC then cancels the calls of everybody.
+                ("grpc.max_concurrent_streams", _CONNECTION_RPCS),
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),
             ],
         )
         self._health = add_services(self._server, self.handler, reloads, reflections)
+        set_health(self._health, ready)
         credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
         try:
             if credentials is None:
@@ -114,11 +124,15 @@ class Server(AbstractContextManager):
     def address(self) -> str:
         return f"{bracketed(self.host)}:{self.port}"
 
-    def retire(self) -> None:
-        """Report NOT_SERVING and load no new version, but go on answering."""
-        self._health.enter_graceful_shutdown()
-        if self._version_manager:
-            self._version_manager.close(0)
+    def open_rest(self, port: int, page: bool = False) -> RestServer:
+        """Also listen on a REST port, with metrics and perhaps a page to try it."""
+        metrics = Metrics(self.handler)
+        self.rest = RestServer(self.handler, self.host, port, access=self.access, metrics=metrics, page=page)
+        return self.rest
+
+    def set_ready(self) -> None:
+        """Report SERVING: what is to be served is loaded."""
+        set_health(self._health, True)
 
     def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
         """Report NOT_SERVING, reject new requests, let running and waiting ones finish, and close.
@@ -126,7 +140,13 @@ class Server(AbstractContextManager):
         Requests may take `grace` seconds to finish; None cancels them. The server goes on answering for `notice`
         seconds after it has reported NOT_SERVING, for load balancers to notice.
         """
-        self.retire()
+        self._health.enter_graceful_shutdown()
+        if self._version_manager:
+            self._version_manager.close(0)
+        if self.rest is not None:
+            end = time.monotonic() + (grace or 0.0)
+            self.rest.stop(grace)  # first: its requests run here
+            grace = grace and max(end - time.monotonic(), min(grace, 1.0))
         time.sleep(notice)
         stopped = self._server.stop(grace)
         if grace is not None and self.handler.queue.wait_idle(grace):
@@ -157,16 +177,22 @@ def start_models(
     poll_seconds: float = DEFAULT_POLL_SECONDS,
     wait: bool = False,
     config: Path | None = None,
+    warm: bool = True,
+    rest_port: int | None = None,
+    page: bool = False,
     max_bytes: int = DEFAULT_MAX_BYTES,
     **options: Any,
 ) -> Server:
-    """Load models, serve them, and follow the changes of their directories.
+    """Serve models, and follow the changes of their directories; return once all are loaded.
 
-    As with TF Serving the port opens only when all is loaded and warm.
+    The ports open at once: until the models are loaded, their state is LOADING, the health NOT_SERVING, and requests
+    get UNAVAILABLE, which clients retry.
 
     Args:
         wanted: what to serve.
-        poll_seconds, config: see VersionManager.
+        rest_port: the port of REST and Prometheus, 0 for any free one; None for neither.
+        page: whether to show a page to try it there.
+        poll_seconds, config, warm: see VersionManager.
         wait: whether to wait for models that are not there yet.
         host, port, max_bytes, **options: see Server.
 
@@ -174,15 +200,24 @@ def start_models(
         FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
-    require_free(host, port)  # before loading, which takes long
+    require_free(host, port)
+    for model in [] if wait else wanted:
+        require_versions(model)
     models = Models()
-    manager = VersionManager(models, max_bytes, poll_seconds, config)
-    manager.start(wanted, wait)
+    models.starting = True
+    manager = VersionManager(models, max_bytes, poll_seconds, config, warm)
+    server = Server(models, host, port, max_bytes=max_bytes, version_manager=manager, ready=False, **options)
     try:
-        return Server(models, host, port, max_bytes=max_bytes, version_manager=manager, **options)
+        if rest_port is not None:
+            url = server.open_rest(rest_port, page).url
+            _log.info("REST and metrics on %s%s", url, " - open it in a browser to try it" if page else "")
+        _log.info("listening on %s while models are loaded", server.address)
+        manager.start(wanted, wait)
     except BaseException:
-        manager.close()
+        server.stop(None)
         raise
+    server.set_ready()
+    return server
 
 
 def run(
@@ -190,8 +225,6 @@ def run(
     host: str = "127.0.0.1",
     port: int = DEFAULT_PORT,
     *,
-    rest_port: int | None = None,
-    page: bool = False,
     grace: float = DEFAULT_GRACE_SECONDS,
     **options: Any,
 ) -> None:
@@ -201,30 +234,15 @@ def run(
 
     Args:
         wanted: what to serve.
-        rest_port: the port of REST and Prometheus, 0 for any free one; None for neither.
-        page: whether to show a page to try it there.
         grace: the seconds that requests may take to finish.
         host, port, **options: see start_models, which may raise.
     """
     signalled = threading.Event()
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
-    if rest_port is not None:
-        require_free(host, rest_port)  # before loading, which takes long
-    server = start_models(wanted, host, port, **options)
-    rest: RestServer | None = None
-    try:
-        if rest_port is not None:
-            metrics = Metrics(server.handler)
-            server.handler.observer = metrics.observe
-            rest = RestServer(server.handler, host, rest_port, access=server.access, metrics=metrics, page=page)
-    except BaseException:
-        server.stop(None)
-        raise
-    before = {number: signal.signal(number, lambda *_: signalled.set()) for number in _STOP_SIGNALS}
     _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
-    if rest is not None:
-        _log.info("REST and metrics on %s%s", rest.url, " - open it in a browser to try it" if page else "")
+    server = start_models(wanted, host, port, **options)
+    before = {number: signal.signal(number, lambda *_: signalled.set()) for number in _STOP_SIGNALS}
     _log.info("serving %s on %s", server.models, server.address)
     try:
         while not signalled.wait(_SIGNAL_POLL_SECONDS):
@@ -233,11 +251,7 @@ def run(
         for number, earlier in before.items():
             signal.signal(number, earlier)
         _log.info("stopping; requests have %g s to finish", grace)
-        end = time.monotonic() + grace
-        server.retire()
-        if rest is not None:
-            rest.stop(grace)  # first: its requests run in the server
-        server.stop(max(end - time.monotonic(), min(grace, 1.0)), _NOTICE_SECONDS)
+        server.stop(grace, _NOTICE_SECONDS)
     if not (server.handler.queue.wait_idle(_CANCEL_SECONDS) and _threads_end(_CANCEL_SECONDS)):
         _log.warning("requests that cannot be cancelled end with the process")
         logging.shutdown()

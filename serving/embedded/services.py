@@ -55,7 +55,7 @@ def add_services(
     reloads: ThreadPoolExecutor,
     reflections: ThreadPoolExecutor,
 ) -> health.HealthServicer:
-    """Add all services to a server and return its health, SERVING for the server ("") and both services.
+    """Add all services to a server and return its health, which `set_health` sets.
 
     Reloads take minutes, and clients of reflection hold a thread while connected: both have threads of their own.
     """
@@ -71,14 +71,19 @@ def add_services(
     model.HandleReloadConfigRequest = _run_on(reloads, _unary(handler.reload))
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
     checks = health.HealthServicer()
-    for name in ("", PREDICTION, MODEL):
-        checks.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     servicer = reflection.ReflectionServicer((PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME))
     answer = servicer.ServerReflectionInfo
     servicer.ServerReflectionInfo = _run_on(reflections, lambda request, context: answer(request, context))
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     return checks
+
+
+def set_health(checks: health.HealthServicer, ready: bool) -> None:
+    """Report SERVING or NOT_SERVING for the server ("") and both services."""
+    response = health_pb2.HealthCheckResponse
+    for name in ("", PREDICTION, MODEL):
+        checks.set(name, response.SERVING if ready else response.NOT_SERVING)
 
 
 def _unary(method: Callable[[Any, RequestContext], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:

@@ -4,7 +4,7 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -45,16 +45,18 @@ class VersionManager:
         max_bytes: int,
         poll_seconds: float = DEFAULT_POLL_SECONDS,
         config: Path | None = None,
+        warm: bool = True,
     ):
         """Poll every `poll_seconds`, once started.
 
         `config` is a models.config that replaces the configuration whenever it is saved; one tensor of a warm-up
-        request may occupy `max_bytes`.
+        request may occupy `max_bytes`; without `warm` no warm-up requests are replayed.
         """
         self._models = models
         self._max_bytes = max_bytes
         self._poll_seconds = poll_seconds
         self._config = config
+        self._warm = warm
         self._config_seen = fingerprint(config) if config else ()
         self._wanted: dict[str, ServedModel] = {}
         self._paths: dict[tuple[str, int], Path] = {}  # of the served versions
@@ -77,18 +79,21 @@ class VersionManager:
         self._wanted = {model.name: model for model in wanted}
         # All paths are checked before the first model is loaded, which takes long.
         for model in wanted:
-            self._require_versions(model, wait)
+            for number in self._require_versions(model, wait):
+                self._models.set_state(model.name, number, State.START)
         for model in wanted:
             error = self._update(model, settled=True)
             if error is not None and not self._models.served(model.name):
                 raise error
             self._models.set_labels(model.name, model.labels)
+        self._models.starting = False
         self._thread.start()
 
     def reload(self, request: model_management_pb2.ReloadConfigRequest) -> None:
         """Replace the whole configuration and unload what it does not list.
 
-        A model whose path has no version keeps what is loaded of it, as with TF Serving.
+        A model whose path has no version keeps what is loaded of it, as with TF Serving. A label that is in use can
+        only move to a version that is loaded already.
 
         Raises:
             StatusError: the configuration is malformed or labels a missing version, and nothing changes; or a new
@@ -127,20 +132,37 @@ class VersionManager:
             why = " ".join((error.message if isinstance(error, StatusError) else str(error)).split())
             _log.error("%s is not taken, and what is served stays: %s", self._config, why)
 
-    def _replace(self, models: Sequence[ServedModel]) -> list[LoadError]:
+    def _replace(self, models: Sequence[ServedModel]) -> list[Exception]:
         """Replace the whole configuration; return the errors of what could not be loaded. Raises as `reload` does."""
         wanted = {model.name: model for model in models}
         with self._changing:
             for model in wanted.values():
-                _require_labels(model, self._models.served(model.name).keys() | _on_disk(model))
+                self._require_labels(model)
             for name in self._wanted.keys() - wanted.keys():
                 self._withdraw(name, set(self._models.served(name)))
             self._wanted = wanted
-            errors = [error for model in wanted.values() if (error := self._update(model, settled=True))]
+            errors = []
             for model in wanted.values():
-                _require_labels(model, self._models.served(model.name).keys())
-                self._models.set_labels(model.name, model.labels)
-        return [error for error in errors if isinstance(error, LoadError)]
+                error = self._update(model, settled=True)
+                served = self._models.served(model.name)
+                if isinstance(error, LoadError) or (error is not None and not served):
+                    errors.append(error)
+                self._models.set_labels(
+                    model.name, {k: number for k, number in model.labels.items() if number in served}
+                )
+        return errors
+
+    def _require_labels(self, model: ServedModel) -> None:
+        """Raise StatusError if a label names a version that the configuration does not serve, by TF Serving's rule."""
+        served, used = self._models.served(model.name).keys(), self._models.labels(model.name)
+        try:
+            listed = model.wanted(find_versions(model.base))
+        except OSError:
+            listed = set(served)  # what is loaded stays
+        for label, version in model.labels.items():
+            if version not in (listed & served if label in used else listed):
+                message = f"Request to assign label to version {version} of model {model.name}, which is not currently "
+                raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message + "available for inference")
 
     def _poll_until_closed(self) -> None:
         while not self._closed.wait(self._poll_seconds):
@@ -149,14 +171,12 @@ class VersionManager:
             except Exception:
                 _log.exception("looking for versions failed")
 
-    def _require_versions(self, model: ServedModel, wait: bool) -> None:
+    def _require_versions(self, model: ServedModel, wait: bool) -> set[int]:
+        """Return the versions to serve, which may be waited for; raise FileNotFoundError if there is none."""
         logged = False
         while True:
             try:
-                found = find_versions(model.base)
-                if model.wanted(found):
-                    return
-                raise FileNotFoundError(f"expected other versions of {model.name}: {model.base} has {sorted(found)}")
+                return require_versions(model)
             except FileNotFoundError as error:
                 if not wait:
                     raise
@@ -164,7 +184,7 @@ class VersionManager:
                     _log.warning("waiting for %s: %s", model.name, error)
                 logged = True
             if self._closed.wait(self._poll_seconds):
-                return
+                return set()
 
     def _update(self, model: ServedModel, settled: bool = False) -> Exception | None:
         """Load and unload versions of one model as the disk says; return the first error.
@@ -205,7 +225,7 @@ class VersionManager:
         try:
             if not replaced:
                 self._models.set_state(name, number, State.LOADING)
-            self._models.publish(load_version(name, number, path, self._max_bytes))
+            self._models.publish(load_version(name, number, path, self._max_bytes, self._warm))
         except LoadError as error:
             self._broken[path] = before
             why = " ".join(str(error).split())
@@ -230,23 +250,16 @@ class VersionManager:
         return before == self._seen[path]
 
 
-def _on_disk(model: ServedModel) -> set[int]:
-    try:
-        return model.wanted(find_versions(model.base))
-    except OSError:
-        return set()
+def require_versions(model: ServedModel) -> set[int]:
+    """Return the versions of a model to serve; raise FileNotFoundError if there is none on disk."""
+    found = find_versions(model.base)
+    if wanted := model.wanted(found):
+        return wanted
+    raise FileNotFoundError(f"expected other versions of {model.name}: {model.base} has {sorted(found)}")
 
 
-def _require_labels(model: ServedModel, available: Set[int]) -> None:
-    for version in model.labels.values():
-        if version not in available:
-            message = f"Request to assign label to version {version} of model {model.name}, which is not currently "
-            message += "available for inference"
-            raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message)
-
-
-def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servable:
-    """Load a version directory and replay its warm-up requests, with tensors of at most `max_bytes`.
+def load_version(name: str, version: int, path: Path, max_bytes: int, warm: bool = True) -> Servable:
+    """Load a version directory and, if `warm`, replay its warm-up requests, with tensors of at most `max_bytes`.
 
     Raises:
         LoadError: it is not a SavedModel that can be served, or a warm-up request fails.
@@ -260,7 +273,7 @@ def load_version(name: str, version: int, path: Path, max_bytes: int) -> Servabl
         raise LoadError(f"{path} cannot be loaded: {to_status_error(error).message}; export it again") from error
     servable = Servable(name, version, signature_defs, dict(loaded.signatures), read_display_threshold(path))
     loaded_at = time.perf_counter()
-    count = warm_up(servable, path / WARMUP_FILE, max_bytes)
+    count = warm_up(servable, path / WARMUP_FILE, max_bytes) if warm else 0
     times = f"loaded in {loaded_at - start:.1f} s, warmed up in {time.perf_counter() - loaded_at:.1f} s"
     _log.info("%s version %d: %s (%d requests)", name, version, times, count)
     return servable

@@ -40,7 +40,7 @@ class CocoDetection:
             ImportError: pycocotools is not there.
         """
         if find_spec("pycocotools") is None:  # said before hours of inference
-            raise ImportError("mAP needs pycocotools: pip install 'overfeat-tf[eval]'")
+            raise ImportError("mAP needs pycocotools: pip install pycocotools")
         self.class_names = tuple(class_names)
         self._images = 0
         places = {"image": "i4", "label": "i4", "box": "4f8"}  # pixels, x, y, width, height

@@ -26,6 +26,7 @@ from training.fit.callbacks import EpochLines, FiniteLoss, StageBar
 from training.fit.plan import Plan, make_plan, report_data
 from training.fit.stages import seed_stage
 from training.fit.strategy import barrier, choose_strategy, is_chief, keep_freed_memory, more_parts, shard_batches
+from training.fit.supply import Supply
 from training.fit.tensorboard import stage_boards, write_settings
 from training.fit.transfer import with_background
 from training.recipes import Recipe, Schedule, get_recipe
@@ -232,12 +233,13 @@ def _fit(
 
     # 2. Validation and callbacks.
     validation = count = None
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([averages] if averages else [])]
+    supply = Supply(source)
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
     if stage != "detection" and recipe.val_split in source.splits:
         # A view of each image: of as many images as there are views.
         once = replace(recipe, views=recipe.views.validating)
         count = _validation_batches(stage, schedule, source, recipe.val_split)
-        views = _batches(stage, model, once, source, recipe.val_split).take(count).repeat()  # the same each time
+        views = _batches(stage, model, once, supply, recipe.val_split).take(count).repeat()  # the same each time
         validation = shard_batches(strategy, views, schedule.batch)
     if chief:
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
@@ -254,12 +256,16 @@ def _fit(
 
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.
     history: dict[str, list[float]] = {}
-    exhaustion = _explain_exhaustion(stage, schedule, strategy, run)
-    with CheckpointOnSignal(stage, checkpoints) as on_signal, exhaustion, bar:
+    with (
+        bar,
+        _explain_exhaustion(stage, schedule, strategy, run),
+        CheckpointOnSignal(stage, checkpoints, supply.stop) as on_signal,
+        _keep_step_if_data_ends(supply, checkpoints, on_signal),
+    ):
         for first, last, steps in schedule.epochs_left(done):
             if best.exhausted():
                 break
-            batches = _batches(stage, model, recipe, source, recipe.train_split, checkpoints.bookmarks())
+            batches = _batches(stage, model, recipe, supply, recipe.train_split, checkpoints.bookmarks())
             figures = fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
@@ -287,6 +293,20 @@ def _fit(
         trained.load_weights(best.weights(judged["best"]))
         log.info("%s: %s is best after epoch %d: its weights are kept", stage, judge.name, judged["best"]["epoch"])
     return history, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
+
+
+@contextmanager
+def _keep_step_if_data_ends(supply: Supply, checkpoints: Checkpoints, on_signal: CheckpointOnSignal) -> Iterator[None]:
+    """Write a checkpoint where the supply of data ends, and raise its reason, or obey the signal that ended it."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if supply.problem is None:
+            raise
+        checkpoints.save()
+        on_signal.end_if_asked()
+        kept = f"step {checkpoints.step} is kept, and the same command resumes from there"
+        raise OSError(f"{' '.join(str(supply.problem).split())}; {kept}") from error
 
 
 def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:

@@ -76,7 +76,7 @@ def _bundled() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
-        raise ImportError("the source 'digits' needs scikit-learn: pip install 'overfeat-tf[demo]'") from error
+        raise ImportError("the source 'digits' needs scikit-learn: pip install scikit-learn") from error
     digits = load_digits()
     return (digits.images / 16.0).astype(np.float32), digits.target, load_sample_images().images
 

@@ -29,7 +29,7 @@ def timed_steps(
         RuntimeError: the program has exited.
     """
     if find_spec("torch") is None:
-        raise ImportError("expected PyTorch to compare with; it is not installed: pip install 'overfeat-tf[benchmark]'")
+        raise ImportError("expected PyTorch to compare with; it is not installed: pip install torch")
     settings = (preset.name, classes, batch, rate, momentum, decay)
     command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.torch_step", *map(str, settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:

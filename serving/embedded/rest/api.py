@@ -138,7 +138,7 @@ class RestApi:
         """
         self._handler.queue.require_space()
         cancelled = threading.Event()
-        running = self._handler.queue.submit(answer, RequestContext(deadline, cancelled.is_set))
+        running = self._handler.queue.submit(answer, RequestContext(deadline, cancelled.is_set, "REST"))
         future = asyncio.wrap_future(running)
         watching = asyncio.create_task(_watch_disconnect(request, cancelled, running))
         try:

@@ -1,4 +1,4 @@
-"""Prometheus metrics: requests and their outcomes, what waits, what is loaded, and the process itself."""
+"""Prometheus metrics: TF Serving's counts and latencies by its names, what waits, what is loaded, and the process."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,40 +15,51 @@ from serving.errors import StatusError
 
 METRICS_PATH = "/monitoring/prometheus/metrics"  # as in TF Serving's monitoring configuration
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# Seconds: from a status request to a large image on one core.
-_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PREFIX = ":tensorflow:serving:"
+_METHODS = ("Predict", "Classify", "Regress", "MultiInference")  # TF Serving counts no others
+_REQUEST_BUCKETS = [10 * 1.8**power for power in range(33)]  # microseconds; TF Serving's, to 20 minutes
+_QUEUING_BUCKETS = [100 * 1.2**power for power in range(52)]  # likewise, to a second
 
 
 class Metrics(Collector):
-    """Metrics with a registry of their own; `observe` is a RequestHandler's observer. Safe from any thread."""
+    """Metrics with a registry of their own, which observe a RequestHandler. Safe from any thread."""
 
     def __init__(self, handler: RequestHandler):
         self._models = handler.models
         self._registry = registry = CollectorRegistry()
-        text = "Requests answered or refused, over gRPC and REST together."
-        self._requests = Counter("overfeat_requests", text, ["method", "model", "version", "code"], registry=registry)
-        text = "Seconds from a request's coming in to its answer."
-        self._seconds = Histogram(
-            "overfeat_request_seconds", text, ["method", "model"], buckets=_BUCKETS, registry=registry
-        )
-        self._http = Counter("overfeat_http_responses", "Responses of the REST port.", ["status"], registry=registry)
+        name, text = f"{_PREFIX}request_count", "The total number of requests."
+        self._requests = Counter(name, text, ["model_name", "status"], registry=registry)
+        name, text = f"{_PREFIX}request_latency", "Wall time of answered requests in microseconds."
+        labels = ["model_name", "API", "entrypoint"]
+        self._latency = Histogram(name, text, labels, buckets=_REQUEST_BUCKETS, registry=registry)
+        name, text = f"{_PREFIX}batching_session:queuing_latency", "Wall time that requests waited in microseconds."
+        queuing = Histogram(name, text, ["thread_pool_name"], buckets=_QUEUING_BUCKETS, registry=registry)
         self.gauge("overfeat_requests_queued", "Requests that wait for their turn.", lambda: handler.queue.waiting)
         registry.register(self)
         ProcessCollector(registry=registry)
+        handler.observer = self.observe
+        waited = queuing.labels("serving")
+        handler.queue.on_start = lambda seconds: waited.observe(seconds * 1e6)
 
-    def observe(self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float) -> None:
-        self._requests.labels(method, model, "" if version is None else str(version), code.name).inc()
-        self._seconds.labels(method, model).observe(seconds)
-
-    def responded(self, status: int) -> None:
-        self._http.labels(str(status)).inc()
+    def observe(
+        self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float, entrypoint: str
+    ) -> None:
+        """Count a request and, if it was answered, time it, as TF Serving does."""
+        if method not in _METHODS:
+            return
+        self._requests.labels(model, code.name).inc()
+        if code is grpc.StatusCode.OK:
+            self._latency.labels(model, method if entrypoint == "GRPC" else method.lower(), entrypoint).observe(
+                seconds * 1e6
+            )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a number that is read whenever Prometheus asks."""
         Gauge(name, text, registry=self._registry).set_function(value)
 
     def page(self) -> bytes:
-        return generate_latest(self._registry)
+        """Write the page; the library ends the names of counters in `_total`, which TF Serving's names do not."""
+        return generate_latest(self._registry).replace(b":request_count_total", b":request_count")
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Collect the states of all versions, broken ones included."""

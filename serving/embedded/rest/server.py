@@ -1,12 +1,15 @@
 """The REST port of the embedded server: TF Serving's API, Prometheus metrics, and a page to try it, over HTTP."""
 
 import logging
+import re
 import ssl
 import threading
 import time
 from contextlib import AbstractContextManager
 from typing import Any
+from urllib.parse import unquote
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -14,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.embedded.access import Access, bracketed, listen
 from serving.embedded.handler import RequestHandler
@@ -28,6 +32,8 @@ _MAX_CONNECTIONS = 1000
 _KEEP_ALIVE_SECONDS = 75
 _START_SECONDS = 30.0
 _CLOSING_SECONDS = 0.5  # for idle connections
+_PROBE_SECONDS = 2.0  # between looks whether a client that has closed its sending side is still there
+_ABSOLUTE = re.compile(rb"(?i)https?://[^/]*")  # what a request for a proxy has before the path (RFC 9112, 3.2.2)
 _NO_TOKEN = "expected the server's token, as the header Authorization: Bearer TOKEN"
 
 
@@ -71,7 +77,7 @@ class RestServer(AbstractContextManager):
         self._socket = listen(host, port)
         self.port: int = self._socket.getsockname()[1]
         access = access or Access()
-        self._server = uvicorn.Server(_config(_guarded(app, access, metrics), access))
+        self._server = uvicorn.Server(_config(_guarded(app, access), access))
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="rest", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + _START_SECONDS
@@ -96,26 +102,56 @@ class RestServer(AbstractContextManager):
         self.stop()
 
 
-def _guarded(app: ASGIApp, access: Access, metrics: Metrics | None) -> ASGIApp:
-    """Reject requests without the token and count responses; the page's own files need no token."""
+def _guarded(app: ASGIApp, access: Access) -> ASGIApp:
+    """Reject requests without the token, which the page's own files do not need; a path may be in absolute form."""
 
     async def enter(scope: Scope, receive: Receive, send: Send) -> None:
-        async def counted(message: Message) -> None:
-            if metrics is not None and message["type"] == "http.response.start":
-                metrics.responded(message["status"])
-            await send(message)
-
+        if absolute := _ABSOLUTE.match(scope["raw_path"]):
+            path = scope["raw_path"][absolute.end() :] or b"/"
+            scope.update(raw_path=path, path=unquote(path.decode("ascii")))
         permitted = scope["path"] in OPEN_PATHS or access.permits(Headers(scope=scope).get("authorization"))
-        await (app if permitted else error_response(HTTPException(401, _NO_TOKEN)))(scope, receive, counted)
+        await (app if permitted else error_response(HTTPException(401, _NO_TOKEN)))(scope, receive, send)
 
     return enter
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 for clients that may close their sending side once a request is sent (RFC 9112, 9.6)."""
+
+    _half_closed = False
+
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio keeps the connection if told so
+        """Keep the connection for the answer that is due; without one, or over TLS, which cannot, close it."""
+        complete = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        self._half_closed = complete and self._is_answering() and self.transport.get_extra_info("ssl_object") is None
+        if self._half_closed:
+            self.loop.call_later(_PROBE_SECONDS, self._probe)
+        return self._half_closed
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._half_closed and not self._is_answering():  # there may be another request, sent with the first
+            self.transport.close()
+
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _probe(self) -> None:
+        """Send a `100 Continue`, which clients ignore: it fails where the client has gone, which cancels its request.
+
+        A client that has left and one that still reads look the same otherwise.
+        """
+        if self._is_answering() and self.conn.our_state is h11.SEND_RESPONSE and not self.transport.is_closing():
+            if self.conn.their_http_version != b"1.0":
+                self.transport.write(self.conn.send(h11.InformationalResponse(status_code=100, headers=[])))
+            self.loop.call_later(_PROBE_SECONDS, self._probe)
 
 
 def _config(app: ASGIApp, access: Access) -> uvicorn.Config:
     tls: dict[str, Any] = {"ssl_certfile": access.cert, "ssl_keyfile": access.key, "ssl_ca_certs": access.client_ca}
     return uvicorn.Config(
         app,
-        http="h11",
+        http=_Protocol,
         ws="none",
         lifespan="off",
         interface="asgi3",

@@ -1,22 +1,27 @@
 """The 2013 release's weight files: layout and arithmetic against plain numpy and the release itself, and refusals."""
 
+import io
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from command_line import run as overfeat
+from PIL import Image
 
 import overfeat_tf as of
 from overfeat_tf.models.release_weights import file_layers, file_size, import_weights, read_labels, released
 from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.scan.pyramid import draw_views
 
 RELEASE = Path(__file__).resolve().parents[4] / "shared" / "release"
 SHA256 = "9364adb82bfd9a4271b2f30c69610f00464d91a4c3a15184469f0bdcae0a796e"  # of its seeded random `fast`
@@ -403,3 +408,48 @@ def test_the_public_calls_are_as_the_released_library(of_the_release):
     scores = our_layers(model.network, image)[-1][:, 0, 0].astype(float)
     logits = model.with_options(scales=(1,), fine=False).classify(image[None])["logits"][0]
     np.testing.assert_allclose(logits, scores - np.log(np.exp(scores).sum()), rtol=0, atol=1e-4)
+
+
+def test_its_command_lines_classification_is_reproduced(of_the_release, tmp_path, monkeypatch, capsys):
+    model, figures = of_the_release
+    exact = np.exp(figures["scores"].ravel() - figures["scores"].max()).astype(float)
+    exact /= exact.sum()
+    release = model.with_options(views="release", fine=False)
+    logits = release.classify(figures["pixels"][None])["logits"][0]
+    near = 2e-5 * np.abs(figures["scores"]).max()
+    np.testing.assert_allclose(logits, np.log(exact), rtol=0, atol=2 * near)
+    # A wide picture is cut to its central square; a PPM stream on standard input is what the release's -p took.
+    wide = np.pad(figures["pixels"], ((0, 0), (30, 31), (0, 0)), mode="symmetric")
+    stream = b"".join(
+        b"P6\n# made here\n%d 231\n255\n" % each.shape[1] + each.tobytes() for each in (figures["pixels"], wide)
+    )
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stream)))
+    monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda _: model)
+    status = overfeat(monkeypatch, "predict", "run", "-", "-n", 3, "--views", "release", "--out", tmp_path)
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    lines = [line.rsplit(" ", 1) for line in printed.out.splitlines()]
+    best = np.argsort(-exact)[:3]
+    assert [name for name, _ in lines] == [f"ILSVRC2012_ID {n + 1}" for n in best] * 2
+    np.testing.assert_allclose([float(score) for _, score in lines], [*exact[best]] * 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("size", [(231, 231), (260, 231), (500, 375), (120, 200)])
+def test_the_releases_view_is_the_central_square_of_the_picture_at_231(name, size):
+    pixels = np.random.default_rng(4).integers(0, 256, (size[0] // 5, size[1] // 5, 3), np.uint8)
+    pixels = np.kron(pixels, np.ones((5, 5, 1), np.uint8))[: size[0], : size[1]]
+    pixels = np.pad(pixels, ((0, size[0] - pixels.shape[0]), (0, size[1] - pixels.shape[1]), (0, 0)), mode="edge")
+    scale = 231 / min(size)
+    height, width = (math.floor(side * scale + 0.5) for side in size)
+    larger = scale > 1
+    filters = Image.Resampling.BICUBIC if larger else Image.Resampling.LANCZOS
+    resized = np.asarray(Image.fromarray(pixels).resize((width, height), filters), float)
+    top, left = (height - 231) // 2, (width - 231) // 2
+    window = PRESETS[name].window
+    (views,) = draw_views(PRESETS[name], tf.constant(pixels), of.InferenceOptions(views="release"))
+    seen = views.pixels.numpy()
+    assert seen.shape == (1, window, window, 3) and (seen == np.round(seen)).all()
+    np.testing.assert_array_equal(views.origins, [[top, left]])
+    apart = np.abs(seen[0] - resized[top : top + window, left : left + window])
+    assert apart.max() <= (60 if larger else 2.0) and apart.mean() < (6 if larger else 0.3)  # Mitchell's is softer

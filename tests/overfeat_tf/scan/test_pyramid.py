@@ -114,7 +114,7 @@ def test_the_shorter_side_holds_a_window(name):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"views": "twelve"}, "expected views to be one of dense, centre, ten; got 'twelve'"),
+        ({"views": "twelve"}, "expected views to be one of dense, centre, ten, release; got 'twelve'"),
         ({"scale_fit": "near"}, "expected scale_fit to be one of aspect, exact; got 'near'"),
         ({"localize_by": "luck"}, "expected localize_by to be one of vote, accumulated; got 'luck'"),
         ({"top_k": 0}, "expected top_k to be a whole number, at least 1; got 0"),

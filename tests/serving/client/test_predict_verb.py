@@ -88,7 +88,7 @@ def test_pictures_show_what_reaches_the_display_threshold(model, exported, image
 def test_files_that_vanish_are_rows_too_and_none_is_sent(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.png").write_bytes(png())
     files = [tmp_path / "a.png"]
-    monkeypatch.setattr("overfeat_tf.images.files.find_files", lambda _: [*files, tmp_path / "gone.png"])
+    monkeypatch.setattr("overfeat_tf.cli.inputs.find_files", lambda *_: [*files, tmp_path / "gone.png"])
     out = tmp_path / "answers.json"
     asked = ["--server", server.address, "--out", tmp_path / "out", "--json", out]
     assert _predict(monkeypatch, "m", "x", *asked) == 1

@@ -176,11 +176,23 @@ REFUSED = {
     "classify, not a classifier": (
         "Classify",
         classify_request(png(), signature="spin"),
-        PRECONDITION,
+        INVALID,
         "No classification inputs found in SignatureDef",
     ),
     "regress": ("Regress", regress_request("detect"), INVALID, "Expected one output Tensor."),
-    "regress, one output": ("Regress", regress_request("spin"), UNIMPLEMENTED, "no regressions"),
+    "regress, one output": ("Regress", regress_request("spin"), INVALID, "No regression inputs found in SignatureDef"),
+    "regression among several tasks": (
+        "MultiInference",
+        multi_request("spin", method="tensorflow/serving/regress"),
+        INVALID,
+        "No regression inputs found in SignatureDef",
+    ),
+    "the signature of the loader": (
+        "Predict",
+        predict_request("__saved_model_init_op", image_bytes=[png()]),
+        INVALID,
+        "1!=0 len({image_bytes}) != len({}). Sent extra: {image_bytes}. Missing but required: {}.",
+    ),
     "two tasks alike": (
         "MultiInference",
         multi_request("classify", "classify"),

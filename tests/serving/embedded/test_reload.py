@@ -27,7 +27,8 @@ def base(model_dir, tmp_path) -> Path:
 
 
 def _reload(channel: grpc.Channel, *models: dict):
-    config = {"model_config_list": {"config": models}}
+    listed = [{"model_platform": "tensorflow", **model} for model in models]
+    config = {"model_config_list": {"config": listed}}
     return call(channel, "HandleReloadConfigRequest", model_management_pb2.ReloadConfigRequest(config=config))
 
 
@@ -69,6 +70,28 @@ def test_reload_replaces_the_whole_configuration(model_dir, base, tmp_path):
         assert set(states(channel).values()) <= {State.UNLOADING, State.END}
 
 
+def test_a_label_in_use_moves_to_loaded_versions_only_and_a_refusal_changes_nothing(model_dir, base):
+    put(model_dir, base, 2, source=2)
+
+    def listing(*versions: int, **labels: int) -> dict:
+        policy = {"specific": {"versions": versions}}
+        return {"name": "m", "base_path": str(base), "model_version_policy": policy, "version_labels": labels}
+
+    with served(base) as (server, channel):
+        _reload(channel, listing(1, 2, stable=1, canary=2))
+        put(model_dir, base, 3)
+        # TF Serving looks at labels before it loads: listing a version and moving a label to it are two saves.
+        for refused in (listing(1, 2, 3, stable=1, canary=3), listing(1, stable=1, canary=2)):
+            with pytest.raises(grpc.RpcError, match=r"Request to assign label to version \d of model m"):
+                _reload(channel, refused)
+            assert server.models.loaded == [("m", 1), ("m", 2)]
+            assert call(channel, "Predict", good_request(label="canary")).model_spec.version.value == 2
+        _reload(channel, listing(1, 2, 3, stable=1, canary=2))
+        _reload(channel, listing(1, 3, stable=1, canary=3, new=3))
+        assert server.models.loaded == [("m", 1), ("m", 3)]
+        assert [server.models.labels("m")[label] for label in ("stable", "canary", "new")] == [1, 3, 3]
+
+
 def test_reload_says_what_could_not_be_loaded(base, tmp_path):
     (tmp_path / "broken" / "1").mkdir(parents=True)
     (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"\xff")
@@ -79,11 +102,18 @@ def test_reload_says_what_could_not_be_loaded(base, tmp_path):
         assert failed.value.code() is grpc.StatusCode.UNKNOWN
         assert failed.value.details().startswith("1 servable(s) did not become available: {")
         assert server.models.loaded == [("m", 1)]
+        with pytest.raises(grpc.RpcError, match="there is no such directory"):
+            _reload(channel, keep, {"name": "new", "base_path": str(tmp_path / "nowhere")})
         for config, message in [
             ([keep, keep], "Illegal to list model m multiple times in config list"),
             (
                 [{"name": "m", "base_path": "models/m"}],
                 "Expected model m to have an absolute path or URI; got base_path()=models/m",
+            ),
+            (
+                [keep, {"name": "n", "base_path": "/n", "model_platform": ""}],
+                "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+                "ModelServerConfig::model_platform of model n; set the latter to tensorflow",
             ),
         ]:
             with pytest.raises(grpc.RpcError) as refused:

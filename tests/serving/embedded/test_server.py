@@ -1,5 +1,8 @@
 """The embedded server's queue, deadlines, faults and port."""
 
+import contextlib
+import socket
+import struct
 import threading
 import time
 from concurrent import futures
@@ -147,6 +150,33 @@ def test_requests_run_side_by_side():
     ):
         answers = list(clients.map(lambda _: predict(channel)(X, timeout=10), range(3)))
     assert len(answers) == 3
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Packs a frame of HTTP/2 (RFC 9113, 4.1)."""
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def _flood(port: int, calls: int) -> None:
+    """Opens calls on one connection and resets each at once (CVE-2023-44487)."""
+
+    def text(*parts: bytes) -> bytes:
+        return b"".join(bytes([len(part)]) + part for part in parts)
+
+    path = b"\x83\x86\x04" + text(b"/tensorflow.serving.PredictionService/Predict") + b"\x01" + text(b"localhost")
+    headers = path + b"\0" + text(b"te", b"trailers") + b"\0" + text(b"content-type", b"application/grpc")
+    pairs = ((_frame(1, 4, 2 * n + 1, headers), _frame(3, 0, 2 * n + 1, struct.pack(">I", 8))) for n in range(calls))
+    with socket.create_connection(("127.0.0.1", port), 20) as client, contextlib.suppress(OSError):
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _frame(4, 0, 0) + b"".join(map(b"".join, pairs)))
+        client.settimeout(0.5)
+        client.recv(1 << 16)
+
+
+def test_a_client_that_opens_and_resets_calls_by_the_thousand_harms_no_other():
+    with serve_function(lambda x: {"y": x}) as server, grpc.insecure_channel(server.address) as channel:
+        for _ in range(3):
+            _flood(server.port, 20_000)
+            assert all(predict(channel)(X, timeout=10).outputs for _ in range(5))
 
 
 def test_a_taken_port_is_one_line_before_anything_is_loaded(server, tmp_path):

@@ -6,16 +6,21 @@ import threading
 import weakref
 from pathlib import Path
 
+import grpc
+import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from small_model import png
 from stock_requests import call, good_request, predict_request, status_request, write_warmup
 from tensorflow_serving.config import model_server_config_pb2
 from version_life import Load, State, put, served, states
 from waiting import until
 
+from serving.embedded import server as server_module
+from serving.embedded import version_manager
 from serving.embedded.config import ServedModel, from_directories
 from serving.embedded.servables import Models
-from serving.embedded.server import start
+from serving.embedded.server import Server, start
 from serving.embedded.version_manager import VersionManager
 from serving.errors import StatusError
 from serving.version_folders import LoadError
@@ -111,6 +116,41 @@ def test_a_failing_warm_up_request_keeps_a_version_out(model_dir, base):
     shutil.rmtree(base / "1")
     with pytest.raises(LoadError, match="failed at record 2: Unknown image file format"):
         start([base], port=0)
+    with start([base], port=0, warm=False) as server:
+        assert server.models.loaded == [("m", 2)]
+
+
+def test_the_ports_open_at_once_and_report_loading_until_the_model_is_ready(base, monkeypatch):
+    may_load, load, found, servers = threading.Event(), version_manager.load_version, {}, []
+
+    def gated(*args):
+        assert may_load.wait(20)
+        return load(*args)
+
+    def notes(*args, **options):
+        servers.append(Server(*args, **options))
+        return servers[0]
+
+    monkeypatch.setattr(version_manager, "load_version", gated)
+    monkeypatch.setattr(server_module, "Server", notes)
+    threading.Thread(target=lambda: found.update(server=start([base], port=0, rest_port=0, warm=False))).start()
+    until(lambda: servers and servers[0].rest)
+    server = servers[0]
+    with grpc.insecure_channel(server.address) as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check
+        until(lambda: states(channel) == {1: State.LOADING})
+        assert check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        with pytest.raises(grpc.RpcError) as refused:
+            call(channel, "Predict", good_request())
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # clients retry it
+        assert "LOADING" in httpx.get(f"{server.rest.url}/v1/models/m").text
+        assert httpx.post(f"{server.rest.url}/v1/models/m:predict", json={"inputs": [1]}).status_code == 503
+        may_load.set()
+        until(lambda: "server" in found)
+        assert states(channel) == {1: State.AVAILABLE}
+        assert check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        assert call(channel, "Predict", good_request()).outputs
+    found["server"].stop()
 
 
 def test_a_model_that_is_not_there_yet_is_waited_for(model_dir, tmp_path, caplog):

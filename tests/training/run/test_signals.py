@@ -1,11 +1,14 @@
 """Signals while a stage is fitted: the step under way ends and is written, and then the signal does what it does."""
 
+import ctypes
 import os
 import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
 
+from training.run import signals
 from training.run.signals import CheckpointOnSignal
 
 STEPS = 4  # an epoch
@@ -100,3 +103,24 @@ def test_a_process_that_a_signal_does_not_end_ends(monkeypatch):
         checkpoints.step = 1
         callback.on_train_batch_end(1)
     assert end.value.code == 143 and checkpoints.saved == [1]
+
+
+@pytest.mark.parametrize("data_ends", [True, False])
+def test_a_signal_is_obeyed_in_a_call_that_waits_for_data(data_ends, monkeypatch, caplog):
+    libc, lock = ctypes.CDLL(None), ctypes.create_string_buffer(64)  # a call that no handler can run in
+    ended: list[int] = []
+
+    def end(code: int) -> None:
+        ended.append(code)
+        libc.pthread_mutex_unlock(lock)
+
+    monkeypatch.setattr(signals, "PATIENCE", 0.2)
+    monkeypatch.setattr(os, "_exit", end)
+    stop = (lambda: libc.pthread_mutex_unlock(lock)) if data_ends else (lambda: None)
+    libc.pthread_mutex_lock(lock)
+    with pytest.raises(KeyboardInterrupt), CheckpointOnSignal("detection", FakeCheckpoints(), stop) as callback:
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        libc.pthread_mutex_lock(lock)
+        callback.end_if_asked()
+    assert ended == ([] if data_ends else [130])
+    assert any("in a step that does not end" in line for line in caplog.messages) is not data_ends

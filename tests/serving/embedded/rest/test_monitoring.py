@@ -1,5 +1,8 @@
 """What Prometheus reads: parsed by its own library."""
 
+import re
+from pathlib import Path
+
 import grpc
 import httpx
 import pytest
@@ -13,6 +16,8 @@ from serving.embedded.handler import RequestHandler
 from serving.embedded.rest.metrics import METRICS_PATH, Metrics
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
+
+RUNBOOK = Path(__file__).parents[4] / "serving" / "deploy" / "RUNBOOK.md"
 
 
 def samples(text: str) -> dict[tuple[str, frozenset], float]:
@@ -29,7 +34,6 @@ def key(name: str, **labels: str) -> tuple[str, frozenset]:
 def watched(server):
     """Serves the small model over HTTP with metrics, for one test."""
     metrics = Metrics(server.handler)
-    server.handler.observer = metrics.observe
     with (
         RestServer(server.handler, port=0, metrics=metrics) as rest,
         httpx.Client(base_url=f"http://127.0.0.1:{rest.port}") as client,
@@ -47,16 +51,34 @@ def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
     page = watched.get(METRICS_PATH)
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     found = samples(page.text)
-    counts = {k: v for k, v in found.items() if k[0] == "overfeat_requests_total"}
-    assert counts == {
-        key("overfeat_requests_total", method="Predict", model="m", version="2", code="OK"): 1,
-        key("overfeat_requests_total", method="Predict", model="", version="", code="NOT_FOUND"): 2,
+    # The names and labels of TF Serving, by which the runbook asks; a name from outside is no label. The parser adds
+    # `_total` to the names of counters.
+    name = ":tensorflow:serving:request_count"
+    assert {k: v for k, v in found.items() if k[0] == f"{name}_total"} == {
+        key(f"{name}_total", model_name="m", status="OK"): 1,
+        key(f"{name}_total", model_name="", status="NOT_FOUND"): 2,
     }
-    assert found[key("overfeat_request_seconds_count", method="Predict", model="m")] == 1
-    assert 0 < found[key("overfeat_request_seconds_sum", method="Predict", model="m")] < 10
-    assert found[key("overfeat_http_responses_total", status="400")] == 1
+    assert f'\n{name}{{model_name="m",status="OK"}} 1.0\n' in page.text
+    assert f"# TYPE {name} counter" in page.text
+    answered = {"model_name": "m", "API": "Predict", "entrypoint": "GRPC"}
+    assert found[key(":tensorflow:serving:request_latency_count", **answered)] == 1
+    assert 1e2 < found[key(":tensorflow:serving:request_latency_sum", **answered)] < 1e7  # microseconds
+    assert key(":tensorflow:serving:request_latency_bucket", le="18.0", **answered) in found
+    rest = answered | {"API": "predict", "entrypoint": "REST"}
+    assert watched.post("/v1/models/m:predict", json={"signature_name": "spin", "inputs": [0]}).status_code == 200
+    found = samples(watched.get(METRICS_PATH).text)
+    assert found[key(":tensorflow:serving:request_latency_count", **rest)] == 1
+    queued = key(":tensorflow:serving:batching_session:queuing_latency_count", thread_pool_name="serving")
+    assert found[queued] >= 2
     assert found[key("overfeat_rest_requests")] == 0
-    assert found[key("overfeat_http_responses_total", status="404")] == 1
+
+
+def test_the_runbooks_queries_name_what_the_page_has(watched, channel):
+    call(channel, "Predict", predict_request(image_bytes=[png()]))
+    page = watched.get(METRICS_PATH).text
+    asked = set(re.findall(r":tensorflow:serving:[\w:]+", RUNBOOK.read_text()))
+    assert len(asked) >= 3
+    assert all(re.search(rf"^{name}\{{", page, re.MULTILINE) for name in asked), asked
 
 
 def test_what_is_loaded_waits_and_lives_is_read_when_asked(servable):

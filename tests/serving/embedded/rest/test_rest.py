@@ -162,7 +162,7 @@ def test_status_and_metadata_as_grpc_answers_them(http, channel, version):
         ("m:classify", {"signature_name": "classify", "examples": [{"x": [1, "a"]}]}, 400, "expecting one type"),
         ("m:classify", {"signature_name": "classify", "examples": [{"x": 2**63}]}, 400, "no int64"),
         ("m:regress", {"signature_name": "classify", "examples": [{}]}, 400, "Expected one output Tensor."),
-        ("m:regress", {"signature_name": "spin", "examples": [{}]}, 501, "no regressions"),
+        ("m:regress", {"signature_name": "spin", "examples": [{}]}, 400, "No regression inputs found in SignatureDef"),
         ("m:predict", b"{", 400, "JSON Parse error"),
         ("m:predict", b"", 400, "JSON Parse error"),
         ("m:predict", b'{"inputs": "\xff"}', 400, "JSON Parse error"),

@@ -21,6 +21,7 @@ from gated_model import Gate, contract_models, function_models
 from serving.embedded.access import Access
 from serving.embedded.handler import RequestHandler
 from serving.embedded.rest import api
+from serving.embedded.rest import server as server_module
 from serving.embedded.rest.metrics import METRICS_PATH
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
@@ -88,6 +89,41 @@ def test_a_request_whose_client_is_gone_is_not_run():
         gate.open.set()
         assert running.result().status_code == 200
     assert gate.calls == 1
+
+
+def _raw(rest: RestServer, *parts: bytes, read: int = 1 << 20) -> bytes:
+    """Sends bytes, closes the sending side, and reads all that comes."""
+    with socket.create_connection(("127.0.0.1", rest.port), 20) as client:
+        for part in parts:
+            client.sendall(part)
+        client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(read), b""))
+
+
+def test_a_client_that_closes_its_sending_side_gets_its_answers(monkeypatch):
+    monkeypatch.setattr(server_module, "_PROBE_SECONDS", 0.1)
+
+    def slow(x):
+        time.sleep(0.5)
+        return {"y": x}
+
+    body = b'{"inputs": [1]}'
+    post = f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    status = b"GET /v1/models/m HTTP/1.%d\r\nHost: x\r\n\r\n"
+    with _served(slow) as rest:
+        assert _raw(rest, post, body).count(b'{"outputs":[1.0]}') == 1
+        assert _raw(rest, post + body + post + body).count(b'{"outputs":[1.0]}') == 2
+        answer = _raw(rest, status % 0)
+        assert answer.startswith(b"HTTP/1.1 200") and b"AVAILABLE" in answer
+        assert _raw(rest, post, body[:5]) == b""  # a body that cannot end any more
+
+
+@pytest.mark.parametrize("before", ["http://host", "HTTP://user@host:80", "https://[::1]:8501"])
+def test_a_path_may_come_in_the_absolute_form(before):
+    with _served(lambda x: {"y": x}) as rest:
+        answer = _raw(rest, f"GET {before}/v1/models/m?x=1 HTTP/1.1\r\nHost: host\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 200") and b"AVAILABLE" in answer
+        assert _raw(rest, f"GET {before} HTTP/1.1\r\nHost: host\r\n\r\n".encode()).startswith(b"HTTP/1.1 404")
 
 
 def test_a_request_that_waited_too_long_gets_504_at_once():
@@ -169,7 +205,7 @@ def test_the_verb_serves_rest_and_the_page_until_sigterm(model_dir):
             url = next(line.split()[7] for line in process.stderr if " REST and metrics on " in line)
             assert httpx.get(url).headers["content-type"].startswith("text/html")
             assert httpx.post(url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
-            assert 'code="OK",method="Predict",model="m",version="2"} 1.0' in httpx.get(url + METRICS_PATH).text
+            assert ':request_count{model_name="m",status="OK"} 1.0' in httpx.get(url + METRICS_PATH).text
             with futures.ThreadPoolExecutor(1) as pool:
                 body = {"signature_name": "spin", "inputs": [1.5]}
                 running = pool.submit(httpx.post, url + PREDICT, json=body, timeout=20)

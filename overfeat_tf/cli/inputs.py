@@ -1,0 +1,133 @@
+"""What `predict` is given: image files, videos, cameras and images on standard input, as a stream of encoded images."""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO, NamedTuple
+
+from PIL import Image
+
+from overfeat_tf.images import video
+from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, find_files, read_image
+
+STDIN = "-"
+_LONGEST_HEADER = 4096  # bytes, comments included
+# The header of a binary PGM or PPM, which may have comments between its numbers (Netpbm's `ppm`).
+_NETPBM = re.compile(rb"P([56])" + rb"(?:\s|#[^\n]*\n)+(\d+)" * 3 + rb"\s")
+
+
+class Input(NamedTuple):
+    """An encoded image, or why there is none.
+
+    Attributes:
+        source: The file, camera or `-` that it comes from, as it was given.
+        data: The encoded image; empty where there is a problem.
+        problem: Why it cannot be read; empty where it can.
+        number: Its number, from 1, in a video or on standard input; None for a file.
+        rate: The frames a second of the video that it is from.
+    """
+
+    source: Path
+    data: bytes
+    problem: str = ""
+    number: int | None = None
+    rate: float | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """Its time in the video."""
+        return None if self.rate is None or self.number is None else (self.number - 1) / self.rate
+
+
+def find_inputs(names: Sequence[str]) -> list[Path]:
+    """List what the names stand for: files, folders, globs, `camera:0` and `-`, each once.
+
+    Raises:
+        ValueError: one of them matches no file.
+    """
+    found: dict[str, Path] = {}
+    for name in names:
+        given = name == STDIN or name.startswith(video.CAMERA)
+        for source in [Path(name)] if given else find_files([name], (*SUFFIXES, *video.SUFFIXES)):
+            found.setdefault(name if given else os.path.abspath(source), source)
+    return list(found.values())
+
+
+@contextmanager
+def spooled(names: Sequence[str]) -> Iterator[list[Path]]:
+    """List image files as `find_files` does; images on standard input, `-`, become files for the time of the block."""
+    with TemporaryDirectory(prefix="overfeat-") as folder:
+        images = (data for name in names if name == STDIN for data in _split(sys.stdin.buffer))
+        for number, data in enumerate(images, start=1):
+            Path(folder, f"stdin_{number:06}.png").write_bytes(_decodable(data)[0] or data)
+        yield find_files([folder if name == STDIN else name for name in names])
+
+
+def is_moving(source: Path) -> bool:
+    """Return whether a source is a video or a camera."""
+    return str(source).startswith(video.CAMERA) or source.suffix.lower() in video.SUFFIXES
+
+
+def read_inputs(sources: Sequence[Path], every: int = 1) -> Iterator[Input]:
+    """Read images one after the other; `every` so many frames of a video."""
+    for source in sources:
+        if is_moving(source):
+            yield from _frames(source, every)
+        elif str(source) == STDIN:
+            number = 0
+            for number, part in enumerate(_split(sys.stdin.buffer), start=1):
+                yield Input(source, *_decodable(part), number)
+            if number == 0:
+                yield Input(source, b"", "expected images on standard input; got none")
+        else:
+            data, problem = read_image(source)
+            yield Input(source, *((data, problem) if problem else _decodable(data)))
+
+
+def _frames(source: Path, every: int) -> Iterator[Input]:
+    number = 0
+    try:
+        with video.Video(str(source)) as opened:
+            for number, data in opened.frames(every):
+                yield Input(source, data, "", number, opened.rate)
+    except ValueError as error:
+        yield Input(source, b"", str(error))
+        return
+    if number == 0:
+        yield Input(source, b"", "expected a video with frames; none can be read")
+
+
+def _split(stream: BinaryIO) -> Iterator[bytes]:
+    """Split a stream into images as they come: any number of binary PPM or PGM, or one of another kind."""
+    while head := stream.read(1):
+        if head in b"\0\r\n ":  # between images
+            continue
+        while head in (b"P", b"P5", b"P6") or (head[:2] in (b"P5", b"P6") and len(head) < _LONGEST_HEADER):
+            if (header := _NETPBM.fullmatch(head)) or not (more := stream.read(1)):
+                break
+            head += more
+        else:
+            header = None
+        if header is None:
+            yield head + stream.read()
+            return
+        kind, width, height, most = (int(part) for part in header.groups())
+        size = width * height * (3 if kind == 6 else 1) * (2 if most > 255 else 1)
+        yield head + stream.read(min(size, MAX_BYTES))
+
+
+def _decodable(data: bytes) -> tuple[bytes, str]:
+    """Return an image and ""; PPM and PGM as PNG, which the network's decoder reads, or b"" and the reason."""
+    if not _NETPBM.match(data):
+        return data, ""
+    try:
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(data)).save(stream, "PNG", compress_level=1)
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return b"", f"damaged PPM image: {error}"
+    return stream.getvalue(), ""

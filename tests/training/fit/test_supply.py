@@ -1,0 +1,78 @@
+"""Data that goes away while a stage is fitted: one line, a checkpoint, and an end."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+from small_run import RECIPE
+from small_source import few_digits
+
+from training.fit import supply as module
+from training.fit.supply import Supply
+from training.fit.train import train
+
+
+class Vanishing:
+    """Has records for so many passes, and then none, or fails."""
+
+    def __init__(self, passes: int, error: Exception | None = None):
+        self._source, self._left, self._error = few_digits(8, 2), passes, error
+
+    def __getattr__(self, name: str):
+        return getattr(self._source, name)
+
+    def records(self, split: str, limit: int | None = None):
+        self._left -= split == "train"
+        if self._left >= 0:
+            return self._source.records(split, limit)
+        if self._error is not None:
+            raise self._error
+        return iter(())
+
+
+def test_a_pass_that_gives_nothing_ends_the_supply():
+    supply = Supply(Vanishing(2))
+    assert (supply.splits, supply.name) == (("train", "val"), "small")
+    assert [len(list(supply.records("train"))) for _ in range(2)] == [8, 8]
+    with pytest.raises(OSError, match="expected images in split 'train' of small; none is left: is the data still"):
+        list(supply.records("train"))
+    assert isinstance(supply.problem, OSError)
+
+
+def test_records_that_no_step_comes_of_end_it_too(monkeypatch):
+    monkeypatch.setattr(module, "READ_AHEAD", 20)
+    supply = Supply(few_digits(8, 2))
+    for _ in range(4):  # what is used may go on for ever
+        list(supply.records("train"))
+        supply.on_train_batch_end(0)
+    with pytest.raises(OSError, match="none can be read"):
+        for _ in range(4):
+            list(supply.records("train"))
+
+
+def test_it_stops_at_the_next_record_where_asked():
+    supply = Supply(few_digits(8, 2))
+    records = supply.records("train")
+    assert len(list(islice(records, 3))) == 3
+    supply.stop()
+    with pytest.raises(OSError, match="stopped"):
+        next(records)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (None, "expected images in split 'train' of small; none is left: is the data still there?"),
+        (FileNotFoundError(2, "No such file or directory", "lists/train.txt"), "lists/train.txt"),
+    ],
+)
+def test_a_run_whose_data_goes_away_ends_with_a_line_and_keeps_its_step(tmp_path, error, line):
+    schedule = replace(RECIPE.classification, steps=10_000, epochs=2)
+    recipe = replace(RECIPE, classification=schedule)
+    with pytest.raises(OSError) as ended:
+        train(recipe, Vanishing(6, error), tmp_path / "run", ["classification"])
+    told = str(ended.value)
+    assert line in told and "\n" not in told and "Traceback" not in told
+    (step,) = (int(word) for word in told.partition("step ")[2].split()[:1])
+    assert step > 0 and (tmp_path / "run" / "checkpoints" / "classification" / f"ckpt-{step}.index").is_file()
+    assert told.endswith(f"step {step} is kept, and the same command resumes from there")

@@ -1,0 +1,62 @@
+"""The supply of records while a stage is fitted: it ends, with a reason, where the data comes to nothing."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from training.sources.record import Record, Source
+
+# Records that may be read before a step is done with them: more than all buffers of the pipeline hold.
+READ_AHEAD = 20_000
+
+
+class Supply(keras.callbacks.Callback):
+    """A Source that passes another's records on, and a callback that hears when they are used.
+
+    An input pipeline repeats its records for ever, so data that has gone away, or whose images cannot be read any more,
+    would keep it busy for ever. Here a pass without a record raises OSError, as does `READ_AHEAD` records and two
+    passes that no step came of, or `stop`.
+
+    Attributes:
+        problem: What ended it; the pipeline's own error repeats it with a traceback.
+    """
+
+    def __init__(self, source: Source):
+        super().__init__()
+        self.problem: Exception | None = None
+        self._source, self._unused, self._stopped = source, 0, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
+        """Yield the split's records, as the source does."""
+        count = 0
+        try:
+            for record in self._source.records(split, limit):
+                if self._stopped:
+                    raise OSError("stopped")
+                count += 1
+                self._unused += 1
+                yield record
+            if self._stopped or count == 0 or self._unused > max(READ_AHEAD, 2 * count):
+                what = "can be read" if count else "is left"
+                raise OSError(
+                    f"expected images in split '{split}' of {self._source.name}; none {what}: is the data still there?"
+                )
+        except Exception as error:
+            self.problem = self.problem or error
+            raise
+
+    def stop(self) -> None:
+        """End at the next record."""
+        self._stopped = True
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Note that records were used."""
+        self._unused = 0
+
+    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Note that records were used."""
+        self._unused = 0
