@@ -326,7 +326,7 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
 
 def _answer(model: Model | Exported, images: Iterable[Input], task: str | None, batch: int) -> Iterator[Answered]:
     chosen = BY_NAME[choose_task(model, task)]
-    return _batched(_call(model, chosen), images, chosen.name, batch)
+    return _batched(encoded_call(model, chosen), images, chosen.name, batch)
 
 
 def _answer_in_stages(
@@ -359,11 +359,13 @@ def _answer_by_server(
 
     with Client(server, name, **connection) as client:
         chosen = BY_NAME[choose_task(client, task)]
-        for sent in in_order(_call(client, chosen), (Unsent(image, image.data, image.problem) for image in images)):
+        unsent = (Unsent(image, image.data, image.problem) for image in images)
+        for sent in in_order(encoded_call(client, chosen), unsent, client.concurrency):
             yield Answered(sent.item, sent.outputs, sent.problem, chosen.name)
 
 
-def _call(model: Predictor, task: Task) -> Call:
+def encoded_call(model: Predictor, task: Task) -> Call:
+    """Return the call that answers a task for encoded images, with the status of each."""
     if task == CLASSIFICATION:
         return lambda images: _with_status(images, model.classify(images))
     return getattr(model, task.call)

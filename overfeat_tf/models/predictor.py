@@ -21,10 +21,12 @@ class Predictor(ABC):
     Attributes:
         labels: Class names; none of a served model, which tells them in its answers alone.
         tasks: The names of the tasks that it was trained for.
+        concurrency: How many calls from different threads it answers faster than one after the other.
     """
 
     labels: tuple[str, ...]
     tasks: tuple[str, ...]
+    concurrency = 1
 
     @property
     def answered_tasks(self) -> tuple[str, ...]:

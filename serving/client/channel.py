@@ -1,4 +1,4 @@
-"""The connection to a server: message limits, retries of what is "not now", TLS and a token."""
+"""The connection to a server: message limits, TLS and a token."""
 
 import json
 from pathlib import Path
@@ -7,22 +7,11 @@ import grpc
 
 from serving.connections import is_loopback, is_token, require_pair
 
-# A server that is starting or whose queue is full. Any other code would fail again.
-_RETRY_POLICY = {
-    "maxAttempts": 5,  # the most that gRPC allows
-    "initialBackoff": "0.2s",
-    "maxBackoff": "3s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
-}
-# A request larger than gRPC's buffer (by default 256 KiB) is never retried; photographs are larger.
-_RETRY_BUFFER_BYTES = 256 << 20
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # clients default to 4 MiB
     ("grpc.max_send_message_length", -1),
-    ("grpc.enable_retries", 1),
-    ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-    ("grpc.service_config", json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": _RETRY_POLICY}]})),
+    # Of a name with several addresses, such as Kubernetes' headless services, use all.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     # The back-off of reconnecting; gRPC's default grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2000),

@@ -83,7 +83,12 @@ def check(
         requests: how many requests to time.
         ready_seconds: how long to wait for a server that is starting.
         **options: see Client.
+
+    Raises:
+        ValueError: several addresses, of which only some would be checked.
     """
+    if "," in address:
+        raise ValueError(f"expected one HOST:PORT to check; got '{address}'")
     report = Report(address, model)
     image_bytes = image_bytes or make_image()
     with Client(address, model, **options) as client:

@@ -1,7 +1,9 @@
-"""A gRPC client for the embedded server and TF Serving."""
+"""A gRPC client for the embedded server and TF Serving, one or several of them."""
 
+import random
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +30,19 @@ from serving.contract import image_example
 from serving.tensors import to_tensor
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+IN_FLIGHT = 4  # requests a server: it works on one while others are sent, and memory stays bounded
 _POLL_SECONDS = 0.2
+# A server that is away, starting or busy: other codes would come again. What died has done nothing that lasts, so that
+# the same request may be sent to another server.
+_NOT_NOW = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+)
+_PAUSES = (0.2, 0.4, 0.8, 1.6)  # seconds, once no server answers
+_REST_SECONDS = 5.0  # for which a server that did not answer is called only if no other does
+_TOO_LARGE = "larger than max"  # gRPC's words, under the code that also means a busy server
 
 
 class ServingError(Exception):
@@ -47,13 +61,32 @@ class ServingError(Exception):
         self.details = " ".join((details or "no details").split())
         super().__init__(f"{address}: {code.name}: {self.details}")
 
+    @property
+    def about_the_request(self) -> bool:
+        """Whether it is about what was sent, not the server."""
+        too_large = self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in self.details
+        return too_large or self.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+class _Server:
+    """The connection to one server, how many calls it has and had, and until when it is left alone."""
+
+    def __init__(self, address: str, channel: grpc.Channel):
+        self.address, self.channel = address, channel
+        prediction = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        self.methods = {**vars(prediction), **vars(models)}
+        self.running = self.calls = 0
+        self.resting_until = 0.0
+
 
 class Client(Predictor, AbstractContextManager):
-    """Calls one model on one server; safe to share between threads, and closes its connection as a context manager.
+    """Calls one model on one server or several; safe to share between threads, and a context manager that closes.
 
-    Every call has a deadline; UNAVAILABLE and RESOURCE_EXHAUSTED are retried with back-off. A predictor's calls raise
-    ValueError for an empty list, which TF Serving never answers with batching on, and ServingError where the server
-    refused or did not answer.
+    Each call goes to the server that has the fewest, and has a deadline. Where a server is away or busy, or does not
+    answer in time, the call goes to another one, and after pauses to the same again. A predictor's calls raise
+    ValueError for an empty list, which TF Serving never answers with batching on, and ServingError where a server
+    refused or none answered.
     """
 
     labels = ()
@@ -71,30 +104,34 @@ class Client(Predictor, AbstractContextManager):
         client_cert: Path | None = None,
         client_key: Path | None = None,
     ):
-        """Open the connection, which is made when first needed.
+        """Open the connections, which are made when first needed.
 
         Args:
-            address: HOST:PORT.
+            address: HOST:PORT, or several, separated by commas.
             model: the model's name on the server.
             version: its version; the newest when None.
-            timeout: the seconds that a call may take, attempts and pauses together.
+            timeout: the seconds that a call may take on a server, attempts and pauses together.
             label: its version by a label such as `stable`, instead of `version`.
             ca_cert: the PEM file that the server's certificate is checked with; None for a connection without TLS.
             token: what the server asks for, sent as `authorization: Bearer TOKEN`.
             client_cert, client_key: PEM files of this client's own certificate and its key, where it is asked for one.
 
         Raises:
-            ValueError: a certificate cannot be read, or the token would cross a network without TLS.
+            ValueError: no address, an unreadable certificate, or a token that would cross a network without TLS.
         """
         self.address = address
         self.model = model
         self.version = version
         self.label = label
         self.timeout = timeout
-        self._authorization = authorization(address, token, encrypted=ca_cert is not None)
-        self._channel = open_channel(address, ca_cert, client_cert, client_key)
-        self._prediction = prediction_service_pb2_grpc.PredictionServiceStub(self._channel)
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        addresses = list(dict.fromkeys(each.strip() for each in address.split(",")))
+        if not all(addresses):
+            raise ValueError(f"expected HOST:PORT, or several separated by commas; got '{address}'")
+        for each in addresses:
+            self._authorization = authorization(each, token, encrypted=ca_cert is not None)
+        self._servers = [_Server(each, open_channel(each, ca_cert, client_cert, client_key)) for each in addresses]
+        self._lock, self._closed = threading.Lock(), False
+        self.concurrency = IN_FLIGHT * len(self._servers)
 
     @cached_property
     def tasks(self) -> tuple[str, ...]:  # type: ignore[override] # never set
@@ -118,7 +155,7 @@ class Client(Predictor, AbstractContextManager):
             if any(dim.size == 0 for dim in proto.tensor_shape.dim[:1]):
                 raise ValueError(f"input {name} of {signature} is empty; expected at least one image")
             request.inputs[name].CopyFrom(proto)
-        response = self._call(self._prediction.Predict, request)
+        response = self._call("Predict", request)
         return {name: to_tensor(proto).numpy() for name, proto in response.outputs.items()}
 
     def classify_rpc(self, images: Sequence[bytes]) -> list[list[tuple[str, float]]]:
@@ -132,7 +169,7 @@ class Client(Predictor, AbstractContextManager):
         if not images:
             raise ValueError("expected at least one image, got an empty list")
         request.input.example_list.examples.extend(map(image_example, images))
-        response = self._call(self._prediction.Classify, request)
+        response = self._call("Classify", request)
         return [[(each.label, each.score) for each in row.classes] for row in response.result.classifications]
 
     def metadata(self) -> dict[str, meta_graph_pb2.SignatureDef]:
@@ -144,7 +181,7 @@ class Client(Predictor, AbstractContextManager):
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=self._model_spec(), metadata_field=["signature_def"]
         )
-        packed = self._call(self._prediction.GetModelMetadata, request).metadata["signature_def"]
+        packed = self._call("GetModelMetadata", request).metadata["signature_def"]
         signatures = get_model_metadata_pb2.SignatureDefMap()
         packed.Unpack(signatures)
         return dict(signatures.signature_def)
@@ -160,7 +197,7 @@ class Client(Predictor, AbstractContextManager):
             ServingError: the server refused, does not know the model or did not answer.
         """
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._model_spec())
-        response = self._call(self._models.GetModelStatus, request, timeout, wait_for_ready)
+        response = self._call("GetModelStatus", request, timeout, wait_for_ready)
         name_of = get_model_status_pb2.ModelVersionStatus.State.Name
         states = {each.version: name_of(each.state) for each in response.model_version_status}
         return dict(sorted(states.items(), reverse=True))
@@ -190,8 +227,10 @@ class Client(Predictor, AbstractContextManager):
             time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """Close the connection and cancel running calls."""
-        self._channel.close()
+        """Close the connections and cancel running calls."""
+        self._closed = True
+        for server in self._servers:
+            server.channel.close()
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -210,19 +249,46 @@ class Client(Predictor, AbstractContextManager):
             spec.version_label = self.label
         return spec
 
-    def _call(
-        self,
-        method: Callable[..., Any],
-        request: Any,
-        timeout: float | None = None,
-        wait_for_ready: bool | None = None,
-    ) -> Any:
-        try:
-            return method(
-                request,
-                timeout=timeout or self.timeout,
-                metadata=self._authorization,
-                wait_for_ready=wait_for_ready,
-            )
-        except grpc.RpcError as error:
-            raise ServingError(self.address, error.code(), error.details()) from error
+    def _call(self, method: str, request: Any, timeout: float | None = None, wait_for_ready: bool | None = None) -> Any:
+        """Call a server, and others while it is not there; after a pause, as long as there is time, all again."""
+        timeout = timeout or self.timeout
+        end, pauses = time.monotonic() + timeout, iter(_PAUSES)
+        away: set[_Server] = set()
+        while True:
+            server = self._take(away)
+            try:
+                return server.methods[method](
+                    request,
+                    timeout=max(end - time.monotonic(), 0.001),
+                    metadata=self._authorization,
+                    wait_for_ready=wait_for_ready,
+                )
+            except grpc.RpcError as error:
+                failure = ServingError(server.address, error.code(), error.details())
+                if self._closed or failure.about_the_request or failure.code not in _NOT_NOW:
+                    raise failure from error
+            finally:
+                with self._lock:
+                    server.running -= 1
+            now = time.monotonic()
+            hung = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
+            server.resting_until = now + (timeout if hung else _REST_SECONDS)
+            away.add(server)
+            if len(away) < len(self._servers):
+                end = now + timeout if hung else end
+                continue
+            pause = next(pauses, None)
+            if pause is None or now + pause >= end:
+                raise failure
+            time.sleep(pause * random.uniform(0.8, 1.2))
+            away.clear()
+
+    def _take(self, away: set[_Server]) -> _Server:
+        """Choose the server for a call: not one that is away, nor one that rests if there is another."""
+        now = time.monotonic()
+        with self._lock:
+            candidates = (server for server in self._servers if server not in away)
+            chosen = min(candidates, key=lambda each: (each.resting_until > now, each.running, each.calls))
+            chosen.running += 1
+            chosen.calls += 1
+        return chosen

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 
-from serving.client.client import ServingError
+from serving.client.client import IN_FLIGHT, ServingError
 
 BATCH_IMAGES = 8  # as many as `batching_params.pbtxt` admits
 BATCH_BYTES = 16 << 20  # of one request, unless a single image is larger
-IN_FLIGHT = 4  # requests: the server works on one while others are sent, and memory stays bounded
-_TOO_LARGE = "larger than max"  # gRPC's words, under the code that also means a busy server
 
 Outputs = dict[str, np.ndarray]
 Call = Callable[[Sequence[bytes]], Outputs]
@@ -104,18 +102,11 @@ def _rows(call: Call, images: Sequence[bytes]) -> list[tuple[Outputs, str]]:
     try:
         outputs = call(images)
     except ServingError as error:
-        if not _is_about_the_request(error):
+        if not error.about_the_request:
             raise
         if len(images) == 1:
             return [({}, error.details)]
-        # gRPC retries a message that is too large for seconds before it fails: send the images one by one at once.
+        # What is too large for the server to receive says nothing of how much it takes: send the images one by one.
         size = 1 if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED else len(images) // 2
         return [row for first in range(0, len(images), size) for row in _rows(call, images[first : first + size])]
     return [({key: values[row] for key, values in outputs.items()}, "") for row in range(len(images))]
-
-
-def _is_about_the_request(error: ServingError) -> bool:
-    """Return whether an error is about the images of a request, not the server."""
-    return error.code is grpc.StatusCode.INVALID_ARGUMENT or (
-        error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in error.details
-    )

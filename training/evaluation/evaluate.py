@@ -1,6 +1,8 @@
 """Score a model - a run, a SavedModel or a served model - on a split of a source."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -71,7 +73,7 @@ def evaluate(
         boxes = LOCALIZATION.name in chosen or CLASSIFICATION.name not in model.tasks
         calls.append((model.localize if boxes else lambda images: _classify(model, source, images), guessed))
     images = unreadable = 0
-    scored = _scored(calls, _batches(source.records(split, limit)), source)
+    scored = _scored(calls, _batches(source.records(split, limit)), source, model.concurrency)
     for lost in progress(scored, f"{title} {split}", limit, quiet):
         images, unreadable = images + 1, unreadable + lost
     if images == 0:
@@ -147,13 +149,12 @@ def _classify(model: Predictor, source: Source, images: list[bytes]) -> Answer:
 
 
 def _scored(
-    calls: Sequence[tuple[Call, list[Callback]]], batches: Iterator[list[Record]], source: Source
+    calls: Sequence[tuple[Call, list[Callback]]], batches: Iterator[list[Record]], source: Source, concurrency: int
 ) -> Iterator[bool]:
-    """Give each image's answers to the callbacks, and yield whether it could not be read."""
-    for batch in batches:
-        images, unread = [record.image_bytes for record in batch], np.zeros(len(batch), bool)
-        for call, callbacks in calls:
-            answers = call(images)
+    """Give each image's answers to the callbacks, in order, and yield whether it could not be read."""
+    for batch, answered in _answered([call for call, _ in calls], batches, concurrency):
+        unread = np.zeros(len(batch), bool)
+        for answers, (_, callbacks) in zip(answered, calls, strict=True):
             _check_names(answers, source)
             for row, record in enumerate(batch):
                 answer = {key: values[row] for key, values in answers.items()}
@@ -161,6 +162,29 @@ def _scored(
                     callback(record, answer)
             unread |= answers["status"] != b""
         yield from unread.tolist()
+
+
+def _answered(
+    calls: Sequence[Call], batches: Iterator[list[Record]], concurrency: int
+) -> Iterator[tuple[list[Record], list[Answer]]]:
+    """Yield batches with the answers of each call, in order; `concurrency` calls at a time, and as many batches."""
+    if concurrency == 1:
+        for batch in batches:
+            yield batch, [call([record.image_bytes for record in batch]) for call in calls]
+        return
+    waiting: deque[tuple[list[Record], list[Future[Answer]]]] = deque()
+    pool = ThreadPoolExecutor(concurrency, "evaluate")
+    try:
+        for batch in batches:
+            images = [record.image_bytes for record in batch]
+            waiting.append((batch, [pool.submit(call, images) for call in calls]))
+            if len(waiting) == concurrency:
+                batch, futures = waiting.popleft()
+                yield batch, [future.result() for future in futures]
+        for batch, futures in waiting:
+            yield batch, [future.result() for future in futures]
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

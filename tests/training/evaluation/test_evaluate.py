@@ -1,5 +1,7 @@
 """Scoring from end to end with a model that knows the answers."""
 
+import time
+
 import numpy as np
 import pytest
 from small_source import SmallSource
@@ -230,3 +232,23 @@ def test_a_set_of_classes_is_scored_by_classification_alone(protocol, boxed):
     assert evaluate(model, source, "val", ("classification",), quiet=True)["top1_error"] == 0
     with pytest.raises(ValueError, match=r"^expected (boxes|objects) [^\n]*$"):
         evaluate(model, source, "val", (protocol,), quiet=True)
+
+
+def test_answers_of_concurrent_calls_come_in_order():
+    source, seen, running = small(9 * BATCH), [], []
+
+    class Served(Echo):
+        concurrency = 3
+
+        def _run(self, signature: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+            running.append(1)
+            time.sleep(0.02 if len(self.calls) % 2 else 0.05)
+            running.append(-1)
+            return super()._run(signature, **inputs)
+
+    figures = evaluate(
+        Served(source), source, "val", quiet=True, callbacks={"detection": [lambda r, _: seen.append(r)]}
+    )
+    assert figures["map"] == 1.0 and figures["images"] == 9 * BATCH
+    assert [record.image_id for record in seen] == [str(number) for number in range(9 * BATCH)]
+    assert max(np.cumsum(running)) == 3
