@@ -136,9 +136,10 @@ def test_compose_keeps_to_the_compose_specification():
         jsonschema.validate({**document, "services": {"serving": {"imagine": "x"}}}, schema)
 
 
-def test_manifests_keep_to_kubernetes_schemas():
+@pytest.mark.parametrize("name", ["kubernetes.yaml", "batch.yaml"])
+def test_manifests_keep_to_kubernetes_schemas(name):
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
-    manifests = _yaml("kubernetes.yaml")
+    manifests = _yaml(name)
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.30", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
@@ -180,6 +181,30 @@ def test_the_service_reaches_the_pods():
     pod = deployment["template"]["spec"]
     pause = int(_container()["lifecycle"]["preStop"]["exec"]["command"][-1])
     assert 0 < pause < pod["terminationGracePeriodSeconds"]
+
+
+def test_the_pods_are_scaled_by_their_load():
+    scaler, deployment = _manifest("HorizontalPodAutoscaler")["spec"], _manifest("Deployment")
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert "replicas" not in deployment["spec"]  # `kubectl apply` would set it back
+    assert "cpu" in _container()["resources"]["requests"]  # what utilisation is measured by
+    assert 2 <= scaler["minReplicas"] < scaler["maxReplicas"]
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_batch_job_runs_each_share_once(tmp_path, done):
+    (job,) = _yaml("batch.yaml")
+    container = job["spec"]["template"]["spec"]["containers"][0]
+    mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+    shell, options, script = container["command"]
+    assert {"/models", "/lists", "/output"} < mounted
+    (tmp_path / "output" / "07").mkdir(parents=True)
+    if done:
+        (tmp_path / "output" / "07" / "_SUCCESS").touch()
+    script = script.replace("/output/", f"{tmp_path}/output/").replace("exec overfeat", "echo overfeat")
+    ran = subprocess.run([shell, options, script], env={"JOB_COMPLETION_INDEX": "7"}, capture_output=True, text=True)
+    expected = f"overfeat batch /models/mine /lists/07.txt --output {tmp_path}/output/07\n"
+    assert (ran.returncode, ran.stdout) == (0, "" if done else expected)
 
 
 @pytest.mark.parametrize(
