@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Most of a test is tracing, on one core; more than four processes fill the memory of a laptop.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all test-beam check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/overfeat demo
@@ -16,6 +16,12 @@ test: $(INSTALLED)
 
 test-all: $(INSTALLED)
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# Beam and TensorFlow agree on fewer versions of protobuf than TensorFlow alone: an environment of its own.
+test-beam:
+	test -x $(VENV)-beam/bin/python || $(PYTHON) -m venv $(VENV)-beam
+	$(VENV)-beam/bin/python -m pip install --disable-pip-version-check --progress-bar off -e ".[beam]" pytest
+	$(VENV)-beam/bin/python -m pytest -W default tests/serving/test_batch_verb.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

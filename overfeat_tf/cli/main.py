@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from overfeat_tf.cli.batch import batch
 from overfeat_tf.cli.benchmarks.command import benchmark
 from overfeat_tf.cli.options import (
     FILE,
@@ -52,7 +53,7 @@ def overfeat() -> None:
     """OverFeat: train one ConvNet to classify, localize and detect, and serve it over gRPC."""
 
 
-for _verb in (train, settings, evaluate, calibrate, inspect, serve, check, benchmark):
+for _verb in (train, settings, evaluate, calibrate, inspect, serve, check, batch, benchmark):
     overfeat.add_command(_verb)
 
 
@@ -156,7 +157,9 @@ def export(
 @overfeat.command()
 @click.argument("model")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--server", metavar="HOST:PORT", help="Use a server; MODEL is then the name of its model.")
+@click.option(
+    "--server", metavar="HOST:PORT,...", help="Use a server, or several; MODEL is then the name of their model."
+)
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Folder for the pictures.")
 @click.option(
     "--json", "json_file", type=FILE, help="Also write the answers to this file, each as soon as it is known."

@@ -237,8 +237,8 @@ def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip()) if text else default
 
 
-def load_tensorflow() -> None:
-    """Import and start TensorFlow without the notes that it prints to stderr before logging is configured.
+def load_tensorflow(start: bool = True) -> None:
+    """Import TensorFlow, and start it, without the notes that it prints to stderr before logging is configured.
 
     They come from C++ and no setting hides them, so the file descriptor is redirected. Errors still come as exceptions.
     """
@@ -247,7 +247,7 @@ def load_tensorflow() -> None:
     try:
         import tensorflow as tf
 
-        if not os.environ.get("TF_CONFIG"):  # with several workers, the strategy must start it
+        if start and not os.environ.get("TF_CONFIG"):  # with several workers, the strategy must start it
             tf.config.list_logical_devices()
     finally:
         os.dup2(terminal, 2)

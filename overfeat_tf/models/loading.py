@@ -88,22 +88,25 @@ def load(folder: str | Path, last: bool = False) -> Model | Exported:
         A `Model` of a run, whose `network` and options can be reached, or an `Exported` of a SavedModel. Both have
         `labels`, `tasks`, `predict`, `detect`, `localize`, `classify`, `extract_features` and `summary`.
 
-    Args:
-        folder: The folder.
-        last: Whether to take a run's weights of its last step rather than the best ones.
-
     Raises:
         ValueError: neither is there, it is damaged, or a SavedModel is asked for its last weights.
     """
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file() and folder.is_dir():
-        versions = sorted((d for d in folder.iterdir() if d.name.isdigit()), key=lambda d: int(d.name))
-        folder = versions[-1] if versions else folder
+    folder = find_model(folder)
     if not (folder / "saved_model.pb").is_file():
         return load_run(folder, last)
     if last:
         raise ValueError(f"expected a run with --last; '{folder}' is a SavedModel, which has one set of weights")
     return Exported(folder)
+
+
+def find_model(folder: str | Path) -> Path:
+    """Return the folder itself, or its newest version's if it is the parent of versions."""
+    folder = Path(folder)
+    if (folder / CONFIG).is_file() or not folder.is_dir():
+        return folder
+    return max(
+        (each for each in folder.iterdir() if each.name.isdigit()), key=lambda each: int(each.name), default=folder
+    )
 
 
 def read_config(folder: Path) -> dict:

@@ -135,3 +135,19 @@ def benchmark_serve(
     from overfeat_tf.cli.benchmarks.serving.measure import measure
 
     return measure(presets, model, seconds, clients, repetitions, hostile)
+
+
+@benchmark.command("batch")
+@click.option("--preset", default="tiny", show_default=True, help="The network that both programs run.")
+@click.option("--network", "networks", multiple=True, help="A preset or backbone whose CPU time per image is measured.")
+@click.option("--few", type=COUNT, default=20, show_default=True, help="Images of the shorter runs.")
+@click.option("--many", type=COUNT, default=220, show_default=True, help="Images of the longer runs.")
+@reporting(repetitions=3)
+def benchmark_batch(preset: str, networks: tuple[str, ...], few: int, many: int, repetitions: int):
+    """Measure `overfeat batch`: images per CPU second against `predict`, two processes against one.
+
+    Takes some ten minutes; needs the extra `beam`.
+    """
+    from overfeat_tf.cli.benchmarks.batch import measure
+
+    return measure(preset, networks, few, many, repetitions)

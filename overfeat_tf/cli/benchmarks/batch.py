@@ -1,0 +1,120 @@
+"""`overfeat benchmark batch`: `overfeat batch` against `predict`, two processes against one, and CPU time per image."""
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset, write_photographs
+from overfeat_tf.cli.benchmarks.machine import describe_machine
+from overfeat_tf.cli.benchmarks.report import Report, collect
+from overfeat_tf.cli.benchmarks.serving.measure import CLASSES, export_preset
+from overfeat_tf.compute.execution import suits_this_machine
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import PRESETS
+
+LABELS = tuple(f"class {number}" for number in range(CLASSES))
+SCANNED = 5  # images whose CPU time is measured, after one that traces
+
+log = logging.getLogger(__name__)
+
+
+class Cost(NamedTuple):
+    """What a program took: wall-clock and CPU seconds."""
+
+    seconds: float
+    cpu_seconds: float
+
+    def __sub__(self, other: "Cost") -> "Cost":  # type: ignore[override]
+        return Cost(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+
+
+def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitions: int) -> Report:
+    """Measure the programs on `few` and on `many` photographs; the difference is free of what starting takes.
+
+    Args:
+        preset: The network that both run, with random weights.
+        networks: Presets and backbones whose CPU time per image is measured as well.
+        few, many: Numbers of images.
+        repetitions: Repetitions.
+    """
+    report = Report("batch", describe_machine())
+    with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
+        folder = Path(name)
+        model = export_preset(preset, folder)
+        (folder / "photographs").mkdir()
+        files = list(write_photographs(folder / "photographs"))
+        measured = _ratios(model, files, folder, few, many, repetitions)
+        samples = collect(measured, repetitions)
+    what = f"`{preset}`, photographs of 500x375"
+    report.add("per_core_of_predict", samples["per_core_of_predict"], f"{what}: images a CPU second", (">=", 0.95))
+    remark = f"{what}: two processes of one thread, images a second over one's"
+    report.add("two_processes", samples["two_processes"], remark, (">=", 1.9))
+    if networks:
+        report.tables.append(_cost_table(networks))
+    return report
+
+
+def _ratios(
+    model: Path, files: Sequence[Path], folder: Path, few: int, many: int, repetitions: int
+) -> Iterator[dict[str, float]]:
+    lists = {count: folder / f"{count}.txt" for count in (few, many)}
+    for count, path in lists.items():
+        path.write_text("".join(f"{file}\n" for file in files[:count]))
+    runs = iter(range(1_000_000))
+
+    def batch(*options: str) -> Cost:
+        each = [
+            _cost("batch", model, lists[count], "--output", folder / f"out{next(runs)}", *options)
+            for count in (few, many)
+        ]
+        return each[1] - each[0]
+
+    def predict() -> Cost:
+        each = [_cost("predict", model, *files[:count], "--out", folder / "pictures") for count in (few, many)]
+        return each[1] - each[0]
+
+    for _ in range(repetitions):
+        one = batch("--threads", "1")
+        yield {
+            "per_core_of_predict": predict().cpu_seconds / batch().cpu_seconds,
+            "two_processes": one.seconds / batch("--processes", "2", "--threads", "1").seconds,
+        }
+
+
+def _cost(*arguments: object) -> Cost:
+    """Run the command, and return what it took with the processes that it started."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "overfeat_tf.cli", *map(str, arguments)], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"expected `overfeat {arguments[0]}` to end well; it ended with {process.returncode}")
+    return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
+
+
+def _cost_table(networks: Sequence[str]) -> str:
+    """Measure the CPU time of detection for each network, with random weights and its own scales."""
+    image = encode_photograph()
+    rows = ["| network | scales | CPU s an image | CPU hours a million |", "| --- | --- | --- | --- |"]
+    for name in networks:
+        preset = rescaled_preset(name) if name in PRESETS else name
+        model = Model(build(preset, CLASSES, background=True, weights=None), LABELS)
+        model = model.with_options(arithmetic=suits_this_machine())
+        model.detect([image])
+        began = time.process_time()
+        for _ in range(SCANNED):
+            model.detect([image])
+        seconds = (time.process_time() - began) / SCANNED
+        scales = len(model.network.preset.scales)
+        rows.append(f"| `{name}` | {scales} | {seconds:.3f} | {seconds * 1e6 / 3600:,.0f} |")
+        log.info("%s: %.3f CPU s an image", name, seconds)
+    return "\n".join(rows)

@@ -1,0 +1,15 @@
+"""The batch benchmark: that it runs both programs, on a few images."""
+
+import pytest
+
+pytest.importorskip("apache_beam", reason="needs the extra `beam`")
+
+from overfeat_tf.cli.benchmarks import batch as benchmark
+
+
+@pytest.mark.long
+def test_both_programs_and_a_network_are_measured(monkeypatch):
+    monkeypatch.setattr("overfeat_tf.cli.benchmarks.inputs.FILES", 6)
+    report = benchmark.measure("tiny", ["tiny"], 1, 6, 1)
+    assert report.samples.keys() == {"per_core_of_predict", "two_processes"}
+    assert "| `tiny` |" in report.table()
