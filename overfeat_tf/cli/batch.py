@@ -41,7 +41,7 @@ def batch(
     if find_spec("apache_beam") is None:
         raise ImportError("expected Apache Beam for `overfeat batch`: pip install 'overfeat-tf[beam]'")
     load_tensorflow(start=False)  # so that its threads can still be set
-    logging.getLogger("apache_beam").setLevel(logging.WARNING)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
     from overfeat_tf.cli.batch_pipeline import WorkerLostError, run
 
     try:

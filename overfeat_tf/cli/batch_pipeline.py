@@ -19,10 +19,13 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics, MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from apache_beam.portability.api.beam_provision_api_pb2 import ProvisionInfo
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
+from google.protobuf import struct_pb2
 
 from overfeat_tf.cli.options import load_tensorflow
 from overfeat_tf.cli.predict import encoded_call
@@ -107,7 +110,7 @@ def run(
     if runner is None and threads is None and processes > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
     began = time.monotonic()
-    pipeline = beam.Pipeline(runner=FnApiRunner() if runner is None else None, options=chosen)
+    pipeline = beam.Pipeline(runner=_local_runner(chosen) if runner is None else None, options=chosen)
     rows = (
         pipeline
         | "List" >> source
@@ -123,6 +126,15 @@ def run(
     with FileSystems.create(FileSystems.join(output, DONE)):
         pass
     return Result(counts.get("images", 0), counts.get("unreadable", 0), time.monotonic() - began)
+
+
+def _local_runner(options: PipelineOptions) -> FnApiRunner:
+    """Return the runner of this machine, whose processes know the options, such as those of file systems."""
+    told = struct_pb2.Struct()
+    told.update(
+        {name: value for name, value in options.get_all_options(drop_default=True).items() if "direct_" not in name}
+    )
+    return FnApiRunner(provision_info=ExtendedProvisionInfo(ProvisionInfo(pipeline_options=told)))
 
 
 class WorkerLostError(RuntimeError):

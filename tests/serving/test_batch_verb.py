@@ -74,6 +74,7 @@ def test_two_processes_write_a_row_for_each_image(saved_model, images, tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "40 images, 3 unreadable" in done.stderr and done.stdout.strip() == str(output)
+    assert "harness" not in done.stderr  # Beam's own chatter, of the other processes too
     _assert_complete(output, images)
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 2 and "expected an --output without a complete run" in again.stderr
