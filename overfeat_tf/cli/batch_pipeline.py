@@ -93,19 +93,14 @@ def run(
         raise ValueError(f"expected no --processes with --runner {runner}, whose own options set its workers")
     require_known(options)
     source = list_images(pattern)
-    if "://" not in model:
+    if runner is None and "://" not in model:  # elsewhere it may be in the workers' image
         read_config(find_model(model))
     if task is not None and task not in TASKS:
         raise ValueError(f"expected a task of {', '.join(TASKS)}; got '{task}'{suggest(task, TASKS)}")
     clear_output(output)
     local = ["--direct_num_workers", str(processes)]
     local += ["--direct_running_mode", "multi_processing" if processes > 1 else "in_memory"]
-    local += [
-        "--default_sdk_harness_log_level",
-        "WARNING",
-        "--sdk_harness_log_level_overrides",
-        '{"overfeat_tf": "INFO"}',
-    ]
+    local += ["--default_sdk_harness_log_level=ERROR", '--sdk_harness_log_level_overrides={"overfeat_tf": "INFO"}']
     chosen = PipelineOptions([*(local if runner is None else ["--runner", runner]), *options])
     if runner is None and threads is None and processes > 1:
         threads = max(1, len(os.sched_getaffinity(0)) // processes)
