@@ -69,7 +69,7 @@ def backbone(tmp_path_factory) -> str:
 def test_a_view_shows_its_objects_where_its_boxes_say():
     records = decode_records(shuffled_records(Rectangles(), "train", 0))
     draw = tf.function(retinanet._views(2).draw, autograph=False)
-    for number, record in enumerate(records.take(8)):
+    for number, record in enumerate(records.take(4)):
         ((pixels, targets),) = draw(tf.constant([number, 1]), record)
         assert pixels.shape == (SIDE, SIDE, 3) and targets["boxes"].shape == (3, 4)
         labels = targets["labels"].numpy()
@@ -159,7 +159,7 @@ def test_a_retinanet_on_a_backbone(backbone):
     outputs = detector(tf.random.uniform([1, SIDE, SIDE, 3], 0, 255))
     cells = sum((SIDE // 2**level) ** 2 for level in (4, 5, 6, 7))
     assert outputs["cls_logits"].shape == (1, 9 * cells, 3)
-    np.testing.assert_allclose(tf.sigmoid(outputs["cls_logits"]), 0.01, atol=0.02)
+    np.testing.assert_allclose(np.mean(tf.sigmoid(outputs["cls_logits"])), 0.01, atol=0.003)
     assert np.abs(outputs["bbox_regression"]).max() < 1.5
     frozen = [layer for layer in detector.backbone.image_encoder.layers if "batch_norm" in layer.name]
     assert len(frozen) == 5 and not any(layer.trainable for layer in frozen)

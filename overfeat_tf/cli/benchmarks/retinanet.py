@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SIDE = 384
 FINEST, MIDDLE, COARSEST = 3, 4, 7  # P3 to P7; P4 to P7 where no object is too small for it
 SMALLEST_AT_MIDDLE = 45  # pixels: a square object has an IoU of 0.5 with the smallest anchors of P4, of 64 pixels
-BATCH = 8
+BATCH = 4  # more steps in a few minutes than with larger ones
 RATE, WARM_UP, CLIP = 3e-4, 50, 10.0  # of Adam, KerasHub's default
 PRIOR, DEVIATION = 0.01, 0.01  # of the last layers: the probability of an object, and their kernels (4.1 of the paper)
 LEAST_SCORE, OVERLAP, MOST = 0.01, 0.5, 100  # of the detections; mAP counts faint ones too
@@ -61,7 +61,8 @@ def train_retinanet(backbone: str, source: Source, split: str, seconds: float, s
     finest = MIDDLE if np.percentile(sides, 1) / SHRINK >= SMALLEST_AT_MIDDLE else FINEST
     most = max(len(record.labels) for record in source.records(split))
     detector = build_retinanet(backbone, len(source.class_names), finest)
-    detector.compile(keras.optimizers.Adam(RATE, global_clipnorm=CLIP))
+    # Without XLA, as `train`: on processors its convolutions are slower.
+    detector.compile(keras.optimizers.Adam(RATE, global_clipnorm=CLIP), jit_compile=False)
     batches = training_batches(source, split, _views(most), BATCH, seed)
     detector.fit(batches, steps_per_epoch=EPOCH, callbacks=[TimedRate(ends)], verbose=0, shuffle=False)
     return RetinaNet(detector, source.class_names)
@@ -157,7 +158,7 @@ class RetinaNet(Predictor):
     def _answer_one(self, image: bytes | np.ndarray) -> Answers:
         """Detect in one image, encoded or pixels; one that can't be read has no detections."""
         pixels, status = decode_image(image) if isinstance(image, bytes) else (image, tf.constant(""))
-        found = self._detect(pixels) if status == "" else {"num_detections": [tf.constant(0)]}
+        found: dict = self._detect(pixels) if status == "" else {"num_detections": [0]}
         count = int(found["num_detections"][0])
         boxes, scores, classes = np.zeros((MOST, 4), np.float32), np.zeros(MOST, np.float32), np.zeros(MOST, np.float32)
         if count:
