@@ -166,6 +166,7 @@ def test_a_retinanet_on_a_backbone(backbone):
     assert any(layer.trainable_weights for layer in detector.backbone.image_encoder.layers)
 
 
+@pytest.mark.long
 def test_a_retinanet_takes_a_step_and_is_scored(backbone):
     pytest.importorskip("keras_hub")
     pytest.importorskip("pycocotools")
