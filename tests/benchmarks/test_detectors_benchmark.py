@@ -12,6 +12,7 @@ from PIL import Image
 
 from overfeat_tf.cli.benchmarks import detectors, retinanet
 from overfeat_tf.cli.benchmarks.retinanet import MOST, SIDE, RetinaNet, TimedRate, build_retinanet, train_retinanet
+from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import evaluate
 from training.recipes import get_recipe
 from training.sources.record import Record
@@ -145,6 +146,57 @@ def test_two_short_trainings_tell_how_many_steps_fit(monkeypatch, tmp_path):
     stages = {name: replace(getattr(recipe, name), steps=1000, passes=None) for name in detectors.TASKS}
     fitted = detectors.fit_to_time(replace(recipe, **stages), Rectangles(), 520.0, tmp_path)
     assert fitted.detection.steps == fitted.localization.steps == 200
+
+
+class Oracle(Predictor):
+    """A detector that knows the objects of `Rectangles`, and shrinks their boxes to a share of their sides."""
+
+    labels, tasks = Rectangles.class_names, ("detection",)
+
+    def __init__(self, share: float):
+        self._share = share
+
+    def _run(self, signature, **inputs):
+        known = {record.image_bytes: record for record in Rectangles().records("val")}
+        records = [known.get(image) if isinstance(image, bytes) else None for image in next(iter(inputs.values()))]
+        boxes, classes = np.zeros((len(records), 1, 4)), np.zeros((len(records), 1))
+        for row, record in enumerate(records):
+            if record is not None and len(record.labels):
+                top_left, bottom_right = record.boxes[0, :2], record.boxes[0, 2:]
+                boxes[row, 0] = [*top_left, *(top_left + self._share * (bottom_right - top_left))]
+                classes[row] = record.labels + 1
+        return {
+            "detection_boxes": boxes,
+            "detection_scores": np.full_like(classes, 0.9),
+            "detection_classes": classes,
+            "num_detections": (classes > 0).sum(axis=1),
+            "image_size": np.tile([150, 200], (len(records), 1)),
+            "status": np.full(len(records), b"", object),
+        }
+
+
+def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
+    pytest.importorskip("pycocotools")
+    clock = Clock(monkeypatch)
+
+    def trained(share: float, seconds: float) -> Oracle:
+        clock.now += seconds
+        return Oracle(share)
+
+    monkeypatch.setattr(detectors, "require_keras_hub", lambda: None)
+    monkeypatch.setattr(detectors, "open_source", lambda name: Rectangles())
+    monkeypatch.setattr(detectors, "train", lambda recipe, source, run: trained(1.0, 120.0))
+    monkeypatch.setattr(
+        detectors, "train_retinanet", lambda backbone, source, split, seconds, seed: trained(0.8, seconds)
+    )
+    report = detectors.measure("small.keras", ["rectangles"], None, 2)
+    ratios = report.as_dict()["detectors"]["ratios"]
+    assert ratios["map50_over_retinanet"] == pytest.approx(1.0)
+    assert ratios["map_over_retinanet"] == pytest.approx(10 / 3)  # an IoU of 0.64 counts at 0.5, 0.55 and 0.6
+    assert ratios["map75_over_retinanet"] == float("inf")
+    assert ratios["seconds_over_retinanet"] > 0 and len(report.samples["map_over_retinanet"]) == 2
+    assert "| finetune | 2.0 | 1.000 | 1.000 | 1.000 | " in report.tables[0]
+    assert "| RetinaNet | 2.0 | 1.000 | 0.300 | 0.000 | " in report.tables[0]
 
 
 def test_without_keras_hub_one_line_says_what_to_do(monkeypatch):
