@@ -185,7 +185,7 @@ def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
 
     monkeypatch.setattr(detectors, "require_keras_hub", lambda: None)
     monkeypatch.setattr(detectors, "open_source", lambda name: Rectangles())
-    monkeypatch.setattr(detectors, "train", lambda recipe, source, run: trained(1.0, 120.0))
+    monkeypatch.setattr(detectors, "train", lambda recipe, source, run: SimpleNamespace(model=trained(1.0, 120.0)))
     monkeypatch.setattr(
         detectors, "train_retinanet", lambda backbone, source, split, seconds, seed: trained(0.8, seconds)
     )

@@ -19,7 +19,7 @@ from overfeat_tf.cli.benchmarks.report import Report
 from overfeat_tf.cli.benchmarks.retinanet import require_keras_hub, train_retinanet
 from overfeat_tf.cli.options import with_changes
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.models.model import TASKS, Model
+from overfeat_tf.models.model import TASKS
 from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import evaluate
 from training.fit.train import train
@@ -113,7 +113,7 @@ def _scaled(recipe: Recipe, share: float) -> Recipe:
 def train_ours(recipe: Recipe, source: Source, run: Path) -> Trained:
     """Train the recipe and score it."""
     started = computing_seconds()
-    model: Model = train(recipe, source, run)
+    model = train(recipe, source, run).model
     seconds = computing_seconds() - started
     return _scored(FINETUNE, with_changes(model, {}), seconds, source, recipe.val_split)
 
