@@ -161,8 +161,8 @@ def of_any_size(model: "keras.Model") -> "keras.Model":
     return free
 
 
-def default_layer(model: "keras.Model", name: str) -> str:
-    """Return the last activation with the most channels at a stride of 16 pixels.
+def default_layer(model: "keras.Model", name: str, stride: int = STRIDE) -> str:
+    """Return the last activation with the most channels at a stride, in pixels.
 
     In a network of inverted residuals that is the expansion of the first block at stride 32, before its stride is
     taken; in a ResNet of the second kind the last block's normalised input.
@@ -170,24 +170,24 @@ def default_layer(model: "keras.Model", name: str) -> str:
     Raises:
         ValueError: the model has no map at that stride.
     """
-    found = [(channels, number, layer) for number, (layer, channels) in enumerate(_activations(model))]
+    found = [(channels, number, layer) for number, (layer, channels) in enumerate(_activations(model, stride))]
     if not found:
-        raise ValueError(f"expected a map at a stride of {STRIDE} pixels in '{name}'; there is none: name a --layer")
+        raise ValueError(f"expected a map at a stride of {stride} pixels in '{name}'; there is none: name a --layer")
     return max(found)[-1]
 
 
-def _activations(model: "keras.Model") -> Iterator[tuple[str, int]]:
-    """List the names and channels of the layers of a stride of `STRIDE` whose output is not linear."""
+def _activations(model: "keras.Model", stride: int) -> Iterator[tuple[str, int]]:
+    """List the names and channels of the layers of a stride whose output is not linear."""
     import keras
 
     linear = keras.activations.linear
     steps = trace_steps(model, whole=False)
-    maps = KerasBackbone.along(steps, 64 * STRIDE)
+    maps = KerasBackbone.along(steps, 64 * stride)
     strides = {step.name: each.stride for step, each in zip(steps, maps, strict=True)}
     for layer in model.layers:
         kind = keras.layers.Activation | keras.layers.ReLU | keras.layers.LeakyReLU | keras.layers.PReLU
         activation = getattr(layer, "activation", None)
-        if strides.get(layer.name) == STRIDE and (isinstance(layer, kind) or activation not in (None, linear)):
+        if strides.get(layer.name) == stride and (isinstance(layer, kind) or activation not in (None, linear)):
             yield layer.name, layer.output.shape[-1]
 
 

@@ -88,6 +88,25 @@ def benchmark_train(repetitions: int, steps: int):
     return measure(repetitions, steps)
 
 
+@benchmark.command("detectors")
+@click.option("--backbone", required=True, metavar="NAME", help="The backbone of both detectors, as for `train`.")
+@click.option("--data", required=True, multiple=True, metavar="SOURCE", help="A set to compare on; may be repeated.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Minutes of processor time (wall-clock with a GPU) for each training [those of the recipe].",
+)
+@reporting(repetitions=1)
+def benchmark_detectors(backbone: str, data: tuple[str, ...], minutes: float | None, repetitions: int):
+    """Compare the recipe `finetune` with KerasHub's RetinaNet: same backbone, data and training time.
+
+    Each repetition trains both with another seed. Takes some three times the minutes for each set.
+    """
+    from overfeat_tf.cli.benchmarks.detectors import measure
+
+    return measure(backbone, data, minutes, repetitions)
+
+
 @benchmark.command("ladder")
 @click.argument("name")
 @click.option("--data", metavar="SOURCE", help="The data [the recipe's own].")

@@ -1,0 +1,203 @@
+"""KerasHub's RetinaNet (Lin et al. 2017) on a backbone of ours: a peer to compare detectors with.
+
+Anchors, matching, losses and decoding are KerasHub's. Its users bring the rest: views, here those of our recipe, and a
+rate for its default optimizer.
+"""
+
+from importlib.util import find_spec
+from math import log
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from overfeat_tf.cli.benchmarks.machine import computing_seconds
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.models.batches import ONE_IMAGE
+from overfeat_tf.models.predictor import Answers, Predictor
+from overfeat_tf.models.tasks import DETECTION
+from overfeat_tf.network.backbone import GREY
+from overfeat_tf.network.pretrained import default_layer, of_any_size, open_model
+from training.sources.record import Source
+from training.views.augmentation import ViewOptions, below, random_picture
+from training.views.coverage import read_objects
+from training.views.drawing import Example, Views, has_boxes
+from training.views.pipeline import training_batches
+from training.views.pyramid import draw_image, resample
+
+if TYPE_CHECKING:
+    import keras_hub
+
+# Images are fitted into a square of this side. It is a multiple of 128, so that anchors lie where their cells look.
+SIDE = 384
+FINEST, MIDDLE, COARSEST = 3, 4, 7  # P3 to P7; P4 to P7 where no object is too small for it
+SMALLEST_AT_MIDDLE = 45  # pixels: a square object has an IoU of 0.5 with the smallest anchors of P4, of 64 pixels
+BATCH = 4  # more steps in a few minutes than with larger ones
+RATE, WARM_UP, CLIP = 3e-4, 50, 10.0  # of Adam, KerasHub's default
+PRIOR, DEVIATION = 0.01, 0.01  # of the last layers: the probability of an object, and their kernels (4.1 of the paper)
+LEAST_SCORE, OVERLAP, MOST = 0.01, 0.5, 100  # of the detections; mAP counts faint ones too
+SHRINK = 1.3  # greatest factor by which a view is smaller than the square
+VIEWS = ViewOptions(per_image=1, stretch=0.3, colour=0.4)  # as `finetune`
+EPOCH = 10_000  # steps: the time ends it before
+
+
+def train_retinanet(backbone: str, source: Source, split: str, seconds: float, seed: int = 0) -> "RetinaNet":
+    """Train a RetinaNet for so many seconds of `computing_seconds`, all preparation included.
+
+    Args:
+        backbone: A model with pretrained weights, as `pretrained.open_model` takes it.
+        source, split: The data.
+        seconds: What training may take.
+        seed: Of weights, data order and augmentation.
+
+    Raises:
+        ValueError: a backbone without maps of strides 8, 16 and 32.
+    """
+    ends = computing_seconds() + seconds
+    keras.utils.set_random_seed(seed)
+    objects = read_objects(source, split)
+    sides = np.sqrt(np.prod(objects.sides * objects.images, axis=1)) / objects.images.max(axis=1) * SIDE
+    finest = MIDDLE if np.percentile(sides, 1) / SHRINK >= SMALLEST_AT_MIDDLE else FINEST
+    most = max(len(record.labels) for record in source.records(split))
+    detector = build_retinanet(backbone, len(source.class_names), finest)
+    # Without XLA, as `train`: on processors its convolutions are slower.
+    detector.compile(keras.optimizers.Adam(RATE, global_clipnorm=CLIP), jit_compile=False)
+    batches = training_batches(source, split, _views(most), BATCH, seed)
+    detector.fit(batches, steps_per_epoch=EPOCH, callbacks=[TimedRate(ends)], verbose=0, shuffle=False)
+    return RetinaNet(detector, source.class_names)
+
+
+def require_keras_hub() -> None:
+    """Raise ImportError, with what to do, where KerasHub is not installed."""
+    if find_spec("keras_hub") is None:
+        raise ImportError("expected KerasHub to compare with; there is none: pip install 'overfeat-tf[benchmark]'")
+
+
+def build_retinanet(backbone: str, classes: int, finest: int = FINEST) -> "keras_hub.models.RetinaNetObjectDetector":
+    """Build a RetinaNet on a backbone whose batch normalisation stays in inference mode.
+
+    Each level has the map that the recipe `finetune` would take at its stride.
+
+    Args:
+        backbone: As `pretrained.open_model` takes it.
+        classes: Number of classes.
+        finest: The first level, of stride 2 ** finest.
+    """
+    import keras_hub
+
+    model = of_any_size(open_model(backbone, "imagenet"))
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    maps = {f"P{level}": model.get_layer(default_layer(model, backbone, 2**level)).output for level in (3, 4, 5)}
+    encoder = keras_hub.models.FeaturePyramidBackbone(inputs=model.inputs, outputs=maps)
+    encoder.pyramid_outputs = maps
+    features = keras_hub.models.RetinaNetBackbone(
+        encoder, min_level=finest, max_level=COARSEST, use_p5=False, image_shape=(SIDE, SIDE, 3)
+    )
+    decoder = keras_hub.layers.NonMaxSuppression("yxyx", True, OVERLAP, LEAST_SCORE, MOST)
+    detector = keras_hub.models.RetinaNetObjectDetector(
+        features, classes, "yxyx", use_prediction_head_norm=True, prediction_decoder=decoder
+    )
+    # KerasHub 0.32 gives the prior's bias to the box head, where it has no meaning, and draws kernels at 0.05.
+    for head, bias in ((detector.classification_head, -log((1 - PRIOR) / PRIOR)), (detector.box_head, 0.0)):
+        last = head.prediction_layer
+        last.bias.assign(tf.fill(last.bias.shape, bias))
+        last.kernel.assign(tf.random.normal(last.kernel.shape, stddev=DEVIATION))
+    return detector
+
+
+class TimedRate(keras.callbacks.Callback):
+    """Warm the learning rate up, let it fall along a cosine of the time, and stop when the time has passed."""
+
+    def __init__(self, ends: float):
+        super().__init__()
+        self._ends, self._started = ends, 0.0
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Start the clock."""
+        self._started = computing_seconds()
+
+    def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
+        """Set the rate."""
+        passed = min((computing_seconds() - self._started) / max(self._ends - self._started, 1e-9), 1.0)
+        warm = min((batch + 1) / WARM_UP, 1.0)
+        self.model.optimizer.learning_rate = RATE * warm * (1 + np.cos(np.pi * passed)) / 2
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Stop."""
+        self.model.stop_training = computing_seconds() >= self._ends
+
+
+class RetinaNet(Predictor):
+    """A trained RetinaNet that detects."""
+
+    tasks = (DETECTION.name,)
+
+    def __init__(self, detector: "keras_hub.models.RetinaNetObjectDetector", labels: tuple[str, ...]):
+        self.labels = labels
+
+        @tf.function(input_signature=[ONE_IMAGE], autograph=False)
+        def detect(image: tf.Tensor) -> Answers:
+            size = tf.cast(tf.shape(image)[:2], tf.float32)
+            extent = size * (SIDE / tf.reduce_max(size))
+            pixels = resample(image, tf.concat([[0.0, 0.0], extent], axis=0), SIDE, GREY)[None]
+            pixels = tf.ensure_shape(pixels, [1, SIDE, SIDE, 3])
+            found = detector.decode_predictions(detector(pixels, training=False), pixels)
+            return found | {"boxes": tf.clip_by_value(found["boxes"] / tf.tile(extent, [2]), 0.0, 1.0)}
+
+        self._detect = detect
+
+    def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
+        if signature not in DETECTION.signatures:
+            raise ValueError(f"expected a call of {', '.join(DETECTION.signatures)}; got '{signature}'")
+        rows = [self._answer_one(image) for images in inputs.values() for image in images]
+        return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+    def _answer_one(self, image: bytes | np.ndarray) -> Answers:
+        """Detect in one image, encoded or pixels; one that can't be read has no detections."""
+        pixels, status = decode_image(image) if isinstance(image, bytes) else (image, tf.constant(""))
+        found: dict = self._detect(pixels) if status == "" else {"num_detections": [0]}
+        count = int(found["num_detections"][0])
+        boxes, scores, classes = np.zeros((MOST, 4), np.float32), np.zeros(MOST, np.float32), np.zeros(MOST, np.float32)
+        if count:
+            boxes[:count], scores[:count] = found["boxes"][0, :count], found["confidence"][0, :count]
+            classes[:count] = found["labels"][0, :count] + 1
+        return {
+            "detection_boxes": boxes,
+            "detection_scores": scores,
+            "detection_classes": classes,
+            "num_detections": np.float32(count),
+            "detection_class_entities": np.array([b"", *map(str.encode, self.labels)], object)[classes.astype(int)],
+            "image_size": np.array(pixels.shape[:2], np.int32),
+            "status": status.numpy(),
+        }
+
+
+def _views(most: int) -> Views:
+    """Show each image that has boxes once a pass, as (pixels [SIDE, SIDE, 3], KerasHub's "boxes" and "labels").
+
+    There are `most` + 1 rows of boxes (yxyx, pixels) and labels, those without an object -1.
+    """
+
+    def draw(seed: tf.Tensor, record: dict) -> tuple[Example, ...]:
+        chances, count = tf.random.stateless_uniform([16], seed), tf.size(record["labels"])
+        subject = tf.where(count > 0, below(chances[0], tf.maximum(count, 1)), -1)
+        picture, _ = random_picture(chances[1:7], record["image"], record, subject, VIEWS)
+        extent = picture.size * (SIDE * tf.exp(-chances[7] * log(SHRINK)) / tf.reduce_max(picture.size))
+        corner = chances[8:10] * (SIDE - extent)
+        pixels = draw_image(
+            chances[10:15], picture.pixels, tf.concat([corner, corner + extent], axis=0), SIDE, GREY, VIEWS.colour
+        )
+        kept = tf.where(~picture.crowd)[:, 0]
+        boxes = tf.gather(picture.boxes, kept) * tf.tile(extent, [2]) + tf.tile(corner, [2])
+        labels = tf.cast(tf.gather(picture.labels, kept), tf.float32)
+        rows = [[0, most + 1 - tf.size(labels)]]
+        targets = {
+            "boxes": tf.ensure_shape(tf.pad(boxes, [*rows, [0, 0]], constant_values=-1.0), [most + 1, 4]),
+            "labels": tf.ensure_shape(tf.pad(labels, rows, constant_values=-1.0), [most + 1]),
+        }
+        return ((pixels, targets),)
+
+    return Views(has_boxes, draw)
