@@ -69,7 +69,7 @@ class Network:
         """The layers of `features` that give a map before their rectifier or after it, from the pixels up."""
         described = self.preset.backbone
         if isinstance(described, KerasBackbone):
-            return [*described.map_names, *["normalise"] * (not described.exact)]
+            return described.map_names
         kinds = (layers.Conv2D, layers.ReLU, layers.MaxPooling2D)
         return [layer.name for layer in self.features.layers if isinstance(layer, kinds)]
 

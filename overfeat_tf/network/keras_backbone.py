@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
-from overfeat_tf.network.backbone import GREY, INIT_STD, Backbone, Layer
+from overfeat_tf.network.backbone import GREY, INIT_STD, Backbone, Layer, initializer
 
 if TYPE_CHECKING:
     import keras
@@ -23,6 +23,8 @@ BACKBONE = "backbone"  # name of the Keras model within the features
 # Standard deviation of a normalised cell to begin with. A head's first layer has some 17,000 inputs: at 1 its steps
 # overshoot at rates at which the layers above it learn.
 NORMALISED = 0.15
+NORMALISED_NECK = 1.0
+NECK = "neck"  # name of the 1 x 1 convolution
 
 
 class Step(NamedTuple):
@@ -66,6 +68,7 @@ class KerasBackbone(Backbone):
         reach: Cells along a side that one cell of the last map averages, where a classifier's pooling is part of it.
         exact: Whether the model is computed as it is, since its own last layer is the head: its last map is not
             normalised, and no padding places its cells.
+        neck: Channels of a 1 x 1 convolution after the normalised map, from which the heads read; 0 for none.
     """
 
     is_chain = False
@@ -76,6 +79,7 @@ class KerasBackbone(Backbone):
     mean: float = GREY
     reach: int = 1
     exact: bool = False
+    neck: int = 0
 
     def config(self) -> dict:
         """Describe the backbone in JSON's types."""
@@ -94,7 +98,7 @@ class KerasBackbone(Backbone):
     @property
     def last_layer(self) -> str:
         """Name of the layer that gives the last map."""
-        return self.layer
+        return NECK if self.neck else self.layer
 
     @property
     def stride(self) -> int:
@@ -104,12 +108,13 @@ class KerasBackbone(Backbone):
     @property
     def channels(self) -> int:
         """Channels of the last map."""
-        return self._model.output.shape[-1]
+        return self.neck or self._model.output.shape[-1]
 
     @property
     def parameters(self) -> int:
         """Weights of all layers."""
-        return self._model.count_params() + 2 * self.channels * (not self.exact)
+        normalised = 0 if self.exact else 2 * self._model.output.shape[-1]
+        return self._model.count_params() + normalised + (self.layers[-1].parameters if self.neck else 0)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -119,13 +124,16 @@ class KerasBackbone(Backbone):
     @property
     def map_names(self) -> list[str]:
         """The layers that give a map, first to last."""
-        return [step.name for step in self._steps]
+        added = [*["normalise"] * (not self.exact), *[NECK] * (self.neck > 0)]
+        return [*(step.name for step in self._steps), *added]
 
     def sides(self, side: int) -> list[int]:
         """Return the side of each layer's map for an input of `side` pixels."""
         before, after, _, _ = self.placement
         maps = self.along(self._steps, side + before + after)
-        return [maps[step].side if step is not None else 1 for _, step in self._rows[:-1]] + [self._last(side)]
+        lasts = 2 if self.neck else 1
+        below = [maps[step].side if step is not None else 1 for _, step in self._rows[:-lasts]]
+        return below + [self._last(side)] * lasts
 
     def build(self, weights: bool = True, init_std: float | None = INIT_STD) -> "keras.Model":
         """Build the model, with the padding that places its cells, and normalise each cell of its last map.
@@ -147,8 +155,11 @@ class KerasBackbone(Backbone):
         if first or last:
             x = layers.Cropping2D(((first, last),) * 2, name="crop")(x)
         if not self.exact:
-            small = keras.initializers.Constant(NORMALISED)
+            small = keras.initializers.Constant(NORMALISED_NECK if self.neck else NORMALISED)
             x = layers.LayerNormalization(epsilon=1e-3, gamma_initializer=small, name="normalise")(x)
+        if self.neck:
+            draw = initializer(init_std, weights)
+            x = layers.Conv2D(self.neck, 1, activation="relu", kernel_initializer=draw, name=NECK)(x)
         return keras.Model(pixels, x, name="features")
 
     @cached_property
@@ -202,6 +213,8 @@ class KerasBackbone(Backbone):
                 if across != down:
                     row = row._replace(kernel=1, inputs=inputs * down * across, padding=0)
                 rows.append((row, number))
+        if self.neck:
+            rows.append((Layer(NECK, self._model.output.shape[-1], self.neck), None))
         return rows
 
     @staticmethod

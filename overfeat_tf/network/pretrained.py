@@ -22,6 +22,7 @@ IMAGENET = "imagenet"
 STRIDE = 16  # of the default layer: finer maps know less of the object, coarser ones less of its place
 REACH = 32  # pixels that the last pooling covers; a window is five of these along a side
 CELLS = 5
+NECK_CHANNELS = 128  # of the map that the heads read
 LARGEST = 464  # the largest of a network's own scales: about that of Table 5
 SIDE = 224  # pixels of the pictures that a classifier was trained on, where it takes any size
 STEP, SCALES = 1.4, 4  # of a classifier's scales (4.2)
@@ -45,6 +46,7 @@ def backbone_preset(backbone: KerasBackbone) -> Preset:
         regressor=(256, 128),
         scales=tuple((side, side) for side in sides),
         shorter_side=round(window * 256 / 221),  # as `accurate`
+        dropout=0.2,
         init_std=None,
     )
 
@@ -99,7 +101,7 @@ def read_backbone(
     trace_steps(cut)  # raises where the layer gives no map
     cut = of_any_size(cut)
     backbone = KerasBackbone(shown_name(name), layer, cut.to_json())
-    return replace(backbone, pool=max(1, REACH // backbone.stride)), cut
+    return replace(backbone, pool=max(1, REACH // backbone.stride), neck=NECK_CHANNELS), cut
 
 
 def read_averaged(

@@ -58,7 +58,7 @@ def test_cells_look_at_their_own_pixels(name, tmp_path):
     network = build(preset, 2, weights=False)
     network.backbone.set_weights(cut.get_weights())
     # The normalisation of the last map divides by its cell's own spread: look at the map before it.
-    maps = keras.Model(network.features.input, network.features.layers[-1].input)
+    maps = keras.Model(network.features.input, network.features.get_layer("normalise").input)
     side = 12 * preset.coarse_stride
     pixels = tf.Variable(tf.ones([1, side, side, 3]))
     middle = preset.feature_side(side) // 2
@@ -84,10 +84,11 @@ def test_map_sides_are_those_of_the_model(name, tmp_path):
 def test_counts_what_keras_counts(tmp_path):
     model = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(96, 96, 3))
     backbone, cut = read_backbone(saved(model, tmp_path))
-    assert (backbone.layer, backbone.stride, backbone.channels) == ("block_13_expand_relu", 16, cut.output.shape[-1])
+    assert (backbone.layer, backbone.stride, backbone.channels) == ("block_13_expand_relu", 16, backbone.neck)
+    assert backbone.layers[-1].inputs == cut.output.shape[-1]
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     kernels = [layer.kernel for layer in cut.layers if isinstance(layer, convolutions)]
-    assert [row.multiply_adds for row in backbone.layers] == [int(np.prod(kernel.shape)) for kernel in kernels]
+    assert [row.multiply_adds for row in backbone.layers[:-1]] == [int(np.prod(kernel.shape)) for kernel in kernels]
     network = build(backbone_preset(backbone), 2, weights=False)
     assert backbone.parameters == network.features.count_params()
 
