@@ -77,7 +77,7 @@ def suits_this_machine() -> str:
 
 
 def images_at_once() -> int:
-    """Return how many images to run together on this machine: one on a CPU, which a scan keeps busy."""
+    """Return how many images to run together on this machine: one on a CPU; with a GPU a guess, not yet measured."""
     return 8 if tf.config.list_physical_devices("GPU") else 1
 
 

@@ -2,8 +2,7 @@
 
 Products and convolutions of bfloat16 sum in float32; what they give is rounded to 8 significant bits, as are weights
 and maps. Layers below the first with a kernel, which normalise the pixels, stay in float32, and so does the last layer
-of each head, which gives scores and boxes. Of random weights of the paper's size the scores change by 0.5 % of their
-largest.
+of each head, which gives scores and boxes.
 """
 
 from collections.abc import Iterator, Sequence
