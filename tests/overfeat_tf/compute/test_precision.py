@@ -48,7 +48,9 @@ def on_a_backbone(tmp_path_factory):
 
 
 def outputs(network, arithmetic):
-    pixels = [tf.random.stateless_uniform([1, *size, 3], [size[0], 1], 0, 255) for size in ((90, 77), (63, 99))]
+    least = network.preset.smallest_input
+    sizes = (least + 24, least), (least, least + 40)
+    pixels = [tf.random.stateless_uniform([1, *size, 3], [size[0], 1], 0, 255) for size in sizes]
     windows = find_windows(network.preset, head_maps(network, pixels, arithmetic))
     return run_heads([network.classifier, network.regressor], windows, execution=execution_of(network, arithmetic))
 
