@@ -11,7 +11,7 @@ SCALE_FITS = ("aspect", "exact")
 LOCALIZE_BY = ("vote", "accumulated")
 AVERAGES = ("weighted", "plain")
 SCORES = ("calibrated", "accumulated")
-ARITHMETICS = ("direct", "transformed")
+ARITHMETICS = ("direct", "transformed", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,10 @@ class InferenceOptions:
             most confident windows of each class; "accumulated" is 4.3: each scale proposes its top k classes, all
             windows of these take part, and the merged boxes with the largest accumulated scores are the answer.
         arithmetic: "direct", or "transformed": Winograd's, for the layers that it makes faster, from the same weights
-            (`compute.execution`); equal but for rounding.
+            (`compute.execution`); equal but for rounding. Or "bfloat16": weights and maps of 8 significant bits
+            (`compute.precision`), for processors that multiply them faster.
+        images_at_once: Images of a batch whose views go through the network together where their canvases are equal,
+            as GPUs need. With 1, images go one after the other: as fast on a CPU, and in less memory.
     """
 
     scales: tuple[int, ...] | None = None
@@ -62,6 +65,7 @@ class InferenceOptions:
     scores: str = SCORES[0]
     views: str = "dense"
     arithmetic: str = ARITHMETICS[0]
+    images_at_once: int = 1
     scale_fit: str = SCALE_FITS[0]
     localize_by: str = LOCALIZE_BY[0]
 
@@ -77,7 +81,7 @@ class InferenceOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{getattr(self, name)}'")
-        for name in ("top_k", "max_windows", "max_detections"):
+        for name in ("top_k", "max_windows", "max_detections", "images_at_once"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"expected {name} to be a whole number, at least 1; got {value}")

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 Changes = dict[str, Any]
 Connection = dict[str, Any]  # arguments of serving's Client: certificates, token, version or label
 
+AUTO = "auto"  # of --arithmetic
 _INFERENCE = tuple(field.name for field in fields(InferenceOptions))
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -39,12 +40,19 @@ def inference_options(verb: Callable) -> Callable:
         given = {name: kwargs.pop(name) for name in _INFERENCE if name in kwargs}
         given["fine"] = stride and stride == "fine"
         changes = {key: value for key, value in given.items() if value is not None}
-        InferenceOptions(**changes)
+        InferenceOptions(**{key: value for key, value in changes.items() if value != AUTO})
         return verb(*args, changes=changes, **kwargs)
 
     for option in (
         click.option(
-            "--arithmetic", type=click.Choice(ARITHMETICS), help="How to compute the layers [what suits this machine]."
+            "--arithmetic",
+            type=click.Choice((AUTO, *ARITHMETICS)),
+            help="How to compute the layers [auto: what runs fastest on this machine].",
+        ),
+        click.option(
+            "--images-at-once",
+            type=click.IntRange(min=1),
+            help="Images of a batch to run together if their canvases are equal [1; 8 with a GPU].",
         ),
         click.option(
             "--scores",
@@ -127,19 +135,23 @@ def require_server(server: str | None, connection: Connection) -> None:
 
 
 def with_changes(model, changes: Changes):
-    """Return a run with other inference options. The default arithmetic is the one that suits this machine.
+    """Return a run with other inference options. Those that are not chosen and only change the speed suit this machine.
 
     Raises:
         ValueError: options for a SavedModel, which has those of its export; or scales that the network does not have.
     """
-    from overfeat_tf.compute.execution import suits_this_machine
+    from overfeat_tf.compute.choice import choose_arithmetic, images_at_once
     from overfeat_tf.models.model import Model
 
     if not changes and not isinstance(model, Model):
         return model
     for network in require_run(model).networks:
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    changed = model.with_options(**{"arithmetic": suits_this_machine(), **changes})
+    if changes.get("arithmetic", AUTO) == AUTO:
+        choice = choose_arithmetic(model.networks)
+        _log.info("arithmetic %s: %s", *choice)
+        changes = {**changes, "arithmetic": choice.arithmetic}
+    changed = model.with_options(**{"images_at_once": images_at_once(), **changes})
     if changed.calibration and changed.options.scores == "calibrated":
         others = changed.calibration.changed_options(changed.options)
         if others:

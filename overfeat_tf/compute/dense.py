@@ -11,6 +11,7 @@ tiles of windows rather than rows (`winograd`), wherever there are enough window
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ class Windows(NamedTuple):
     """The windows of some maps, in order: `taps` x `taps` cells, `apart` from one to the next, at every place.
 
     Attributes:
-        cells: float32 [n, C], the cells of all maps, row by row.
+        cells: float32 or bfloat16 [n, C], the cells of all maps, row by row.
         maps: int32 [maps, 3], the images, and the cells down and across, of each map.
         shapes: int32 [maps, 3], the images, and the windows down and across, of each map.
         taps: Cells along a window's side.
@@ -93,15 +94,20 @@ def _places_of(taps: int, apart: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Ten
 
 
 def feature_maps(network: Network, pixels: Sequence[tf.Tensor], arithmetic: str = DIRECT) -> list[tf.Tensor]:
-    """Compute the last feature maps before their pooling, [B, n, m, C] each, for pixels float32 [B, H, W, 3] each."""
+    """Compute the last feature maps before their pooling, [B, n, m, C] each, for pixels float32 [B, H, W, 3] each.
+
+    They are bfloat16 where the arithmetic is, else float32.
+    """
     execution = execution_of(network, arithmetic)
     if len(pixels) not in execution.traced:  # shared by every task and signature that scans as many views
 
         def run(*pixels: tf.Tensor) -> list[tf.Tensor]:
-            maps = [execution.trunk(each) for each in pixels]
-            for layer in execution.tail:
-                maps = _convolve(execution, layer, maps) if execution.joins(layer) else [layer(each) for each in maps]
-            return maps
+            with execution.computing():
+                maps = [execution.trunk(each) for each in pixels]
+                for layer in execution.tail:
+                    joined = execution.joins(layer)
+                    maps = _convolve(execution, layer, maps) if joined else [layer(each) for each in maps]
+                return maps
 
         execution.traced[len(pixels)] = tf.function(run, PIXELS * len(pixels), autograph=False)
     return execution.traced[len(pixels)](*pixels)
@@ -137,7 +143,7 @@ def run_heads(
         heads: Models of `Network.classifier`'s kind, that share the gathered rows or tiles.
         windows: What `find_windows` gives.
         until: Name of the layer whose output to give; the last one if None.
-        execution: How the network that they are of is run; directly if None.
+        execution: How the network that they are of is run; directly, in the windows' own type, if None.
 
     Returns:
         For each head float32 [windows, D].
@@ -147,7 +153,8 @@ def run_heads(
     def directly() -> list[tf.Tensor]:
         return _run_pieces(stacks, windows)
 
-    return _by_tiles_or(directly, stacks, execution, windows)
+    with execution.computing() if execution else nullcontext():
+        return [tf.cast(found, tf.float32) for found in _by_tiles_or(directly, stacks, execution, windows)]
 
 
 def _until(head: keras.Model, name: str | None) -> list[keras.layers.Layer]:
@@ -214,7 +221,7 @@ def windows_of(maps: Sequence[tf.Tensor], taps: int, apart: int) -> Windows:
 def _run_pieces(stacks: Sequence[Sequence[keras.layers.Layer]], windows: Windows) -> list[tf.Tensor]:
     """Run stacks of layers, the first ones as large as a window, over the windows' rows, a bounded piece at a time."""
     kernel, channels = windows.taps**2, windows.cells.shape[1]
-    limit = max(1, ROW_BYTES // (4 * kernel * channels))
+    limit = max(1, ROW_BYTES // (windows.cells.dtype.size * kernel * channels))
     places = windows.places()
     count = tf.shape(places)[0]
     # Pieces of equal length, filled up with windows that are cut off again.
@@ -227,7 +234,7 @@ def _run_pieces(stacks: Sequence[Sequence[keras.layers.Layer]], windows: Windows
         return [_run_layers(layers, rows) for layers in stacks]
 
     widths = [layers[-1].output.shape[-1] for layers in stacks]
-    specs = [tf.TensorSpec([None, width], tf.float32) for width in widths]
+    specs = [tf.TensorSpec([None, layers[-1].output.shape[-1]], layers[-1].compute_dtype) for layers in stacks]
     outputs = tf.map_fn(
         run, tf.reshape(filled, [pieces, length, kernel]), fn_output_signature=specs, parallel_iterations=1
     )
@@ -237,8 +244,10 @@ def _run_pieces(stacks: Sequence[Sequence[keras.layers.Layer]], windows: Windows
 def _run_layers(layers: Sequence[keras.layers.Layer], rows: tf.Tensor) -> tf.Tensor:
     for layer in layers:
         if isinstance(layer, keras.layers.Conv2D):
-            kernel = tf.convert_to_tensor(layer.kernel.value)
-            rows = tf.nn.bias_add(tf.matmul(rows, tf.reshape(kernel, [-1, layer.filters])), layer.bias.value)
+            dtype = layer.compute_dtype
+            kernel, bias = (tf.cast(weights.value, dtype) for weights in (layer.kernel, layer.bias))
+            rows = tf.matmul(tf.cast(rows, dtype), tf.reshape(kernel, [-1, layer.filters]))
+            rows = tf.nn.bias_add(rows, bias)
         elif isinstance(layer, keras.layers.ReLU):
             rows = tf.nn.relu(rows)
     return rows

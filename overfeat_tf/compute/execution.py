@@ -12,8 +12,8 @@ each call then compares the two costs for the sizes of its maps.
 It is a rule for CPUs: a GPU's library has such transforms of its own, and chooses them by itself.
 """
 
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from overfeat_tf.compute.precision import MIXED, in_precision
 from overfeat_tf.compute.winograd import MOST_POINTS, tiles_along
 from overfeat_tf.network.convnet import PIXELS, Network
 from overfeat_tf.network.presets import Preset
@@ -44,17 +45,23 @@ class Execution:
     Attributes:
         network: The network, whose variables and definition are what they are.
         sides: The windows along a tile of each layer that is computed by tiles, by its name.
+        dtype: What its maps are.
         traced: The features of so many views as one tf.function: `overfeat_tf.compute.dense`.
     """
 
     def __init__(self, network: Network, arithmetic: str):
         self.network = network
+        self.dtype = tf.bfloat16 if arithmetic == "bfloat16" else tf.float32
         self.sides = choose_tiles(network.preset, network.context) if arithmetic == "transformed" else {}
         self.traced: dict[int, Callable] = {}
 
     def joins(self, layer: layers.Layer) -> bool:
         """Tell whether a layer is run over all maps at once."""
         return is_wide(layer) or layer.name in self.sides
+
+    def computing(self) -> AbstractContextManager:
+        """Let the layers compute in `dtype` while they are traced."""
+        return in_precision(self.network, MIXED) if self.dtype == tf.bfloat16 else nullcontext()
 
     @cached_property
     def tail(self) -> list[layers.Layer]:
@@ -97,12 +104,6 @@ def is_wide(layer: layers.Layer) -> bool:
     )
 
 
-def suits_this_machine() -> str:
-    """Return the arithmetic for callers that choose none: Winograd's on an x86 CPU alone, direct elsewhere."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return "transformed" if x86 and not tf.config.list_physical_devices("GPU") else "direct"
-
-
 class Shape(NamedTuple):
     """A layer's taps along a side r, cells from one tap to the next, and channels in and out."""
 
@@ -128,35 +129,54 @@ def winograd_cost(shape: Shape, side: int, tiles: Any) -> Any:
     return tiles * (points * (incoming + outgoing) + weights) + derived + 2 * points * STARTED
 
 
+class TiledLayer(NamedTuple):
+    """A layer with its tiles' side, None where it is direct, and what it costs directly and by tiles."""
+
+    name: str
+    side: int | None
+    direct: float
+    tiled: float
+
+
 def choose_tiles(preset: Preset, context: bool = False) -> dict[str, int]:
     """Choose the tiles' side for every layer that they make faster on the preset's own scales, one flip: name -> side.
 
     Layers are named as in the network.
     """
-    chosen: dict[str, int] = {}
+    return {row.name: row.side for row in _price_layers(preset, context) if row.side}
+
+
+def tiles_gain(network: Network) -> float:
+    """Return how many times as fast the cost model expects a scan to be by tiles, where they pay, as directly."""
+    preset = network.preset
+    rows = [row for row in _price_layers(preset, network.context) if not row.name.startswith("regress")]
+    fixed = 0 if preset.backbone.is_chain else sum(preset.backbone.multiply_adds(*scale) for scale in preset.scales)
+    tiled = sum(row.tiled if row.side else row.direct for row in rows)
+    return (fixed + sum(row.direct for row in rows)) / (fixed + tiled)
+
+
+def _price_layers(preset: Preset, context: bool) -> Iterator[TiledLayer]:
     sizes = [preset.backbone.map_sizes(*scale) for scale in preset.scales]
     chain = preset.backbone.layers if preset.backbone.is_chain else ()
     for layer, maps in zip(chain, zip(*sizes, strict=False), strict=False):
-        if layer.stride == 1:
-            side = _best(Shape(layer.kernel, 1, layer.inputs, layer.channels), maps, CONVOLVED)
-            chosen |= {layer.name: side} if side else {}
+        shape = Shape(layer.kernel, 1, layer.inputs, layer.channels)
+        yield _price(layer.name, shape, maps, CONVOLVED, layer.stride == 1)
     reach = preset.last_pool * preset.head_kernel - 1
     windows = [(height - reach, width - reach) for *_, (height, width) in sizes]
     for first, *_ in (preset.head(part, 1, context) for part in ("classifier", "regressor")):
-        side = _best(Shape(first.kernel, preset.last_pool, first.inputs, first.channels), windows)
-        chosen |= {first.name: side} if side else {}
-    return chosen
+        yield _price(first.name, Shape(first.kernel, preset.last_pool, first.inputs, first.channels), windows)
 
 
-def _best(shape: Shape, windows: Any, convolved: float | None = None) -> int | None:
-    """Return the tiles' side of the least cost over maps of windows (down, across); None where direct is as good."""
+def _price(name: str, shape: Shape, windows: Any, convolved: float | None = None, tiled: bool = True) -> TiledLayer:
+    """Price a layer over maps of windows (down, across), directly and by the tiles of the least cost."""
     count = sum(down * across for down, across in windows)
     direct = direct_cost(shape, count)
     if convolved is not None:
         direct = min(direct, count * shape.taps**2 * shape.channels * shape.outputs * convolved)
     costs = {}
-    for side in range(2, MOST_POINTS - shape.taps + 2):
+    for side in range(2, MOST_POINTS - shape.taps + 2) if tiled and shape.taps > 1 else ():
         along = [[tiles_along(length, shape.apart, side) for length in each] for each in windows]
         costs[side] = winograd_cost(shape, side, sum(down * across for down, across in along))
-    best = min(costs, key=lambda side: costs[side], default=None) if shape.taps > 1 else None
-    return best if best is not None and costs[best] < direct - SAVED else None
+    best = min(costs, key=lambda side: costs[side], default=None)
+    pays = best is not None and costs[best] < direct - SAVED
+    return TiledLayer(name, best if pays else None, direct, costs[best] if best is not None else direct)

@@ -14,7 +14,7 @@ UNCALIBRATED_THRESHOLD = 0.5  # s / (1 + s) of one fully certain window
 LEAST = 1e-12  # of evidence, so that it has a logarithm
 RIVAL_IOU = 0.4  # boxes that overlap this much compete for one object; 0.3 and 0.5 measured within 0.002 mAP
 # Options that change neither the boxes nor the evidence behind them.
-WITHOUT_EFFECT = ("scores", "one_box_per_object", "arithmetic", "max_detections")
+WITHOUT_EFFECT = ("scores", "one_box_per_object", "arithmetic", "images_at_once", "max_detections")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from overfeat_tf.merge.accumulation import Merged, merge
 from overfeat_tf.merge.calibration import RIVAL_IOU, Calibration, saturating
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.scan.dense_scan import ScaleScan, scan, vote
+from overfeat_tf.scan.dense_scan import ScaleScan, vote
 
 
 class Detections(NamedTuple):
@@ -70,24 +70,22 @@ class Stages(NamedTuple):
     answer: Detections | tf.Tensor
 
 
-def classify(networks: Sequence[Network], image: tf.Tensor, options: InferenceOptions) -> Stages:
+def classify(networks: Sequence[Network], scans: Sequence[list[ScaleScan]]) -> Stages:
     """Vote over all windows, scales and flips, and over the members of a committee (3.3, Table 2).
 
     Args:
         networks: The network, or several of the same classes, whose votes are averaged.
-        image: uint8 [H, W, 3], at least one pixel.
-        options: Inference options.
+        scans: What `scan` gives of the image for each.
 
     Returns:
         The scans of the members one after the other; the answer is float32 [classes]: the logarithms of the votes, so
         that their softmax is the votes over their sum.
     """
-    scans = [scan(network, image, options, with_boxes=False) for network in networks]
     votes = tf.add_n([vote(s, n.background) for s, n in zip(scans, networks, strict=True)]) / len(networks)
     return Stages(list(chain(*scans)), None, None, tf.math.log(tf.maximum(votes, 1e-30)))
 
 
-def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> Stages:
+def localize(network: Network, scans: list[ScaleScan], size: tf.Tensor, options: InferenceOptions) -> Stages:
     """Find one box for each of the top k classes (4): windows vote for their boxes, which are merged.
 
     By "vote" (`options.localize_by`) the classes are those of the largest votes (3.3), and their scores the votes, in
@@ -95,11 +93,16 @@ def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> S
     the classes that each scale proposes, the classes are those of the merged boxes with the largest accumulated scores
     s, and their scores s / (1 + s).
 
+    Args:
+        network: The network.
+        scans: What `scan` gives of the image.
+        size: int32 [2], the image's height and width.
+        options: Inference options.
+
     Returns:
         The answer is `Detections` with N = k: classes by falling score, each with its best merged box; a class without
         a usable box has the whole image.
     """
-    scans = scan(network, image, options)
     votes = vote(scans, network.background)
     k = min(options.top_k, network.num_classes)
     best = tf.math.top_k(votes, k)
@@ -108,7 +111,7 @@ def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> S
         candidates = _all_of_proposed(scans, k, network.background)
     else:
         candidates = _most_confident(scans, best.indices, max(options.max_windows // k, 1), network.background)
-    merged = merge_candidates(candidates, tf.shape(image)[:2], options)
+    merged = merge_candidates(candidates, size, options)
     # Where fewer than k classes have a usable box, those of the largest votes follow them.
     ranked = tf.unique(tf.concat([merged.classes - 1, best.indices], axis=0)).y[:k] if accumulated else best.indices
     guesses = tf.ensure_shape(ranked, [k])
@@ -123,7 +126,11 @@ def localize(network: Network, image: tf.Tensor, options: InferenceOptions) -> S
 
 
 def detect(
-    network: Network, image: tf.Tensor, options: InferenceOptions, calibration: Calibration | None = None
+    network: Network,
+    scans: list[ScaleScan],
+    size: tf.Tensor,
+    options: InferenceOptions,
+    calibration: Calibration | None = None,
 ) -> Stages:
     """Find all objects (5): confident windows vote for their boxes, which are merged and accumulate their scores.
 
@@ -132,14 +139,14 @@ def detect(
 
     Args:
         network: The network.
-        image: uint8 [H, W, 3], at least one pixel.
+        scans: What `scan` gives of the image.
+        size: int32 [2], the image's height and width.
         options: Inference options.
         calibration: What turns accumulated scores into probabilities, if known.
 
     Returns:
         The candidates are the confident windows, the answer is `Detections` with N = `options.max_detections`.
     """
-    scans = scan(network, image, options)
     # (a) a scale proposes the top k classes by their maximum over its windows
     proposed = [_propose(scan, min(options.top_k, network.num_classes), network.background) for scan in scans]
     probabilities = tf.concat(proposed, axis=0)  # [windows, classes]
@@ -148,7 +155,7 @@ def detect(
     voting = scores >= options.min_score
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
     candidates = _candidates(scans, picked // network.num_classes, picked % network.num_classes, scores)
-    merged = merge_candidates(candidates, tf.shape(image)[:2], options)
+    merged = merge_candidates(candidates, size, options)
     return Stages(scans, candidates, merged, best_detections(merged, options, calibration))
 
 

@@ -1,5 +1,6 @@
 """The dense multi-scale scan: an image -> class scores and boxes of every window (3.3, 4), and their vote."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -42,18 +43,36 @@ def scan(network: Network, image: tf.Tensor, options: InferenceOptions, with_box
         crop.
     """
     groups = draw_views(network.preset, image, options)
-    maps = head_maps(network, [views.pixels for views in groups], options.arithmetic)
+    outputs = run_views(network, [views.pixels for views in groups], options, with_boxes)
+    return place_windows(network, outputs, groups, options)
+
+
+def run_views(
+    network: Network, pixels: Sequence[tf.Tensor], options: InferenceOptions, with_boxes: bool = True
+) -> list[list[tf.Tensor]]:
+    """Run the network over every window of views float32 [V, H, W, 3] of several sizes, of one image or of more.
+
+    Returns:
+        For the classifier, and with boxes the regressor, its values of each size's views: float32 [V, h, w, D].
+    """
+    maps = head_maps(network, pixels, options.arithmetic)
     windows = find_windows(network.preset, maps, options.fine)
     heads = [network.classifier, network.regressor] if with_boxes else [network.classifier]
     execution = execution_of(network, options.arithmetic)
-    logits, *values = (windows.split(answers) for answers in run_heads(heads, windows, execution=execution))
+    return [windows.split(answers) for answers in run_heads(heads, windows, execution=execution)]
+
+
+def place_windows(
+    network: Network, outputs: Sequence[Sequence[tf.Tensor]], groups: Sequence[Views], options: InferenceOptions
+) -> list[ScaleScan]:
+    """Place what `run_views` gives for one image's views in the image."""
     scans = []
-    for number, views in enumerate(groups):
+    for views, logits, *values in zip(groups, *outputs, strict=True):
         count = len(views.mirrored)
-        origins = _window_origins(network, logits[number], views, options)
+        origins = _window_origins(network, logits, views, options)
         seen = [field[:, :, 0] for field in _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), origins, views)]
-        boxes = _image_boxes(network, values[0][number], origins, views) if values else [None] * count
-        scans += [ScaleScan(*one) for one in zip(tf.unstack(logits[number], count), boxes, seen, strict=True)]
+        boxes = _image_boxes(network, values[0], origins, views) if values else [None] * count
+        scans += [ScaleScan(*one) for one in zip(tf.unstack(logits, count), boxes, seen, strict=True)]
     return scans
 
 

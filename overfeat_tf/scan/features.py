@@ -78,18 +78,23 @@ def extract(
     last_pool = preset.last_pool
     below = layer in network.map_names
     maps_of = feature_maps if layer == _last_pool(preset) else head_maps
-    run = network.features_until(layer) if below else lambda pixels: maps_of(network, [pixels], arithmetic)[0]
+    until = network.features_until(layer) if below else None
+    dtype = tf.as_dtype(until.output.dtype) if until else execution_of(network, arithmetic).dtype
+
+    def run(pixels: tf.Tensor) -> tf.Tensor:
+        return until(pixels) if until else maps_of(network, [pixels], arithmetic)[0]
 
     def one(image: tf.Tensor) -> tf.Tensor:
         pixels = pad(preset, tf.cast(image, tf.float32), preset.window)
         return run((pixels if size is None else draw_scale(preset, size, image)[0])[None])[0]
 
     # The images of a batch one at a time up to the heads: the convolutions gain nothing from more.
-    maps = [tf.map_fn(one, batch, fn_output_signature=tf.float32, parallel_iterations=1) for batch in images]
+    maps = [tf.map_fn(one, batch, fn_output_signature=dtype, parallel_iterations=1) for batch in images]
     if below:
-        return maps
+        return [tf.cast(each, tf.float32) for each in maps]
     if layer == _last_pool(preset):
-        return [tf.nn.max_pool2d(m, last_pool, 1 if fine else last_pool, "VALID") for m in maps]
+        pooled = [tf.nn.max_pool2d(m, last_pool, 1 if fine else last_pool, "VALID") for m in maps]
+        return [tf.cast(each, tf.float32) for each in pooled]
     head = next(part for part in network.parts.values() if layer in [own.name for own in part.layers])
     windows = find_windows(preset, maps, fine)
     (outputs,) = run_heads([head], windows, layer, execution_of(network, arithmetic))

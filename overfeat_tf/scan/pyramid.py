@@ -36,15 +36,22 @@ def draw_views(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> l
     """
     if options.views != "dense":
         return [_draw_crops(preset, image, options)]
-    groups = []
+    groups, mirrored = [], mirrored_views(options)
     for scale in options.scale_sizes(preset):
         canvas, size = draw_scale(preset, scale, image, options.scale_fit)
         views = [canvas]
         if options.flips:
             # Mirrored within its own content, so that the padding stays at the right.
             views.append(tf.concat([tf.reverse(canvas[:, : size[1]], [1]), canvas[:, size[1] :]], axis=1))
-        groups.append(Views(tf.stack(views), tf.zeros([len(views), 2]), size, (False, True)[: len(views)]))
+        groups.append(Views(tf.stack(views), tf.zeros([len(views), 2]), size, mirrored))
     return groups
+
+
+def mirrored_views(options: InferenceOptions) -> tuple[bool, ...]:
+    """Tell for each view of a group of `draw_views` whether it is cut from the mirror image."""
+    flips = (False, True) if options.flips or options.views == "ten" else (False,)
+    crops = 5 if options.views == "ten" else 1
+    return tuple(mirrored for mirrored in flips for _ in range(crops))
 
 
 def fit_scale(preset: Preset, scale, image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -136,7 +143,7 @@ def _draw_crops(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> 
     last = side - window  # never negative: the square holds a window
     corners = [(0, 0), (0, last), (last, 0), (last, last)] if options.views == "ten" else []
     places = [(0, 0)] if release else [*corners, (last // 2, last // 2)]
-    mirrors = [False, True] if options.flips or options.views == "ten" else [False]
+    mirrors = dict.fromkeys(mirrored_views(options))
     crops = [
         (tf.reverse(square, [1]) if mirrored else square)[y : y + window, x : x + window]
         for mirrored in mirrors
@@ -145,8 +152,7 @@ def _draw_crops(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> 
     # In the mirror image the square begins as far from the left as it ends from the right in the image.
     starts = [tf.stack([first[0], size[1] - side - first[1]]) if mirrored else first for mirrored in mirrors]
     origins = tf.concat([start + tf.constant(places) for start in starts], axis=0)
-    each = tuple(mirrored for mirrored in mirrors for _ in places)
-    return Views(tf.stack(crops), tf.cast(origins, tf.float32), size, each)
+    return Views(tf.stack(crops), tf.cast(origins, tf.float32), size, mirrored_views(options))
 
 
 def _resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from overfeat_tf.compute.choice import processor
 from overfeat_tf.images.decode import MAX_PIXELS
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import Model
@@ -113,9 +114,18 @@ def _metrics(metrics: Mapping | None, training: Mapping) -> str:
 
 
 def _needs(model: Model, folder: Path, comparison: Comparison | None) -> str:
+    reduced = model.options.arithmetic == "bfloat16"
     parameters = sum(part.count_params() for member in model.networks for part in model.parts_of(member).values())
     files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    lines = [f"- Parameters: {parameters:,}, {parameters * 4 / 1e6:.1f} MB", f"- Files: {files / 1e6:.1f} MB"]
+    lines = [
+        f"- Parameters: {parameters:,}{', stored in bfloat16' if reduced else ''}",
+        f"- Files: {files / 1e6:.1f} MB",
+    ]
+    if reduced:
+        lines.append(
+            "- Made for processors that multiply bfloat16 faster than float32; others answer the same, but slowly:\n"
+            "  export with `--arithmetic transformed` for them, and with `direct` for programs that train `.features`"
+        )
     if "extract_features" in signature_names(model):
         megabytes = f"{_native_bytes(model.network.preset):.0f} MB"
         lines.append(
@@ -127,21 +137,22 @@ def _needs(model: Model, folder: Path, comparison: Comparison | None) -> str:
     own = model.options.arithmetic
     bare = comparison.footprints[own].tensorflow_bytes / 1e6
     lines += [
-        f"- Memory and time on the exporting machine's CPU, for one image of {SIZE[0]}x{SIZE[1]} to the default"
-        f" signature, in a\n  process that took {bare:.0f} MB for TensorFlow alone:",
+        f"- Memory and time on the exporting machine's CPU ({processor()}), for one image of {SIZE[0]}x{SIZE[1]}\n"
+        f"  to the default signature, in a process that took {bare:.0f} MB for TensorFlow alone:",
         "",
-        "| arithmetic | loaded MB | peak MB | load s | first request s | second ms |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| arithmetic | loaded MB | peak MB | load s | first request s | second ms | error |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, taken in comparison.footprints.items():
+        error = f"{comparison.errors[name]:.0e}" if name in comparison.errors else ""
         name = f"**{name}**, this version" if name == own else name
         sizes = f"{taken.loaded_bytes / 1e6:.0f} | {taken.peak_bytes / 1e6:.0f}"
         times = f"{taken.load_seconds:.1f} | {taken.first_seconds:.1f} | {taken.next_seconds * 1e3:.0f}"
-        lines.append(f"| {name} | {sizes} | {times} |")
-    if comparison.error is None:
-        return "\n".join([*lines, "", "No layer of this network is faster transformed: both arithmetics are one."])
-    apart = f"{comparison.error:.0e} of the largest class score"
-    return "\n".join([*lines, "", f"The two differ by {apart} at most, on an image of noise."])
+        lines.append(f"| {name} | {sizes} | {times} | {error} |")
+    if not comparison.errors:
+        return "\n".join([*lines, "", "No other arithmetic is faster for this network on that machine."])
+    error = "The error is the largest difference from the direct class scores before softmax, over the largest of"
+    return "\n".join([*lines, "", f"{error}\nthese, on an image of noise."])
 
 
 def _native_bytes(preset: Preset) -> float:

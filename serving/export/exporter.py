@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.compute.choice import processor
 from overfeat_tf.models.loading import Exported
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.models.predictor import Answers
 from overfeat_tf.models.tasks import BY_NAME
 from serving.export.card import model_card
-from serving.export.footprint import compare
+from serving.export.footprint import Comparison, compare
 from serving.export.publishing import check_version, publish, staging_dir
 from serving.export.signatures import ServingModule, signature_names
 from serving.export.warmup import BATCHING, write_warmup
@@ -47,8 +48,8 @@ def export(
         version: The version; the one after the highest if None.
         training: The run's configuration, for config.json and the card.
         metrics: Figures for the card by name; see `serving.export.card`.
-        measure: Also measure memory and time for the card, in a process of its own (some ten seconds), by both
-            arithmetics where they differ (a minute for the paper's networks).
+        measure: Also measure memory and time for the card, in a process of its own (some ten seconds), by each
+            arithmetic that may pay (a minute for the paper's networks).
 
     Returns:
         The version's folder.
@@ -66,7 +67,12 @@ def export(
         tf.saved_model.save(module, str(folder), signatures=signatures)
         (folder / "assets").mkdir(exist_ok=True)
         (folder / "assets" / LABELS).write_text("".join(f"{label}\n" for label in model.labels))
-        made = {"tensorflow": tf.__version__, "date": datetime.now(UTC).date().isoformat()}
+        made = {
+            "tensorflow": tf.__version__,
+            "date": datetime.now(UTC).date().isoformat(),
+            "arithmetic": model.options.arithmetic,
+            "processor": processor(),
+        }
         config = {
             "model": model.config(),
             "display_threshold": model.display_threshold,
@@ -83,12 +89,22 @@ def export(
         if measure:
             _log.info("%s: measuring memory and time", to)
         comparison = compare(model, folder) if measure else None
+        if comparison is not None:
+            _log_faster(comparison, model.options.arithmetic)
 
         def describe(number: int) -> None:
             card = model_card(model, to.name, number, folder, learnt, made, metrics, comparison)
             (folder / CARD).write_text(card)
 
         return publish(folder, to, version, describe)
+
+
+def _log_faster(comparison: Comparison, chosen: str) -> None:
+    seconds = {name: taken.next_seconds for name, taken in comparison.footprints.items()}
+    best = min(seconds, key=lambda name: seconds[name])
+    if seconds[best] < 0.85 * seconds[chosen]:
+        times = f"{seconds[chosen]:.2f} s a request, {best} {seconds[best]:.2f} s"
+        _log.info("%s took %s: see --arithmetic and the model card", chosen, times)
 
 
 def verify(model: Model, folder: Path) -> None:

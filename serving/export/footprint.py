@@ -1,4 +1,4 @@
-"""Memory and time that a model takes to run, by both arithmetics, measured in fresh processes without this project."""
+"""Memory and time that a model takes to run, by each arithmetic, measured in fresh processes without this project."""
 
 import json
 import os
@@ -11,8 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.compute.execution import ARITHMETICS, execution_of
+from overfeat_tf.compute.choice import worth_measuring
 from overfeat_tf.models.model import Model
+from overfeat_tf.options import ARITHMETICS
 from serving.contract import DEFAULT_KEY
 from serving.export.signatures import ServingModule
 
@@ -90,16 +91,17 @@ class Comparison:
     """What was measured of a model.
 
     Attributes:
-        footprints: What it takes by each arithmetic; one alone where no layer is transformed.
-        error: The largest difference between the class scores before softmax, over the largest score; None likewise.
+        footprints: What it takes by each arithmetic that differs and may pay on this machine (`compute.choice`).
+        errors: The largest difference of the class scores before softmax from the direct ones, over the largest score,
+            of each of the others.
     """
 
     footprints: dict[str, Footprint]
-    error: float | None
+    errors: dict[str, float]
 
 
 def compare(model: Model, folder: Path) -> Comparison | None:
-    """Measure an exported model, and the same by the other arithmetic, each in a fresh process.
+    """Measure an exported model, and the same by the other arithmetics, each in a fresh process.
 
     Args:
         model: The model.
@@ -115,19 +117,23 @@ def compare(model: Model, folder: Path) -> Comparison | None:
     footprint = measure(folder)
     if footprint is None:
         return None
-    if not any(execution_of(network, "transformed").sides for network in model.networks):
-        return Comparison({own: footprint}, None)
-    other = next(name for name in ARITHMETICS if name != own)
-    twin = model.with_options(arithmetic=other)
-    with TemporaryDirectory(prefix="overfeat-arithmetic-") as place:
-        servable = ServingModule(twin)
-        tf.saved_model.save(servable, place, signatures={DEFAULT_KEY: servable.signatures_to_save()[DEFAULT_KEY]})
-        found = {own: footprint, other: measure(Path(place)) or footprint}
-    return Comparison({name: found[name] for name in ARITHMETICS}, _error(model, twin))
+    found, names = {own: footprint}, worth_measuring(model.networks)
+    twins = {name: model if name == own else model.with_options(arithmetic=name) for name in {own, *names}}
+    for name, twin in twins.items():
+        if name not in found:
+            with TemporaryDirectory(prefix="overfeat-arithmetic-") as place:
+                servable = ServingModule(twin)
+                signatures = {DEFAULT_KEY: servable.signatures_to_save()[DEFAULT_KEY]}
+                tf.saved_model.save(servable, place, signatures=signatures)
+                found[name] = measure(Path(place)) or footprint
+    others = {name: twin for name, twin in twins.items() if name != "direct"}
+    errors = _errors(model.with_options(arithmetic="direct"), others) if others else {}
+    return Comparison({name: found[name] for name in ARITHMETICS if name in found}, errors)
 
 
-def _error(model: Model, twin: Model) -> float:
-    height, width = max(model.options.scale_sizes(model.network.preset))
+def _errors(direct: Model, others: dict[str, Model]) -> dict[str, float]:
+    height, width = max(direct.options.scale_sizes(direct.network.preset))
     noise = tf.constant(np.random.default_rng(1).integers(0, 256, (1, height, width, 3), np.uint8))
-    scores, others = (each.inference.classify_images(noise)["logits"].numpy() for each in (model, twin))
-    return float(np.abs(scores - others).max() / np.abs(scores).max())
+    scores = direct.inference.classify_images(noise)["logits"].numpy()
+    apart = {name: scores - other.inference.classify_images(noise)["logits"].numpy() for name, other in others.items()}
+    return {name: float(np.abs(each).max() / np.abs(scores).max()) for name, each in apart.items()}

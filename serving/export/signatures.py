@@ -1,9 +1,11 @@
 """The exported signatures of the contract, all of which call `overfeat_tf.models.batches`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import tensorflow as tf
 
+from overfeat_tf.compute.precision import in_bfloat16
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 from overfeat_tf.network.convnet import PIXELS
@@ -44,7 +46,7 @@ class Features(tf.Module):
         super().__init__()
         features = model.network.features
         # A plain function: Keras's own objects, tracked, would be saved with all that they know.
-        self._features = lambda pixels: features(pixels, training=False)
+        self._features = lambda pixels: tf.cast(features(pixels, training=False), tf.float32)
         self.variables, self.trainable_variables = _values(features.variables)
 
     @tf.function(input_signature=PIXELS, autograph=False)
@@ -69,6 +71,8 @@ class ServingModule(tf.Module):
 
     def __init__(self, model: Model):
         super().__init__()
+        if model.options.arithmetic == "bfloat16":
+            model = _stored_in_bfloat16(model)
         self._inference = model.inference
         parts = [part for member in model.networks for part in model.parts_of(member).values()]
         self.variables, self.trainable_variables = _values([each for part in parts for each in part.variables])
@@ -109,6 +113,14 @@ class ServingModule(tf.Module):
             return body(self._inference, value)
 
         return tf.function(run, input_signature=[spec], autograph=False)
+
+
+def _stored_in_bfloat16(model: Model) -> Model:
+    """Copy a model with weights of bfloat16, as it is exported: half of a file, and of a server's memory."""
+    for network in model.networks:
+        model.parts_of(network)  # builds the regressor, where it takes part
+    first, *others = map(in_bfloat16, model.networks)
+    return replace(model, network=first, others=tuple(others))
 
 
 def _for_object_detection(boxes: Callable) -> Callable:

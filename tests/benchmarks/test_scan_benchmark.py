@@ -8,6 +8,7 @@ from overfeat_tf.cli.benchmarks import scan
 from overfeat_tf.cli.benchmarks.report import Report
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.network.presets import PRESETS
+from overfeat_tf.options import ARITHMETICS
 
 ACCURATE = PRESETS["accurate"]
 
@@ -22,7 +23,7 @@ def test_the_papers_arithmetic():
 
 def test_an_images_own_scales_are_counted():
     # An image of the largest scale's aspect has that scale as it is, and the smallest one wider than Table 5's.
-    work, windows = scan._scan_work(ACCURATE, 461, 569)
+    work, windows = scan.scan_work_of_image(ACCURATE, 461, 569)
     assert (windows, work) == (1584, 320_287_775_616)
 
 
@@ -46,14 +47,24 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
         (False, "direct"),
         (True, "direct"),
         (True, "transformed"),
+        (True, "bfloat16"),
     ]
     (ratios,) = scan._speed(load_run(run), models, 1)
-    assert set(ratios) >= {"of_matmul_rate", "python_of_matmul_rate", "exported_of_matmul_rate", "over_crops"}
-    assert all(value > 0 for value in ratios.values()) and ratios["transformed_error"] < 1e-4
+    assert set(ratios) >= {
+        "bfloat16_of_matmul_rate",
+        "transformed_of_matmul_rate",
+        "python_of_matmul_rate",
+        "exported_of_matmul_rate",
+        "over_crops",
+    }
+    assert (
+        all(value > 0 for value in ratios.values())
+        and ratios["transformed_error"] < 1e-4 < ratios["bfloat16_error"] < 0.02
+    )
     memory, loading = scan._load_in_process(run, preset.scales[-1])
     assert 0.3 < memory < 3 and loading > 0
     boxes = scan._write_detectors("tiny", tmp_path)
-    assert [load(version).config()["options"]["arithmetic"] for version in boxes] == ["direct", "transformed"]
+    assert [load(version).config()["options"]["arithmetic"] for version in boxes] == [*ARITHMETICS]
     assert scan._load_in_process(boxes[1], preset.scales[-1])[0] > 0.3
     table = scan.layer_table(load_run(run).network)
     assert all(f"| {name} |" in table for name in ("conv2", "conv4", "full5"))

@@ -1,14 +1,10 @@
 """The step of training: in reduced precision, and in parts where a batch does not fit the device."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import keras
 import tensorflow as tf
-from keras import layers
 
+from overfeat_tf.compute.precision import in_precision
 from overfeat_tf.network.convnet import DenseHead, Network
-from overfeat_tf.network.keras_backbone import leaf_layers
 from training.fit.losses import Criterion
 from training.fit.strategy import worker_count
 
@@ -31,7 +27,7 @@ class StageModel(keras.Model):
         super().__init__(inputs, outputs)
         self.criterion = criterion
         heads = [layer for layer in self.layers if isinstance(layer, DenseHead)]
-        self._computing = lambda: in_precision(network, heads, precision)
+        self._computing = lambda: in_precision(network, precision, heads)
         self._accumulate = accumulate
 
     @property
@@ -122,22 +118,3 @@ def _reducible(figures: dict) -> dict:
     """
     several = worker_count(tf.distribute.get_strategy()) > 1
     return {name: tf.reshape(figure, [1]) for name, figure in figures.items()} if several else figures
-
-
-@contextmanager
-def in_precision(network: Network, heads: list[DenseHead], precision: str) -> Iterator[None]:
-    """Let a network's layers compute in a precision, and in float32 again afterwards.
-
-    The pixels' normalisation and the layers that give scores and boxes stay in float32.
-    """
-    computing: list[layers.Layer] = list(heads)
-    for part in network.parts.values():
-        rows = [row for row, _ in leaf_layers(part) if not isinstance(row, layers.InputLayer | layers.Rescaling)]
-        computing += rows if part is network.features else rows[:-1]
-    try:
-        for layer in computing:
-            layer.dtype_policy = precision
-        yield
-    finally:
-        for layer in computing:
-            layer.dtype_policy = "float32"

@@ -14,7 +14,7 @@ from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset
 from overfeat_tf.cli.benchmarks.machine import describe_machine
 from overfeat_tf.cli.benchmarks.report import Report, collect
 from overfeat_tf.cli.benchmarks.serving.measure import CLASSES, export_preset
-from overfeat_tf.compute.execution import suits_this_machine
+from overfeat_tf.compute.choice import suits_this_machine
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS

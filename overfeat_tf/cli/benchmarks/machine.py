@@ -12,15 +12,16 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from overfeat_tf.compute.choice import bfloat16_gain, processor
+
 SIDE = 4096  # of the square matrices whose product is timed: large enough to run at the full rate
 
 
-def describe_machine() -> dict[str, str | int]:
+def describe_machine() -> dict[str, str | int | float]:
     """Describe the machine and the libraries, in JSON's types."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": names[0] if names else platform.processor() or platform.machine(),
+        "processor": processor(),
+        "bfloat16_gain": round(bfloat16_gain(), 2),
         "cores": os.cpu_count() or 1,
         "gpus": len(tf.config.list_physical_devices("GPU")),
         "system": platform.platform(),
@@ -43,16 +44,22 @@ def computing_seconds() -> float:
 
 
 class MatrixProduct:
-    """A large float32 matrix product: the rate that other arithmetic is compared with."""
+    """A large matrix product: the rate that other arithmetic is compared with.
 
-    def __init__(self) -> None:
-        one, other = tf.random.stateless_normal([2, SIDE, SIDE], [1, 2])
+    Args:
+        dtype: Of the matrices.
+        side: Of the square matrices.
+    """
+
+    def __init__(self, dtype: str = "float32", side: int = SIDE) -> None:
+        self._side = side
+        one, other = tf.unstack(tf.cast(tf.random.stateless_normal([2, side, side], [1, 2]), dtype))
         self._run = tf.function(lambda: tf.reduce_max(tf.matmul(one, other)), autograph=False)
         self._run().numpy()
 
     def rate(self) -> float:
         """Time the product once; return multiply-adds per second."""
-        return SIDE**3 / time_call(lambda: self._run().numpy())
+        return self._side**3 / time_call(lambda: self._run().numpy())
 
 
 def run_module(module: str, *arguments: object) -> list[float]:

@@ -171,7 +171,8 @@ class Predictions:
 
         @tf.function(input_signature=[ONE_IMAGE], autograph=False)
         def candidates(image: tf.Tensor) -> Candidates:
-            found = detect(network, image, model.options).candidates
+            scans = scan(network, image, model.options)
+            found = detect(network, scans, tf.shape(image)[:2], model.options).candidates
             assert found is not None  # detection always has candidates
             return found
 

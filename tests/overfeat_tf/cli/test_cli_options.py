@@ -13,7 +13,7 @@ from small_classifiers import LABELS
 
 import overfeat_tf as of
 from overfeat_tf.cli.options import option_name, with_changes
-from overfeat_tf.compute.execution import suits_this_machine
+from overfeat_tf.compute.choice import Choice
 from overfeat_tf.models.loading import load_run
 from serving.embedded.server import start
 
@@ -191,7 +191,13 @@ def test_a_savedmodel_keeps_its_own_options(committee, pictures, monkeypatch, ca
     assert "a SavedModel keeps those of its export" in capsys.readouterr().err
 
 
-def test_a_run_is_answered_by_the_arithmetic_that_suits_the_machine_unless_one_is_chosen(classifiers):
+def test_a_run_is_answered_by_the_arithmetic_that_is_fastest_here_unless_one_is_chosen(
+    classifiers, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
     model = load_run(classifiers[0])
-    assert with_changes(model, {}).options == replace(model.options, arithmetic=suits_this_machine())
+    monkeypatch.setattr("overfeat_tf.compute.choice.choose_arithmetic", lambda _: Choice("bfloat16", "it is fast"))
+    for changes in ({}, {"arithmetic": "auto"}):
+        assert with_changes(model, changes).options == replace(model.options, arithmetic="bfloat16")
+    assert caplog.messages == ["arithmetic bfloat16: it is fast"] * 2
     assert with_changes(model, {"arithmetic": "direct", "flips": True}).options == replace(model.options, flips=True)

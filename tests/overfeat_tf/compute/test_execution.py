@@ -118,7 +118,7 @@ def test_a_layers_output_and_every_inference_call_are_the_same(everything_pays):
 
 
 def test_an_unknown_arithmetic_is_refused():
-    with pytest.raises(ValueError, match="expected arithmetic to be one of direct, transformed; got 'fast'"):
+    with pytest.raises(ValueError, match="expected arithmetic to be one of direct, transformed, bfloat16; got 'fast'"):
         InferenceOptions(arithmetic="fast")
-    with pytest.raises(ValueError, match="expected an arithmetic of direct, transformed; got 'fast'"):
+    with pytest.raises(ValueError, match="expected an arithmetic of direct, transformed, bfloat16; got 'fast'"):
         execution_of(build("tiny", 2), "fast")

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from unittest import mock
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ from overfeat_tf.models.inference import classify, detect, localize
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan import features
-from overfeat_tf.scan.dense_scan import ScaleScan, scan
+from overfeat_tf.scan.dense_scan import ScaleScan, run_views, scan
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,33 @@ def assert_equal(found, expected):
 def test_an_image_is_answered_in_a_batch_as_alone(inference, batched, call):
     alone = [numpy_of(getattr(inference, call)(tf.constant([data]))) for data in BATCH]
     assert_equal(batched[call], {key: np.concatenate([row[key] for row in alone]) for key in alone[0]})
+
+
+@pytest.mark.parametrize("views", ["dense", "ten"])
+def test_images_with_equal_canvases_go_together_and_are_answered_as_alone(network, views):
+    alone, together = (
+        Inference(network, LABELS, replace(OPTIONS, views=views, flips=True, images_at_once=number))
+        for number in (1, 4)
+    )
+    # Of a block of four: two of one size, two of another whose canvases are equal, and one that cannot be read.
+    batch = [
+        GOOD["jpeg"],
+        BROKEN["text"],
+        encode(picture(70, 100, 6)),
+        GOOD["gray"],
+        encode(picture(128, 128, 7)),
+        encode(picture(32, 32, 8)),
+    ]
+    with mock.patch("overfeat_tf.models.together.run_views", wraps=run_views) as run:
+        for call in ENCODED_CALLS:
+            graph = tf.function(getattr(together, call), [tf.TensorSpec([None], tf.string)], autograph=False)
+            assert_equal(numpy_of(graph(tf.constant(batch))), numpy_of(getattr(alone, call)(tf.constant(batch))))
+            assert shapes(graph(tf.zeros([0], tf.string))) == empty_shapes(numpy_of(graph(tf.constant(batch[:1]))))
+    assert run.call_count == len(ENCODED_CALLS)  # one graph for groups of any size
+    images = tf.constant(np.stack([picture(60, 90, seed) for seed in range(3)]))
+    for call in PIXEL_CALLS[:-1]:
+        assert_equal(numpy_of(getattr(together, call)(images)), numpy_of(getattr(alone, call)(images)))
+    assert not together.detect_images(tf.zeros([2, 0, 9, 3], tf.uint8))["num_detections"].numpy().any()
 
 
 def shapes(answer):
@@ -222,7 +250,7 @@ def test_detect_is_proposing_and_merging(network, size, seed, flips):
     expected = merge_plainly(image, votes, options.merge_threshold)[: options.max_detections]
     assert 1 < len(expected) < len(votes)
 
-    found = detect(network, tf.constant(image), options).answer
+    found = detect(network, scan(network, tf.constant(image), options), tf.shape(image)[:2], options).answer
     count = int(found.count)
     assert count == len(expected)
     np.testing.assert_allclose(found.scores[:count], [s / (1 + s) for s, _, _ in expected], rtol=1e-3)
@@ -245,7 +273,7 @@ def test_localize_gives_each_of_the_top_classes_its_best_merged_box(network, siz
         votes = [(probabilities[row, label], 1, boxes[row]) for row in best]
         expected.append(merge_plainly(image, votes, options.merge_threshold)[0][2])
 
-    found = localize(network, tf.constant(image), options).answer
+    found = localize(network, scan(network, tf.constant(image), options), tf.shape(image)[:2], options).answer
     np.testing.assert_array_equal(found.classes, top + 1)
     np.testing.assert_allclose(found.scores, mean[top], rtol=1e-4)
     np.testing.assert_allclose(found.boxes, expected, atol=1e-3)
@@ -281,7 +309,7 @@ def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, fli
     for score, label, box in merged:
         best.setdefault(label, (score, box))
     expected = list(best.items())[:2]
-    found = localize(network, tf.constant(image), options).answer
+    found = localize(network, scan(network, tf.constant(image), options), tf.shape(image)[:2], options).answer
     np.testing.assert_array_equal(found.classes, [label for label, _ in expected])
     np.testing.assert_allclose(found.scores, [score / (1 + score) for _, (score, _) in expected], rtol=1e-4)
     np.testing.assert_allclose(found.boxes, [box for _, (_, box) in expected], atol=1e-3)
@@ -290,7 +318,9 @@ def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, fli
 def test_classify_is_the_logarithm_of_the_votes(network, inference):
     image = picture(70, 100)
     votes = np.mean([p.max(axis=0) for p, _ in windows_of(network, image, OPTIONS)], axis=0)
-    np.testing.assert_allclose(classify([network], tf.constant(image), OPTIONS).answer, np.log(votes), rtol=1e-4)
+    np.testing.assert_allclose(
+        classify([network], [scan(network, tf.constant(image), OPTIONS, False)]).answer, np.log(votes), rtol=1e-4
+    )
     answer = numpy_of(inference.classify_images(tf.constant(image[None])))
     np.testing.assert_allclose(answer["probs"][0], votes / votes.sum(), rtol=1e-4)
     answer = numpy_of(inference.classify(tf.constant([encode(image)])))
@@ -326,11 +356,13 @@ def test_without_one_usable_box_there_is_an_answer_still(edges):
     network.regressor.layers[-1].bias.assign(edges)
     image = tf.constant(picture(40, 50))
     options = InferenceOptions(scales=(1, 2), min_score=0.0)
-    assert int(detect(network, image, options).answer.count) == 0
-    found = localize(network, image, options).answer
+    assert int(detect(network, scan(network, image, options), tf.shape(image)[:2], options).answer.count) == 0
+    found = localize(network, scan(network, image, options), tf.shape(image)[:2], options).answer
     np.testing.assert_array_equal(found.boxes, [[0, 0, 1, 1]] * 3)  # the class is known all the same
     assert sorted(found.classes.numpy()) == [1, 2, 3]
-    found = localize(network, image, replace(options, localize_by="accumulated")).answer
+    found = localize(
+        network, scan(network, image, options), tf.shape(image)[:2], replace(options, localize_by="accumulated")
+    ).answer
     np.testing.assert_array_equal(found.boxes, [[0, 0, 1, 1]] * 3)
     assert sorted(found.classes.numpy()) == [1, 2, 3] and not found.scores.numpy().any()
 
@@ -345,9 +377,8 @@ def test_a_network_without_background_detects_what_many_windows_agree_on():
     middle = slice(5, 12)
     boxes[middle, middle] = [0.3, 0.4, 0.6, 0.7]
     one = ScaleScan(tf.constant(logits), tf.constant(boxes), tf.constant(windows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("overfeat_tf.models.inference.scan", lambda *_: [one])
-        found = detect(network, tf.constant(image), replace(OPTIONS, max_windows=400, merge_threshold=0.3)).answer
+    options = replace(OPTIONS, max_windows=400, merge_threshold=0.3)
+    found = detect(network, [one], tf.shape(image)[:2], options).answer
     assert found.classes.numpy()[: int(found.count)].tolist() == [2] * int(found.count) and int(found.count) > 1
     np.testing.assert_allclose(found.boxes[0], [0.3, 0.4, 0.6, 0.7], atol=0.06)
     evidence = found.scores / (1 - found.scores)

@@ -52,7 +52,7 @@ def test_a_scan_has_a_box_for_each_class():
 def test_a_detection_has_its_own_classs_box(favourite):
     network = network_that_says(True, True, favourite)
     options = InferenceOptions(scales=(1,), min_score=0.5, merge_threshold=1.5)
-    found = detect(network, image(), options).answer
+    found = detect(network, scan(network, image(), options), [SIDE, SIDE], options).answer
     assert int(found.count) == 1 and int(found.classes[0]) == favourite + 1
     expected = (EDGES[favourite] * 32 + 2) / SIDE  # four windows agree, 2 pixels off on average
     np.testing.assert_allclose(found.boxes[0], expected, rtol=1e-4, atol=1e-4)
@@ -61,16 +61,16 @@ def test_a_detection_has_its_own_classs_box(favourite):
 @pytest.mark.parametrize("background", [False, True])
 def test_guesses_have_their_own_classes_boxes(background):
     network = network_that_says(True, background)
-    found = localize(network, image(), InferenceOptions(scales=(1,), merge_threshold=1.5)).answer
+    options = InferenceOptions(scales=(1,), merge_threshold=1.5)
+    found = localize(network, scan(network, image(), options), [SIDE, SIDE], options).answer
     assert found.classes[0] == 2 and sorted(found.classes.numpy()) == [1, 2, 3]
     for label, box in zip(found.classes.numpy() - 1, found.boxes.numpy(), strict=True):
         np.testing.assert_allclose(box, (EDGES[label] * 32 + 2) / SIDE, rtol=1e-4, atol=1e-4)
 
 
 def test_one_regressor_for_all_gives_all_classes_the_same_box():
-    found = localize(
-        network_that_says(False, False), image(), InferenceOptions(scales=(1,), merge_threshold=1.5)
-    ).answer
+    network, options = network_that_says(False, False), InferenceOptions(scales=(1,), merge_threshold=1.5)
+    found = localize(network, scan(network, image(), options), [SIDE, SIDE], options).answer
     np.testing.assert_allclose(found.boxes, np.tile((EDGES[0] * 32 + 2) / SIDE, (CLASSES, 1)), rtol=1e-4, atol=1e-4)
 
 

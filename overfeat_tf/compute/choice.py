@@ -1,0 +1,146 @@
+"""The arithmetic that is fastest on this processor, of those whose answers are near enough to float32's.
+
+Whether a processor multiplies bfloat16 faster than float32 is measured on a small product, and where it does, on the
+network itself: one view of a middle scale, by both. Winograd's gain is the cost model's (`execution`), since it
+depends on how many windows all scales have together. Networks of little work stay as they are: measuring would take
+longer than it saves.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from overfeat_tf import boxes as box_ops
+from overfeat_tf.compute.dense import find_windows, head_maps, run_heads
+from overfeat_tf.compute.execution import execution_of, tiles_gain
+from overfeat_tf.network.convnet import Network
+
+LEAST_GAIN = 1.15  # of bfloat16 over the next best, below which float32 is worth more
+LEAST_WORK = 4e9  # multiply-adds of a scan: `tiny` has 2.6 G, `small` 6 G
+MOST_SCORE = 0.01  # that a window's softmax scores may differ by
+MOST_PIXELS = 1.0  # that the edges of 99 boxes in 100 may, in the window
+REPETITIONS = 3
+
+
+class Choice(NamedTuple):
+    """An arithmetic of `options.ARITHMETICS`, and why."""
+
+    arithmetic: str
+    reason: str
+
+
+class Trial(NamedTuple):
+    """What bfloat16 makes of a view: its gain in time, and differences in softmax scores and in pixels of boxes."""
+
+    gain: float
+    scores: float
+    pixels: float
+
+
+def choose_arithmetic(networks: Sequence[Network]) -> Choice:
+    """Choose the arithmetic of a model, a committee's members together."""
+    transformed = suits_this_machine() == "transformed"
+    expected = min(tiles_gain(network) for network in networks) if transformed else 1.0
+    plain = "transformed" if expected > 1 else "direct"
+    also = f", {expected:.1f} times as fast as direct by the cost model" if expected > 1 else ""
+    if min(scan_work(network) for network in networks) < LEAST_WORK:
+        return Choice(plain, f"its scan is too small for others to pay{also}")
+    product = bfloat16_gain()
+    if product < LEAST_GAIN:
+        return Choice(plain, f"bfloat16 multiplies {product:.1f} times as fast as float32 on this processor{also}")
+    trials = [try_bfloat16(network) for network in networks]
+    gain, (scores, pixels) = min(t.gain for t in trials), np.max([t[1:] for t in trials], axis=0)
+    told = f"bfloat16 runs {gain:.1f} times as fast as float32 here, scores within {scores:.3f}, boxes {pixels:.1f} px"
+    if scores > MOST_SCORE or pixels > MOST_PIXELS:
+        return Choice(plain, f"{told}; allowed are {MOST_SCORE:g} and {MOST_PIXELS:g}{also}")
+    return Choice("bfloat16" if gain > LEAST_GAIN * expected else plain, f"{told}; {plain}{also}")
+
+
+def worth_measuring(networks: Sequence[Network]) -> tuple[str, ...]:
+    """List the arithmetics that differ, and that may pay on this machine; direct is always one of them."""
+    tiled = any(execution_of(network, "transformed").sides for network in networks)
+    large = max(scan_work(network) for network in networks) >= LEAST_WORK
+    reduced = large and bfloat16_gain() >= LEAST_GAIN
+    return ("direct", *["transformed"] * tiled, *["bfloat16"] * reduced)
+
+
+def suits_this_machine() -> str:
+    """Return the float32 arithmetic that suits this machine: Winograd's on an x86 CPU alone, direct elsewhere."""
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return "transformed" if x86 and not tf.config.list_physical_devices("GPU") else "direct"
+
+
+def images_at_once() -> int:
+    """Return how many images to run together on this machine: one on a CPU; with a GPU a guess, not yet measured."""
+    return 8 if tf.config.list_physical_devices("GPU") else 1
+
+
+def processor() -> str:
+    """Name the processor of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@cache
+def bfloat16_gain() -> float:
+    """Measure how many times as fast a product of bfloat16 is as one of float32 on this machine."""
+    shapes = tf.random.stateless_normal([512, 2048], [1, 2]), tf.random.stateless_normal([2048, 1024], [1, 3])
+    calls = []
+    for dtype in (tf.float32, tf.bfloat16):
+        product = tf.function(lambda one, other: tf.reduce_max(tf.matmul(one, other)), autograph=False)
+        calls.append(partial(product, *(tf.cast(each, dtype) for each in shapes)))
+    exact, reduced = fastest(calls)
+    return exact / reduced
+
+
+def fastest(calls: Sequence[Callable[[], tf.Tensor]]) -> list[float]:
+    """Time calls in turn, so that a machine's noise is in all of them; return the least seconds of each."""
+    times = []
+    for number in range(1 + REPETITIONS):
+        for call in calls:
+            started = time.perf_counter()
+            tf.nest.map_structure(lambda value: value.numpy(), call())
+            if number:  # the first traces
+                times.append(time.perf_counter() - started)
+    return np.reshape(times, [-1, len(calls)]).min(axis=0).tolist()
+
+
+def scan_work(network: Network) -> float:
+    """Count the multiply-adds of a preset's own scales, without flips."""
+    preset = network.preset
+    heads = sum(layer.multiply_adds for layer in preset.head("classifier", network.num_classes, network.context))
+    reach = preset.last_pool * preset.head_kernel - 1
+    sizes = [preset.backbone.map_sizes(*scale)[-1] for scale in preset.scales]
+    windows = sum((rows - reach) * (columns - reach) for rows, columns in sizes)
+    return sum(preset.backbone.multiply_adds(*scale) for scale in preset.scales) + windows * heads
+
+
+def try_bfloat16(network: Network) -> Trial:
+    """Run a view of a middle scale, of as much detail as photographs, by float32 and by bfloat16."""
+    height, width = network.preset.scales[len(network.preset.scales) // 2]
+    sides = (4, 16, 64, 256)
+    layers = [tf.random.stateless_uniform([1, side, side, 3], [side, 1], 0.0, 255.0 / len(sides)) for side in sides]
+    pixels = tf.add_n([tf.image.resize(each, [height, width], "bicubic") for each in layers])
+    heads = [part for part in network.parts.values() if part is not network.features]
+
+    def run(arithmetic: str) -> list[tf.Tensor]:
+        windows = find_windows(network.preset, head_maps(network, [pixels], arithmetic))
+        return run_heads(heads, windows, execution=execution_of(network, arithmetic))
+
+    calls = [tf.function(partial(run, name), autograph=False) for name in ("direct", "bfloat16")]
+    exact, reduced = fastest(calls)
+    (scores, *boxes), (near_scores, *near_boxes) = (call() for call in calls)
+    apart = float(tf.reduce_max(tf.abs(tf.nn.softmax(scores) - tf.nn.softmax(near_scores))))
+    moved = 0.0
+    for one, other in zip(boxes, near_boxes, strict=True):
+        edges = [box_ops.decode(tf.reshape(each, [-1, 4]), network.box_form).numpy() for each in (one, other)]
+        moved = float(np.quantile(np.abs(edges[0] - edges[1]), 0.99)) * network.preset.window
+    return Trial(exact / reduced, apart, moved)
