@@ -115,7 +115,8 @@ def test_a_fixed_box_stands_in_for_the_regressors():
         name="one", class_names=("a", "b"), boxed=True, splits=("train", "val"), records=lambda *_: iter(records)
     )
     guess = {"num_detections": 1, "detection_classes": [2.0], "detection_boxes": [[0, 0, 0.1, 0.1]], "status": b""}
-    model = SimpleNamespace(localize=lambda images: {key: np.array([value]) for key, value in guess.items()})
+    answer = {key: np.array([value]) for key, value in guess.items()}
+    model = SimpleNamespace(localize=lambda images: answer, concurrency=1)
     for fixed, error in ((False, 1.0), (True, 0.0)):
         found = benchmark._figures(model, "localization", Variant("", fixed_box=fixed), source, "val", None)
         assert found["localization1_error"] == found["localization5_error"] == error

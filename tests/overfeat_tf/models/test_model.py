@@ -73,6 +73,8 @@ def test_a_run_of_an_earlier_version_loads():
     folder = Path(__file__).with_name("old_run")  # written before networks described themselves
     model, config = of.load(folder), json.loads((folder / "config.json").read_text())
     again = json.loads(json.dumps(model.config()))
+    later = again["options"].keys() - config["model"]["options"].keys()  # options that there were not yet
+    assert all(getattr(of.InferenceOptions(), name) == again["options"].pop(name) for name in later)
     assert again | {"preset": None} == config["model"] | {"preset": None}
     assert Preset.from_config(again["preset"]) == Preset.from_config(config["model"]["preset"]) == model.network.preset
     for part, built in model.network.parts.items():

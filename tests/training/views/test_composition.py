@@ -38,7 +38,9 @@ def test_a_turned_box_holds_the_turned_corners_of_the_one_before_and_no_more(num
 def test_turned_pixels_go_where_their_boxes_do(angle):
     box = np.array([30, 20, 70, 120])
     image = tf.constant(np.array(decode_image(picture(100, 160, [box]))[0]))
-    pixels, turned = rotate(tf.constant(angle, tf.float32), image, tf.constant([box / [100, 160] * 2], tf.float32), 0.0)
+    pixels, turned = rotate(
+        tf.constant(angle, tf.float32), image, tf.constant([box / np.tile([100, 160], 2)], tf.float32), 0.0
+    )
     lit = np.argwhere(pixels.numpy()[..., 0] > 127)
     found = np.concatenate([lit.min(axis=0), lit.max(axis=0) + 1])
     np.testing.assert_allclose(turned.numpy()[0] * np.tile(pixels.shape[:2], 2), found, atol=1.5)
