@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -25,6 +25,7 @@ IMAGE = encoded()
 anything = st.one_of(st.floats(-100, 100), st.floats(allow_nan=True), st.integers(-3, 45).map(float))
 
 
+@settings(deadline=None)  # the first image takes seconds
 @given(st.lists(st.tuples(st.sampled_from(["cat", "yeti"]), st.tuples(anything, anything, anything, anything))))
 def test_every_object_is_a_good_box_or_a_finding(objects):
     found: list[Finding] = []
