@@ -83,7 +83,7 @@ def test_two_processes_write_a_row_for_each_image(saved_model, images, tmp_path)
 def test_a_bundle_that_is_retried_writes_nothing_twice(saved_model, images, tmp_path, monkeypatch):
     loads, sizes, answer, load = [], [], pipeline._Loaded.answer, pipeline.load
     monkeypatch.setattr(pipeline, "BATCH_BYTES", 400)
-    monkeypatch.setattr(pipeline, "load", lambda folder: (loads.append(folder), load(folder))[1])
+    monkeypatch.setattr(pipeline, "load", lambda folder, *_: (loads.append(folder), load(folder))[1])
 
     def failing(self, data):
         sizes.append([len(image) for image in data])
