@@ -39,7 +39,7 @@ def batch(
     starts anew if it was interrupted. Options of the runner, such as --region or --flink_master, come last.
     """
     if find_spec("apache_beam") is None:
-        raise ImportError("expected Apache Beam for `overfeat batch`: pip install 'overfeat-tf[beam]'")
+        raise ImportError("expected Apache Beam for `overfeat batch`: pip install apache-beam")
     load_tensorflow(start=False)  # so that its threads can still be set
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     from overfeat_tf.cli.batch_pipeline import WorkerLostError, run

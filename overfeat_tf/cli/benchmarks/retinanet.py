@@ -71,7 +71,7 @@ def train_retinanet(backbone: str, source: Source, split: str, seconds: float, s
 def require_keras_hub() -> None:
     """Raise ImportError, with what to do, where KerasHub is not installed."""
     if find_spec("keras_hub") is None:
-        raise ImportError("expected KerasHub to compare with; there is none: pip install 'overfeat-tf[benchmark]'")
+        raise ImportError("expected KerasHub to compare with; it is not installed: pip install keras-hub")
 
 
 def build_retinanet(backbone: str, classes: int, finest: int = FINEST) -> "keras_hub.models.RetinaNetObjectDetector":
