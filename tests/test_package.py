@@ -15,7 +15,16 @@ REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("overfeat_tf", "serving", "training")
 DEPLOY = ("RUNBOOK.md", "models.config", "batching.config", "monitoring.config", "prometheus.yml", "kubernetes.yaml")
 # What messages may say to install, all of it published.
-PUBLISHED = {"keras-hub", "opencv-python-headless", "pillow-heif", "pycocotools", "scikit-learn", "scipy", "torch"}
+PUBLISHED = {
+    "apache-beam",
+    "keras-hub",
+    "opencv-python-headless",
+    "pillow-heif",
+    "pycocotools",
+    "scikit-learn",
+    "scipy",
+    "torch",
+}
 BUILD = "import setuptools.build_meta as backend; print(backend.build_wheel('dist'), backend.build_sdist('dist'))"
 
 

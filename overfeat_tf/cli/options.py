@@ -149,7 +149,8 @@ def with_changes(model, changes: Changes):
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
     if changes.get("arithmetic", AUTO) == AUTO:
         choice = choose_arithmetic(model.networks)
-        _log.info("arithmetic %s: %s", *choice)
+        if choice.reason:
+            _log.info("arithmetic %s: %s", *choice)
         changes = {**changes, "arithmetic": choice.arithmetic}
     changed = model.with_options(**{"images_at_once": images_at_once(), **changes})
     if changed.calibration and changed.options.scores == "calibrated":

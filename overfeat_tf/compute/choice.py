@@ -29,7 +29,7 @@ REPETITIONS = 3
 
 
 class Choice(NamedTuple):
-    """An arithmetic of `options.ARITHMETICS`, and why."""
+    """An arithmetic of `options.ARITHMETICS`, and why; no reason where the scan is too small for a choice to matter."""
 
     arithmetic: str
     reason: str
@@ -50,7 +50,7 @@ def choose_arithmetic(networks: Sequence[Network]) -> Choice:
     plain = "transformed" if expected > 1 else "direct"
     also = f", {expected:.1f} times as fast as direct by the cost model" if expected > 1 else ""
     if min(scan_work(network) for network in networks) < LEAST_WORK:
-        return Choice(plain, f"its scan is too small for others to pay{also}")
+        return Choice(plain, "")
     product = bfloat16_gain()
     if product < LEAST_GAIN:
         return Choice(plain, f"bfloat16 multiplies {product:.1f} times as fast as float32 on this processor{also}")
