@@ -118,7 +118,7 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
         total = tf.reduce_sum(loaded.features(tf.random.uniform([1, 256, 256, 3], maxval=255)) ** 2)
     gradients = tape.gradient(total, loaded.trainable_variables)
     assert sum(gradient is not None for gradient in gradients) >= len(model.network.backbone.trainable_weights)
-    (maps,) = of.load(run).extract_features([np.zeros((256, 256, 3), np.uint8)], layer="normalise")
+    (maps,) = of.load(run).extract_features([np.zeros((256, 256, 3), np.uint8)], layer="neck")
     assert maps.shape[-1] == model.network.preset.backbone.channels
 
 
