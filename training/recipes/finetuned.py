@@ -14,8 +14,9 @@ def finetune() -> Recipe:
 
     overfeat train finetune --backbone NAME --data SOURCE --run runs/NAME
 
-    With EfficientNet-Lite0 on 290 photographs of playing cards, 6 classes, 26 CPU minutes: mAP at IoU 0.5 of 0.93 on
-    73 others, 0.69 over 0.5:0.95. On 150 photographs of raccoons, 14 CPU minutes: 0.84 and 0.41 on 50 others.
+    With EfficientNet-Lite0 on 290 photographs of playing cards, 6 classes, 19 CPU minutes with three quarters of the
+    steps: mAP at IoU 0.5 of 0.91 on 73 others, 0.69 over 0.5:0.95. On 150 photographs of raccoons, 12 CPU minutes: 0.87
+    and 0.46 on 50 others.
     """
     return Recipe(
         name="finetune",
@@ -40,6 +41,8 @@ def finetune_classify() -> Recipe:
     """Fit a pretrained backbone to classes alone: a folder a class, or any other source.
 
     overfeat train finetune-classify --backbone NAME --data SOURCE --run runs/NAME --stage classification
+
+    With EfficientNet-Lite0 on 3200 pictures of 64x64 in 20 classes, 12 CPU minutes: 92.5 % top-1 of 800 others.
     """
     return replace(
         finetune(),
