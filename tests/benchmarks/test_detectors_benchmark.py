@@ -201,7 +201,7 @@ def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
 
 def test_without_keras_hub_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(retinanet, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"^expected KerasHub [^\n]*: pip install 'overfeat-tf\[benchmark\]'$"):
+    with pytest.raises(ImportError, match=r"^expected KerasHub [^\n]*: pip install keras-hub$"):
         detectors.measure("small.keras", ["voc:nowhere"], None, 1)
 
 
