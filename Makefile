@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Most of a test is tracing, on one core; more than four processes fill the memory of a laptop.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all test-beam check format clean
+.PHONY: demo test test-all test-beam check docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/overfeat demo
@@ -28,6 +28,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/overfeat_tf/test_imports.py
+
+# Into build/site; dead links are errors.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e ".[docs]"
+	$(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

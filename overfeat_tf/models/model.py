@@ -263,7 +263,9 @@ def localize(network: Network, images: Images, options: InferenceOptions | None 
     """Return the top k classes of each image, a box each (4).
 
     Args:
-        network, images, options: See `classify`.
+        network: See `classify`.
+        images: See `classify`.
+        options: See `classify`.
 
     Returns:
         What `detect` returns, with N = k: the classes by falling score, each with its best merged box.

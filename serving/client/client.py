@@ -114,7 +114,8 @@ class Client(Predictor, AbstractContextManager):
             label: its version by a label such as `stable`, instead of `version`.
             ca_cert: the PEM file that the server's certificate is checked with; None for a connection without TLS.
             token: what the server asks for, sent as `authorization: Bearer TOKEN`.
-            client_cert, client_key: PEM files of this client's own certificate and its key, where it is asked for one.
+            client_cert: the PEM file of this client's own certificate, where it is asked for one.
+            client_key: the PEM file of its key.
 
         Raises:
             ValueError: no address, an unreadable certificate, or a token that would cross a network without TLS.

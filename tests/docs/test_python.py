@@ -1,16 +1,16 @@
-"""The lines of README that people copy: the training loop of one's own runs as it is written, with fewer steps."""
+"""docs/python.md: the training loop of one's own runs as it is written, with fewer steps."""
 
 import re
 from pathlib import Path
 
 import overfeat_tf as of
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
 
 def own_loop() -> str:
-    """Return the training loop in README, from its imports to its last line."""
-    lines = README.read_text().split("A training loop of your own", 1)[1].splitlines()[2:]
+    """Return the training loop on the page, from its imports to its last line."""
+    lines = PAGE.read_text().split("own loss, optimizer and callbacks:", 1)[1].splitlines()[2:]
     last = next(number for number, line in enumerate(lines) if line and not line.startswith("    "))
     return "\n".join(line[4:] for line in lines[:last])
 
