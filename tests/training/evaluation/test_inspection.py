@@ -1,6 +1,7 @@
 """An inspection counts what is there and finds what is wrong, and nothing else."""
 
 import io
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,7 +128,9 @@ def test_strict_training_is_refused_at_a_fault_and_not_at_a_remark(tmp_path):
 @pytest.mark.skipif(not (DATASETS / "bad_input").is_dir(), reason="no bad_input beside the checkout")
 def test_real_bad_images_are_found():
     found = inspect(lambda report: open_source(f"folder:{DATASETS / 'bad_input'}", report))
-    names = {kind: {one.name.partition("/")[0] for one in ones} for (_, kind), ones in found.findings.items()}
+    names = defaultdict(set)
+    for (_, kind), ones in found.findings.items():
+        names[kind] |= {one.name.partition("/")[0] for one in ones}
     assert names[Kind.UNREADABLE] == {"truncated_jpeg"} and found.faults == 1
     assert names[Kind.DUPLICATE] == {"duplicate_images", "same_image_two_classes"}
     assert names[Kind.TURNED] == {"exif_orientation"} and names[Kind.HUGE] == {"extreme_sizes"}
