@@ -146,7 +146,9 @@ def export(
     configs = [read_config(run) for run in runs]
     trainings = [{**(config.get("training") or {}), "weights": run_weights(config, last)} for config in configs]
     if len(runs) == 1:
-        click.echo(export_model(with_changes(loaded[0], changes), to, version, trainings[0], figures, measure=True))
+        click.echo(
+            export_model(with_changes(loaded[0], changes, runs[0]), to, version, trainings[0], figures, measure=True)
+        )
         return
     committee = with_changes(Model.committee(loaded), changes)
     names = ", ".join(str(one.get("name")) for one in trainings)

@@ -134,21 +134,28 @@ def require_server(server: str | None, connection: Connection) -> None:
         raise ValueError(f"expected --server with {given}; got none")
 
 
-def with_changes(model, changes: Changes):
+def with_changes(model, changes: Changes, run: Path | None = None):
     """Return a run with other inference options. Those that are not chosen and only change the speed suit this machine.
+
+    Args:
+        model: The run's model, or a SavedModel.
+        changes: The options.
+        run: The run's folder, which keeps the arithmetic that was chosen for this machine.
 
     Raises:
         ValueError: options for a SavedModel, which has those of its export; or scales that the network does not have.
     """
-    from overfeat_tf.compute.choice import choose_arithmetic, images_at_once
+    from overfeat_tf.compute.choice import choose_arithmetic, choose_for_run, images_at_once
     from overfeat_tf.models.model import Model
 
     if not changes and not isinstance(model, Model):
         return model
     for network in require_run(model).networks:
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    if changes.get("arithmetic", AUTO) == AUTO:
-        choice = choose_arithmetic(model.networks)
+    if changes.get("arithmetic", AUTO) == AUTO and changes.get("views", model.options.views) == "release":
+        changes = {**changes, "arithmetic": "direct"}  # to the release's own digits
+    elif changes.get("arithmetic", AUTO) == AUTO:
+        choice = choose_for_run(model.networks, run) if run else choose_arithmetic(model.networks)
         if choice.reason:
             _log.info("arithmetic %s: %s", *choice)
         changes = {**changes, "arithmetic": choice.arithmetic}

@@ -96,7 +96,8 @@ def run(
     show_several = changes.get("one_box_per_object") is False
     loaded = load(model, last) if server is None else None
     if isinstance(loaded, Model):
-        loaded = with_changes(loaded, changes if wanted.best is None else {"top_k": wanted.best, **changes})
+        changes = changes if wanted.best is None else {"top_k": wanted.best, **changes}
+        loaded = with_changes(loaded, changes, Path(model))
     elif loaded is not None:
         # A SavedModel usually returns all boxes already, and its options cannot be changed.
         loaded = with_changes(loaded, without_display_option(changes))

@@ -228,7 +228,7 @@ def evaluate(
     source = settle(open_source(data), Path(models[0]))
     with ExitStack() as stack:
         if server is None:
-            model = with_changes(_load(models, last), changes)
+            model = with_changes(_load(models, last), changes, Path(models[0]) if len(models) == 1 else None)
         else:
             model = with_changes(stack.enter_context(_connect(server, models, connection)), changes)
             _require_class_count(model, source.class_names)
@@ -361,7 +361,10 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     from training.sources import open_source
     from training.sources.splits import settle
 
-    model, source = with_changes(load_run(run), {**changes, "scores": "accumulated"}), settle(open_source(data), run)
+    model, source = (
+        with_changes(load_run(run), {**changes, "scores": "accumulated"}, run),
+        settle(open_source(data), run),
+    )
     require_fit(model.labels, model.tasks, source, (DETECTION.name,))
     with run_folder.held(run):
         calibration = fit(model, source, split, limit or IMAGES)

@@ -6,9 +6,11 @@ depends on how many windows all scales have together. Networks of little work st
 longer than it saves.
 """
 
+import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from overfeat_tf import boxes as box_ops
 from overfeat_tf.compute.dense import find_windows, head_maps, run_heads
 from overfeat_tf.compute.execution import execution_of, tiles_gain
 from overfeat_tf.network.convnet import Network
+from overfeat_tf.options import ARITHMETICS
 
 LEAST_GAIN = 1.15  # of bfloat16 over the next best, below which float32 is worth more
 LEAST_WORK = 4e9  # multiply-adds of a scan: `tiny` has 2.6 G, `small` 6 G
@@ -41,6 +44,31 @@ class Trial(NamedTuple):
     gain: float
     scores: float
     pixels: float
+
+
+def choose_for_run(networks: Sequence[Network], run: Path) -> Choice:
+    """Choose the arithmetic of a run, as `choose_arithmetic` does, or take what was chosen before.
+
+    `arithmetic.json` in the run keeps the choice, so that the run answers alike each time. It is made anew for another
+    processor, another TensorFlow or other weights, and each time where the run cannot be written to.
+    """
+    files = [each for each in (run / "weights").rglob("*") if each.is_file()]
+    made_for = {
+        "processor": processor(),
+        "gpus": len(tf.config.list_physical_devices("GPU")),
+        "tensorflow": tf.__version__,
+        "weights": max((each.stat().st_mtime_ns for each in files), default=0),
+    }
+    record = run / "arithmetic.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(record.read_text())
+        if kept["made_for"] == made_for and kept["arithmetic"] in ARITHMETICS:
+            return Choice(kept["arithmetic"], kept["reason"])
+    choice = choose_arithmetic(networks)
+    if choice.reason:
+        with suppress(OSError):
+            record.write_text(json.dumps({**choice._asdict(), "made_for": made_for}, indent=2) + "\n")
+    return choice
 
 
 def choose_arithmetic(networks: Sequence[Network]) -> Choice:

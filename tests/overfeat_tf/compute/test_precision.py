@@ -1,5 +1,6 @@
 """bfloat16: near float32's answers, in maps and weights of half the bytes, and in nobody else's way."""
 
+import os
 from dataclasses import replace
 
 import keras
@@ -10,7 +11,7 @@ from keras import layers
 from test_execution import PRESET
 
 from overfeat_tf.compute import choice
-from overfeat_tf.compute.choice import Trial, choose_arithmetic, try_bfloat16
+from overfeat_tf.compute.choice import Choice, Trial, choose_arithmetic, choose_for_run, try_bfloat16
 from overfeat_tf.compute.dense import feature_maps, find_windows, head_maps, run_heads
 from overfeat_tf.compute.execution import execution_of
 from overfeat_tf.compute.precision import in_bfloat16
@@ -111,6 +112,19 @@ def test_the_fastest_whose_answers_are_near_is_chosen(monkeypatch, gain, trial, 
     monkeypatch.setattr(choice, "LEAST_WORK", 0)
     found = choose_arithmetic([network])
     assert found.arithmetic == expected and why in found.reason
+
+
+def test_a_run_keeps_the_choice_until_its_weights_or_the_processor_change(monkeypatch, tmp_path):
+    (tmp_path / "weights").mkdir()
+    weights = tmp_path / "weights" / "classifier.weights.h5"
+    weights.write_bytes(b"one")
+    chosen = iter([Choice("bfloat16", "first"), Choice("direct", "second"), Choice("transformed", "third")])
+    monkeypatch.setattr(choice, "choose_arithmetic", lambda _: next(chosen))
+    assert [choose_for_run([], tmp_path) for _ in range(2)] == [Choice("bfloat16", "first")] * 2
+    os.utime(weights, ns=(1, 1))
+    assert [choose_for_run([], tmp_path).reason for _ in range(2)] == ["second"] * 2
+    monkeypatch.setattr(choice, "processor", lambda: "another")
+    assert choose_for_run([], tmp_path).reason == "third"
 
 
 def test_a_trial_measures_time_scores_and_boxes(chain):
