@@ -311,7 +311,7 @@ def _measure(model, source, split: str, protocol: str, limit: int | None, out: P
     table = table_of(protocol)
     # Curves and pictures need a single row; for a table only the errors are drawn.
     watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
-    threshold = getattr(model, "display_threshold", None)  # a server does not report it
+    threshold = model.display_threshold
     report = Report(out, watched, source.class_names, threshold) if out is not None else None
     callbacks = report.callbacks if report else None
     began = time.monotonic()

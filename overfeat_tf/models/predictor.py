@@ -1,21 +1,32 @@
-"""The four inference calls, the same for a network in memory, a SavedModel and a server."""
+"""The inference calls, the same for a network in memory, a SavedModel and a server."""
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
 
 import numpy as np
+import tensorflow as tf
+from PIL import Image
 
-from overfeat_tf.images.pixels import describe
-from overfeat_tf.models.tasks import CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
+from overfeat_tf.images.decode import decode_image
+from overfeat_tf.images.files import read_image
+from overfeat_tf.images.pixels import as_pixels, describe
+from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
+from overfeat_tf.models.prediction import Prediction, Predictions
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
 Answers = dict[str, np.ndarray]
+AnyImage = str | os.PathLike | bytes | Image.Image | np.ndarray  # of one image, for `predict`
 
 
 class Predictor(ABC):
-    """The four inference calls over signatures: of a network in memory, a SavedModel or a served model.
+    """The inference calls over signatures: of a network in memory, a SavedModel or a served model.
 
-    `images` is uint8 [B, H, W, 3], or a list of uint8 [H, W, 3] of any sizes, or a list of encoded images (bytes).
+    `predict` takes images of any kind. For the other calls `images` is uint8 [B, H, W, 3], or a list of uint8 [H, W, 3]
+    of any sizes, or a list of encoded images (bytes).
     Answers are numpy arrays by the contract's names, the batch first.
 
     Attributes:
@@ -27,6 +38,11 @@ class Predictor(ABC):
     labels: tuple[str, ...]
     tasks: tuple[str, ...]
     concurrency = 1
+
+    @property
+    def display_threshold(self) -> float | None:
+        """The score from which a detection is worth showing; None of a served model, which does not tell it."""
+        return None
 
     @property
     def answered_tasks(self) -> tuple[str, ...]:
@@ -63,6 +79,71 @@ class Predictor(ABC):
             ValueError: no such layer or scale, or no run, since others have only the default; even without an image.
         """
         return self._extract([_pixels(np.asarray(image)[None])[0] for image in images], layer, scale, fine)
+
+    def predict(
+        self,
+        images: AnyImage | Iterable[AnyImage],
+        task: str | None = None,
+        threshold: float | None = None,
+        several: bool = False,
+    ) -> Prediction | Predictions:
+        """Find what is in one image or many, given as files, bytes, PIL images or arrays.
+
+            found = model.predict("photo.jpg")
+            found.names, found.scores, found.boxes          # boxes in pixels
+            found.draw().save("found.png")
+
+        Args:
+            images: One image or many, of any kinds: the path of a file; an encoded image (bytes); a PIL image; an array
+                or tensor [H, W, C] of uint8, of uint16, or of floats from 0 to 1 (`images.pixels.as_pixels`). Colours
+                are RGB, and alpha is dropped. An array of rank 4 is many.
+            task: "detection", "localization" or "classification"; the last that the model was trained for if left out.
+            threshold: The least score; if left out, the model's `display_threshold` where it detects, or 0.5 where it
+                has none, and 0 for the other tasks.
+            several: Whether detections that overlap a better one are kept too. Localization keeps them always.
+
+        Returns:
+            A `Prediction` for one image, a list of them for many. Of many, an image that can't be read has a `status`
+            that says why, and no objects.
+
+        Raises:
+            ValueError: a task that the model does not answer, or a single image that can't be read.
+        """
+        chosen = BY_NAME[choose_task(self, task)]
+        if threshold is None:
+            known = self.display_threshold
+            threshold = 0.0 if chosen != DETECTION else UNCALIBRATED_THRESHOLD if known is None else known
+        several = several or chosen != DETECTION
+        if not _is_one(images):
+            many = cast(Iterable[AnyImage], images)
+            return Predictions(self._predict(image, chosen, threshold, several) for image in many)
+        found = self._predict(cast(AnyImage, images), chosen, threshold, several)
+        if found.status:
+            known = found.status.startswith("expected")
+            raise ValueError(found.status if known else f"expected an image that can be read; {found.status}")
+        return found
+
+    def _predict(self, image: AnyImage, task: Task, threshold: float, several: bool) -> Prediction:
+        held: bytes | Path | np.ndarray
+        if isinstance(image, str | os.PathLike):
+            held = Path(image)
+            data, problem = read_image(held)
+            if problem:
+                return Prediction(held, status=f"{held}: {problem}")
+        elif isinstance(image, bytes):
+            held = data = image
+        else:
+            try:
+                held, data = as_pixels(image), b""
+            except (ValueError, OSError) as error:  # PIL reads a file when its pixels are asked for
+                return Prediction(np.zeros((0, 0, 3), np.uint8), status=str(error))
+            if task == CLASSIFICATION:  # whose signature for pixels knows no names
+                data = tf.io.encode_png(held).numpy()
+        answer = self._answer(task, [data] if data or isinstance(held, bytes | Path) else held[None])
+        row = {key: values[0] for key, values in answer.items()}
+        if task == CLASSIFICATION:
+            return _classified(held, data, row, threshold)
+        return _placed(held, row, threshold, several)
 
     def _answer(self, task: Task, images: Images) -> Answers:
         encoded, pixels = task.signatures
@@ -105,3 +186,50 @@ def choose_task(model: Predictor, task: str | None = None) -> str:
             f"expected a task that the model answers, of {', '.join(model.answered_tasks) or 'none'}; got '{chosen}'"
         )
     return chosen
+
+
+def _is_one(images: object) -> bool:
+    """Return whether this is one image; arrays of rank 2 and 3 are."""
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
+        return True
+    rank = getattr(images, "ndim", None)
+    if rank is None and not isinstance(images, Iterable):
+        raise ValueError(f"expected an image or many: paths, bytes, PIL images or arrays; got {describe(images)}")
+    return rank in (2, 3)
+
+
+def _placed(
+    image: bytes | Path | np.ndarray, row: Mapping[str, np.ndarray], threshold: float, several: bool
+) -> Prediction:
+    """Return an image's boxes that score at least the threshold, from its row of `Inference.box_outputs`."""
+    height, width = (int(side) for side in row["image_size"])
+    count = int(row["num_detections"])
+    boxes, scores = row["detection_boxes"][:count], row["detection_scores"][:count]
+    shown = np.flatnonzero(displayed(boxes, scores, threshold, several))
+    status = bytes(row["status"]).decode()
+    return Prediction(
+        image,
+        (height, width),
+        tuple(row["detection_class_entities"][i].decode() for i in shown),
+        scores[shown],
+        boxes[shown] * np.array([height, width, height, width], np.float32),
+        row["detection_classes"][:count][shown].astype(np.int64) - 1,
+        f"{image}: {status}" if status and isinstance(image, Path) else status,
+    )
+
+
+def _classified(
+    image: bytes | Path | np.ndarray, data: bytes, row: Mapping[str, np.ndarray], threshold: float
+) -> Prediction:
+    """Return an image's classes that score at least the threshold; the signature `classify` has no status."""
+    kept = [i for i, name in enumerate(row["classes"]) if name and row["scores"][i] >= threshold]
+    status = "" if any(row["classes"]) else decode_image(data)[1].numpy().decode()
+    size = image.shape[:2] if isinstance(image, np.ndarray) else (0, 0)
+    names = tuple(row["classes"][i].decode() for i in kept)
+    return Prediction(
+        image,
+        size,
+        names,
+        row["scores"][kept],
+        status=f"{image}: {status}" if status and isinstance(image, Path) else status,
+    )

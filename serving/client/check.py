@@ -143,7 +143,7 @@ def _input_value(signature: Signature, image_bytes: bytes) -> np.ndarray:
 def _answer_failures(client: Client, key: str, signature: Signature, image_bytes: bytes) -> Iterator[str]:
     """Send one request and compare its answer with the contract; `classify` is called by both its RPCs."""
     try:
-        outputs = client.predict(key, **{signature.input.name: _input_value(signature, image_bytes)})
+        outputs = client.run_signature(key, **{signature.input.name: _input_value(signature, image_bytes)})
         labels = client.classify_rpc([image_bytes]) if key == "classify" else None
     except tf.errors.OpError as error:
         yield f"the image to send cannot be decoded: {reason(error.message)}"
@@ -176,7 +176,7 @@ def _measure(
     try:
         for _ in range(requests):
             begin = time.perf_counter()
-            client.predict(key, **value)
+            client.run_signature(key, **value)
             milliseconds.append((time.perf_counter() - begin) * 1000)
     except ServingError as error:
         report.failures.append(f"{key}: after {len(milliseconds)} of {requests} requests: {error}")

@@ -140,7 +140,7 @@ class Client(Predictor, AbstractContextManager):
         signatures = self.metadata()
         return tuple(name for name, task in BY_NAME.items() if task.call in signatures)
 
-    def predict(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
+    def run_signature(self, signature: str, **inputs: Any) -> dict[str, np.ndarray]:
         """Run any signature on arrays, tensors or lists; dimension 0 of each input is the batch.
 
         Returns:
@@ -240,7 +240,7 @@ class Client(Predictor, AbstractContextManager):
         if signature == CLASSIFICATION.call:
             examples = [image_example(image).SerializeToString() for image in inputs["inputs"]]
             inputs = {"inputs": np.array(examples, object)}
-        return self.predict(signature, **inputs)
+        return self.run_signature(signature, **inputs)
 
     def _model_spec(self, signature: str = "") -> model_pb2.ModelSpec:
         spec = model_pb2.ModelSpec(name=self.model, signature_name=signature)

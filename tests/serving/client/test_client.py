@@ -62,11 +62,21 @@ def test_detect_answers_with_the_contracts_arrays(client):
     assert outputs["status"].tolist() == [b"", b""]
 
 
+def test_a_served_model_predicts_on_images_of_any_kind(client, tmp_path):
+    (tmp_path / "image.png").write_bytes(png(255, (3, 5)))
+    found = client.predict(tmp_path / "image.png")
+    assert (found.names, found.size, found.boxes.shape) == (("dog",), (3, 5), (1, 4))
+    answer = client.detect([png(255, (3, 5))])
+    np.testing.assert_allclose(found.boxes, answer["detection_boxes"][0] * [3, 5, 3, 5])
+    assert client.predict(png(51)).names == ()  # which scores 0.2
+    assert client.predict(png(51), threshold=0.1).names == ("dog",)
+
+
 def test_bytes_arrive_as_they_are():
     with _served(_Refusing(grpc.StatusCode.OK, 0)) as echo:
         images = [b"ends in zeros\0\0", b"", b"\xff\xfe"]
         assert echo.detect(images)["image_bytes"].tolist() == images
-        assert echo.predict("detect", image_bytes=images)["image_bytes"].tolist() == images
+        assert echo.run_signature("detect", image_bytes=images)["image_bytes"].tolist() == images
 
 
 def test_classify_answers_with_a_row_for_each_image(client):
@@ -82,16 +92,18 @@ def test_classify_answers_with_a_row_for_each_image(client):
 
 def test_any_signature_is_called_by_its_name(client, server):
     images = np.full((2, 4, 6, 3), 51, np.uint8)
-    np.testing.assert_array_equal(client.predict("detect_images", images=images)["detection_classes"], [[2]] * 2)
+    np.testing.assert_array_equal(client.run_signature("detect_images", images=images)["detection_classes"], [[2]] * 2)
     with Client(server.address, "m", version=1) as first:
-        np.testing.assert_array_equal(first.predict("detect_images", images=images)["detection_classes"], [[1]] * 2)
+        np.testing.assert_array_equal(
+            first.run_signature("detect_images", images=images)["detection_classes"], [[1]] * 2
+        )
 
 
 def test_a_version_is_asked_for_by_its_label(server):
     images = np.full((1, 4, 6, 3), 51, np.uint8)
     for label, version in (("stable", 1), ("canary", 2)):
         with Client(server.address, "m", label=label) as client:
-            assert client.predict("detect_images", images=images)["detection_classes"] == [[version]]
+            assert client.run_signature("detect_images", images=images)["detection_classes"] == [[version]]
             client.metadata()
 
 
@@ -107,7 +119,7 @@ def test_nothing_is_sent_for_an_empty_batch():
             lambda: client.detect([]),
             lambda: client.classify([]),
             lambda: client.classify_rpc([]),
-            lambda: client.predict("detect_images", images=np.zeros((0, 4, 4, 3), np.uint8)),
+            lambda: client.run_signature("detect_images", images=np.zeros((0, 4, 4, 3), np.uint8)),
             lambda: client.detect(b"one image, not in a list"),
         ):
             with pytest.raises(ValueError, match=r"expected .* image"):
@@ -146,7 +158,7 @@ def test_an_error_is_one_line_with_address_code_and_details(client, server):
 
 def test_a_call_has_a_deadline(server):
     with Client(server.address, "m", timeout=0.3) as client, pytest.raises(ServingError) as caught:
-        client.predict("spin", seconds=np.array([1.0], np.float32))
+        client.run_signature("spin", seconds=np.array([1.0], np.float32))
     assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
