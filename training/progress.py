@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,22 @@ GROWTH = 1.5  # each line waits for so many times the time until the one before:
 
 Item = TypeVar("Item")
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def log_lines() -> Iterator[None]:
+    """Write the log's lines to stderr, as `overfeat train` does, where the program has not configured logging."""
+    handler, loggers = logging.StreamHandler(), [logging.getLogger(name) for name in ("training", "overfeat_tf")]
+    loggers = [each for each in loggers if not each.hasHandlers() and each.level == logging.NOTSET]
+    for each in loggers:
+        each.addHandler(handler)
+        each.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for each in loggers:
+            each.removeHandler(handler)
+            each.setLevel(logging.NOTSET)
 
 
 class Progress:

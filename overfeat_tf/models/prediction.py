@@ -101,8 +101,8 @@ class Prediction:
         count, (height, width) = f"{len(self)} object{'s' * (len(self) != 1)}", self.size
         return f"<Prediction: {count} in {height} x {width} pixels{': ' * bool(best)}{best}{rest}>"
 
-    def _repr_png_(self) -> bytes | None:
-        return None if self.status else _png(self.draw())
+    def _repr_jpeg_(self) -> bytes | None:
+        return None if self.status else _jpeg(self.draw())
 
 
 class Predictions(list[Prediction]):
@@ -113,11 +113,12 @@ class Predictions(list[Prediction]):
         pictures = [each.draw() for each in self if not each.status]
         return contact_sheet(pictures, max(1, min(columns, len(pictures))))
 
-    def _repr_png_(self) -> bytes:
-        return _png(Predictions(self[:SHEET]).draw())
+    def _repr_jpeg_(self) -> bytes:
+        return _jpeg(Predictions(self[:SHEET]).draw())
 
 
-def _png(picture: Image.Image) -> bytes:
+def _jpeg(picture: Image.Image) -> bytes:
+    """Encode a picture: a photograph as PNG would swell a notebook; the names stay sharp without subsampling."""
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    picture.convert("RGB").save(stream, "JPEG", quality=90, subsampling=0)
     return stream.getvalue()

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from training import progress as module
-from training.progress import progress
+from training.progress import log_lines, progress
 
 
 @pytest.fixture
@@ -36,3 +36,14 @@ def test_quick_work_has_one_line_and_quiet_work_none(clock, caplog):
     assert [record.getMessage() for record in caplog.records] == ["evaluate val: 5 images in 0.5 s"]
     caplog.clear()
     assert len(list(progress(clock(50, 1.0), "evaluate val", quiet=True))) == 50 and not caplog.records
+
+
+def test_training_from_python_shows_its_lines_unless_the_program_logs_itself(monkeypatch, capsys):
+    log = logging.getLogger("training.fit.plan")
+    with log_lines():  # pytest has configured logging
+        log.info("seen by its handlers alone")
+    monkeypatch.setattr(logging.getLogger("training"), "propagate", False)
+    with log_lines():
+        log.info("data: 3 images")
+    log.info("after")
+    assert capsys.readouterr().err == "data: 3 images\n"

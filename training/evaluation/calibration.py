@@ -63,7 +63,7 @@ class Reliability:
 
 IMAGES = 200  # from 50 on the calibration error on other images stays about 0.025 (digits)
 BATCH = 8
-STEPS, LONGEST_STEP = 100, 3.0  # of Newton's method; some ten are enough
+STEPS = 100  # of Newton's method; some ten are enough
 # Of slope, contest, offset. The penalty draws the map towards s / (1 + s) with the weight of a few detections: it stays
 # finite where all of them are right, or none is. More evidence always scores more.
 PRIOR, PENALTY, LEAST_WEIGHTS = np.array([1.0, 0.0, 0.0]), np.array([0.5, 0.5, 0.05]), np.array([0.1, 0.0, -np.inf])
@@ -132,16 +132,28 @@ def fit_calibration(scores: np.ndarray, shares: np.ndarray, right: np.ndarray, o
 
 
 def _logistic(terms: np.ndarray, right: np.ndarray, weights: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Fit the free weights by Newton's method, and return them."""
+    """Fit the free weights by Newton's method, and return them. A step that makes the loss worse is halved."""
     fitted, columns = weights.copy(), terms[:, free]
+
+    def loss(candidate: np.ndarray) -> float:
+        logits = terms @ candidate
+        return float(
+            (np.logaddexp(0.0, logits) - right * logits).sum() + (PENALTY * (candidate - PRIOR) ** 2).sum() / 2
+        )
+
     for _ in range(STEPS):
         chances = 1.0 / (1.0 + np.exp(-np.clip(terms @ fitted, -30.0, 30.0)))
         gradient = columns.T @ (chances - right) + (PENALTY * (fitted - PRIOR))[free]
         curvature = (columns * (chances * (1.0 - chances))[:, None]).T @ columns + np.diag(PENALTY[free])
         step = np.linalg.solve(curvature, gradient)
-        fitted[free] -= step * min(1.0, LONGEST_STEP / max(np.abs(step).max(), 1e-12))
-        if np.abs(step).max() < 1e-9:
-            break
+        least, before = loss(fitted), fitted.copy()
+        while np.abs(step).max() >= 1e-9:
+            fitted[free] = before[free] - step
+            if loss(fitted) <= least:
+                break
+            step /= 2.0
+        else:
+            return before[free]
     return fitted[free]
 
 

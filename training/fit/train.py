@@ -29,6 +29,7 @@ from training.fit.strategy import barrier, choose_strategy, is_chief, keep_freed
 from training.fit.supply import Supply
 from training.fit.tensorboard import stage_boards, write_settings
 from training.fit.transfer import with_background
+from training.progress import log_lines
 from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
 from training.run.best import BestWeights
@@ -62,6 +63,7 @@ class Trained(NamedTuple):
     history: dict[str, dict[str, list[float]]]
 
 
+@log_lines()
 def train(
     recipe: Recipe | str,
     data: Data | None = None,

@@ -42,6 +42,13 @@ def test_sixty_images_worth_of_detections_are_enough(seed):
     assert 2 * (right & shown).sum() / (shown.sum() + objects) > best - 0.02
 
 
+def test_where_few_boxes_are_right_the_fit_still_converges():
+    for seed in range(4):  # whole steps of Newton's method jump to and fro for ever on most of these
+        scores, shares, right, _ = synthetic(900, 2.5, 2.0, -8.0, seed)
+        fitted = fit_calibration(scores, shares, right, int(right.sum()))
+        assert chances_of(fitted, scores, shares).mean() == pytest.approx(right.mean(), abs=0.01)
+
+
 @pytest.mark.parametrize("right", [[True], [False], [True] * 5, [False] * 5, [True, False, True, False, False]])
 def test_few_detections_all_right_or_all_wrong_give_a_finite_rising_map(right):
     scores = np.linspace(0.3, 3, len(right))  # where some are right and some wrong, more evidence speaks against them
