@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # Most of a test is tracing, on one core; more than four processes fill the memory of a laptop.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all test-beam check docs format clean
+.PHONY: demo test test-all test-beam test-notebooks notebooks check docs format clean
 
 demo: $(INSTALLED)
 	$(BIN)/overfeat demo
@@ -22,6 +22,17 @@ test-beam:
 	test -x $(VENV)-beam/bin/python || $(PYTHON) -m venv $(VENV)-beam
 	$(VENV)-beam/bin/python -m pip install --disable-pip-version-check --progress-bar off -e ".[beam]" pytest
 	$(VENV)-beam/bin/python -m pytest -W default tests/serving/test_batch_verb.py
+
+# On copies in build/, where they leave their data and runs; their commands need `overfeat` on the path.
+test-notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -e ".[demo,notebooks]"
+	rm -rf build/notebooks && mkdir -p build/notebooks && cp docs/notebooks/*.ipynb build/notebooks
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -W default --nbmake --overwrite build/notebooks
+
+# New outputs for the site.
+notebooks: test-notebooks
+	$(BIN)/jupyter nbconvert --to notebook --inplace --coalesce-streams build/notebooks/*.ipynb
+	cp build/notebooks/*.ipynb docs/notebooks
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

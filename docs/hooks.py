@@ -3,13 +3,17 @@
 import re
 from collections.abc import Iterator
 from inspect import cleandoc
+from os.path import dirname, join, normpath
 from pathlib import Path
+
+from mkdocs.exceptions import PluginError
 
 from training.recipes import RECIPES
 from training.recipes.settings import describe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNBOOK = "serving/deploy/RUNBOOK.md"
+LINK = re.compile(r'href="([^":#]+\.(?:md|ipynb))')
 STAGE = re.compile(r"^(classification|localization|detection)\.")
 
 
@@ -29,6 +33,18 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Lead links to the runbook's file to its page."""
     return markdown.replace(f"](../{RUNBOOK})", "](runbook.md)")
+
+
+def on_page_content(html, page, config, files):
+    """Lead a notebook's links to other pages, which mkdocs resolves in Markdown alone."""
+
+    def resolved(link: re.Match) -> str:
+        linked = files.get_file_from_path(normpath(join(dirname(page.file.src_uri), link[1])))
+        if linked is None:
+            raise PluginError(f"expected a page behind the link '{link[1]}' of {page.file.src_uri}; there is none")
+        return f'href="{linked.url_relative_to(page.file)}'
+
+    return LINK.sub(resolved, html) if page.file.src_uri.endswith(".ipynb") else html
 
 
 def settings_page() -> str:
