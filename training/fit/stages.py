@@ -149,6 +149,7 @@ def _learning_rate(schedule: Schedule) -> keras.optimizers.schedules.LearningRat
     return WarmUp(rate, schedule.warm_up) if schedule.warm_up else rate
 
 
+@keras.saving.register_keras_serializable("overfeat_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule, or a constant rate, that rises linearly from a tenth over the first steps."""
 
@@ -163,7 +164,12 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         """Return the schedule's arguments."""
-        return {"rate": self.rate, "steps": self.steps}
+        return {"rate": keras.saving.serialize_keras_object(self.rate), "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        """Build the schedule, and the one that it warms up."""
+        return cls(keras.saving.deserialize_keras_object(config["rate"]), config["steps"])
 
 
 class StageOptimizer(keras.optimizers.Optimizer):
@@ -179,6 +185,10 @@ class StageOptimizer(keras.optimizers.Optimizer):
         super().__init__(**kwargs)
         self._clip, self._l2, self._slow = clip, l2, slow or {}
         self._factor: Callable[[tf.Variable], float] = lambda variable: 1.0
+
+    def get_config(self):
+        """Return the optimizer's arguments."""
+        return {**super().get_config(), "clip": self._clip, "l2": self._l2, "slow": self._slow}
 
     def build(self, variables):
         """Make the optimizer's variables, and know those that are slow on every device."""
@@ -212,9 +222,11 @@ class StageOptimizer(keras.optimizers.Optimizer):
         super().update_step(gradient, variable, learning_rate * factor if factor != 1 else learning_rate)
 
 
+@keras.saving.register_keras_serializable("overfeat_tf")
 class StageSGD(StageOptimizer, keras.optimizers.SGD):
     """SGD with momentum."""
 
 
+@keras.saving.register_keras_serializable("overfeat_tf")
 class StageAdamW(StageOptimizer, keras.optimizers.AdamW):
     """Adam with decoupled weight decay."""

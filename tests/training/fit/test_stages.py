@@ -11,7 +11,7 @@ from small_run import RECIPE
 from overfeat_tf.models.model import Model
 from overfeat_tf.network import geometry
 from overfeat_tf.network.convnet import build
-from training.fit.stages import COSINE_END, StageAdamW, StageSGD
+from training.fit.stages import COSINE_END, StageAdamW, StageSGD, WarmUp
 from training.fit.transfer import with_background
 from training.recipes import Schedule
 from training.tasks import TRAINED_TASKS
@@ -134,3 +134,22 @@ def test_the_rate_halves_after_the_papers_epochs():
     schedule = Schedule(steps=90, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50))
     assert schedule.boundaries == [29, 49]
     assert Schedule(steps=900, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [299, 499]
+
+
+@pytest.mark.parametrize("kind", [StageSGD, StageAdamW])
+def test_a_model_that_our_optimizers_train_is_saved_and_goes_on_as_it_was(kind, tmp_path):
+    keras.utils.set_random_seed(0)
+    pixels, dense = keras.Input((3,)), keras.layers.Dense(2)
+    model = keras.Model(pixels, keras.layers.Dense(1)(dense(pixels)))
+    rate = WarmUp(keras.optimizers.schedules.CosineDecay(0.1, 9), 3)
+    slow = {dense.kernel.path: 0.1}
+    model.compile(kind(0.5, slow=slow, learning_rate=rate, weight_decay=0.01), "mse")
+    inputs, targets = np.eye(3, dtype=np.float32), np.ones((3, 1), np.float32)
+    model.train_on_batch(inputs, targets)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.optimizer.get_config() == model.optimizer.get_config() and type(again.optimizer) is kind
+    for each in (model, again):
+        each.train_on_batch(inputs, targets)
+    for ours, theirs in zip(model.get_weights(), again.get_weights(), strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-6)
