@@ -69,11 +69,11 @@ def train(
 ) -> None:
     """Train a RECIPE with model.fit. The same command, or `overfeat train --run DIR`, resumes an interrupted run."""
     load_tensorflow()
-    from training.fit.train import TASKS
+    from overfeat_tf.models.loading import read_config
+    from overfeat_tf.models.tasks import TASKS
     from training.fit.train import train as fit
     from training.recipes import get_recipe, override
     from training.run.resume import add_steps, resumed
-    from training.sources import open_source
 
     if recipe is None or more_steps is not None:
         new = {"--data": data, "--backbone": backbone, "--layer": layer, "--from": start, "--set": settings or None}
@@ -93,8 +93,9 @@ def train(
             raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
         run, spec = run or Path("runs") / recipe, data or str(chosen.data)
     model, _ = fit(chosen, spec, run, split_names(stage, stages), start=start, profile=profile, strict=strict)
-    source = open_source(spec)
-    held_out, last = chosen.val_split if chosen.val_split in source.splits else chosen.train_split, model.tasks[-1]
+    last = model.tasks[-1]
+    validated = (read_config(run).get("kept") or {}).get(last, {}).get("best")
+    held_out = chosen.val_split if validated else chosen.train_split
     commands = {
         f"overfeat evaluate {run} --data {spec} --split {held_out} --protocol {last}": "score it",
         f"overfeat predict {run} IMAGE... --out pictures": "see what it finds",

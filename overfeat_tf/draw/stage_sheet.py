@@ -141,14 +141,18 @@ def _render(rows: Sequence[_Row]) -> Image.Image:
 
     width = max(min(len(row.panels), MOST_COLUMNS) * row.width for row in rows)
     lines = [math.ceil(len(row.panels) / MOST_COLUMNS) for row in rows]
-    tall = [0.8 + count * (row.width * row.aspect + 0.5) for row, count in zip(rows, lines, strict=True)]
+    # Empty ones at the right. Those of a row share the whole width, so a panel may be wider than it asked for.
+    columns = [
+        max(math.ceil(len(row.panels) / count), int(width / row.width)) for row, count in zip(rows, lines, strict=True)
+    ]
+    shape = zip(rows, lines, columns, strict=True)
+    tall = [0.8 + count * (width / across * row.aspect + 0.5) for row, count, across in shape]
     figure = Figure((width + 0.4, sum(tall)), dpi=DPI, layout="constrained")
     parts = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=tall)[:, 0]
-    for part, row, count in zip(parts, rows, lines, strict=True):
+    for part, row, count, across in zip(parts, rows, lines, columns, strict=True):
         if row.title:
             part.suptitle(f"{row.title}: {row.note}", x=0.01, ha="left", **HEAD)
-        columns = max(math.ceil(len(row.panels) / count), int(width / row.width))  # empty ones at the right
-        cells = part.subplots(count, columns, squeeze=False).flatten()
+        cells = part.subplots(count, across, squeeze=False).flatten()
         for axes, paint in zip_longest(cells, row.panels, fillvalue=lambda axes: axes.set_axis_off()):
             paint(axes)
     with warnings.catch_warnings():
