@@ -14,6 +14,7 @@ from training.recipes.settings import describe
 REPOSITORY = Path(__file__).resolve().parents[1]
 RUNBOOK = "serving/deploy/RUNBOOK.md"
 LINK = re.compile(r'href="([^":#]+\.(?:md|ipynb))')
+WIDE = "---\nhide: [navigation]\n---\n\n"  # the first page is alone in its section
 STAGE = re.compile(r"^(classification|localization|detection)\.")
 
 
@@ -22,7 +23,7 @@ def on_files(files, config):
     from mkdocs.structure.files import File
 
     for name, text in (
-        ("index.md", (REPOSITORY / "README.md").read_text().replace("](docs/", "](")),
+        ("index.md", WIDE + (REPOSITORY / "README.md").read_text().replace("](docs/", "](")),
         ("settings.md", settings_page()),
         ("runbook.md", (REPOSITORY / RUNBOOK).read_text()),
     ):
