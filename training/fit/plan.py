@@ -46,7 +46,7 @@ class Plan:
             took = f", about {duration(steps * self.seconds[stage])}" if stage in self.seconds else ""
             begun = f" of {schedule.steps}" if steps < schedule.steps else ""
             of = f"{steps}{begun} steps of {schedule.batch} views"
-            yield f"plan: {stage}, {of}, {schedule.epoch_count} epochs{took}"
+            yield f"plan: {stage}, {of}, {schedule.epoch_count} epoch{'s' * (schedule.epoch_count != 1)}{took}"
         if len(self.steps) > 1 and self.seconds:
             total = sum(steps * self.seconds[stage] for stage, steps in self.steps.items())
             yield f"plan: about {duration(total)} in all"
@@ -67,7 +67,7 @@ def report_data(source: Source, recipe: Recipe, strategy: tf.distribute.Strategy
             log.info("data: localization and detection are scored on %s", some)
     names = source.class_names
     shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-    log.info("data: %d classes: %s", len(names), shown)
+    log.info("data: %d class%s: %s", len(names), "es" * (len(names) != 1), shown)
     log.info("device: %s", device_name(strategy))
 
 

@@ -141,6 +141,8 @@ def train(
         done = set(model.tasks) - {continued(run)}
         left = [stage for stage in TASKS if stage in stages and stage not in done]
         barrier(strategy)
+        if chief and left:
+            report_data(source, recipe, strategy)
         if chief and set(left) - {"classification"}:
             _report_coverage(model, recipe, objects())
         if left[:1] == ["localization"] and not recipe.through_features and not has_features(model, run):
@@ -156,7 +158,6 @@ def train(
         steps = {stage: _steps_left(stage, recipe, run) for stage in left if stage != idle}
         plan = make_plan(model.network, recipe, steps, measure=chief and bool(left) and sys.stderr.isatty())
         if chief and left:
-            report_data(source, recipe, strategy)
             for line in plan.lines(recipe):
                 log.info("%s", line)
             write_settings(run, recipe, stages)
