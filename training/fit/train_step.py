@@ -46,6 +46,13 @@ class StageModel(keras.Model):
         with self._computing():
             return super().call(inputs, training=training, mask=mask)
 
+    def save(self, filepath, overwrite=True, **kwargs) -> None:
+        """Save the plain functional model, without its training: what loads it needs `overfeat_tf` alone.
+
+        `keras.callbacks.ModelCheckpoint` calls this.
+        """
+        keras.Model(self.input, self.output, name=self.name).save(filepath, overwrite=overwrite, **kwargs)
+
     def _maybe_symbolic_build(self, iterator=None, data_batch=None) -> None:
         """Build nothing: all variables are made with the model.
 

@@ -49,6 +49,21 @@ def test_classification_sees_one_window_and_the_others_many(plain):
     assert detection["boxes"].shape == detection["scores"].shape == (None, windows, windows, 4)
 
 
+def test_what_a_users_checkpoint_saves_is_a_plain_keras_model(plain, tmp_path):
+    for stage in ("classification", "detection"):
+        fitted = TRAINED_TASKS[stage].model(
+            (plain if stage == "classification" else with_background(plain)).network, RECIPE
+        )
+        checkpoint = keras.callbacks.ModelCheckpoint(str(tmp_path / "model.keras"))
+        checkpoint.set_model(fitted)
+        checkpoint.on_epoch_end(0, {})
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+        assert type(loaded).__name__ == "Functional"
+        pixels = np.random.default_rng(0).uniform(0, 255, (1, *fitted.input_shape[1:])).astype(np.float32)
+        for ours, theirs in zip(keras.tree.flatten(fitted(pixels)), keras.tree.flatten(loaded(pixels)), strict=True):
+            np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
 def rates(plain: Model, schedule: Schedule) -> list[float]:
     """Read the rate of each step."""
     optimizer = TRAINED_TASKS["classification"].model(plain.network, replace(RECIPE, classification=schedule)).optimizer
