@@ -19,8 +19,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def log_lines() -> Iterator[None]:
-    """Write the log's lines to stderr, as `overfeat train` does, where the program has not configured logging."""
-    handler, loggers = logging.StreamHandler(), [logging.getLogger(name) for name in ("training", "overfeat_tf")]
+    """Write the log's lines to stdout, as Keras does, where the program has not configured logging."""
+    handler, loggers = (
+        logging.StreamHandler(sys.stdout),
+        [logging.getLogger(name) for name in ("training", "overfeat_tf")],
+    )
     loggers = [each for each in loggers if not each.hasHandlers() and each.level == logging.NOTSET]
     for each in loggers:
         each.addHandler(handler)

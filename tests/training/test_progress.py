@@ -46,4 +46,4 @@ def test_training_from_python_shows_its_lines_unless_the_program_logs_itself(mon
     with log_lines():
         log.info("data: 3 images")
     log.info("after")
-    assert capsys.readouterr().err == "data: 3 images\n"
+    assert capsys.readouterr().out == "data: 3 images\n"

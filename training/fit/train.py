@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from math import ceil
 from pathlib import Path
@@ -248,10 +248,12 @@ def _fit(
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
+    barred = plan is not None and sys.stderr.isatty()
     if chief:
-        callbacks.append(EpochLines(lambda line: tqdm.write(line, file=sys.stderr), stage, schedule.epoch_count))
+        above_the_bar = partial(tqdm.write, file=sys.stderr)
+        callbacks.append(EpochLines(above_the_bar if barred else log.info, stage, schedule.epoch_count))
     bar: AbstractContextManager = nullcontext()
-    if chief and plan is not None and sys.stderr.isatty():
+    if chief and plan is not None and barred:
         callbacks.append(shown_bar := StageBar(plan, stage, done, schedule.steps, schedule.epoch_count))
         bar = closing(shown_bar)
 
