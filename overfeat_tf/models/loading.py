@@ -47,8 +47,13 @@ class Exported(Loaded):
             raise ValueError(f"expected a model with the signature '{signature}'; this one has {known}")
         if signature == CLASSIFICATION.call:
             inputs = {"inputs": np.array([_example(data) for data in inputs["inputs"]], object)}
-        tensors = {k: tf.constant(v, tf.string if v.dtype == object else tf.uint8) for k, v in inputs.items()}
-        return {key: answer.numpy() for key, answer in self._loaded.signatures[signature](**tensors).items()}
+        (value,) = inputs.values()
+        answers = self.call(signature, tf.constant(value, tf.string if value.dtype == object else tf.uint8))
+        return {key: answer.numpy() for key, answer in answers.items()}
+
+    def call(self, signature: str, batch: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Answer a batch of a signature's own input by its outputs' names."""
+        return self._loaded.signatures[signature](batch)
 
 
 def load_run(folder: Path, last: bool = False) -> Model:

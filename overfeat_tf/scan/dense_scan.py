@@ -1,6 +1,6 @@
 """The dense multi-scale scan: an image -> class scores and boxes of every window (3.3, 4), and their vote."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -68,34 +68,49 @@ def place_windows(
     """Place what `run_views` gives for one image's views in the image."""
     scans = []
     for views, logits, *values in zip(groups, *outputs, strict=True):
-        count = len(views.mirrored)
-        origins = _window_origins(network, logits, views, options)
-        seen = [field[:, :, 0] for field in _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), origins, views)]
-        boxes = _image_boxes(network, values[0], origins, views) if values else [None] * count
-        scans += [ScaleScan(*one) for one in zip(tf.unstack(logits, count), boxes, seen, strict=True)]
+        place = _placing(network, views.mirrored, options.fine)
+        seen, boxes = place(tf.shape(logits)[1:3], views.origins, views.size, values)
+        scans += [ScaleScan(*one) for one in zip(tf.unstack(logits, len(seen)), boxes, seen, strict=True)]
     return scans
 
 
-def _window_origins(network: Network, values: tf.Tensor, views: Views, options: InferenceOptions) -> tf.Tensor:
-    """Place the windows of values [V, h, w, ...] in the resized image: top and left in pixels, [V, h, w, 2]."""
-    step = geometry.stride(network.preset, options.fine)
-    rows, columns = (tf.cast(tf.range(tf.shape(values)[axis]) * step, tf.float32) for axis in (1, 2))
-    return views.origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
+def _placing(network: Network, mirrored: tuple[bool, ...], fine: bool) -> Callable:
+    """Return the tf.function that places windows, and with the regressor's values boxes, in the image.
+
+    Of a map int32 [2] of windows in views at origins float32 [V, 2] of an image resized to int32 [2]. All scales and
+    signatures share it: tracing the boxes of each would make a third of a graph.
+    """
+    key = ("placing", mirrored, fine)
+    if key not in network.cache:
+        step = geometry.stride(network.preset, fine)
+
+        def place(windows: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, values: list[tf.Tensor]) -> tuple:
+            rows, columns = (tf.cast(tf.range(windows[axis]) * step, tf.float32) for axis in (0, 1))
+            corners = origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
+            whole = _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), corners, size, mirrored)
+            boxes = _image_boxes(network, values[0], corners, size, mirrored) if values else [None] * len(mirrored)
+            return [field[:, :, 0] for field in whole], boxes
+
+        network.cache[key] = tf.function(place, autograph=False, reduce_retracing=True)
+    return network.cache[key]
 
 
-def _image_boxes(network: Network, values: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+def _image_boxes(
+    network: Network, values: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, mirrored: tuple[bool, ...]
+) -> list[tf.Tensor]:
     """Decode the regressor's values [V, h, w, 4 R] into boxes in the image's frame."""
     each = tf.reshape(values, tf.concat([tf.shape(values)[:3], [values.shape[-1] // 4, 4]], axis=0))
     each = tf.ensure_shape(each, [None, None, None, values.shape[-1] // 4, 4])
-    return _in_image(network, box_ops.decode(each, network.box_form), origins, views)
+    return _in_image(network, box_ops.decode(each, network.box_form), origins, size, mirrored)
 
 
-def _in_image(network: Network, edges: tf.Tensor, origins: tf.Tensor, views: Views) -> list[tf.Tensor]:
+def _in_image(
+    network: Network, edges: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, mirrored: tuple[bool, ...]
+) -> list[tf.Tensor]:
     """Convert edges in window sides to normalised boxes in the image, one tensor a view; undo the mirroring."""
-    size = tf.cast(views.size, tf.float32)
-    boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window))
-    boxes /= tf.concat([size, size], axis=0)
-    return [box_ops.flip(boxes[i]) if mirrored else boxes[i] for i, mirrored in enumerate(views.mirrored)]
+    sides = tf.cast(tf.concat([size, size], axis=0), tf.float32)
+    boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window)) / sides
+    return [box_ops.flip(boxes[i]) if turned else boxes[i] for i, turned in enumerate(mirrored)]
 
 
 def vote(scans: list[ScaleScan], background: bool) -> tf.Tensor:

@@ -1,5 +1,7 @@
 """Views of an image: a pyramid of scales, or crops of the window's size (3.3, Table 5)."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -36,15 +38,30 @@ def draw_views(preset: Preset, image: tf.Tensor, options: InferenceOptions) -> l
     """
     if options.views != "dense":
         return [_draw_crops(preset, image, options)]
-    groups, mirrored = [], mirrored_views(options)
-    for scale in options.scale_sizes(preset):
-        canvas, size = draw_scale(preset, scale, image, options.scale_fit)
+    mirrored, pixels = mirrored_views(options), tf.cast(image, tf.float32)
+    draw = _scale_drawing(preset, options.scale_fit, options.flips)
+    drawn = (draw(pixels, tf.constant(scale)) for scale in options.scale_sizes(preset))
+    return [Views(views, tf.zeros([len(mirrored), 2]), size, mirrored) for views, size in drawn]
+
+
+@cache
+def _scale_drawing(preset: Preset, fit: str, flips: bool) -> Callable:
+    """Return the tf.function that draws the views of an image float32 [H, W, 3] at a scale int32 [2].
+
+    All scales and signatures share it: tracing the resizing of each would make a third of a graph.
+    """
+
+    def draw(image: tf.Tensor, scale: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        canvas, size = draw_scale(preset, scale, image, fit)
         views = [canvas]
-        if options.flips:
+        if flips:
             # Mirrored within its own content, so that the padding stays at the right.
             views.append(tf.concat([tf.reverse(canvas[:, : size[1]], [1]), canvas[:, size[1] :]], axis=1))
-        groups.append(Views(tf.stack(views), tf.zeros([len(views), 2]), size, mirrored))
-    return groups
+        return tf.stack(views), size
+
+    return tf.function(
+        draw, [tf.TensorSpec([None, None, 3], tf.float32), tf.TensorSpec([2], tf.int32)], autograph=False
+    )
 
 
 def mirrored_views(options: InferenceOptions) -> tuple[bool, ...]:
@@ -80,7 +97,7 @@ def fit_scale(preset: Preset, scale, image_size: tf.Tensor) -> tuple[tf.Tensor, 
     return tf.where(stretched, canvas, natural), canvas
 
 
-def exact_scale(scale: tuple[int, int], image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def exact_scale(scale: tuple[int, int] | tf.Tensor, image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Return a scale's own size, whatever the image's aspect, as Table 5 has it.
 
     Table 5 lists sizes at least as wide as they are high, and the paper does not say how it shows a taller image.
@@ -88,24 +105,24 @@ def exact_scale(scale: tuple[int, int], image_size: tf.Tensor) -> tuple[tf.Tenso
     windows, and is stretched no more than its transpose.
 
     Args:
-        scale: (height, width) in pixels, as in Table 5.
+        scale: (height, width) in pixels, as in Table 5: two numbers, or int32 [2].
         image_size: int32 [2], height and width in pixels, at least 1.
 
     Returns:
         int32 [2] and int32 [2]: the size to resize to, and that of the canvas, which is the same.
     """
-    size = tf.where(image_size[0] > image_size[1], tf.constant((max(scale), min(scale))), tf.constant(scale))
+    size = tf.where(image_size[0] > image_size[1], tf.sort(scale, direction="DESCENDING"), scale)
     return size, size
 
 
 def draw_scale(
-    preset: Preset, scale: tuple[int, int], image: tf.Tensor, fit: str = SCALE_FITS[0]
+    preset: Preset, scale: tuple[int, int] | tf.Tensor, image: tf.Tensor, fit: str = SCALE_FITS[0]
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Resize an image [H, W, 3] to a scale, antialiased, and pad it with the mean pixel.
 
     Args:
         preset: The network.
-        scale: (height, width) in pixels, as in Table 5.
+        scale: (height, width) in pixels, as in Table 5: two numbers, or int32 [2].
         image: The image, 0..255.
         fit: Of `options.SCALE_FITS`: `fit_scale` or `exact_scale`.
 

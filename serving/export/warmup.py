@@ -1,6 +1,6 @@
 """Warm-up requests, which servers replay before a version takes requests, and the parameters of batching."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,12 @@ num_batch_threads {{ value: 2 }}
 {"".join(f"allowed_batch_sizes: {size}{chr(10)}" for size in ALLOWED_BATCH_SIZES)}"""
 
 
+def inputs_of(encoded: Sequence[bytes], pixels: np.ndarray) -> dict:
+    """Return the batch that a signature takes, by its input's name, of encoded images or pixels uint8 [B, H, W, 3]."""
+    examples = [image_example(image).SerializeToString() for image in encoded]
+    return {"image_bytes": encoded, "inputs": examples, "images": pixels}
+
+
 def write_warmup(folder: Path, model: str, signatures: Iterable[str], default: str) -> None:
     """Write a Predict record of one image for each signature into a version's folder.
 
@@ -37,12 +43,7 @@ def write_warmup(folder: Path, model: str, signatures: Iterable[str], default: s
         default: The one that requests without a name mean; it has a graph of its own.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
-    encoded = tf.io.encode_jpeg(pixels).numpy()
-    batches = {
-        "image_bytes": [encoded],
-        "inputs": [image_example(encoded).SerializeToString()],
-        "images": pixels[None],
-    }
+    batches = inputs_of([tf.io.encode_jpeg(pixels).numpy()], pixels[None])
     (folder / WARMUP_FILE).parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as writer:
         for key, name in [*((name, name) for name in signatures), (DEFAULT_KEY, default)]:
