@@ -1,6 +1,7 @@
 """The `overfeat` command: its verbs, their options and the exit status."""
 
 import gc
+import json
 import logging
 import os
 import sys
@@ -137,7 +138,7 @@ def export(
     """
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
-    from overfeat_tf.models.model import Model
+    from overfeat_tf.models.model import SPLIT, Model
     from serving.export.card import read_metrics, run_figures, run_weights
     from serving.export.exporter import export as export_model
 
@@ -146,9 +147,9 @@ def export(
     configs = [read_config(run) for run in runs]
     trainings = [{**(config.get("training") or {}), "weights": run_weights(config, last)} for config in configs]
     if len(runs) == 1:
-        click.echo(
-            export_model(with_changes(loaded[0], changes, runs[0]), to, version, trainings[0], figures, measure=True)
-        )
+        model, file = with_changes(loaded[0], changes, runs[0]), runs[0] / SPLIT
+        split = json.loads(file.read_text()) if file.is_file() else None
+        click.echo(export_model(model, to, version, trainings[0], figures, measure=True, split=split))
         return
     committee = with_changes(Model.committee(loaded), changes)
     names = ", ".join(str(one.get("name")) for one in trainings)

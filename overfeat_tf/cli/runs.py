@@ -216,6 +216,7 @@ def evaluate(
     """Score MODEL, a run or a SavedModel directory, by the usual metrics. Several runs form a committee (Table 2)."""
     require_server(server, connection)
     load_tensorflow()
+    from overfeat_tf.models.loading import find_model
     from training.evaluation.evaluate import PROTOCOLS, require_fit
     from training.evaluation.ladders import TABLES, row_of, row_options, table_of
     from training.sources import open_source
@@ -226,7 +227,7 @@ def evaluate(
         raise ValueError(
             f"expected {table} without {', '.join(map(option_name, sorted(fixed)))}: its rows set these options"
         )
-    source = settle(open_source(data), Path(models[0]))
+    source = settle(open_source(data), find_model(models[0]))
     with ExitStack() as stack:
         if server is None:
             model = with_changes(_load(models, last), changes, Path(models[0]) if len(models) == 1 else None)

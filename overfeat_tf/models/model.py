@@ -22,6 +22,7 @@ from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.features import extract
 
 LAST = "last"  # the folder within a run's weights that holds those of the last step, where these are other ones
+SPLIT = "split.json"  # in a run and in an export: which images of its data were held out, where it had one list
 CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
 SHARED_PRODUCT = 8  # images whose features are computed together: enough rows for the heads to run at full rate
 

@@ -64,6 +64,7 @@ def _identity(model: Model, training: Mapping, made: Mapping[str, str]) -> str:
         f"- Network: `{preset.name}`, window {preset.window} pixels{members}",
         f"- Trained for: {', '.join(model.tasks)}",
         f"- Data: {training.get('data') or 'unknown'}; recipe `{training.get('name') or 'unknown'}`",
+        *([f"- Validation: {training['split']}; `split.json` names them"] if training.get("split") else []),
         f"- Classes ({len(model.labels)}): {shown}",
         f"- Scales: {scales} pixels (about; each image's own aspect), {grid}",
         *([f"- Weights: {training['weights']}"] if training.get("weights") else []),

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from overfeat_tf.compute.choice import processor
 from overfeat_tf.models.loading import Exported
-from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.model import CONFIG, SPLIT, Model
 from overfeat_tf.models.predictor import Answers, choose_task
 from overfeat_tf.models.tasks import BY_NAME
 from serving.contract import SIGNATURES
@@ -37,6 +37,7 @@ def export(
     training: Mapping | None = None,
     metrics: Mapping | None = None,
     measure: bool = False,
+    split: Mapping | None = None,
 ) -> Path:
     """Export a model as `to`/`version`.
 
@@ -51,6 +52,8 @@ def export(
         metrics: Figures for the card by name; see `serving.export.card`.
         measure: Also measure memory and time for the card, in a process of its own (some ten seconds), by each
             arithmetic that may pay (a minute for the paper's networks).
+        split: The run's split.json, if it has one: the export carries it, so that `evaluate` of the export holds out
+            the same images.
 
     Returns:
         The version's folder.
@@ -61,6 +64,8 @@ def export(
     """
     check_version(to, version)
     learnt = _without_paths(dict(training or {}))
+    if split:
+        learnt["split"] = f"{len(split['val'])} images held out as 'val', by seed {split['seed']}"
     module = ServingModule(model)
     signatures = module.signatures_to_save()
     with staging_dir(to) as folder:
@@ -82,6 +87,9 @@ def export(
             "exported": made,
         }
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if split:
+            carried = {**split, "source": _without_paths(split["source"])}
+            (folder / SPLIT).write_text(json.dumps(carried, indent=1) + "\n")
         (folder / "batching_params.pbtxt").write_text(BATCHING)
         _log.info("%s: writing warm-up requests", to)
         write_warmup(folder, to.name, signature_names(model), module.default)

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from overfeat_tf.models.model import SPLIT
 from training.progress import progress
 from training.sources.listing import folders_below
 from training.sources.record import Record, Source, check_split
@@ -33,7 +34,6 @@ PARTS = {"images", "imgs", "img", "jpegimages", "labels", "annotations", "annots
 PARTS |= {"segmentationclass", "segmentationobject"}
 DEPTH = 3  # folders below the one that is named, in which annotations and images are looked for
 ALL = "all"  # both splits of a divided source
-STORED = "split.json"  # in a run's folder
 
 SHARE, MOST = 0.15, 0.2  # of the images that are held out: aimed at, and at most
 LEAST_IMAGES = 5  # of which one is a fifth
@@ -185,24 +185,33 @@ def divide(source: Source) -> Source:
 def settle(source: Source, run: Path, val_split: str = "val") -> Source:
     """Return a source divided as the run's folder has it stored, or for a run that begins, as it divides itself.
 
-    Where `val_split`, the recipe's, is another than "val", a run that begins holds nothing out. A source that is not
-    `Divided` is returned as it is.
+    The same goes for the folder of an export, and for data that has moved since. Where `val_split`, the recipe's, is
+    another than "val", a run that begins holds nothing out. A source that is not `Divided` is returned as it is.
     """
     if not isinstance(source, Divided):
         return source
-    if (run / STORED).is_file():
-        stored = json.loads((run / STORED).read_text())
-        if stored["source"] == source.name:
+    if (run / SPLIT).is_file():
+        stored = json.loads((run / SPLIT).read_text())
+        if stored["source"] == source.name or _moved(source, stored):
             return Divided(source.undivided, stored["val"], stored["seed"])
     return source if val_split == "val" else Divided(source.undivided, ())
 
 
+def _moved(source: Divided, stored: dict) -> bool:
+    """Return whether a stored division is of this source elsewhere: of its kind, its last name and its images."""
+    here, there = (re.split(r"[:/]", name) for name in (source.name, stored["source"]))
+    if (here[0], here[-1]) != (there[0], there[-1]):
+        return False
+    (split,), held_out = source.undivided.splits, set(stored["val"])
+    return any(name in held_out for name, _ in source.undivided.images(split))
+
+
 def store(source: Source, run: Path) -> None:
     """Write into a run's folder which images a `Divided` source holds out, unless it has that already."""
-    if isinstance(source, Divided) and not (run / STORED).is_file():
+    if isinstance(source, Divided) and not (run / SPLIT).is_file():
         content = {"source": source.name, "seed": source.seed, "val": sorted(source.held_out)}
-        (run / f"{STORED}.new").write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(run / f"{STORED}.new", run / STORED)
+        (run / f"{SPLIT}.new").write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(run / f"{SPLIT}.new", run / SPLIT)
 
 
 def _choose(images: Iterable[tuple[str, Callable[[], bytes]]], total: int, seed: int) -> list[str]:

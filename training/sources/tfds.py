@@ -1,6 +1,7 @@
 """TensorFlow Datasets: any set whose features have an image and a label, or objects with boxes and labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,24 @@ class TfdsSet:
         self._splits = {SPLITS.get(split, split): split for split in self._builder.info.splits}
         self.splits = tuple(self._splits)
 
-    def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them."""
+    def records(
+        self, split: str, limit: int | None = None, keep: Callable[[str], bool] | None = None
+    ) -> Iterator[Record]:
+        """Yield the split's records, the first `limit` of them, of those whose ids `keep` takes."""
         check_split(self, split)
+        classes = {name: label for label, name in enumerate(self.class_names)}
+        examples = self._examples(split, limit if keep is None else None)
+        for name, example in islice((pair for pair in examples if keep is None or keep(pair[0])), limit):
+            record = self._record(name, example, classes)
+            if record is not None:
+                yield record
+
+    def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yield the ids of the split's images, and what gives their bytes."""
+        for name, example in self._examples(split):
+            yield name, lambda data=example[self._image]: bytes(data)
+
+    def _examples(self, split: str, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         import tensorflow_datasets as tfds
 
         data = self._builder.as_dataset(
@@ -65,14 +81,11 @@ class TfdsSet:
             read_config=tfds.ReadConfig(add_tfds_id=True, try_autocache=False),
             shuffle_files=False,
         )
-        classes = {name: label for label, name in enumerate(self.class_names)}
         for example in tfds.as_numpy(data.take(-1 if limit is None else limit)):
-            record = self._record(example, classes)
-            if record is not None:
-                yield record
+            yield example[self._ids].decode(), example
 
-    def _record(self, example: dict[str, Any], classes: dict[str, int]) -> Record | None:
-        data, name = bytes(example[self._image]), example[self._ids].decode()
+    def _record(self, name: str, example: dict[str, Any], classes: dict[str, int]) -> Record | None:
+        data = bytes(example[self._image])
         if self._objects:
             try:
                 stored, _ = read_size(data)  # boxes are normalised

@@ -202,7 +202,10 @@ def test_a_taken_version_is_refused(model: Model, exported: Path):
 def test_only_what_was_trained_is_exported_and_each_step_said(model: Model, tmp_path: Path, caplog):
     caplog.set_level(logging.INFO)
     part = Model(build("tiny", 2), ("a", "b"), model.options, tasks=("classification",))
-    folder = exporting.export(part, tmp_path / "part")
+    split = {"source": "folder:/home/me/pets", "seed": 0, "val": ["a/1.jpg"]}
+    folder = exporting.export(part, tmp_path / "part", split=split)
+    assert json.loads((folder / "split.json").read_text()) == {**split, "source": "folder:pets"}
+    assert "- Validation: 1 images held out as 'val', by seed 0; `split.json`" in (folder / "MODEL_CARD.md").read_text()
     steps = ("saving", "writing warm-up requests", "comparing what was saved with the model")
     assert [line for line in caplog.messages if "part: " in line] == [f"{tmp_path / 'part'}: {step}" for step in steps]
     keys = {key for key in read_signature_defs(folder) if not key.startswith("__")}

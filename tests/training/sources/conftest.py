@@ -10,12 +10,12 @@ import tensorflow_datasets as tfds
 
 @pytest.fixture
 def mocked(tmp_path):
-    """Mocks a set whose metadata has splits train and validation; yields random examples, or those that are given."""
+    """Mocks a set of some splits; yields random examples, or those that are given."""
 
-    def mock(name: str, examples: list[dict] | None = None):
+    def mock(name: str, examples: list[dict] | None = None, splits: tuple[str, ...] = ("train", "validation")):
         version = tmp_path / "data"
         builder = tfds.builder(name, data_dir=version)
-        splits = [
+        infos = [
             tfds.core.SplitInfo(
                 name=split,
                 shard_lengths=[2],
@@ -24,9 +24,9 @@ def mocked(tmp_path):
                     dataset_name=builder.name, data_dir=builder.data_dir, split=split, filetype_suffix="tfrecord"
                 ),
             )
-            for split in ("train", "validation")
+            for split in splits
         ]
-        builder.info.set_splits(tfds.core.SplitDict(splits))
+        builder.info.set_splits(tfds.core.SplitDict(infos))
         Path(builder.data_dir).mkdir(parents=True)
         builder.info.write_to_directory(builder.data_dir)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from overfeat_tf.models.model import SPLIT
 from training.sources import open_source
-from training.sources.splits import STORED, Divided, settle, split_of, store
+from training.sources.splits import Divided, settle, split_of, store
 
 
 def photograph(seed: int, size=(96, 80)) -> Image.Image:
@@ -91,10 +92,13 @@ def test_a_run_keeps_its_split_when_data_comes_and_goes(tmp_path):
     source = settle(open_source(spec), run)
     store(source, run)
     val = ids(source, "val")
-    assert json.loads((run / STORED).read_text())["val"] == sorted(f"cat/{name}" for name in val)
+    assert json.loads((run / SPLIT).read_text())["val"] == sorted(f"cat/{name}" for name in val)
     write(tmp_path / "data", {f"new{i}.jpg": photograph(100 + i) for i in range(20)})
     for again in (settle(open_source(spec), run), settle(open_source(spec), run, "none")):  # whatever is asked later
         assert ids(again, "val") == val and len(ids(again, "train")) == 40 - len(val)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "data").rename(tmp_path / "moved" / "data")
+    assert ids(settle(open_source(spec.replace("/data", "/moved/data")), run), "val") == val
     other = open_source(write(tmp_path / "other", {"0.jpg": photograph(0)}))
     assert settle(other, run) is other
 

@@ -156,3 +156,12 @@ def test_a_set_that_was_prepared_is_read_from_its_files(tmp_path, monkeypatch):
     first = {record.image_id: record for record in source.records("val")}
     assert len(first) == 2 and {record.image_bytes for record in first.values()} == {encoded((8, 8)), encoded((9, 8))}
     assert [record.image_id for record in source.records("val")] == list(first)
+
+
+def test_a_set_of_one_split_has_a_part_held_out(mocked):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 28, 28, 1), np.uint8)
+    rows = [{"image": tf.io.encode_png(each).numpy(), "label": 3, "tfds_id": f"{i}"} for i, each in enumerate(noise)]
+    mocked("mnist", rows, ("train",))
+    source = open_source("tfds:mnist")
+    ids = {split: [record.image_id for record in source.records(split)] for split in source.splits}
+    assert len(ids["val"]) == 2 and sorted(ids["train"] + ids["val"]) == [str(i) for i in range(10)]
