@@ -52,7 +52,9 @@ def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
         lies_in = above.pop(place) | {os.path.realpath(place)}
         names[:] = [name for name in names if os.path.realpath(os.path.join(place, name)) not in lies_in]
         above |= {os.path.join(place, name): lies_in for name in names}
-        yield from (Path(place, file) for file in files if Path(file).suffix.lower() in suffixes)
+        # macOS puts ._NAME beside NAME on foreign disks: no image, whatever the suffix.
+        own = (file for file in files if not file.startswith("._"))
+        yield from (Path(place, file) for file in own if Path(file).suffix.lower() in suffixes)
 
 
 def read_image(path: bytes | Path) -> tuple[bytes, str]:

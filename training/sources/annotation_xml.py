@@ -1,6 +1,7 @@
 """What Pascal VOC and ImageNet share: XML files of one image's size and objects, and class names by WordNet id."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from training.sources.checks import Finding, Kind, ReportFinding, Thing
 from training.sources.text import is_set, one_line
 
 MOST_BYTES = 4 << 20
+DECLARED = re.compile(rb"""<\?xml[^>]*?encoding=["']([\w.-]+)["']""")
 UNREADABLE = (OSError, ValueError, LookupError, ElementTree.ParseError)  # LookupError: an encoding that is none
 
 
@@ -83,7 +85,14 @@ def parse_xml(path: Path) -> ElementTree.Element:
     """
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
-    root = ElementTree.parse(path).getroot()
+    data = path.read_bytes()
+    content: bytes | str = data
+    declared = DECLARED.match(data)
+    if declared is not None:  # expat knows few encodings; of decoded text it heeds no declaration
+        encoding = declared[1].decode()
+        # A declaration of one byte a character is in no UTF-16: .NET's programs write it of UTF-8.
+        content = data.decode("utf-8" if encoding.lower().startswith(("utf-16", "utf-32")) else encoding)
+    root = ElementTree.fromstring(content)
     for element in root.iter():  # in any case, and in any namespace
         if isinstance(element.tag, str):
             element.tag = element.tag.rpartition("}")[2].lower()

@@ -145,7 +145,7 @@ class CocoFiles(FileSource):
                 content["categories"], key=lambda one: (isinstance(_id(one["id"]), str), _id(one["id"]))
             )
             places = {_id(image["id"]): number for number, image in enumerate(images)}
-            by_id = {_id(category["id"]): category for category in categories if category["name"] is not None}
+            by_id = {_id(one["id"]): one for one in categories if one.get("name") is not None}
             if len(by_id) < len(categories):
                 raise ValueError("categories that share an id, or have no name")
             # -1 for the objects of skipped images, which go with them.
@@ -163,7 +163,8 @@ class CocoFiles(FileSource):
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if str(path) in str(error):
                 raise
-            raise ValueError(f"expected images, annotations and categories in '{path}'; got {error!r}") from error
+            got = f"no {error}" if isinstance(error, KeyError) else error
+            raise ValueError(f"expected images, annotations and categories in '{path}'; got {got}") from error
 
 
 def open_coco(rest: str, report: ReportFinding) -> CocoFiles:

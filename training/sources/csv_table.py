@@ -118,7 +118,8 @@ class CsvTable(FileSource):
         if missing := [name for name in COLUMNS if name not in columns]:
             found = ", ".join(header[:12]) or "nothing"
             raise ValueError(
-                f"expected the columns {FORM} in '{path}'; {', '.join(missing)} are missing in {found:.120}"
+                f"expected the columns {FORM} in the first line of '{path}'; got {found:.120}, without "
+                f"{', '.join(missing)}"
             )
         rows = defaultdict(list)
         for line in lines:

@@ -242,7 +242,11 @@ def _read_content(path: Path) -> dict[str, Any]:
         )
         return {**content, "names": read_lines(names) if names else None}
     try:
-        content = yaml.safe_load(read_text(path))
+        text = read_text(path)
+        content = yaml.safe_load(text)
+        if isinstance(content, dict) and isinstance(content.get("names"), dict | list):
+            # As they are written: YAML takes `no` for False, and 010 for 8.
+            content["names"] = yaml.load(text, yaml.BaseLoader)["names"]
     except yaml.YAMLError as error:
         raise ValueError(f"expected YAML in '{path}'; got {' '.join(str(error).split()):.120}") from None
     if not isinstance(content, dict):

@@ -267,17 +267,26 @@ def test_a_class_is_one_line_and_names_that_look_alike_are_said(tmp_path):
         (lambda text: text.replace("object>", "Object>").replace("bndbox>", "BndBox>"), 1),
         (lambda text: text.replace("annotation", "Annotation"), 1),
         (lambda text: text.encode("utf-16"), 1),
+        (lambda text: f'<?xml version="1.0" encoding="gbk"?>{text}'.replace("b.jpg", "猫.jpg").encode("gbk"), 1),
+        (lambda text: f'<?xml version="1.0" encoding="utf-16"?>\n{text}', 1),
     ],
 )
 def test_xml_is_read_in_any_spelling_or_said_to_be_none(change, objects, tmp_path):
     spec = voc(tmp_path)
-    put(tmp_path / "Annotations" / "b.xml", change("<?xml version='1.0'?>" * 0 + xml(1, "b.jpg")))
+    put(tmp_path / "Annotations" / "b.xml", change(xml(1, "b.jpg")))
     records = read(spec)
     assert set(records) == ({"a"} if objects is None else {"a", "b"})
     assert found(spec) == ({Kind.BAD_ANNOTATION: ["b"]} if objects is None else {})
 
 
 # --- YOLO ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", ["[no, 010, null]", "{0: no, 1: 010, 2: null}"])
+def test_classes_are_named_as_they_are_written(names, tmp_path):
+    image(tmp_path / "images", 1)
+    put(tmp_path / "data.yaml", f"train: images\nnames: {names}\n")
+    assert open_source(f"yolo:{tmp_path}").class_names == ("no", "010", "null")  # YAML: False, 8, None
 
 
 @pytest.mark.parametrize(
