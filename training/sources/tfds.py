@@ -1,6 +1,7 @@
 """TensorFlow Datasets: any set whose features have an image and a label, or objects with boxes and labels."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ class TfdsSet:
     def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
         """Yield the ids of the split's images, and what gives their bytes."""
         for name, example in self._examples(split):
-            yield name, lambda data=example[self._image]: bytes(data)
+            yield name, partial(bytes, example[self._image])
 
     def _examples(self, split: str, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         import tensorflow_datasets as tfds
