@@ -92,10 +92,11 @@ def draw_views(spec: str, split: str | None, out: Path, recipe: Recipe) -> Path:
     options = recipe.inference
     drawing = Drawing(preset, scales, recipe.matching, recipe.views, recipe.side, recipe.fine, options.scale_fit)
     views = window_maps(drawing) if source.boxed else object_windows(drawing)
-    records = shuffled_records(source, chosen, recipe.seed, partners=views.partners)
+    records = shuffled_records(source, chosen, recipe.seed, partners=views.partners, shows=views.shows)
     pictures: list[Image.Image] = []
     count = 0
-    for record in decode_records(records.filter(views.shows)).take(VIEWED):
+    readable = decode_records(records).filter(lambda record: record["status"] == "")
+    for record in readable.take(VIEWED):
         names = [source.class_names[label] for label in record["labels"].numpy()]
         pixels = record["image"].numpy()
         row = [draw_boxes(pixels, truth=(record["boxes"].numpy(), names)) if source.boxed else Image.fromarray(pixels)]

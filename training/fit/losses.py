@@ -9,7 +9,7 @@ import tensorflow as tf
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.boxes import BOX_FORMS
 from training.limits import check_choice
-from training.views.targets import BACKGROUND
+from training.views.targets import BACKGROUND, IGNORED
 
 NEGATIVES = ("offending", "random")
 BOX_LOSSES = ("l2", "iou", "giou")
@@ -68,9 +68,9 @@ class Criterion:
         return total
 
     def score(self, targets, outputs) -> None:
-        """Add a batch to the metrics."""
+        """Add a batch to the metrics, but for what is IGNORED."""
         for metric in self._metrics:
-            metric.update_state(targets, outputs)
+            metric.update_state(targets, outputs, sample_weight=tf.cast(targets != IGNORED, tf.float32))
 
 
 @keras.saving.register_keras_serializable("overfeat_tf")
@@ -111,7 +111,7 @@ class BoxLoss(keras.losses.Loss):
 
 @keras.saving.register_keras_serializable("overfeat_tf")
 class ClassLoss(keras.losses.Loss):
-    """Cross-entropy of single windows: `y_true` is int32 [B] of classes, `y_pred` logits [B, classes].
+    """Cross-entropy of single windows: `y_true` is int32 [B] of classes or IGNORED, `y_pred` logits [B, classes].
 
     Args:
         class_weights: A factor on the loss of each class; None takes 1.
@@ -123,8 +123,9 @@ class ClassLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
-        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, y_pred)
-        return _weighted(entropy, labels, self.class_weights)
+        known = tf.maximum(labels, 0)
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(known, y_pred)
+        return _weighted(entropy, known, self.class_weights) * tf.cast(labels != IGNORED, entropy.dtype)
 
     def get_config(self):
         return {**super().get_config(), "class_weights": self.class_weights}

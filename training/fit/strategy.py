@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import platform
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -108,34 +109,37 @@ def check_compiled(strategy: tf.distribute.Strategy, compiled: bool) -> None:
         raise ValueError(f"expected jit_compile=False on {devices} CPU devices, or one device; got True")
 
 
-def shard_batches(strategy: tf.distribute.Strategy, batches: tf.data.Dataset, batch: int):
-    """Divide global batches among the workers, each of which makes them all and takes its own rows of every one.
+def shard_batches(strategy: tf.distribute.Strategy, make: Callable[[range], tf.data.Dataset], batch: int):
+    """Divide global batches among the workers, each of which makes its own rows of every one.
 
     TensorFlow's own sharding gives each worker other records, or each the same rows, and so other numbers than one
     process has. On one machine `fit` divides the batches by itself.
 
     Args:
         strategy: The strategy.
-        batches: Batches of `batch` examples, the same in each worker.
+        make: Makes these rows of all batches.
         batch: Examples in a global batch.
 
     Returns:
         What `fit` takes.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return batches
-    return strategy.distribute_datasets_from_function(lambda context: own_rows(batches, batch, context))
+        return make(range(batch))
+    return strategy.distribute_datasets_from_function(lambda context: own_rows(make, batch, context))
 
 
-def own_rows(batches: tf.data.Dataset, batch: int, context: tf.distribute.InputContext) -> tf.data.Dataset:
+def own_rows(
+    make: Callable[[range], tf.data.Dataset], batch: int, context: tf.distribute.InputContext
+) -> tf.data.Dataset:
     """Return a worker's rows of global batches of `batch` examples, an element for each of its devices in turn."""
     devices, share = context.num_replicas_in_sync // context.num_input_pipelines, batch // context.num_replicas_in_sync
     first = context.input_pipeline_id * devices * share
 
-    def rows(part: tf.Tensor) -> tf.Tensor:
-        return tf.reshape(part[first : first + devices * share], [devices, share, *tf.unstack(tf.shape(part))[1:]])
+    def by_device(part: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(part, [devices, share, *tf.unstack(tf.shape(part))[1:]])
 
-    return batches.map(lambda *parts: tf.nest.map_structure(rows, parts)).unbatch().prefetch(devices)
+    batches = make(range(first, first + devices * share))
+    return batches.map(lambda *parts: tf.nest.map_structure(by_device, parts)).unbatch().prefetch(devices)
 
 
 # mallopt's: how many blocks may be mapped by themselves, and how much free memory at the end is handed back.

@@ -5,18 +5,21 @@ from typing import Any
 
 import keras
 
+from training.sources.checks import Finding, Log
 from training.sources.record import Record, Source
 
 # Records that may be read before a step is done with them: more than all buffers of the pipeline hold.
 READ_AHEAD = 20_000
+# Unreadable images one after the other. Where a tenth of the images cannot be read, so many never follow each other.
+IN_A_ROW = 32
 
 
 class Supply(keras.callbacks.Callback):
     """A Source that passes another's records on, and a callback that hears when they are used.
 
-    An input pipeline repeats its records for ever, so data that has gone away, or whose images cannot be read any more,
-    would keep it busy for ever. Here a pass without a record raises OSError, as does `READ_AHEAD` records and two
-    passes that no step came of, or `stop`.
+    An input pipeline repeats its records for ever, so data that has gone away, or that has nothing to show, would keep
+    it busy for ever. Here a pass without a record raises OSError, as do `READ_AHEAD` records and two passes that no
+    step came of, `IN_A_ROW` images that cannot be read, and `stop`.
 
     Attributes:
         problem: What ended it; the pipeline's own error repeats it with a traceback.
@@ -26,6 +29,7 @@ class Supply(keras.callbacks.Callback):
         super().__init__()
         self.problem: Exception | None = None
         self._source, self._unused, self._stopped = source, 0, False
+        self._log, self._last, self._in_a_row = Log(), -1, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -41,13 +45,25 @@ class Supply(keras.callbacks.Callback):
                 self._unused += 1
                 yield record
             if self._stopped or count == 0 or self._unused > max(READ_AHEAD, 2 * count):
-                what = "can be read" if count else "is left"
+                what = "has anything to learn" if count else "is left"
                 raise OSError(
                     f"expected images in split '{split}' of {self._source.name}; none {what}: is the data still there?"
                 )
         except Exception as error:
             self.problem = self.problem or error
             raise
+
+    def unreadable(self, number: int, finding: Finding) -> None:
+        """Log an image that cannot be read, once, by its number in the stream; raise OSError after `IN_A_ROW`."""
+        self._log(finding)
+        self._in_a_row = self._in_a_row + 1 if number == self._last + 1 else 1
+        self._last = number
+        if self._in_a_row == IN_A_ROW:
+            self.problem = self.problem or OSError(
+                f"expected images that can be read in {self._source.name}; {IN_A_ROW} one after the other cannot, the "
+                f"last of them {finding}"
+            )
+            raise self.problem
 
     def stop(self) -> None:
         """End at the next record."""

@@ -242,7 +242,12 @@ def _fit(
         # A view of each image: of as many images as there are views.
         once = replace(recipe, views=recipe.views.validating)
         count = _validation_batches(stage, schedule, source, recipe.val_split)
-        views = _batches(stage, model, once, supply, recipe.val_split).take(count).repeat()  # the same each time
+
+        def views(rows: range) -> tf.data.Dataset:
+            return (
+                _batches(stage, model, once, supply, recipe.val_split, rows).take(count).repeat()
+            )  # the same each time
+
         validation = shard_batches(strategy, views, schedule.batch)
     if chief:
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
@@ -270,7 +275,8 @@ def _fit(
         for first, last, steps in schedule.epochs_left(done):
             if best.exhausted():
                 break
-            batches = _batches(stage, model, recipe, supply, recipe.train_split, checkpoints.bookmarks())
+            marks = checkpoints.bookmarks()
+            batches = partial(_batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks)
             figures = fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
@@ -342,8 +348,15 @@ def _explain_exhaustion(stage: str, schedule: Schedule, strategy: tf.distribute.
 
 
 def _batches(
-    stage: str, model: Model, recipe: Recipe, source: Source, split: str, bookmarks: Bookmarks | None = None
+    stage: str,
+    model: Model,
+    recipe: Recipe,
+    supply: Supply,
+    split: str,
+    rows: range,
+    bookmarks: Bookmarks | None = None,
 ) -> tf.data.Dataset:
-    """Return a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
+    """Return rows of a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
     views = stage_views(stage, model.network.preset, recipe, model.options)
-    return training_batches(source, split, views, getattr(recipe, stage).batch, recipe.seed, bookmarks)
+    batch = getattr(recipe, stage).batch
+    return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable)

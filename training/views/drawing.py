@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import SCALE_FITS
+from training.sources.record import Record
 from training.views.augmentation import Picture, ViewOptions, below, random_jitter, random_picture
 from training.views.pyramid import Pyramid, draw_image, square_side
 from training.views.targets import BACKGROUND, Matching, pack_edges, window_origins
@@ -44,26 +45,26 @@ class Views:
     """The views that a stage sees of a record.
 
     Attributes:
-        shows: Tells of a record whether it has anything to show: bool [].
+        shows: Tells of a record whether it has anything to show.
         draw: Draws a decoded record's views from a seed, int32 [2]: a tuple of examples, as many for each record.
         apart: Batches from one that shows an image to the next that does.
         partners: How many of the records that follow a view may show too.
     """
 
-    shows: Callable[[dict], tf.Tensor]
+    shows: Callable[[Record], bool]
     draw: Callable[[tf.Tensor, dict], tuple[Example, ...]]
     apart: int = 1
     partners: int = 0
 
 
-def has_objects(record: dict) -> tf.Tensor:
-    """Return whether a record has an object that is no crowd: bool []."""
-    return tf.reduce_any(~record["crowd"])
+def has_objects(record: Record) -> bool:
+    """Return whether a record has an object that is no crowd."""
+    return not record.crowd.all()
 
 
-def has_boxes(record: dict) -> tf.Tensor:
-    """Return whether each object of a record has a box: bool []."""
-    return tf.reduce_all(record["boxed"])
+def has_boxes(record: Record) -> bool:
+    """Return whether each object of a record has a box."""
+    return bool(record.boxed.all())
 
 
 def object_windows(drawing: Drawing) -> Views:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -19,6 +19,18 @@ MIXED_RECORDS = 512  # encoded images are small
 # to 22 s to let go of a pipeline that ends.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux has it
 
+# What is drawn for an image that can't be read, and then teaches nothing. It keeps its place in the batch: which images
+# a batch has must not depend on what only the worker that decodes them can know.
+BLANK = {
+    "image": np.full((32, 32, 3), 128, np.uint8),
+    "boxes": np.array([[0, 0, 1, 1]], np.float32),
+    "labels": np.zeros(1, np.int32),
+    "boxed": np.ones(1, bool),
+    "crowd": np.zeros(1, bool),
+}
+
+ReportUnreadable = Callable[[int, Finding], None]  # the number of the image in the stream, and what is wrong with it
+
 
 class Place(NamedTuple):
     """Where a record comes in the stream: pass over the records, record of the pass; from 0."""
@@ -30,29 +42,47 @@ class Place(NamedTuple):
 START = Place()
 
 
-def shuffled_records(source: Source, split: str, seed: int, start: Place = START, partners: int = 0) -> tf.data.Dataset:
+def shuffled_records(
+    source: Source,
+    split: str,
+    seed: int,
+    start: Place = START,
+    partners: int = 0,
+    shows: Callable[[Record], bool] = lambda record: True,
+    wanted: Callable[[int, Place], bool] = lambda number, place: True,
+) -> tf.data.Dataset:
     """Repeat a split's records for ever from `start` on, in another order at each pass.
 
-    Gives dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`; and with "partners", as
-    `composition.mosaic` takes them, the images and objects of so many records that follow.
+    Args:
+        source, split, seed: The data, and the seed of its order.
+        start: The first record.
+        partners: How many of the records that follow come with each record.
+        shows: Leaves records out.
+        wanted: Chooses among the others by their number, from 0, and place. What it refuses is read, but neither copied
+            nor decoded; it may be a partner.
+
+    Returns:
+        Dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`; and with "partners", as
+        `composition.mosaic` takes them.
     """
     check_split(source, split)
 
-    def records() -> Iterator[tuple[tuple[int, int], Record]]:
+    def records() -> Iterator[tuple[Place, Record]]:
         for number in count(start.pass_number):
             skipped = start.record if number == start.pass_number else 0
-            for place, record in enumerate(mix(source.records(split), (seed, number))):
-                if place >= skipped:
-                    yield (number, place), record
+            for index, record in enumerate(mix(source.records(split), (seed, number))):
+                if index >= skipped and shows(record):
+                    yield Place(number, index), record
 
     def elements() -> Iterator[dict]:
-        held: deque[tuple[tuple[int, int], Record]] = deque()
+        numbers, held = count(), deque[tuple[Place, Record]]()
         for each in records():
             held.append(each)
             if len(held) > partners:
                 place, record = held.popleft()
-                element = {"place": place, **{key: getattr(record, key) for key in SCHEMA}}
-                yield {**element, "partners": _joined([other for _, other in held])} if partners else element
+                if wanted(next(numbers), place):
+                    element = {"place": place, **{key: getattr(record, key) for key in SCHEMA}}
+                    yield {**element, "partners": _joined([other for _, other in held])} if partners else element
 
     signature: dict = {"place": tf.TensorSpec([2], tf.int64), **SCHEMA}
     if partners:
@@ -91,28 +121,43 @@ def mix(items: Iterator[Record], seed: tuple[int, ...]) -> Iterator[Record]:
         yield held[index]
 
 
-def decode_records(data: tf.data.Dataset) -> tf.data.Dataset:
-    """Decode images, as "image" uint8 [H, W, 3]; skip those that can't be read, with a line each in the log."""
-    log = Log()  # of each image once, in however many passes it comes
+def decode_records(data: tf.data.Dataset, report: ReportUnreadable | None = None) -> tf.data.Dataset:
+    """Decode images, as "image" uint8 [H, W, 3], and report those that can't be read.
 
-    def report(name: bytes, status: bytes) -> bool:
-        log(Finding(Kind.UNREADABLE, name.decode(), status.decode()))
-        return False
+    Args:
+        data: Records.
+        report: Told of such images, in order; by default each is logged once, in however many passes it comes.
 
-    def decode(record: dict) -> dict:
-        image, status = decode_image(record["image_bytes"])
-        return {
-            "image": image,
-            "status": status,
-            "id": record["image_id"],
-            **{k: record[k] for k in ("place", "boxes", "labels", "boxed", "crowd", "partners") if k in record},
-        }
+    Returns:
+        What views are drawn of, with "status" string [], empty where the image was read. One that was not is `BLANK`.
+    """
+    if report is None:
+        log = Log()
 
-    def readable(record: dict) -> tf.Tensor:
-        what = [record["id"], record["status"]]
-        return tf.cond(record["status"] == "", lambda: True, lambda: tf.numpy_function(report, what, tf.bool))
+        def report(number: int, finding: Finding) -> None:
+            log(finding)
 
-    return numbered(data).map(decode, num_parallel_calls=CORES, deterministic=True).filter(readable)
+    def tell(number: np.ndarray, name: bytes, status: bytes) -> bool:
+        report(int(number), Finding(Kind.UNREADABLE, name.decode(), status.decode()))
+        return True
+
+    def reported(number: tf.Tensor, record: dict) -> dict:
+        what = [number, record.pop("id"), record["status"]]
+        told = tf.cond(record["status"] == "", lambda: True, lambda: tf.numpy_function(tell, what, tf.bool))
+        with tf.control_dependencies([told]):
+            return {**record, "status": tf.identity(record["status"])}
+
+    decoded = numbered(data).map(decode_record, num_parallel_calls=CORES, deterministic=True)
+    return decoded.enumerate().map(reported)
+
+
+def decode_record(record: dict) -> dict:
+    """Decode the image of a record, as `decode_records` does; with "id"."""
+    image, status = decode_image(record["image_bytes"])
+    shown = {"image": image, **{key: record[key] for key in ("boxes", "labels", "boxed", "crowd")}}
+    shown = tf.cond(status == "", lambda: shown, lambda: {key: tf.constant(BLANK[key]) for key in shown})
+    kept = {key: record[key] for key in ("place", "partners") if key in record}
+    return {**kept, **shown, "status": status, "id": record["image_id"]}
 
 
 def numbered(data: tf.data.Dataset) -> tf.data.Dataset:

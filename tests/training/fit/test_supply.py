@@ -10,6 +10,7 @@ from small_source import few_digits
 from training.fit import supply as module
 from training.fit.supply import Supply
 from training.fit.train import train
+from training.sources.checks import Finding, Kind
 
 
 class Vanishing:
@@ -45,9 +46,21 @@ def test_records_that_no_step_comes_of_end_it_too(monkeypatch):
     for _ in range(4):  # what is used may go on for ever
         list(supply.records("train"))
         supply.on_train_batch_end(0)
-    with pytest.raises(OSError, match="none can be read"):
+    with pytest.raises(OSError, match="none has anything to learn"):
         for _ in range(4):
             list(supply.records("train"))
+
+
+def test_images_that_cannot_be_read_end_it_where_so_many_follow_each_other(caplog):
+    supply = Supply(few_digits(8, 2))
+    damaged = Finding(Kind.UNREADABLE, "cut short", "damaged or truncated")
+    numbers = [*range(0, 3 * module.IN_A_ROW, 2), *range(100, 99 + module.IN_A_ROW)]
+    for number in numbers:  # every other one may go on for ever
+        supply.unreadable(number, damaged)
+    assert len(caplog.messages) == 1
+    with pytest.raises(OSError, match=r"^expected images that can be read in small; 32 one after the other cannot"):
+        supply.unreadable(99 + module.IN_A_ROW, damaged)
+    assert isinstance(supply.problem, OSError)
 
 
 def test_it_stops_at_the_next_record_where_asked():

@@ -28,10 +28,10 @@ def digits() -> SmallSource:
     return SmallSource({"train": records})
 
 
-def batches(source, marks: Bookmarks) -> tf.data.Dataset:
-    views = ViewOptions(per_image=3, mirror=False)
+def batches(source, marks: Bookmarks, rows: range = range(BATCH), **changes) -> tf.data.Dataset:
+    views = ViewOptions(per_image=3, mirror=False, **changes)
     drawing = Drawing(PRESETS["tiny"], PRESETS["tiny"].scales, Matching(), views)
-    return training_batches(source, "train", object_windows(drawing), BATCH, 3, marks)
+    return training_batches(source, "train", object_windows(drawing), BATCH, 3, marks, rows)
 
 
 def test_a_stream_goes_on_at_any_step_as_if_it_had_never_ended(digits):
@@ -46,6 +46,35 @@ def test_a_stream_goes_on_at_any_step_as_if_it_had_never_ended(digits):
             np.testing.assert_array_equal(old[0], new[0])
             np.testing.assert_array_equal(old[1], new[1])
     assert places[19][0] == 6 and places[19][1] > (1, 0)  # in a later pass over the records
+
+
+def test_each_worker_decodes_its_rows_alone_and_has_those_of_one_process(digits, monkeypatch):
+    decoded: set[int] = set()  # images, by their rows
+    decode = reading.decode_record
+
+    def noted(record: dict) -> dict:
+        def note(place: np.ndarray) -> bool:
+            decoded.add((7 * place[0] + place[1]) % BATCH)
+            return True
+
+        with tf.control_dependencies([tf.numpy_function(note, [record["place"]], tf.bool)]):
+            return decode({**record, "place": tf.identity(record["place"])})
+
+    def made(rows: range) -> list:
+        marks.append(Bookmarks())
+        decoded.clear()
+        found = [(x.numpy(), y.numpy()) for x, y in batches(digits, marks[-1], rows, mosaic=0.5).take(12)]
+        assert decoded == set(rows)
+        return found
+
+    monkeypatch.setattr(reading, "decode_record", noted)
+    marks: list[Bookmarks] = []
+    rows = range(1, 3)
+    whole, own = made(range(BATCH)), made(rows)
+    for (pixels, labels), (own_pixels, own_labels) in zip(whole, own, strict=True):
+        np.testing.assert_array_equal(own_pixels, pixels[rows])
+        np.testing.assert_array_equal(own_labels, labels[rows])
+    assert len({mark.at(9) for mark in marks}) == 1
 
 
 def test_each_pass_has_all_records_in_an_order_of_its_own(monkeypatch):
@@ -69,8 +98,8 @@ def test_records_begin_at_a_place_without_what_is_before(digits):
 
 def test_bookmarks_give_the_last_block_that_was_drawn():
     marks = Bookmarks(9, 1, Place(0, 4), batches=5)
-    marks.note(np.int64(2), np.array([0, 9]))
-    marks.note(np.int64(3), np.array([1, 2]))
+    marks.note(2, Place(0, 9))
+    marks.note(3, Place(1, 2))
     assert marks.at(9) == (1, (0, 4))
     assert marks.at(10) == (2, (0, 9))
     assert marks.at(39) == (3, (1, 2))
@@ -79,7 +108,7 @@ def test_bookmarks_give_the_last_block_that_was_drawn():
 def test_an_image_comes_back_after_so_many_batches(digits):
     def dealt(marks: Bookmarks) -> tf.data.Dataset:
         read = shuffled_records(digits, "train", 0, marks.place)
-        drawn = read.map(lambda record: (record["place"], tuple((record["place"], [i]) for i in range(3))))
+        drawn = read.map(lambda record: tuple((record["place"], [i]) for i in range(3)))
         return dealt_batches(drawn, 2, marks, apart=3)
 
     complete = list(dealt(Bookmarks()).take(12).as_numpy_iterator())
@@ -96,7 +125,7 @@ def test_an_image_comes_back_after_so_many_batches(digits):
 
 def test_the_views_of_an_image_are_in_as_many_batches(digits):
     def example(place, labels):
-        return place, tuple((tf.concat([place, [i]], 0), tf.zeros([i + 1])) for i in range(3))
+        return tuple((tf.concat([place, [i]], 0), tf.zeros([i + 1])) for i in range(3))
 
     drawn = shuffled_records(digits, "train", 0).map(lambda record: example(record["place"], record["labels"]))
     dealt = [[part.numpy() for part in batch] for batch in dealt_batches(drawn, BATCH).take(6)]
