@@ -15,9 +15,8 @@ from training.sources import open_source
 from training.sources.checks import Finding
 from training.sources.record import Record
 from training.views.coverage import ENOUGH, read_objects, remedy
-from training.views.drawing import Drawing, object_windows, window_maps
-from training.views.pipeline import view_seed
-from training.views.reading import decode_records, shuffled_records
+from training.views.drawing import Drawing, object_windows, view_seed, window_maps
+from training.views.reading import RecordStream, decode_records
 from training.views.targets import window_origins
 
 VIEWED = 6  # images of which views are drawn
@@ -92,7 +91,7 @@ def draw_views(spec: str, split: str | None, out: Path, recipe: Recipe) -> Path:
     options = recipe.inference
     drawing = Drawing(preset, scales, recipe.matching, recipe.views, recipe.side, recipe.fine, options.scale_fit)
     views = window_maps(drawing) if source.boxed else object_windows(drawing)
-    records = shuffled_records(source, chosen, recipe.seed, partners=views.partners, shows=views.shows)
+    records = RecordStream(source, chosen, recipe.seed, partners=views.partners, shows=views.shows).dataset()
     pictures: list[Image.Image] = []
     count = 0
     readable = decode_records(records).filter(lambda record: record["status"] == "")

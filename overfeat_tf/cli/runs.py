@@ -54,6 +54,7 @@ RECIPE_LIST = """
 @click.option("--more-steps", type=click.IntRange(min=1), help="Continue the last stage of a finished run; with --run.")
 @click.option("--profile", is_flag=True, help="Trace a few steps of each stage for TensorBoard's profiler.")
 @click.option("--strict", is_flag=True, help="Check all of the data first, and stop if any of it can't be used.")
+@click.option("--data-service", metavar="HOST:PORT", help="Let the workers of this tf.data service decode and draw.")
 def train(
     recipe: str | None,
     data: str | None,
@@ -66,15 +67,18 @@ def train(
     more_steps: int | None,
     profile: bool,
     strict: bool,
+    data_service: str | None,
 ) -> None:
     """Train a RECIPE with model.fit. The same command, or `overfeat train --run DIR`, resumes an interrupted run."""
     load_tensorflow()
     from overfeat_tf.models.loading import read_config
     from overfeat_tf.models.tasks import TASKS
+    from training.fit.strategy import barrier, choose_strategy, is_chief
     from training.fit.train import train as fit
     from training.recipes import get_recipe, override
     from training.run.resume import add_steps, resumed
 
+    strategy = None
     if recipe is None or more_steps is not None:
         new = {"--data": data, "--backbone": backbone, "--layer": layer, "--from": start, "--set": settings or None}
         if run is None or recipe is not None:
@@ -84,7 +88,10 @@ def train(
         if given := [name for name, value in new.items() if value is not None]:
             raise ValueError(f"expected --run without {given[0]}, since the run has its own; or a RECIPE for a new run")
         if more_steps is not None:
-            add_steps(run, more_steps)
+            strategy = choose_strategy()
+            if is_chief(strategy):
+                add_steps(run, more_steps)
+            barrier(strategy)
         chosen, spec, stages = resumed(run)
     else:
         named = [f"{key}={value}" for key, value in (("preset", backbone), ("layer", layer)) if value is not None]
@@ -92,7 +99,8 @@ def train(
         if data is None and chosen.data is None:
             raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
         run, spec = run or Path("runs") / recipe, data or str(chosen.data)
-    model, _ = fit(chosen, spec, run, split_names(stage, stages), start=start, profile=profile, strict=strict)
+    options: dict[str, Any] = {"start": start, "profile": profile, "strict": strict, "data_service": data_service}
+    model, _ = fit(chosen, spec, run, split_names(stage, stages), strategy, **options)
     last = model.tasks[-1]
     validated = (read_config(run).get("kept") or {}).get(last, {}).get("best")
     held_out = chosen.val_split if validated else chosen.train_split

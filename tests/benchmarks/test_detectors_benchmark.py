@@ -16,7 +16,7 @@ from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import evaluate
 from training.recipes import get_recipe
 from training.sources.record import Record
-from training.views.reading import decode_records, shuffled_records
+from training.views.reading import RecordStream, decode_records
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -68,7 +68,7 @@ def backbone(tmp_path_factory) -> str:
 
 
 def test_a_view_shows_its_objects_where_its_boxes_say():
-    records = decode_records(shuffled_records(Rectangles(), "train", 0))
+    records = decode_records(RecordStream(Rectangles(), "train", 0).dataset())
     draw = tf.function(retinanet._views(2).draw, autograph=False)
     for number, record in enumerate(records.take(4)):
         ((pixels, targets),) = draw(tf.constant([number, 1]), record)

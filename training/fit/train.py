@@ -43,11 +43,19 @@ from training.sources.splits import settle, store
 from training.tasks import TRAINED_TASKS, stage_views
 from training.views.batching import Bookmarks
 from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
+from training.views.data_service import DataService, StoredSource
 from training.views.pipeline import training_batches
 
 VALIDATION_BATCHES = 4  # at least, of a split that is too large
 
 log = logging.getLogger(__name__)
+
+
+class Served(NamedTuple):
+    """A data service, and the source with the images that it reads."""
+
+    source: StoredSource
+    service: DataService
 
 
 class Trained(NamedTuple):
@@ -76,6 +84,7 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     class_names: Sequence[str] | None = None,
     strict: bool = False,
+    data_service: str | None = None,
 ) -> Trained:
     """Fit the stages in their order, and leave configuration, checkpoints, logs and weights in the run's folder.
 
@@ -97,11 +106,14 @@ def train(
             sets `model.stop_training` ends its stage. Their own state begins anew when a run resumes.
         class_names: Of data that comes as tf.data.
         strict: Check all of the data first, and stop if any of it can't be used; data named by a SOURCE.
+        data_service: The dispatcher of a tf.data service, "host:port", whose workers then decode and draw. They read a
+            copy of the images in `run`, which has to be on a file system that they share. The weights are those of a
+            run without it.
 
     Raises:
         ValueError: unknown recipe, data or stage, a recipe that does not suit the network or the data, or the folder
             holds a run of other settings, or one that is past the stage, or one that another process is training.
-        OSError: the folder cannot be written in, or its disk has no space for the run.
+        OSError: the folder cannot be written in, its disk has no space for the run, or no data service answers.
         ImportError: pycocotools is not there, by which detection is validated.
         FloatingPointError: a loss or a weight that is not finite.
         RuntimeError: a batch does not fit the device.
@@ -124,6 +136,11 @@ def train(
     source = settle(source, run, recipe.val_split)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
     check(recipe, preset, source, stages, strategy)
+    served = None
+    if data_service is not None:
+        stored = StoredSource(source, recipe.train_split, run / "records")
+        served = Served(stored, DataService(data_service, stored.images))
+        served.service.require()
     if start is not None:
         read_config(start)  # said before there is a folder
     keras.utils.set_random_seed(recipe.seed)
@@ -135,6 +152,8 @@ def train(
             store(source, run)
             if not set(stages) <= set(finished(run)):
                 run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names)))
+            if served is not None:
+                served.source.write()
         barrier(strategy)
         objects = cache(lambda: read_objects(source, recipe.train_split))  # seconds: once, and only where needed
         model = open_run(recipe, source, run, stages, start, chief, objects)
@@ -172,7 +191,7 @@ def train(
                 log.info("classification: one class, so there is nothing to tell apart: detection learns the features")
                 kept: dict = {}
             else:
-                history[stage], kept = _fit(stage, model, recipe, source, run, profile, callbacks, plan)
+                history[stage], kept = _fit(stage, model, recipe, source, run, profile, callbacks, plan, served)
             calibration, tasks = None, tuple(dict.fromkeys((*model.tasks, stage)))
             if "detection" in tasks and chief:
                 calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
@@ -211,6 +230,7 @@ def _fit(
     profile: bool,
     others: Sequence[keras.callbacks.Callback] = (),
     plan: Plan | None = None,
+    served: Served | None = None,
 ) -> tuple[dict[str, list[float]], dict]:
     """Fit one stage with `model.fit`, from its last checkpoint on, and leave the model with its best weights.
 
@@ -236,7 +256,7 @@ def _fit(
 
     # 2. Validation and callbacks.
     validation = count = None
-    supply = Supply(source)
+    supply = Supply(source if served is None else served.source)
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
     if stage != "detection" and recipe.val_split in source.splits:
         # A view of each image: of as many images as there are views.
@@ -276,7 +296,10 @@ def _fit(
             if best.exhausted():
                 break
             marks = checkpoints.bookmarks()
-            batches = partial(_batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks)
+            service = served.service if served is not None else None
+            batches = partial(
+                _batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks, service=service
+            )
             figures = fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
@@ -355,8 +378,9 @@ def _batches(
     split: str,
     rows: range,
     bookmarks: Bookmarks | None = None,
+    service: DataService | None = None,
 ) -> tf.data.Dataset:
     """Return rows of a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
     views = stage_views(stage, model.network.preset, recipe, model.options)
     batch = getattr(recipe, stage).batch
-    return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable)
+    return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable, service)

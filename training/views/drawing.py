@@ -10,7 +10,7 @@ from overfeat_tf.options import SCALE_FITS
 from training.sources.record import Record
 from training.views.augmentation import Picture, ViewOptions, below, random_jitter, random_picture
 from training.views.pyramid import Pyramid, draw_image, square_side
-from training.views.targets import BACKGROUND, Matching, pack_edges, window_origins
+from training.views.targets import BACKGROUND, IGNORED, Matching, pack_edges, window_origins
 
 SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
 
@@ -55,6 +55,22 @@ class Views:
     draw: Callable[[tf.Tensor, dict], tuple[Example, ...]]
     apart: int = 1
     partners: int = 0
+
+
+def draw_views(views: Views, seed: int, record: dict) -> tuple:
+    """Draw the views of a decoded record, by its place; those of an image that can't be read teach nothing."""
+    drawn = views.draw(view_seed(seed, record["place"]), record)
+    return tuple((pixels, mask_targets(targets, record["status"] == "")) for pixels, targets in drawn)
+
+
+def mask_targets(targets: tf.Tensor | dict[str, tf.Tensor], readable: tf.Tensor) -> tf.Tensor | dict[str, tf.Tensor]:
+    """Return targets as they are where `readable`, else full of `IGNORED`, which all losses and metrics leave out."""
+    return tf.nest.map_structure(lambda target: tf.where(readable, target, tf.cast(IGNORED, target.dtype)), targets)
+
+
+def view_seed(seed: int, place: tf.Tensor) -> tf.Tensor:
+    """Return the seed [2] of the views of the record at place int64 [2], whoever draws them and when."""
+    return tf.random.fold_in(tf.random.fold_in([seed, 0], place[0]), place[1])
 
 
 def has_objects(record: Record) -> bool:

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 from training.sources.record import Source
 from training.views.batching import Bookmarks, dealt_batches, own_records
-from training.views.drawing import Views
-from training.views.reading import CORES, ReportUnreadable, decode_records, shuffled_records
-from training.views.targets import IGNORED
+from training.views.data_service import DataService
+from training.views.drawing import Views, draw_views
+from training.views.reading import CORES, RecordStream, ReportUnreadable, decode_records, report_once
 
 PREFETCHED = 4  # batches ready while a step runs: enough to even out slow images
 
@@ -22,6 +22,7 @@ def training_batches(
     bookmarks: Bookmarks | None = None,
     rows: range | None = None,
     report: ReportUnreadable | None = None,
+    service: DataService | None = None,
 ) -> tf.data.Dataset:
     """Batch the views of a split's records, for ever: the same batches for the same seed.
 
@@ -33,11 +34,16 @@ def training_batches(
         bookmarks: The step to begin with, and where to note how far the data is read.
         rows: The rows of each batch to make, one after the other; no others are decoded. All by default.
         report: As `decode_records` takes it.
+        service: Reads, decodes and draws, where this machine's cores are too few; `source` is then its `StoredSource`.
     """
     bookmarks, rows = bookmarks or Bookmarks(), rows or range(batch)
     wanted = partial(own_records, bookmarks, batch * views.apart, batch, rows)
-    records = shuffled_records(source, split, seed, bookmarks.place, views.partners, views.shows, wanted)
-    batches = record_batches(records, views, len(rows), seed, bookmarks, report)
+    stream = RecordStream(source, split, seed, bookmarks.place, views.partners, views.shows, wanted)
+    if service is not None:
+        drawn = service.drawn_views(stream, views, seed, report or report_once())
+        batches = dealt_batches(drawn, len(rows), bookmarks, views.apart)
+    else:
+        batches = record_batches(stream.dataset(), views, len(rows), seed, bookmarks, report)
     # Last, so that decoding and drawing run while a step does; a block, since its batches come all at once.
     return batches.prefetch(max(PREFETCHED, bookmarks.batches))
 
@@ -54,19 +60,3 @@ def record_batches(
     images = decode_records(records, report)  # once for all views of an image: it costs more than they do
     drawn = images.map(partial(draw_views, views, seed), num_parallel_calls=CORES, deterministic=True)
     return dealt_batches(drawn, batch, bookmarks, views.apart)
-
-
-def draw_views(views: Views, seed: int, record: dict) -> tuple:
-    """Draw the views of a decoded record, by its place; those of an image that can't be read teach nothing."""
-    drawn = views.draw(view_seed(seed, record["place"]), record)
-    return tuple((pixels, mask_targets(targets, record["status"] == "")) for pixels, targets in drawn)
-
-
-def mask_targets(targets: tf.Tensor | dict[str, tf.Tensor], readable: tf.Tensor) -> tf.Tensor | dict[str, tf.Tensor]:
-    """Return targets as they are where `readable`, else full of `IGNORED`, which all losses and metrics leave out."""
-    return tf.nest.map_structure(lambda target: tf.where(readable, target, tf.cast(IGNORED, target.dtype)), targets)
-
-
-def view_seed(seed: int, place: tf.Tensor) -> tf.Tensor:
-    """Return the seed [2] of the views of the record at place int64 [2], whoever draws them and when."""
-    return tf.random.fold_in(tf.random.fold_in([seed, 0], place[0]), place[1])

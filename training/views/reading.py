@@ -3,6 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
 from training.sources.checks import Finding, Kind, Log
-from training.sources.record import SCHEMA, Record, Source, check_split
+from training.sources.record import SCHEMA, Item, Record, Source, check_split
 
 PARTNER_OBJECTS = ("boxes", "labels", "crowd")
 MIXED_RECORDS = 512  # encoded images are small
@@ -42,56 +43,68 @@ class Place(NamedTuple):
 START = Place()
 
 
-def shuffled_records(
-    source: Source,
-    split: str,
-    seed: int,
-    start: Place = START,
-    partners: int = 0,
-    shows: Callable[[Record], bool] = lambda record: True,
-    wanted: Callable[[int, Place], bool] = lambda number, place: True,
-) -> tf.data.Dataset:
-    """Repeat a split's records for ever from `start` on, in another order at each pass.
+@dataclass(frozen=True)
+class RecordStream:
+    """A split's records, repeated for ever from `start` on, in another order at each pass.
 
-    Args:
+    Iterating gives dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`; and with "partners",
+    as `composition.mosaic` takes them.
+
+    Attributes:
         source, split, seed: The data, and the seed of its order.
         start: The first record.
         partners: How many of the records that follow come with each record.
         shows: Leaves records out.
         wanted: Chooses among the others by their number, from 0, and place. What it refuses is read, but neither copied
             nor decoded; it may be a partner.
-
-    Returns:
-        Dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`; and with "partners", as
-        `composition.mosaic` takes them.
     """
-    check_split(source, split)
 
-    def records() -> Iterator[tuple[Place, Record]]:
-        for number in count(start.pass_number):
-            skipped = start.record if number == start.pass_number else 0
-            for index, record in enumerate(mix(source.records(split), (seed, number))):
-                if index >= skipped and shows(record):
+    source: Source
+    split: str
+    seed: int
+    start: Place = START
+    partners: int = 0
+    shows: Callable[[Record], bool] = lambda record: True
+    wanted: Callable[[int, Place], bool] = lambda number, place: True
+
+    def __iter__(self) -> Iterator[dict]:
+        numbers, held = count(), deque[tuple[Place, Record]]()
+        for each in self._records():
+            held.append(each)
+            if len(held) > self.partners:
+                place, record = held.popleft()
+                if self.wanted(next(numbers), place):
+                    element = {"place": np.array(place), **{key: getattr(record, key) for key in SCHEMA}}
+                    partners = {"partners": _joined([other for _, other in held])} if self.partners else {}
+                    yield element | partners
+
+    def _records(self) -> Iterator[tuple[Place, Record]]:
+        for number in count(self.start.pass_number):
+            skipped = self.start.record if number == self.start.pass_number else 0
+            for index, record in enumerate(mix(self.source.records(self.split), (self.seed, number))):
+                if index >= skipped and self.shows(record):
                     yield Place(number, index), record
 
-    def elements() -> Iterator[dict]:
-        numbers, held = count(), deque[tuple[Place, Record]]()
-        for each in records():
-            held.append(each)
-            if len(held) > partners:
-                place, record = held.popleft()
-                if wanted(next(numbers), place):
-                    element = {"place": place, **{key: getattr(record, key) for key in SCHEMA}}
-                    yield {**element, "partners": _joined([other for _, other in held])} if partners else element
+    def dataset(self) -> tf.data.Dataset:
+        """Return the stream as a tf.data.Dataset.
 
-    signature: dict = {"place": tf.TensorSpec([2], tf.int64), **SCHEMA}
-    if partners:
-        signature["partners"] = {
-            **{key: SCHEMA[key] for key in PARTNER_OBJECTS},
-            "image_bytes": tf.TensorSpec([partners], tf.string),
-            "owner": tf.TensorSpec([None], tf.int32),
-        }
-    return tf.data.Dataset.from_generator(elements, output_signature=signature)
+        Raises:
+            ValueError: the source has no such split.
+        """
+        check_split(self.source, self.split)
+        return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=self.signature)
+
+    @property
+    def signature(self) -> dict:
+        """The specifications of what iterating gives."""
+        signature: dict = {"place": tf.TensorSpec([2], tf.int64), **SCHEMA}
+        if self.partners:
+            signature["partners"] = {
+                **{key: SCHEMA[key] for key in PARTNER_OBJECTS},
+                "image_bytes": tf.TensorSpec([self.partners], tf.string),
+                "owner": tf.TensorSpec([None], tf.int32),
+            }
+        return signature
 
 
 def _joined(records: list[Record]) -> dict:
@@ -107,10 +120,10 @@ def _joined(records: list[Record]) -> dict:
     }
 
 
-def mix(items: Iterator[Record], seed: tuple[int, ...]) -> Iterator[Record]:
+def mix(items: Iterator[Item], seed: tuple[int, ...]) -> Iterator[Item]:
     """Shuffle over `MIXED_RECORDS` items: each comes in the place of one drawn from those read so far."""
     rng = np.random.default_rng(seed)
-    held: list[Record] = []
+    held: list[Item] = []
     for item in items:
         held.append(item)
         if len(held) > MIXED_RECORDS:
@@ -121,21 +134,23 @@ def mix(items: Iterator[Record], seed: tuple[int, ...]) -> Iterator[Record]:
         yield held[index]
 
 
+def report_once() -> ReportUnreadable:
+    """Return a report that logs each image once, in however many passes it comes."""
+    log = Log()
+    return lambda number, finding: log(finding)
+
+
 def decode_records(data: tf.data.Dataset, report: ReportUnreadable | None = None) -> tf.data.Dataset:
     """Decode images, as "image" uint8 [H, W, 3], and report those that can't be read.
 
     Args:
         data: Records.
-        report: Told of such images, in order; by default each is logged once, in however many passes it comes.
+        report: Told of such images, in order; by default `report_once`.
 
     Returns:
         What views are drawn of, with "status" string [], empty where the image was read. One that was not is `BLANK`.
     """
-    if report is None:
-        log = Log()
-
-        def report(number: int, finding: Finding) -> None:
-            log(finding)
+    report = report or report_once()
 
     def tell(number: np.ndarray, name: bytes, status: bytes) -> bool:
         report(int(number), Finding(Kind.UNREADABLE, name.decode(), status.decode()))
@@ -161,7 +176,7 @@ def decode_record(record: dict) -> dict:
 
 
 def numbered(data: tf.data.Dataset) -> tf.data.Dataset:
-    """Number records that do not come from `shuffled_records`: "place" as there."""
+    """Number records that do not come from a `RecordStream`: "place" as there."""
     if "place" in data.element_spec:
         return data
     return data.enumerate().map(lambda index, record: {"place": tf.stack([0, index]), **record})

@@ -26,7 +26,7 @@ from training.sources.record import as_dataset
 from training.views.crops import plain_crops
 from training.views.drawing import Drawing
 from training.views.pipeline import PREFETCHED, record_batches
-from training.views.reading import CORES, shuffled_records
+from training.views.reading import CORES, RecordStream
 
 PRESET, BATCH, CLASSES = "fast", 32, 1000
 IMAGES, AHEAD = 1024, 2560  # decoded in a repetition, and before it: the batches that are prefetched
@@ -101,7 +101,7 @@ def fit_of_step(
 ) -> tuple[list[float], str]:
     """Compare `fit` on files, decoding included, with the same step on one batch in memory."""
     source, views = open_source(f"folder:{folder}"), plain_crops(_drawing(preset, recipe))
-    batches = record_batches(shuffled_records(source, "train", 0), views, BATCH, 0).prefetch(PREFETCHED)
+    batches = record_batches(RecordStream(source, "train", 0).dataset(), views, BATCH, 0).prefetch(PREFETCHED)
     timed = TimedFit(next(iter(batches)), steps, repetitions)
     fitted.fit(
         batches, steps_per_epoch=PREFETCHED + steps, epochs=1 + repetitions, callbacks=[timed], verbose=0, shuffle=False

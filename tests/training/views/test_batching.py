@@ -14,7 +14,7 @@ from training.views.augmentation import ViewOptions
 from training.views.batching import Bookmarks, dealt_batches
 from training.views.drawing import Drawing, object_windows
 from training.views.pipeline import training_batches
-from training.views.reading import Place, mix, shuffled_records
+from training.views.reading import Place, RecordStream, mix
 from training.views.targets import Matching
 
 BATCH = 4
@@ -86,12 +86,15 @@ def test_each_pass_has_all_records_in_an_order_of_its_own(monkeypatch):
 
 
 def test_records_begin_at_a_place_without_what_is_before(digits):
-    complete = [record["place"].numpy().tolist() for record in shuffled_records(digits, "train", 0).take(9)]
+    complete = [record["place"].numpy().tolist() for record in RecordStream(digits, "train", 0).dataset().take(9)]
     assert complete == [[0, 0], [0, 1], [0, 2], [0, 3], [0, 4], [0, 5], [0, 6], [1, 0], [1, 1]]
     for start, record in ((5, Place(0, 5)), (7, Place(1, 0))):
         ids = [
             [r["image_id"].numpy() for r in data.take(3)]
-            for data in (shuffled_records(digits, "train", 0).skip(start), shuffled_records(digits, "train", 0, record))
+            for data in (
+                RecordStream(digits, "train", 0).dataset().skip(start),
+                RecordStream(digits, "train", 0, record).dataset(),
+            )
         ]
         assert ids[0] == ids[1]
 
@@ -107,7 +110,7 @@ def test_bookmarks_give_the_last_block_that_was_drawn():
 
 def test_an_image_comes_back_after_so_many_batches(digits):
     def dealt(marks: Bookmarks) -> tf.data.Dataset:
-        read = shuffled_records(digits, "train", 0, marks.place)
+        read = RecordStream(digits, "train", 0, marks.place).dataset()
         drawn = read.map(lambda record: tuple((record["place"], [i]) for i in range(3)))
         return dealt_batches(drawn, 2, marks, apart=3)
 
@@ -127,7 +130,7 @@ def test_the_views_of_an_image_are_in_as_many_batches(digits):
     def example(place, labels):
         return tuple((tf.concat([place, [i]], 0), tf.zeros([i + 1])) for i in range(3))
 
-    drawn = shuffled_records(digits, "train", 0).map(lambda record: example(record["place"], record["labels"]))
+    drawn = RecordStream(digits, "train", 0).dataset().map(lambda record: example(record["place"], record["labels"]))
     dealt = [[part.numpy() for part in batch] for batch in dealt_batches(drawn, BATCH).take(6)]
     for number, (views, sized) in enumerate(dealt):
         assert views[:, 2].tolist() == [number % 3] * BATCH and sized.shape == (BATCH, number % 3 + 1)

@@ -9,7 +9,7 @@ from overfeat_tf.images.decode import decode_image
 from training.sources.record import Record
 from training.views.augmentation import CUT, ViewOptions, random_picture
 from training.views.composition import PARTNERS, Scene, erase, mosaic, rotate
-from training.views.reading import Place, shuffled_records
+from training.views.reading import Place, RecordStream
 
 FILL = 117.0
 
@@ -53,7 +53,9 @@ def test_turned_pixels_go_where_their_boxes_do(angle):
 @pytest.fixture(scope="module")
 def records() -> list[dict]:
     """Records with partners, of rectangles whose colour is their class, and of nothing."""
-    return list(shuffled_records(coloured_rectangles(), "train", 0, partners=PARTNERS).take(9).as_numpy_iterator())
+    return list(
+        RecordStream(coloured_rectangles(), "train", 0, partners=PARTNERS).dataset().take(9).as_numpy_iterator()
+    )
 
 
 @pytest.mark.parametrize("position", [0.0, 0.3, 0.6, 0.99, 1.0])
@@ -83,7 +85,7 @@ def test_an_image_that_cannot_be_read_leaves_its_quarter_empty_and_its_objects_o
 
 
 def test_records_with_partners_resume_at_any_place(records):
-    again = shuffled_records(coloured_rectangles(), "train", 0, Place(1, 1), PARTNERS).take(4).as_numpy_iterator()
+    again = RecordStream(coloured_rectangles(), "train", 0, Place(1, 1), PARTNERS).dataset().take(4).as_numpy_iterator()
     for found, expected in zip(again, records[5:], strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, found, expected)
 
@@ -91,7 +93,7 @@ def test_records_with_partners_resume_at_any_place(records):
 def test_of_a_partner_with_a_class_without_a_box_nothing_is_shown():
     source = coloured_rectangles()
     source.records_of["train"] = [Record.of_class(r.image_bytes, r.image_id, 0) for r in source.records_of["train"]]
-    (record,) = shuffled_records(source, "train", 0, partners=PARTNERS).take(1).as_numpy_iterator()
+    (record,) = RecordStream(source, "train", 0, partners=PARTNERS).dataset().take(1).as_numpy_iterator()
     assert record["partners"]["image_bytes"].tolist() == [b""] * 3 and not len(record["partners"]["labels"])
 
 
