@@ -82,7 +82,8 @@ def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
         return flag
 
     def total(own: tf.Tensor) -> tf.Tensor:
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, own)
+        placed = tf.identity(own)  # on this replica's device: an argument is on none, which all_reduce refuses
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, placed)
 
     sums = strategy.run(tf.function(total), (tf.constant(float(flag)),))
     return bool(strategy.experimental_local_results(sums)[0] > 0)
