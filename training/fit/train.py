@@ -25,7 +25,15 @@ from training.fit.averages import Averages
 from training.fit.callbacks import EpochLines, FiniteLoss, StageBar
 from training.fit.plan import Plan, make_plan, report_data
 from training.fit.stages import seed_stage
-from training.fit.strategy import barrier, choose_strategy, is_chief, keep_freed_memory, more_parts, shard_batches
+from training.fit.strategy import (
+    barrier,
+    choose_strategy,
+    is_chief,
+    keep_freed_memory,
+    more_parts,
+    shard_batches,
+    worker_count,
+)
 from training.fit.supply import Supply
 from training.fit.tensorboard import stage_boards, write_settings
 from training.fit.transfer import with_background
@@ -288,7 +296,7 @@ def _fit(
     history: dict[str, list[float]] = {}
     with (
         bar,
-        _explain_exhaustion(stage, schedule, strategy, run),
+        _explain_failure(stage, schedule, strategy, run),
         CheckpointOnSignal(stage, checkpoints, supply.stop) as on_signal,
         _keep_step_if_data_ends(supply, checkpoints, on_signal),
     ):
@@ -354,10 +362,17 @@ def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
 
 
 @contextmanager
-def _explain_exhaustion(stage: str, schedule: Schedule, strategy: tf.distribute.Strategy, run: Path) -> Iterator[None]:
-    """Raise an error that says what to do where the device's memory or the disk is full: one error in TensorFlow."""
+def _explain_failure(stage: str, schedule: Schedule, strategy: tf.distribute.Strategy, run: Path) -> Iterator[None]:
+    """Raise an error that says what to do where the device's memory or the disk is full, or another worker is gone."""
     try:
         yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+        if worker_count(strategy) == 1:
+            raise
+        raise RuntimeError(
+            "expected all workers to go on; one has ended: the same command on each of them resumes from the last "
+            "checkpoint"
+        ) from error
     except tf.errors.ResourceExhaustedError as error:
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
             raise OSError(

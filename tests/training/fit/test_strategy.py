@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import small_run
 import tensorflow as tf
 import yaml
 from small_run import EPOCHS
+from workers import start_workers
 
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import TASKS
@@ -62,12 +62,7 @@ def test_two_devices_train_as_one(alone, tmp_path, settings):
 @pytest.mark.long
 def test_two_processes_train_as_one(alone, tmp_path):
     """Of a CPU each: TensorFlow gives a worker one CPU at most, where it may give it several GPUs."""
-    listening = [socket.create_server(("localhost", 0)) for _ in range(2)]
-    cluster = {"worker": [f"localhost:{server.getsockname()[1]}" for server in listening]}
-    for server in listening:
-        server.close()
-    configs = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
-    workers = [started(tmp_path / "run", 1, TF_CONFIG=config) for config in configs]
+    workers = start_workers(small_run.__file__, tmp_path / "run", 1)
     try:
         chief, other = (ended(worker) for worker in workers)
     finally:
@@ -78,6 +73,17 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert other["figures"] == {}  # the chief alone reports, and is_chief
     assert read_config(tmp_path / "run")["model"]["tasks"] == list(TASKS)
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+def test_two_processes_wait_for_each_other_and_tell_each_other():
+    lines = (
+        "from training.fit.strategy import any_worker, choose_strategy, is_chief",
+        "strategy = choose_strategy()",
+        "print(any_worker(strategy, is_chief(strategy)), any_worker(strategy, False))",
+    )
+    for worker in start_workers("-c", "; ".join(lines)):
+        out, error = worker.communicate(timeout=120)
+        assert out == "True False\n", error
 
 
 @pytest.mark.parametrize("worker", [0, 1])
