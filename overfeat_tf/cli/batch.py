@@ -1,7 +1,6 @@
 """The verb `batch`: prediction over any number of images on Apache Beam."""
 
 import logging
-import os
 import sys
 from importlib.util import find_spec
 
@@ -42,13 +41,9 @@ def batch(
         raise ImportError("expected Apache Beam for `overfeat batch`: pip install apache-beam")
     load_tensorflow(start=False)  # so that its threads can still be set
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    from overfeat_tf.cli.batch_pipeline import WorkerLostError, run
+    from overfeat_tf.cli.batch_pipeline import run
 
-    try:
-        result = run(model, input_glob, output, task, processes, threads, runner, context.args)
-    except WorkerLostError as error:
-        click.echo(f"overfeat: {error}", err=True)
-        os._exit(1)  # Beam's threads wait for the processes that are left, and those for this one
+    result = run(model, input_glob, output, task, processes, threads, runner, context.args)
     rate = result.images / result.seconds
     click.echo(f"{output}: {result.images} images, {result.unreadable} unreadable, {rate:.1f} images/s", err=True)
     click.echo(output)

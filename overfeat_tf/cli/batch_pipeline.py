@@ -1,44 +1,37 @@
 """The pipeline of `overfeat batch`: list images, predict in batches of bytes, write Parquet files."""
 
-import logging
-import os
+import argparse
 import tempfile
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
 import pyarrow
-import tensorflow as tf
 from apache_beam.io import fileio
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.metrics import Metrics, MetricsFilter
-from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
-from apache_beam.portability.api.beam_provision_api_pb2 import ProvisionInfo
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
-from google.protobuf import struct_pb2
 
-from overfeat_tf.cli.options import load_tensorflow
-from overfeat_tf.cli.predict import encoded_call
+from overfeat_tf.cli.batch_models import Models, Outputs
 from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, read_image
-from overfeat_tf.models.loading import find_model, load, read_config
-from overfeat_tf.models.predictor import choose_task
-from overfeat_tf.models.tasks import BY_NAME, TASKS
+from overfeat_tf.models.loading import find_model, read_config
+from overfeat_tf.models.tasks import TASKS
 from overfeat_tf.suggestion import suggest
-from serving.errors import reason
 
-# Of a batch, unless a single image is larger. Images are run one by one, so larger ones gain nothing.
-BATCH_BYTES, BATCH_IMAGES = 8 << 20, 32
-REPORT_SECONDS = 60.0
+# Of a batch, unless a single image is larger. Images are run one by one, so larger ones gain nothing, and processes
+# that wait for the last one lose more.
+BATCH_BYTES, BATCH_IMAGES = 8 << 20, 8
+LOCAL_RUNNER = "FnApiRunner"  # in this process; "DirectRunner" would first look for another one on the internet
 DONE, FILES = "_SUCCESS", "predictions"
 SCHEMA = pyarrow.schema(
     [
@@ -50,7 +43,6 @@ SCHEMA = pyarrow.schema(
     ]
 )
 
-log = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
@@ -98,24 +90,24 @@ def run(
     if task is not None and task not in TASKS:
         raise ValueError(f"expected a task of {', '.join(TASKS)}; got '{task}'{suggest(task, TASKS)}")
     clear_output(output)
-    local = ["--direct_num_workers", str(processes)]
-    local += ["--direct_running_mode", "multi_processing" if processes > 1 else "in_memory"]
-    local += ["--default_sdk_harness_log_level=ERROR", '--sdk_harness_log_level_overrides={"overfeat_tf": "INFO"}']
-    chosen = PipelineOptions([*(local if runner is None else ["--runner", runner]), *options])
-    if runner is None and threads is None and processes > 1:
-        threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    chosen = PipelineOptions([*(() if runner is None else ("--runner", runner)), *options])
     began = time.monotonic()
-    pipeline = beam.Pipeline(runner=_local_runner(chosen) if runner is None else None, options=chosen)
+    pipeline = beam.Pipeline(runner=LOCAL_RUNNER if runner is None else None, options=chosen)
     rows = (
         pipeline
         | "List" >> source
         | "Once" >> beam.Distinct()  # also spreads the images over the workers
-        | "Predict" >> beam.ParDo(Predict(model, task, threads))
+        | "Predict" >> beam.ParDo(Predict(model, task, threads, processes))
     )
     prefix = FileSystems.join(output, FILES)
     _ = rows | "Write" >> beam.io.WriteToParquet(prefix, SCHEMA, codec="snappy", file_name_suffix=".parquet")
-    done = _run_watched(pipeline) if processes > 1 else pipeline.run()
-    done.wait_until_finish()
+    try:
+        done = pipeline.run()
+        done.wait_until_finish()
+    except Exception as error:  # which has the traceback of the first one as its text
+        if BrokenProcessPool.__name__ not in f"{type(error)} {error}":
+            raise
+        raise WorkerLostError("expected all processes to live; one died: the same command starts again") from error
     counted = done.metrics().query(MetricsFilter().with_namespace(FILES))["counters"]
     counts = {each.key.metric.name: each.result for each in counted}
     with FileSystems.create(FileSystems.join(output, DONE)):
@@ -123,46 +115,8 @@ def run(
     return Result(counts.get("images", 0), counts.get("unreadable", 0), time.monotonic() - began)
 
 
-def _local_runner(options: PipelineOptions) -> FnApiRunner:
-    """Return the runner of this machine, whose processes know the options, such as those of file systems."""
-    told = struct_pb2.Struct()
-    told.update(
-        {name: value for name, value in options.get_all_options(drop_default=True).items() if "direct_" not in name}
-    )
-    return FnApiRunner(provision_info=ExtendedProvisionInfo(ProvisionInfo(pipeline_options=told)))
-
-
 class WorkerLostError(RuntimeError):
-    """A process of the local runner died."""
-
-
-def _run_watched(pipeline: beam.Pipeline) -> Any:
-    """Run a pipeline; raise WorkerLostError where a process dies: the local runner would wait for it for ever."""
-    ended: SimpleQueue[Any] = SimpleQueue()
-    usual = threading.excepthook
-
-    def lost(args: threading.ExceptHookArgs) -> None:
-        watched = args.thread is not None and args.thread.name in ("run_worker", "beam_control_read")
-        if watched:
-            ended.put(WorkerLostError("expected all processes to live; one died: the same command starts again"))
-        else:
-            usual(args)
-
-    def run() -> None:
-        try:
-            ended.put(pipeline.run())
-        except Exception as error:
-            ended.put(error)
-
-    threading.excepthook = lost
-    try:
-        threading.Thread(target=run, daemon=True).start()
-        outcome = ended.get()
-    finally:
-        threading.excepthook = usual
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    """One of the processes on this machine died."""
 
 
 def list_images(pattern: str) -> beam.PTransform:
@@ -200,55 +154,68 @@ def clear_output(output: str) -> None:
 
 def require_known(options: Sequence[str]) -> None:
     """Raise ValueError for options that no runner of Beam has, and for arguments that are none."""
-    parser = _BeamArgumentParser(allow_abbrev=False, add_help=False)
-    for group in PipelineOptions.__subclasses__():
-        group._add_argparse_args(parser)
-    _, unknown = parser.parse_known_args(list(options))
+    parsers: list[argparse.ArgumentParser] = []
+    known = PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)  # it hands its parser out
+    _, unknown = parsers[0].parse_known_args(list(options))
     if unknown and not unknown[0].startswith("-"):
         raise ValueError(f"expected one INPUT_GLOB, in quotes if the shell would expand it; got '{unknown[0]}' too")
     if unknown:
         name = unknown[0].partition("=")[0]
-        known = [flag for action in parser._actions for flag in action.option_strings]
-        raise ValueError(f"expected an option of `overfeat batch` or of Beam; got '{name}'{suggest(name, known)}")
+        close = suggest(name, [f"--{key}" for key in known])
+        raise ValueError(f"expected an option of `overfeat batch` or of Beam; got '{name}'{close}")
 
 
 class Predict(beam.DoFn):
-    """Predict images by their paths, in batches of `BATCH_BYTES`; the model is loaded once in a process."""
+    """Predict images by their paths, in batches of `BATCH_BYTES`; the models are loaded once in a process.
 
-    def __init__(self, model: str, task: str | None, threads: int | None):
-        self._model, self._task, self._threads, self._shared = model, task, threads, Shared()
+    While batches are answered the next ones are read, so many that no model waits.
+    """
+
+    def __init__(self, model: str, task: str | None, threads: int | None, processes: int):
+        self._arguments, self._processes, self._shared = (model, task, threads), processes, Shared()
         self._images, self._unreadable = (Metrics.counter(FILES, name) for name in ("images", "unreadable"))
 
     def setup(self) -> None:
-        """Load the model, unless the process has it."""
-        self._loaded = self._shared.acquire(lambda: _Loaded(self._model, self._task, self._threads))
+        """Load the models, unless the process has them."""
+        model, task, threads = self._arguments
+        self._models = self._shared.acquire(lambda: Models(fetch(model), task, threads, self._processes))
 
     def start_bundle(self) -> None:
         """Begin with an empty batch."""
         self._batch: list[tuple[str, bytes]] = []
         self._bytes = 0
+        self._asked: deque[tuple[list[str], Future[list[Outputs]]]] = deque()
 
     def process(self, path: str) -> Iterator[Row]:
-        """Read an image; run the batch before it, where that is full."""
+        """Read an image; ask for the batch before it, where that is full."""
         data, problem = read(path)
         if problem:
             yield self._row(path, problem)
             return
         if self._batch and (len(self._batch) == BATCH_IMAGES or self._bytes + len(data) > BATCH_BYTES):
-            yield from self._rows()
+            self._ask()
+            yield from self._rows(left=2 * self._processes)
         self._batch.append((path, data))
         self._bytes += len(data)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        """Run the last batch."""
-        for row in self._rows():
+        """Ask for the last batch, and wait for all."""
+        if self._batch:
+            self._ask()
+        for row in self._rows(left=0):
             yield GlobalWindows.windowed_value(row)
 
-    def _rows(self) -> Iterator[Row]:
-        batch, self._batch, self._bytes = self._batch, [], 0
-        answers = self._loaded.answer([data for _, data in batch])
-        for (path, _), outputs in zip(batch, answers, strict=True):
-            yield self._row(path, _text(outputs.pop("status")), outputs)
+    def _ask(self) -> None:
+        answers = self._models.submit([data for _, data in self._batch])
+        self._asked.append(([path for path, _ in self._batch], answers))
+        self._batch, self._bytes = [], 0
+
+    def _rows(self, left: int) -> Iterator[Row]:
+        """Give the rows of all batches but the last so many."""
+        while len(self._asked) > left:
+            paths, answers = self._asked.popleft()
+            for path, outputs in zip(paths, answers.result(), strict=True):
+                yield self._row(path, _text(outputs.pop("status")), outputs)
 
     def _row(self, path: str, status: str, outputs: dict[str, np.ndarray] | None = None) -> Row:
         self._images.inc()
@@ -268,42 +235,6 @@ def read(path: str) -> tuple[bytes, str]:
     except (OSError, BeamIOError, ValueError) as error:
         return b"", " ".join(str(getattr(error, "strerror", None) or error).split())
     return (data, "") if len(data) <= MAX_BYTES else (b"", f"expected an image of at most {MAX_BYTES} bytes")
-
-
-class _Loaded:
-    """A model in memory, which answers one batch at a time: one keeps the cores busy, and two need twice the memory."""
-
-    def __init__(self, model: str, task: str | None, threads: int | None):
-        if threads is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-        load_tensorflow()
-        loaded = load(fetch(model))
-        self._call = encoded_call(loaded, BY_NAME[choose_task(loaded, task)])
-        self._lock, self._images = threading.Lock(), 0
-        self._began = self._told = time.monotonic()
-
-    def answer(self, images: list[bytes]) -> list[dict[str, np.ndarray]]:
-        """Return each image's outputs; one that the model fails for, or memory has no room for, has a status alone."""
-        if not images:
-            return []
-        with self._lock:
-            answers = self._answer(images)
-            self._images += len(images)
-            now = time.monotonic()
-            if now - self._told > REPORT_SECONDS:
-                log.info("%d images in this process, %.1f a second", self._images, self._images / (now - self._began))
-                self._told = now
-        return answers
-
-    def _answer(self, images: list[bytes]) -> list[dict[str, np.ndarray]]:
-        try:
-            outputs = self._call(images)
-        except tf.errors.OpError as error:
-            if len(images) == 1:
-                return [{"status": np.array(reason(error.message).encode(), object)}]
-            return [answer for image in images for answer in self._answer([image])]
-        return [{key: values[row] for key, values in outputs.items()} for row in range(len(images))]
 
 
 def fetch(model: str) -> str:

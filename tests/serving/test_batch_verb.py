@@ -14,6 +14,7 @@ from small_model import SmallModel, png
 
 beam = pytest.importorskip("apache_beam", reason="needs the extra `beam`")
 
+from overfeat_tf.cli import batch_models as models  # noqa: E402
 from overfeat_tf.cli import batch_pipeline as pipeline  # noqa: E402
 from overfeat_tf.cli import main  # noqa: E402
 
@@ -81,9 +82,9 @@ def test_two_processes_write_a_row_for_each_image(saved_model, images, tmp_path)
 
 
 def test_a_bundle_that_is_retried_writes_nothing_twice(saved_model, images, tmp_path, monkeypatch):
-    loads, sizes, answer, load = [], [], pipeline._Loaded.answer, pipeline.load
+    loads, sizes, answer, load = [], [], models.LoadedModel.answer, models.load
     monkeypatch.setattr(pipeline, "BATCH_BYTES", 400)
-    monkeypatch.setattr(pipeline, "load", lambda folder, *_: (loads.append(folder), load(folder))[1])
+    monkeypatch.setattr(models, "load", lambda folder, *_: (loads.append(folder), load(folder))[1])
 
     def failing(self, data):
         sizes.append([len(image) for image in data])
@@ -91,7 +92,7 @@ def test_a_bundle_that_is_retried_writes_nothing_twice(saved_model, images, tmp_
             raise RuntimeError("the machine goes away")
         return answer(self, data)
 
-    monkeypatch.setattr(pipeline._Loaded, "answer", failing)
+    monkeypatch.setattr(models.LoadedModel, "answer", failing)
     result = pipeline.run(saved_model, str(images), str(tmp_path / "out"), runner=BUNDLES)
     assert result.images >= 40 and len(sizes) > 3
     assert len(loads) == 1  # in the process, however many bundles there are
@@ -170,7 +171,7 @@ def _workers(parent: int) -> list[int]:
         below = children.get(waiting.pop(), [])
         found += below
         waiting += below
-    return [pid for pid in found if b"sdk_worker_main" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[2]]
+    return [pid for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 @pytest.mark.long
