@@ -184,10 +184,9 @@ def test_a_killed_process_ends_the_run_and_the_same_command_begins_anew(tmp_path
     command = [*COMMAND, saved, str(images), "--output", str(output), "--processes", "2"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 120
-    while not list(output.glob("*temp*/*")) and time.monotonic() < end:
+    while len(_workers(first.pid)) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    worker = _workers(first.pid)[-1]
-    os.kill(worker, signal.SIGKILL)
+    os.kill(_workers(first.pid)[-1], signal.SIGKILL)
     _, error = first.communicate(timeout=120)
     assert first.returncode == 1, error[-2000:]
     assert not list(output.glob("*.parquet"))

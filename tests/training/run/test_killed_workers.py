@@ -16,7 +16,7 @@ MOST_STEPS = 8  # that a run takes before it is killed
 
 
 def killed(folder: Path, rng: random.Random) -> None:
-    """Start the workers, and kill one of them at a random moment: then the other one ends too."""
+    """Start the workers, and kill one of them at a random moment: once they take steps, the other one ends too."""
     workers = start_workers(worker_run.__file__, folder)
     victim, steps = rng.choice(workers), rng.randrange(MOST_STEPS)
     for _ in range(steps):
@@ -24,8 +24,11 @@ def killed(folder: Path, rng: random.Random) -> None:
     time.sleep(rng.random() * (1 if steps else 10))
     victim.kill()
     for worker in workers:
-        worker.communicate(timeout=120)
+        if not steps:  # the other one may wait for this one to come
+            worker.kill()
+        _, error = worker.communicate(timeout=120)
         assert worker.returncode not in (0, None)
+        assert worker is victim or not steps or "one has ended" in error or "coordination" in error, error[-3000:]
 
 
 def ended(folder: Path) -> None:
