@@ -14,13 +14,13 @@ from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset
 from overfeat_tf.cli.benchmarks.machine import describe_machine
 from overfeat_tf.cli.benchmarks.report import Report, collect
 from overfeat_tf.cli.benchmarks.serving.measure import CLASSES, export_preset
-from overfeat_tf.compute.choice import suits_this_machine
+from overfeat_tf.compute.choice import choose_arithmetic
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
 
 LABELS = tuple(f"class {number}" for number in range(CLASSES))
-SCANNED = 5  # images whose CPU time is measured, after one that traces
+SCANNED = 3  # images whose CPU time is measured, after one that traces
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitio
     remark = f"{what}: two processes of one thread, images a second over one's"
     report.add("two_processes", samples["two_processes"], remark, (">=", 1.9))
     if networks:
-        report.tables.append(_cost_table(networks))
+        report.tables.append(cost_table(networks))
     return report
 
 
@@ -101,20 +101,23 @@ def _cost(*arguments: object) -> Cost:
     return Cost(time.perf_counter() - began, usage.ru_utime + usage.ru_stime)
 
 
-def _cost_table(networks: Sequence[str]) -> str:
-    """Measure the CPU time of detection for each network, with random weights and its own scales."""
+def cost_table(networks: Sequence[str]) -> str:
+    """Measure the CPU time of detection for each network, with random weights and its own scales, as exported."""
     image = encode_photograph()
-    rows = ["| network | scales | CPU s an image | CPU hours a million |", "| --- | --- | --- | --- |"]
+    rows = [
+        "| network | scales | arithmetic | CPU s an image | CPU hours a million |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for name in networks:
         preset = rescaled_preset(name) if name in PRESETS else name
         model = Model(build(preset, CLASSES, background=True, weights=None), LABELS)
-        model = model.with_options(arithmetic=suits_this_machine())
+        model = model.with_options(arithmetic=choose_arithmetic([model.network]).arithmetic)
         model.detect([image])
         began = time.process_time()
         for _ in range(SCANNED):
             model.detect([image])
         seconds = (time.process_time() - began) / SCANNED
-        scales = len(model.network.preset.scales)
-        rows.append(f"| `{name}` | {scales} | {seconds:.3f} | {seconds * 1e6 / 3600:,.0f} |")
+        facts = (f"`{Path(name).name}`", len(model.network.preset.scales), model.options.arithmetic, f"{seconds:.3f}")
+        rows.append(f"| {' | '.join(map(str, facts))} | {seconds * 1e6 / 3600:,.0f} |")
         log.info("%s: %.3f CPU s an image", name, seconds)
     return "\n".join(rows)

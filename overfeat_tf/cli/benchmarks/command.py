@@ -94,6 +94,19 @@ def benchmark_train(repetitions: int, steps: int):
     return measure(repetitions, steps)
 
 
+@benchmark.command("workers")
+@click.option("--steps", type=COUNT, default=400, show_default=True, help="Batches of 32 that are made.")
+@reporting(repetitions=3)
+def benchmark_workers(repetitions: int, steps: int):
+    """Count the images that each of 1, 2 and 4 training workers decodes, and compare their batches.
+
+    Takes some two minutes.
+    """
+    from overfeat_tf.cli.benchmarks.workers import measure
+
+    return measure(steps, repetitions)
+
+
 @benchmark.command("detectors")
 @click.option("--backbone", required=True, metavar="NAME", help="The backbone of both detectors, as for `train`.")
 @click.option("--data", required=True, multiple=True, metavar="SOURCE", help="A set to compare on; may be repeated.")
