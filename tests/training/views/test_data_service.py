@@ -14,9 +14,11 @@ import data_service as server
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_run import RECIPE
 from small_source import SmallSource, few_digits
 
 from overfeat_tf.network.presets import PRESETS
+from training.fit.train import train
 from training.views import data_service as module
 from training.views.augmentation import ViewOptions
 from training.views.data_service import DataService, StoredSource, in_order
@@ -26,9 +28,10 @@ from training.views.targets import Matching
 
 
 def damaged_among_others() -> SmallSource:
-    records = few_digits(9, 1).records_of["train"]
+    source = few_digits(9, 2)
+    records = source.records_of["train"]
     records[4] = replace(records[4], image_bytes=records[4].image_bytes[:2000], image_id="cut short")
-    return SmallSource({"train": records})
+    return source
 
 
 def test_stored_records_are_those_of_the_source(tmp_path):
@@ -108,3 +111,14 @@ def test_two_workers_of_which_one_is_killed_give_the_batches_of_one_process(tmp_
                     os.kill(first.pid, signal.SIGKILL)
     assert number == 79 and len(here) < 20, here
     assert len([line for line in caplog.messages if "cut short" in line]) == 2  # of each stream once
+
+
+@pytest.mark.long
+def test_a_run_with_the_service_ends_with_the_weights_of_one_without(tmp_path):
+    source, stages = damaged_among_others(), ["detection"]
+    alone, _ = train(RECIPE, source, tmp_path / "alone", stages)
+    with serving("dispatcher") as (port, _), serving("worker", f"localhost:{port}"):
+        served, _ = train(RECIPE, source, tmp_path / "served", stages, data_service=f"localhost:{port}")
+    assert (tmp_path / "served" / "records" / "train.images").stat().st_size > 0
+    for one, other in zip(alone.network.features.get_weights(), served.network.features.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
