@@ -1,17 +1,30 @@
-"""The supply of records while a stage is fitted: it ends, with a reason, where the data comes to nothing."""
+"""What a stage is fitted to: batches, and the supply of records, which ends where the data comes to nothing."""
 
+import logging
 from collections.abc import Iterator
+from itertools import islice
+from math import ceil
 from typing import Any
 
 import keras
+import tensorflow as tf
 
+from overfeat_tf.models.model import Model
+from training.recipes import Recipe, Schedule
 from training.sources.checks import Finding, Log
 from training.sources.record import Record, Source
+from training.tasks import stage_views
+from training.views.batching import Bookmarks
+from training.views.data_service import DataService
+from training.views.pipeline import training_batches
 
 # Records that may be read before a step is done with them: more than all buffers of the pipeline hold.
 READ_AHEAD = 20_000
 # Unreadable images one after the other. Where a tenth of the images cannot be read, so many never follow each other.
 IN_A_ROW = 32
+VALIDATION_BATCHES = 4  # at least, of a split that is too large
+
+log = logging.getLogger(__name__)
 
 
 class Supply(keras.callbacks.Callback):
@@ -76,3 +89,31 @@ class Supply(keras.callbacks.Callback):
     def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Note that records were used."""
         self._unused = 0
+
+
+def stage_batches(
+    stage: str,
+    model: Model,
+    recipe: Recipe,
+    supply: Supply,
+    split: str,
+    rows: range,
+    bookmarks: Bookmarks | None = None,
+    service: DataService | None = None,
+) -> tf.data.Dataset:
+    """Return rows of a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
+    views = stage_views(stage, model.network.preset, recipe, model.options)
+    batch = getattr(recipe, stage).batch
+    return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable, service)
+
+
+def validation_batches(stage: str, schedule: Schedule, source: Source, split: str) -> int:
+    """Return how many batches of views a stage is validated on after each epoch: a view of each image, where cheap.
+
+    A batch takes a third of a step of training, so they may be a quarter of an epoch's steps: a twelfth of its time.
+    """
+    most = max(VALIDATION_BATCHES, schedule.epoch_steps // 4)
+    images = sum(1 for _ in islice(source.records(split), most * schedule.batch + 1))
+    if images > most * schedule.batch:
+        log.info("%s: the loss is validated on %d images of split '%s', not on all", stage, images - 1, split)
+    return min(ceil(images / schedule.batch), most)

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
-from itertools import islice
-from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +32,7 @@ from training.fit.strategy import (
     shard_batches,
     worker_count,
 )
-from training.fit.supply import Supply
+from training.fit.supply import Supply, stage_batches, validation_batches
 from training.fit.tensorboard import stage_boards, write_settings
 from training.fit.transfer import with_background
 from training.progress import log_lines
@@ -48,22 +46,11 @@ from training.run.resume import config_of, continued, finished, has_features, ne
 from training.run.signals import CheckpointOnSignal
 from training.sources import Data, Source, open_data
 from training.sources.splits import settle, store
-from training.tasks import TRAINED_TASKS, stage_views
-from training.views.batching import Bookmarks
+from training.tasks import TRAINED_TASKS
 from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
 from training.views.data_service import DataService, StoredSource
-from training.views.pipeline import training_batches
-
-VALIDATION_BATCHES = 4  # at least, of a split that is too large
 
 log = logging.getLogger(__name__)
-
-
-class Served(NamedTuple):
-    """A data service, and the source with the images that it reads."""
-
-    source: StoredSource
-    service: DataService
 
 
 class Trained(NamedTuple):
@@ -144,11 +131,10 @@ def train(
     source = settle(source, run, recipe.val_split)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
     check(recipe, preset, source, stages, strategy)
-    served = None
+    service = None
     if data_service is not None:
-        stored = StoredSource(source, recipe.train_split, run / "records")
-        served = Served(stored, DataService(data_service, stored.images))
-        served.service.require()
+        service = DataService(data_service, StoredSource(source, recipe.train_split, run / "records"))
+        service.require()
     if start is not None:
         read_config(start)  # said before there is a folder
     keras.utils.set_random_seed(recipe.seed)
@@ -160,8 +146,8 @@ def train(
             store(source, run)
             if not set(stages) <= set(finished(run)):
                 run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names)))
-            if served is not None:
-                served.source.write()
+            if service is not None:
+                service.source.write()
         barrier(strategy)
         objects = cache(lambda: read_objects(source, recipe.train_split))  # seconds: once, and only where needed
         model = open_run(recipe, source, run, stages, start, chief, objects)
@@ -199,7 +185,7 @@ def train(
                 log.info("classification: one class, so there is nothing to tell apart: detection learns the features")
                 kept: dict = {}
             else:
-                history[stage], kept = _fit(stage, model, recipe, source, run, profile, callbacks, plan, served)
+                history[stage], kept = _fit(stage, model, recipe, source, run, profile, callbacks, plan, service)
             calibration, tasks = None, tuple(dict.fromkeys((*model.tasks, stage)))
             if "detection" in tasks and chief:
                 calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
@@ -209,18 +195,6 @@ def train(
                 run_folder.commit(run, config, model.save_weights)
         barrier(strategy)
     return Trained(model, history)
-
-
-def _validation_batches(stage: str, schedule: Schedule, source: Source, split: str) -> int:
-    """Return how many batches of views a stage is validated on after each epoch: a view of each image, where cheap.
-
-    A batch takes a third of a step of training, so they may be a quarter of an epoch's steps: a twelfth of its time.
-    """
-    most = max(VALIDATION_BATCHES, schedule.epoch_steps // 4)
-    images = sum(1 for _ in islice(source.records(split), most * schedule.batch + 1))
-    if images > most * schedule.batch:
-        log.info("%s: the loss is validated on %d images of split '%s', not on all", stage, images - 1, split)
-    return min(ceil(images / schedule.batch), most)
 
 
 def _steps_left(stage: str, recipe: Recipe, run: Path) -> int:
@@ -238,7 +212,7 @@ def _fit(
     profile: bool,
     others: Sequence[keras.callbacks.Callback] = (),
     plan: Plan | None = None,
-    served: Served | None = None,
+    service: DataService | None = None,
 ) -> tuple[dict[str, list[float]], dict]:
     """Fit one stage with `model.fit`, from its last checkpoint on, and leave the model with its best weights.
 
@@ -264,16 +238,16 @@ def _fit(
 
     # 2. Validation and callbacks.
     validation = count = None
-    supply = Supply(source if served is None else served.source)
+    supply = Supply(service.source if service is not None else source)
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
     if stage != "detection" and recipe.val_split in source.splits:
         # A view of each image: of as many images as there are views.
         once = replace(recipe, views=recipe.views.validating)
-        count = _validation_batches(stage, schedule, source, recipe.val_split)
+        count = validation_batches(stage, schedule, source, recipe.val_split)
 
         def views(rows: range) -> tf.data.Dataset:
             return (
-                _batches(stage, model, once, supply, recipe.val_split, rows).take(count).repeat()
+                stage_batches(stage, model, once, supply, recipe.val_split, rows).take(count).repeat()
             )  # the same each time
 
         validation = shard_batches(strategy, views, schedule.batch)
@@ -304,9 +278,8 @@ def _fit(
             if best.exhausted():
                 break
             marks = checkpoints.bookmarks()
-            service = served.service if served is not None else None
             batches = partial(
-                _batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks, service=service
+                stage_batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks, service=service
             )
             figures = fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
@@ -383,19 +356,3 @@ def _explain_failure(stage: str, schedule: Schedule, strategy: tf.distribute.Str
         raise RuntimeError(
             f"expected a batch of {schedule.batch} to fit the device's memory; it does not: {way}"
         ) from error
-
-
-def _batches(
-    stage: str,
-    model: Model,
-    recipe: Recipe,
-    supply: Supply,
-    split: str,
-    rows: range,
-    bookmarks: Bookmarks | None = None,
-    service: DataService | None = None,
-) -> tf.data.Dataset:
-    """Return rows of a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
-    views = stage_views(stage, model.network.preset, recipe, model.options)
-    batch = getattr(recipe, stage).batch
-    return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable, service)

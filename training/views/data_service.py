@@ -79,10 +79,10 @@ class StoredSource:
 
 
 class DataService(NamedTuple):
-    """A service's dispatcher, host:port, and the file of the images that its workers read."""
+    """A service's dispatcher, host:port, and the source whose images its workers read."""
 
     address: str
-    images: Path
+    source: StoredSource
 
     def require(self) -> None:
         """Raise OSError unless something answers at the address."""
@@ -98,12 +98,12 @@ class DataService(NamedTuple):
         """Return the drawn views of a stream's records, in order.
 
         Args:
-            stream: Records of a `StoredSource`.
+            stream: Records of `source`.
             views: What is shown of each record, and what it teaches.
             seed: Of all that is random.
             report: Told of images that can't be read.
         """
-        file, size = str(self.images), self.images.stat().st_size
+        file, size = str(self.source.images), self.source.images.stat().st_size
 
         def draw(number: tf.Tensor, packed: dict[str, Any]) -> tuple:
             record = unpack(packed, stream.signature)

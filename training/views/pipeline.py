@@ -34,7 +34,7 @@ def training_batches(
         bookmarks: The step to begin with, and where to note how far the data is read.
         rows: The rows of each batch to make, one after the other; no others are decoded. All by default.
         report: As `decode_records` takes it.
-        service: Reads, decodes and draws, where this machine's cores are too few; `source` is then its `StoredSource`.
+        service: Reads, decodes and draws, where this machine's cores are too few. `source` has its records then.
     """
     bookmarks, rows = bookmarks or Bookmarks(), rows or range(batch)
     wanted = partial(own_records, bookmarks, batch * views.apart, batch, rows)

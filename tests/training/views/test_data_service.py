@@ -69,7 +69,7 @@ def test_an_address_where_nothing_answers_is_refused(tmp_path):
         with pytest.raises(
             OSError, match=rf"^expected the dispatcher of a tf.data service at '{address}' \(host:port\)"
         ):
-            DataService(address, tmp_path).require()
+            DataService(address, StoredSource(few_digits(1, 1), "train", tmp_path)).require()
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def test_two_workers_of_which_one_is_killed_give_the_batches_of_one_process(tmp_
     with serving("dispatcher") as (port, _):
         address = f"localhost:{port}"
         with serving("worker", address) as (_, first), serving("worker", address):
-            service = DataService(address, stored.images)
+            service = DataService(address, stored)
             service.require()
             served = training_batches(stored, "train", shown, 4, 0, rows=rows, service=service)
             for number, (found, wanted) in enumerate(zip(served, expected, strict=False)):
