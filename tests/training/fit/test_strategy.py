@@ -75,6 +75,20 @@ def test_two_processes_train_as_one(alone, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.long
+def test_two_processes_go_on_for_more_steps(tmp_path):
+    command, run = ("-m", "overfeat_tf.cli", "train"), tmp_path / "run"
+    short = [word for key in ("steps=4", "epochs=1", "batch=4") for word in ("--set", f"classification.{key}")]
+    for arguments, steps in (
+        (["digits-quick", "--run", run, "--stage", "classification", *short], 4),
+        (["--run", run, "--more-steps", 2], 6),
+    ):
+        for worker in start_workers(*command, *arguments):
+            _, error = worker.communicate(timeout=300)
+            assert worker.returncode == 0, error[-3000:]
+        assert read_config(run)["kept"]["classification"]["last"]["step"] == steps
+
+
 def test_two_processes_wait_for_each_other_and_tell_each_other():
     lines = (
         "from training.fit.strategy import any_worker, choose_strategy, is_chief",
