@@ -11,5 +11,5 @@ from overfeat_tf.cli.benchmarks import batch as benchmark
 def test_both_programs_and_a_network_are_measured(monkeypatch):
     monkeypatch.setattr("overfeat_tf.cli.benchmarks.inputs.FILES", 6)
     report = benchmark.measure("tiny", ["tiny"], 1, 6, 1)
-    assert report.samples.keys() == {"per_core_of_predict", "two_processes"}
+    assert report.samples.keys() == {"per_core_of_predict", "two_processes", "two_processes_per_core"}
     assert "| `tiny` |" in report.table()

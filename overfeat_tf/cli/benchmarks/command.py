@@ -95,7 +95,7 @@ def benchmark_train(repetitions: int, steps: int):
 
 
 @benchmark.command("workers")
-@click.option("--steps", type=COUNT, default=400, show_default=True, help="Batches of 32 that are made.")
+@click.option("--steps", type=COUNT, default=200, show_default=True, help="Batches of 32 that are made.")
 @reporting(repetitions=3)
 def benchmark_workers(repetitions: int, steps: int):
     """Count the images that each of 1, 2 and 4 training workers decodes, and compare their batches.
@@ -190,8 +190,8 @@ def benchmark_serve(
 @benchmark.command("batch")
 @click.option("--preset", default="tiny", show_default=True, help="The network that both programs run.")
 @click.option("--network", "networks", multiple=True, help="A preset or backbone whose CPU time per image is measured.")
-@click.option("--few", type=COUNT, default=20, show_default=True, help="Images of the shorter runs.")
-@click.option("--many", type=COUNT, default=220, show_default=True, help="Images of the longer runs.")
+@click.option("--few", type=COUNT, default=40, show_default=True, help="Images of the shorter runs.")
+@click.option("--many", type=COUNT, default=240, show_default=True, help="Images of the longer runs.")
 @reporting(repetitions=3)
 def benchmark_batch(preset: str, networks: tuple[str, ...], few: int, many: int, repetitions: int):
     """Measure `overfeat batch`: images per CPU second against `predict`, two processes against one.
