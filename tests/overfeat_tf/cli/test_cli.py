@@ -28,7 +28,7 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = build("tiny", 2, background=True)
     last = network.classifier.get_layer("scores")
     last.set_weights([last.get_weights()[0] * 150, last.get_weights()[1]])
-    model = Model(network, ("cat", "dog"), InferenceOptions(scales=(1, 2, 3), min_score=0.01, max_windows=40))
+    model = Model(network, ("cat", "dog"), InferenceOptions(scales=(1, 2), min_score=0.01, max_windows=40), ("detection",))
     folder = tmp_path_factory.mktemp("run")
     model.save_weights(folder / "weights")
     (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {"data": "noise"}}))

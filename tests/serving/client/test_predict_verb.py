@@ -13,6 +13,7 @@ from overfeat_tf.cli import main
 from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.draw.pictures import draw_boxes
 from overfeat_tf.merge.calibration import displayed
+from overfeat_tf.models.loading import load
 from training import progress
 
 
@@ -61,6 +62,8 @@ def test_pictures_show_what_reaches_the_display_threshold(model, exported, image
     scores = model.detect(images[:1])["detection_scores"][0]
     scores = scores[scores > 0]
     out, drawn = tmp_path / "answers.json", []
+    loaded = load(exported)
+    monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda *_: loaded)
     monkeypatch.setattr(
         "overfeat_tf.cli.predict.draw_boxes",
         lambda data, answer, least_score, several: (
