@@ -48,7 +48,8 @@ def strangers(
     version: Path, reduced: Path, images: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict]:
     """What a process without this project makes of both."""
-    return dict(zip(("transformed", "bfloat16"), ask(tmp_path_factory.mktemp("stranger"), images, version, reduced)))
+    transformed, bfloat16 = ask(tmp_path_factory.mktemp("stranger"), images, version, reduced)
+    return {"transformed": transformed, "bfloat16": bfloat16}
 
 
 def variable_bytes(version: Path) -> int:
