@@ -234,7 +234,8 @@ def test_each_stage_starts_from_what_the_one_before_has_learnt(finished):
 def test_a_broken_run_goes_on_where_it_was(finished):
     for kept, found in zip(finished.broken["detection"], finished.taken_up["detection"], strict=True):
         assert same(kept, found) and any(np.any(values) for values in kept)
-    assert int(finished.taken_up["detection"][1][0]) == SCHEDULE.steps // EPOCHS  # the optimizer's first variable: its steps
+    steps = finished.taken_up["detection"][1][0]  # the optimizer's first variable
+    assert int(steps) == SCHEDULE.steps // EPOCHS
 
 
 def test_every_epoch_is_trained_once(finished):
