@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.draw.pictures import draw_boxes
 from overfeat_tf.merge.calibration import displayed
 from overfeat_tf.models.loading import load
+from serving.export.exporter import export
 from training import progress
 
 
@@ -57,7 +59,9 @@ def test_a_file_that_cannot_be_answered_costs_its_own_row_only(
     assert any(line.startswith("20 of 20 images") for line in caplog.messages)
 
 
-def test_pictures_show_what_reaches_the_display_threshold(model, exported, images, tmp_path, monkeypatch):
+def test_pictures_show_what_reaches_the_display_threshold(model, images, tmp_path, monkeypatch):
+    model = replace(model.with_options(scales=(4,)), tasks=("detection",))
+    exported = export(model, tmp_path / "pets")
     (tmp_path / "a.png").write_bytes(images[0])
     scores = model.detect(images[:1])["detection_scores"][0]
     scores = scores[scores > 0]
