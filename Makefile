@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# Most of a test is tracing, on one core; more than four processes fill the memory of a laptop.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# Most of a test is tracing, on one core; more than four processes fill the memory of a laptop. In the order of their
+# paths the last files are short ones, and no process ends long after the others.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-beam test-notebooks notebooks check docs format clean
 

@@ -1,7 +1,11 @@
 """A model that finds things in noise, its export, and images of all kinds; the fixtures are the folder's."""
 
 import io
+import os
+import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -29,7 +33,7 @@ def model() -> Model:
     last = network.classifier.get_layer("scores")
     kernel, bias = last.get_weights()
     last.set_weights([kernel * 150, bias])
-    options = InferenceOptions(scales=(1, 2, 4), top_k=2, min_score=0.5, max_windows=60, max_detections=20)
+    options = InferenceOptions(scales=(1, 4), top_k=2, min_score=0.5, max_windows=60, max_detections=20)
     known = relevant_options(options)
     calibration = Calibration(1.5, 1.0, -1.0, 0.42, options=known, images=60, detections=700)
     return Model(network, LABELS, options, calibration=calibration)
@@ -77,6 +81,18 @@ def images() -> list[bytes]:
         encode(noise(8, 400)),
     ]
     return [*good, b"", b"no image at all", good[1][: len(good[1]) // 2], good[0][:60], bomb()]
+
+
+def ask(folder: Path, images: list[bytes], *versions: Path) -> list[dict]:
+    """Return what a process without this project makes of exports (`stranger.py`)."""
+    (folder / "requests").write_bytes(pickle.dumps(images))
+    command = [sys.executable, Path(__file__).with_name("stranger.py"), folder / "requests", folder / "out", *versions]
+    environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return pickle.loads((folder / "out").read_bytes())
 
 
 GOOD = 8  # the first so many of `images` can be read

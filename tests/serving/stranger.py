@@ -1,6 +1,7 @@
 """Loads a SavedModel in the ways that others do, where nothing of this project can be imported; run as a script.
 
-python stranger.py FOLDER REQUESTS OUT: REQUESTS has encoded images, OUT gets what came of them, both pickled.
+python stranger.py REQUESTS OUT FOLDER ...: REQUESTS has encoded images, OUT gets what came of them for each folder,
+both pickled.
 """
 
 import pickle
@@ -23,10 +24,9 @@ def in_a_session(folder: str, images: list[bytes], keys: list[str]) -> dict:
 
 def by_callables(loaded, images: list[bytes]) -> dict:
     """Answers by name, of the loaded object's callables."""
-    encoded = tf.constant(images)
-    pixels = tf.io.decode_png(images[0])[None]
-    answers = {"detect": loaded.detect(encoded), "localize": loaded.localize(encoded)}
-    answers |= {"classify_images": loaded.classify_images(pixels), "extract_features": loaded.extract_features(pixels)}
+    encoded, pixels = tf.constant(images), tf.io.decode_png(images[0])[None]
+    taken = {"detect": encoded, "localize": encoded, "classify_images": pixels, "extract_features": pixels}
+    answers = {key: getattr(loaded, key)(value) for key, value in taken.items() if key in loaded.signatures}
     return {key: {name: value.numpy() for name, value in answer.items()} for key, answer in answers.items()}
 
 
@@ -65,16 +65,19 @@ def operations(folder: str) -> dict:
 
 
 if __name__ == "__main__":
-    folder, requests, out = sys.argv[1:]
+    requests, out, *folders = sys.argv[1:]
     with open(requests, "rb") as file:
         images = pickle.load(file)
-    loaded = tf.saved_model.load(folder)
-    result = {
-        "session": in_a_session(folder, images, ["serving_default", "detect"]),
-        "callables": by_callables(loaded, images),
-        "gradients": gradients(loaded),
-        "operations": operations(folder),
-        "ours": [name for name, module in sys.modules.items() if name.startswith("overfeat_tf") and module],
-    }
+    results = []
+    for folder in folders:
+        loaded = tf.saved_model.load(folder)
+        result = {
+            "session": in_a_session(folder, images, ["serving_default"]),
+            "callables": by_callables(loaded, images),
+            "gradients": gradients(loaded),
+            "operations": operations(folder),
+            "ours": [name for name, module in sys.modules.items() if name.startswith("overfeat_tf") and module],
+        }
+        results.append(result)
     with open(out, "wb") as file:
-        pickle.dump(result, file)
+        pickle.dump(results, file)

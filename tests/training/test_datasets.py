@@ -143,7 +143,7 @@ class Watch(keras.callbacks.Callback):
         self.model.stop_training = self.model.name == "classification"
 
 
-def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source, tmp_path):
+def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source, tmp_path, no_boards):
     splits, stages = {split: elements(source, split) for split in source.splits}, ["classification", "localization"]
     recipe = replace(RECIPE, name="own", classification=replace(RECIPE.classification, steps=5))  # epochs of 2 and 3
     watch = Watch()

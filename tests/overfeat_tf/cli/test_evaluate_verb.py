@@ -24,7 +24,7 @@ def detector(tmp_path_factory) -> Path:
     last = network.classifier.get_layer("scores")
     last.kernel.assign(last.kernel * 150)
     folder = tmp_path_factory.mktemp("detector")
-    model = of.Model(network, LABELS, of.InferenceOptions(scales=(1, 2), min_score=0.01, max_windows=30))
+    model = of.Model(network, LABELS, of.InferenceOptions(scales=(2,), min_score=0.01, max_windows=30))
     model.save_weights(folder / "weights")
     (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {}}))
     return folder
@@ -143,7 +143,7 @@ def test_a_report_has_figures_tables_and_pictures(detector, data, tmp_path, monk
     assert "| eel   |      - |      - |" in printed and "| images " in printed
     report = json.loads((out / "report.json").read_text())
     assert report["figures"] == figures and report["images"] == IMAGES and report["seconds"] > 0
-    assert report["options"]["scales"] == [1, 2] and report["network"] == "tiny" and report["data"]["split"] == "val"
+    assert report["options"]["scales"] == [2] and report["network"] == "tiny" and report["data"]["split"] == "val"
     # 51 x 51 of 72 x 88 pixels: of the last group but one.
     assert figures["objects"] == figures["objects/share/1_3_to_2_3"] == IMAGES and "| share/above_2_3" in printed
     pictures = ("confusion", "precision_recall", "by_score", "by_size", "reliability")

@@ -125,7 +125,7 @@ def test_a_head_stops_at_a_layer():
     )
 
 
-@pytest.mark.parametrize("name", ["fast", "accurate"])
+@pytest.mark.parametrize("name", [pytest.param("fast", marks=pytest.mark.long), "accurate"])
 def test_the_papers_networks_answer_for_an_image_as_their_windows_do(name):
     preset = replace(PRESETS[name], init_std=None)  # N(0, 0.01) leaves next to nothing of an image after nine layers
     keras.utils.set_random_seed(1)

@@ -80,7 +80,7 @@ def test_the_form_comes_back_from_disk_and_is_served(tmp_path):
     for head in (network.classifier, network.regressor):
         head.layers[-1].kernel.assign(head.layers[-1].kernel * 40)
     network.regressor.layers[-1].bias.assign(EDGES.reshape(-1))
-    model = of.Model(network, ("a", "b", "c"), InferenceOptions(scales=(1,)))
+    model = of.Model(network, ("a", "b", "c"), InferenceOptions(scales=(1,)), ("detection",))
     model.save_weights(tmp_path / "run" / "weights")
     (tmp_path / "run" / "config.json").write_text(json.dumps({"model": model.config()}))
     loaded = of.load(tmp_path / "run")

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from overfeat_tf.cli import main
 from overfeat_tf.cli.predict import picture_names
 from overfeat_tf.draw.pictures import draw_boxes
 from overfeat_tf.merge.calibration import displayed
+from overfeat_tf.models.loading import load
+from serving.export.exporter import export
 from training import progress
 
 
@@ -56,11 +59,15 @@ def test_a_file_that_cannot_be_answered_costs_its_own_row_only(
     assert any(line.startswith("20 of 20 images") for line in caplog.messages)
 
 
-def test_pictures_show_what_reaches_the_display_threshold(model, exported, images, tmp_path, monkeypatch):
+def test_pictures_show_what_reaches_the_display_threshold(model, images, tmp_path, monkeypatch):
+    model = replace(model.with_options(scales=(4,)), tasks=("detection",))
+    exported = export(model, tmp_path / "pets")
     (tmp_path / "a.png").write_bytes(images[0])
     scores = model.detect(images[:1])["detection_scores"][0]
     scores = scores[scores > 0]
     out, drawn = tmp_path / "answers.json", []
+    loaded = load(exported)
+    monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda *_: loaded)
     monkeypatch.setattr(
         "overfeat_tf.cli.predict.draw_boxes",
         lambda data, answer, least_score, several: (

@@ -1,15 +1,13 @@
 """An export with transformed arithmetic or in bfloat16: the same answers to whoever loads it."""
 
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from exported_model import GOOD
+from exported_model import GOOD, ask
 
 from overfeat_tf.compute import execution as arithmetic
 from overfeat_tf.models.loading import read_config
@@ -23,29 +21,43 @@ MOST = 1e-3  # between the arithmetics: scores, and boxes of an image's side
 
 
 @pytest.fixture(scope="module")
-def version(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def detector(model: Model) -> Model:
+    """The model at one scale and for one task, which has every layer."""
+    return replace(model.with_options(scales=(4,)), tasks=("detection",))
+
+
+@pytest.fixture(scope="module")
+def version(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model, whose few channels would not pay, exported as if they did."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arithmetic, "SAVED", -1e15)
         patch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
-        transformed = model.with_options(arithmetic="transformed")
+        transformed = detector.with_options(arithmetic="transformed")
         yield export(transformed, tmp_path_factory.mktemp("models") / "pets")
         for network in transformed.networks:  # which the other tests' model shares
             network.cache.clear()
 
 
 @pytest.fixture(scope="module")
-def reduced(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(model.with_options(arithmetic="bfloat16"), tmp_path_factory.mktemp("reduced") / "pets")
+def reduced(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(detector.with_options(arithmetic="bfloat16"), tmp_path_factory.mktemp("reduced") / "pets")
 
 
-def ask_a_stranger(version: Path, images: list[bytes], folder: Path) -> dict:
-    (folder / "requests").write_bytes(pickle.dumps(images))
-    script = Path(__file__).parents[1] / "stranger.py"
-    command = [sys.executable, script, version, folder / "requests", folder / "out"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=folder, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return pickle.loads((folder / "out").read_bytes())
+@pytest.fixture(scope="module")
+def strangers(
+    version: Path, reduced: Path, images: list[bytes], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict]:
+    """What a process without this project makes of both."""
+    transformed, bfloat16 = ask(tmp_path_factory.mktemp("stranger"), images, version, reduced)
+    return {"transformed": transformed, "bfloat16": bfloat16}
+
+
+def variable_bytes(version: Path) -> int:
+    return sum(file.stat().st_size for file in (version / "variables").iterdir())
+
+
+def float32_bytes(model: Model) -> int:
+    return 4 * sum(part.count_params() for part in model.network.parts.values())
 
 
 def assert_alike(found: dict, expected: dict) -> None:
@@ -55,9 +67,8 @@ def assert_alike(found: dict, expected: dict) -> None:
             np.testing.assert_allclose(found[key][:GOOD], value[:GOOD], rtol=MOST, atol=MOST, err_msg=key)
 
 
-def test_a_stranger_gets_the_direct_answers(model: Model, version: Path, images: list[bytes], tmp_path: Path):
-    found = ask_a_stranger(version, images, tmp_path)
-    live = model.detect(images)
+def test_a_stranger_gets_the_direct_answers(detector: Model, strangers: dict, images: list[bytes]):
+    found, live = strangers["transformed"], detector.detect(images)
     assert live["num_detections"][:6].min() > 0
     for answers in (found["session"]["serving_default"], found["callables"]["detect"]):
         assert_alike(answers, live)
@@ -66,9 +77,10 @@ def test_a_stranger_gets_the_direct_answers(model: Model, version: Path, images:
 
 
 def test_bfloat16_is_answered_as_live_in_half_the_bytes(
-    model: Model, reduced: Path, exported: Path, images: list[bytes], tmp_path: Path
+    detector: Model, reduced: Path, strangers: dict, images: list[bytes]
 ):
-    found, live = ask_a_stranger(reduced, images, tmp_path), model.with_options(arithmetic="bfloat16").detect(images)
+    live_model = detector.with_options(arithmetic="bfloat16")
+    found, live = strangers["bfloat16"], live_model.detect(images)
     assert live["num_detections"][:6].min() > 0
     for answers in (found["session"]["serving_default"], found["callables"]["detect"]):
         assert answers["detection_boxes"].dtype == np.float32
@@ -76,23 +88,21 @@ def test_bfloat16_is_answered_as_live_in_half_the_bytes(
     assert found["operations"]["unknown"] == set() and found["operations"]["compiled"] == []
     # The same variables as of other exports, and they can be trained.
     assert found["gradients"]["trainable"] == 20 and found["gradients"]["learning"] == 8
-    sizes = [sum(file.stat().st_size for file in (each / "variables").iterdir()) for each in (reduced, exported)]
-    assert sizes[0] < 0.55 * sizes[1]
+    assert variable_bytes(reduced) < 0.55 * float32_bytes(detector)
     assert read_config(reduced)["exported"]["arithmetic"] == "bfloat16"
-    card = model_card(model.with_options(arithmetic="bfloat16"), "pets", 1, reduced, {}, {"date": "", "tensorflow": ""})
+    card = model_card(live_model, "pets", 1, reduced, {}, {"date": "", "tensorflow": ""})
     assert "stored in bfloat16" in card and "--arithmetic transformed" in card
 
 
-def test_no_more_is_written_than_of_a_direct_one(version: Path, exported: Path):
-    sizes = [sum(file.stat().st_size for file in (each / "variables").iterdir()) for each in (version, exported)]
-    assert abs(sizes[0] - sizes[1]) < 20_000
+def test_no_more_is_written_than_of_a_direct_one(detector: Model, version: Path):
+    assert abs(variable_bytes(version) - float32_bytes(detector)) < 20_000
     reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))
     assert not [name for name in reader.get_variable_to_shape_map() if "transformed" in name]
 
 
 @pytest.mark.long
-def test_the_card_has_all(model: Model, version: Path, monkeypatch):
-    transformed = model.with_options(arithmetic="transformed")
+def test_the_card_has_all(detector: Model, version: Path, monkeypatch):
+    transformed = detector.with_options(arithmetic="transformed")
     monkeypatch.setattr("serving.export.footprint.worth_measuring", lambda _: ARITHMETICS)
     found = compare(transformed, version)
     assert found is not None and set(found.footprints) == {"direct", "transformed", "bfloat16"}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tempfile
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from exported_model import LABELS, METRICS, TRAINING, assert_equal_answers
+from exported_model import LABELS, METRICS, TRAINING, ask, assert_equal_answers
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -46,11 +45,8 @@ def _alone(*arguments: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def stranger(exported: Path, images: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> dict:
     """What a process without this project made of the export."""
-    folder = tmp_path_factory.mktemp("stranger")
-    (folder / "requests").write_bytes(pickle.dumps(images))
-    script = Path(__file__).parents[1] / "stranger.py"
-    _alone(script, exported, folder / "requests", folder / "answers", cwd=folder)
-    return pickle.loads((folder / "answers").read_bytes())
+    (found,) = ask(tmp_path_factory.mktemp("stranger"), images, exported)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +57,7 @@ def loaded(exported: Path):
 def test_a_stranger_gets_the_same_answers(model: Model, stranger: dict, images: list[bytes]):
     assert stranger["ours"] == []
     live = model.detect(images)
-    for key in ("serving_default", "detect"):
-        assert_equal_answers(live, stranger["session"][key])
+    assert_equal_answers(live, stranger["session"]["serving_default"])
     answers = stranger["callables"]
     assert_equal_answers(live, answers["detect"])
     assert_equal_answers(model.localize(images), answers["localize"])

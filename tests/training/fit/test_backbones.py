@@ -66,7 +66,8 @@ def recipe_for(name: str, weights: str | None):
         localization=STEPS,
         detection=replace(STEPS, warm_up=1, backbone_rate=0.5),
         views=replace(get_recipe("finetune").views, per_image=2),
-        inference=InferenceOptions(max_windows=50),
+        scales="preset",
+        inference=InferenceOptions(scales=(1,), max_windows=50),
         validation_images=2,
         val_split="none",
     )
@@ -79,7 +80,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize(
     "kind", ["file", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("application", "hub"))]
 )
-def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
+def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch, no_boards):
     make, weights = KINDS[kind]
     name = make(tmp_path)
     recipe, run = recipe_for(name, weights), tmp_path / "run"
@@ -98,19 +99,21 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
             train(recipe, SOURCE, run)
     if kind == "file":
         Path(name).unlink()
-    model = train(recipe, SOURCE, run).model
-    assert model.tasks == ("classification", "localization", "detection")
-    assert set(evaluate(of.load(run), SOURCE, "train", quiet=True)) >= {"map", "map50"}
+    trained, model = train(recipe, SOURCE, run).model, of.load(run)
+    assert model.tasks == trained.tasks == ("classification", "localization", "detection")
+    for part, ours in model.network.parts.items():
+        for found, expected in zip(ours.get_weights(), trained.network.parts[part].get_weights(), strict=True):
+            np.testing.assert_array_equal(found, expected, err_msg=part)
+    model = replace(model, tasks=("detection",))
+    assert set(evaluate(model, SOURCE, "train", quiet=True)) >= {"map", "map50"}
 
-    # Exported and served, it answers as it does live.
+    # Exported, which compares what is reloaded, and served, it answers as it does live.
     live = model.detect(IMAGES)
     version = export(model, tmp_path / "models" / "shapes", None, {"name": "finetune"}, {"map50": 0.0})
-    answers = [of.load(version).detect(IMAGES)]
     with start([version.parent], port=0) as server, Client(server.address, "shapes") as client:
-        answers.append(client.detect(IMAGES))
-    for answer in answers:
-        for key in ("detection_boxes", "detection_scores", "detection_classes", "num_detections"):
-            np.testing.assert_allclose(answer[key], live[key], rtol=1e-4, atol=1e-4, err_msg=key)
+        answer = client.detect(IMAGES)
+    for key in ("detection_boxes", "detection_scores", "detection_classes", "num_detections"):
+        np.testing.assert_allclose(answer[key], live[key], rtol=1e-4, atol=1e-4, err_msg=key)
 
     # Reused: the features learn in another program, but for their statistics.
     loaded = tf.saved_model.load(str(version))
@@ -118,7 +121,7 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch):
         total = tf.reduce_sum(loaded.features(tf.random.uniform([1, 256, 256, 3], maxval=255)) ** 2)
     gradients = tape.gradient(total, loaded.trainable_variables)
     assert sum(gradient is not None for gradient in gradients) >= len(model.network.backbone.trainable_weights)
-    (maps,) = of.load(run).extract_features([np.zeros((256, 256, 3), np.uint8)], layer="neck")
+    (maps,) = model.extract_features([np.zeros((256, 256, 3), np.uint8)], layer="neck")
     assert maps.shape[-1] == model.network.preset.backbone.channels
 
 

@@ -22,7 +22,14 @@ from training.recipes import override
 from training.tasks import TRAINED_TASKS
 
 SHORT = replace(SCHEDULE, steps=2, epochs=1)
-SHORT_RECIPE = replace(RECIPE, classification=SHORT, localization=SHORT, detection=SHORT, val_split="none")
+SHORT_RECIPE = replace(
+    RECIPE,
+    classification=SHORT,
+    localization=SHORT,
+    detection=SHORT,
+    val_split="none",
+    inference=replace(RECIPE.inference, scales=(1,)),
+)
 # What was added after the first runs were made.
 LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou", "through_features": True, "context": True}
 
@@ -62,12 +69,12 @@ OPTIONS = (
 
 
 @pytest.mark.parametrize(
-    "setting",
-    # Half a minute each; the other long test has them all at once.
-    [pytest.param(o, marks=() if o.startswith(("per_class", "context")) else pytest.mark.long) for o in OPTIONS],
+    "settings",
+    # The two that give the regressor another shape; the other long test has them all at once.
+    [["per_class=True", "context=True"], *(pytest.param([option], marks=pytest.mark.long) for option in OPTIONS)],
 )
-def test_a_run_with_the_option_is_the_same_reloaded(source, tmp_path, setting):
-    model = train(override(SHORT_RECIPE, [setting]), source, tmp_path, ["localization"]).model
+def test_a_run_with_the_option_is_the_same_reloaded(source, tmp_path, no_boards, settings):
+    model = train(override(SHORT_RECIPE, settings), source, tmp_path, ["localization"]).model
     reloaded = load(tmp_path)
     assert reloaded.config() == model.config()
     images = [record.image_bytes for record in source.records("val")]
@@ -120,8 +127,17 @@ def test_each_class_learns_its_own_box():
     np.testing.assert_array_equal(network.regressor.get_weights()[-1].reshape(3, 4)[2], start[2])
 
 
-@pytest.mark.parametrize("form", ["edges", "centre_size"])
-@pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("iou", "edges"),
+        ("giou", "centre_size"),
+        *(
+            pytest.param(kind, form, marks=pytest.mark.long)
+            for kind, form in (("l2", "edges"), ("l2", "centre_size"), ("iou", "centre_size"), ("giou", "edges"))
+        ),
+    ],
+)
 def test_each_loss_finds_the_box(form, kind):
     keras.utils.set_random_seed(0)
     network = build("tiny", 2, per_class=True, box_form=form)
@@ -133,8 +149,10 @@ def test_each_loss_finds_the_box(form, kind):
         assert iou(tf.constant(truth), found).numpy().mean() > 0.7
 
 
-@pytest.mark.parametrize("background", [False, True])
-@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize(
+    ("through", "background"),
+    [(False, True), (True, False), *(pytest.param(both, both, marks=pytest.mark.long) for both in (False, True))],
+)
 def test_the_localization_loss_stops_at_the_regressor_or_goes_through_the_whole_network(through, background):
     keras.utils.set_random_seed(0)
     network = build("tiny", 2, background=background)
@@ -160,6 +178,7 @@ def test_the_box_loss_alone_moves_the_features():
 
 def test_a_run_from_before_the_options_is_taken_up(source, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
+    monkeypatch.setattr(module, "calibrate", lambda *_, **__: None)
     train(SHORT_RECIPE, source, tmp_path, ["detection"])
     config = json.loads((tmp_path / "config.json").read_text())
     for key in LATER:

@@ -14,6 +14,7 @@ from small_source import few_digits
 from overfeat_tf.models.loading import load_run, read_config
 from overfeat_tf.network.convnet import build
 from serving.export.card import run_figures, run_weights
+from training.fit import train as module
 from training.fit.averages import Averages
 from training.fit.train import train
 from training.run.best import BestWeights, Judge
@@ -106,6 +107,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BestWeights, "on_epoch_end", told)
+        patch.setattr(module, "stage_boards", lambda *_: [])
         model = train(recipe, source, folder / "whole", ["classification"]).model
         with pytest.raises(KeyboardInterrupt):
             train(recipe, source, folder / "broken", ["classification"])
@@ -140,7 +142,7 @@ def test_the_model_returned_has_the_best_weights(runs):
     assert all(map(np.array_equal, found, weights(runs.folder / "whole", last=False)))
 
 
-def test_a_run_knows_how_it_began_and_goes_on_for_more_steps(runs):
+def test_a_run_knows_how_it_began_and_goes_on_for_more_steps(runs, no_boards):
     run = runs.folder / "broken"
     assert resumed(run) == (replace(runs.recipe, data="small"), "small", ("classification",))
     add_steps(run, 2)

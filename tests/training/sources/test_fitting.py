@@ -140,7 +140,7 @@ VIEWS = {digits: ViewOptions(per_image=2, mirror=False), folder: ViewOptions(per
     # Three runs each: one source by its own is enough for every change.
     [voc, *(pytest.param(each, marks=pytest.mark.long) for each in (coco, ilsvrc, folder, tfds, imagenet, digits))],
 )
-def test_a_run_that_is_broken_off_ends_as_an_unbroken_one(write, tmp_path, mocked, monkeypatch):
+def test_a_run_that_is_broken_off_ends_as_an_unbroken_one(write, tmp_path, mocked, monkeypatch, no_boards):
     (tmp_path / "data").mkdir()
     source = open_source(write(tmp_path / "data", mocked))
     recipe = replace(RECIPE, views=VIEWS.get(write, RECIPE.views))

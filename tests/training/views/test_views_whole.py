@@ -16,6 +16,7 @@ from training.fit import train as module
 from training.fit.train import train
 from training.sources.record import Record
 from training.views.augmentation import ViewOptions
+from training.views.batching import Bookmarks
 from training.views.drawing import Drawing, window_maps
 from training.views.pipeline import training_batches
 from training.views.pyramid import square_side
@@ -26,14 +27,15 @@ SIDES = [square_side(TINY, scale) for scale in TINY.scales]
 STILL = ViewOptions(stretch=0.0, zoom=1.0, scale_jitter=1.0, colour=0.0, mirror=False, whole=True)
 
 
-def batches(source, fine=True, views=STILL):
-    drawing = Drawing(TINY, TINY.scales, Matching(), views, fine=fine)
-    return training_batches(source, "train", window_maps(drawing), BATCH, 0)
+def batches(source, fine=True, views=STILL, scales=TINY.scales, marks=None):
+    drawing = Drawing(TINY, scales, Matching(), views, fine=fine)
+    return training_batches(source, "train", window_maps(drawing), BATCH, 0, marks)
 
 
 @pytest.mark.parametrize("fine", [True, False])
 def test_each_batch_has_a_scale_of_its_own(fine):
-    for (pixels, targets), side in zip(batches(few_digits(4, 1), fine), [*SIDES, *SIDES[:2]], strict=False):
+    stream = batches(few_digits(4, 1), fine, scales=TINY.scales[:3])
+    for (pixels, targets), side in zip(stream, [*SIDES[:3], *SIDES[:2]], strict=False):
         windows = geometry.window_count(TINY, side, fine)
         assert pixels.shape == (BATCH, side, side, 3) and targets["boxes"].shape == (BATCH, windows, windows, 5)
         assert targets["scores"].shape == (BATCH, windows, windows)
@@ -60,8 +62,9 @@ class BrokenError(Exception):
     """The run ends here."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stages", [["localization"], ["detection"]])
-def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch, stages):
+def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch, no_boards, stages):
     schedule = replace(RECIPE.detection, steps=5, epochs=1)
     views = replace(RECIPE.views, whole=True)
     recipe = replace(RECIPE, localization=schedule, detection=schedule, views=views, val_split="none")
@@ -87,9 +90,13 @@ def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_stream_depends_on_its_seed_alone():
-    source = few_digits(4, 1)
-    views = ViewOptions(whole=True)
-    once, again = (next(iter(batches(source, views=views))) for _ in range(2))
-    tf.nest.map_structure(np.testing.assert_array_equal, once, again)
-    assert not np.array_equal(once[0], next(iter(batches(source)))[0])
+def test_the_stream_depends_on_its_seed_alone_and_goes_on_at_any_step():
+    source, two, marks = few_digits(6, 1), TINY.scales[:2], Bookmarks()
+    views, once, places = ViewOptions(whole=True), [], []
+    for batch in batches(source, views=views, scales=two, marks=marks).take(5):
+        once.append(batch)
+        places.append(marks.at(len(once)))
+    again = batches(source, views=views, scales=two, marks=Bookmarks(3, *places[2])).take(2)
+    for expected, found in zip(once[3:], again, strict=True):
+        tf.nest.map_structure(np.testing.assert_array_equal, expected, found)
+    assert not np.array_equal(once[0][0], next(iter(batches(source, scales=two)))[0])
