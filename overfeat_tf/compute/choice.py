@@ -3,7 +3,7 @@
 Whether a processor multiplies bfloat16 faster than float32 is measured on a small product, and where it does, on the
 network itself: one view of a middle scale, by both. Winograd's gain is the cost model's (`execution`), since it
 depends on how many windows all scales have together. Networks of little work stay as they are: measuring would take
-longer than it saves.
+longer than it saves. What training computes in is chosen likewise, by gradients of a few windows.
 """
 
 import json
@@ -21,7 +21,8 @@ import tensorflow as tf
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.compute.dense import find_windows, head_maps, run_heads
 from overfeat_tf.compute.execution import execution_of, tiles_gain
-from overfeat_tf.network.convnet import Network
+from overfeat_tf.compute.precision import MIXED, in_precision
+from overfeat_tf.network.convnet import DenseHead, Network
 from overfeat_tf.options import ARITHMETICS
 
 LEAST_GAIN = 1.15  # of bfloat16 over the next best, below which float32 is worth more
@@ -29,13 +30,40 @@ LEAST_WORK = 4e9  # multiply-adds of a scan: `tiny` has 2.6 G, `small` 6 G
 MOST_SCORE = 0.01  # that a window's softmax scores may differ by
 MOST_PIXELS = 1.0  # that the edges of 99 boxes in 100 may, in the window
 REPETITIONS = 3
+TRAINED_WINDOWS = 8  # whose gradients are timed
 
 
 class Choice(NamedTuple):
-    """An arithmetic of `options.ARITHMETICS`, and why; no reason where the scan is too small for a choice to matter."""
+    """What was chosen, and why; no reason where the scan is too small for a choice to matter.
+
+    Attributes:
+        arithmetic: Of `options.ARITHMETICS`; for training, a precision of `training.recipes`.
+        reason: What the choice rests on.
+    """
 
     arithmetic: str
     reason: str
+
+
+def choose_precision(network: Network) -> Choice:
+    """Choose what a network trains fastest in on this machine: "float32" or "mixed_bfloat16", and why."""
+    product = bfloat16_gain()
+    if product < LEAST_GAIN:
+        return Choice("float32", f"bfloat16 multiplies {product:.1f} times as fast as float32 on this machine")
+    side = network.preset.window
+    whole = network.whole(side, fine=False)
+    heads = [layer for layer in whole.layers if isinstance(layer, DenseHead)]
+    pixels = tf.random.stateless_uniform([TRAINED_WINDOWS, side, side, 3], [1, 1], 0.0, 255.0)
+
+    def gradients(policy: str) -> tf.Tensor:
+        with in_precision(network, policy, heads), tf.GradientTape() as tape:
+            outputs = whole(pixels, training=False)  # so that no statistics move
+            loss = tf.add_n([tf.reduce_mean(output) for output in outputs.values()])
+        return tf.add_n([tf.reduce_sum(gradient) for gradient in tape.gradient(loss, whole.trainable_variables)])
+
+    exact, reduced = fastest([tf.function(partial(gradients, name), autograph=False) for name in ("float32", MIXED)])
+    chosen = MIXED if exact > LEAST_GAIN * reduced else "float32"
+    return Choice(chosen, f"a step in bfloat16 is {exact / reduced:.1f} times as fast as in float32 on this machine")
 
 
 class Trial(NamedTuple):

@@ -4,8 +4,8 @@ A layer of r x r taps over C channels, K outputs, is direct: a row of r^2 C numb
 its weights. Or it is computed by tiles (`winograd`): for each tile of m x m windows t^2 products of C numbers,
 t = m + r - 1, between two small products that transform what goes in and what comes out, with weights that are
 transformed in every call. Both are priced in multiply-adds at the rate of a large matrix product. MOVED, READ and
-CONVOLVED were measured on two cores of x86 CPUs. STARTED is an estimate and SAVED a choice: with a third of it,
-`accurate` scanned a tenth faster, and took half as long again to load and 1.3 GB more to run. `overfeat benchmark scan`
+CONVOLVED were measured on two cores of x86 CPUs. STARTED is an estimate, SAVED and GAINED are choices: without GAINED,
+`accurate` would also run its second layer by tiles, hardly faster and in 1 GB more. `overfeat benchmark scan`
 prints what the rule expects of each layer and what it takes. The rule chooses the tiles of each layer by its shape;
 each call then compares the two costs for the sizes of its maps.
 
@@ -32,7 +32,8 @@ MOVED = 45  # writing a number somewhere else, as gathering and stacking do
 READ = 24  # reading a weight once: what a product of few rows waits for
 STARTED = 2_000_000  # starting an operation
 CONVOLVED = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
-SAVED = 10_000_000_000  # what tiles have to save on a preset's own scales, to be worth their graph and memory
+SAVED = 5_000_000_000  # what tiles have to save on a preset's own scales, to be worth their graph
+GAINED = 1.5  # how many times as fast they have to be, to be worth their memory
 
 # Numbers in the weights of a feature layer from which it is a product of all maps: `accurate`'s last has 9.4 M. A
 # convolution reads such weights again and again for each map, and comes to two thirds of the product's rate.
@@ -178,5 +179,5 @@ def _price(name: str, shape: Shape, windows: Any, convolved: float | None = None
         along = [[tiles_along(length, shape.apart, side) for length in each] for each in windows]
         costs[side] = winograd_cost(shape, side, sum(down * across for down, across in along))
     best = min(costs, key=lambda side: costs[side], default=None)
-    pays = best is not None and costs[best] < direct - SAVED
+    pays = best is not None and direct - costs[best] > SAVED and direct > GAINED * costs[best]
     return TiledLayer(name, best if pays else None, direct, costs[best] if best is not None else direct)

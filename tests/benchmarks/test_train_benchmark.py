@@ -7,6 +7,7 @@ import pytest
 
 from overfeat_tf.cli.benchmarks import training as benchmark
 from overfeat_tf.cli.benchmarks.torch_step import timed_steps
+from overfeat_tf.compute.precision import MIXED
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
 from training.recipes import get_recipe
@@ -29,12 +30,14 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_pytorch_takes_its_steps_beside_ours(monkeypatch):
+@pytest.mark.parametrize("precision", ["float32", MIXED])
+def test_pytorch_takes_its_steps_beside_ours(precision, monkeypatch):
     if find_spec("torch") is None:
         pytest.skip("PyTorch is not installed")
     monkeypatch.setattr(benchmark, "CLASSES", 10)
-    fitted = TRAINED_TASKS["classification"].model(build(PRESETS["tiny"], 10), RECIPE)
-    ratios, _ = benchmark.of_pytorch(fitted, PRESETS["tiny"], RECIPE, 2, 3)
+    recipe = replace(RECIPE, precision=precision)
+    fitted = TRAINED_TASKS["classification"].model(build(PRESETS["tiny"], 10), recipe)
+    ratios, _ = benchmark.of_pytorch(fitted, PRESETS["tiny"], recipe, 2, 3)
     assert len(ratios) == 2 and min(ratios) > 0
 
 
@@ -42,6 +45,6 @@ def test_without_pytorch_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr("overfeat_tf.cli.benchmarks.torch_step.find_spec", lambda name: None)
     with (
         pytest.raises(ImportError, match=r"^expected PyTorch [^\n]*: pip install torch$"),
-        timed_steps(PRESETS["tiny"], 10, 4, 0.1, 0.6, 0.0),
+        timed_steps(PRESETS["tiny"], 10, 4, 0.1, 0.6, 0.0, autocast=False),
     ):
         pass

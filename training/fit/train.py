@@ -42,7 +42,7 @@ from training.run.best import BestWeights
 from training.run.checkpoints import Checkpoints
 from training.run.preflight import check, disk_space
 from training.run.results import Results
-from training.run.resume import config_of, continued, finished, has_features, network_of, open_run
+from training.run.resume import config_of, continued, finished, has_features, network_of, open_run, with_precision
 from training.run.signals import CheckpointOnSignal
 from training.sources import Data, Source, open_data
 from training.sources.splits import settle, store
@@ -174,6 +174,7 @@ def train(
             for line in plan.lines(recipe):
                 log.info("%s", line)
             write_settings(run, recipe, stages)
+        fitted_recipe = with_precision(recipe, model.network, run, chief) if left else recipe
         for stage in left:
             if stage == "classification" and model.network.background:
                 raise ValueError(
@@ -185,7 +186,7 @@ def train(
                 log.info("classification: one class, so there is nothing to tell apart: detection learns the features")
                 kept: dict = {}
             else:
-                history[stage], kept = _fit(stage, model, recipe, source, run, profile, callbacks, plan, service)
+                history[stage], kept = _fit(stage, model, fitted_recipe, source, run, profile, callbacks, plan, service)
             calibration, tasks = None, tuple(dict.fromkeys((*model.tasks, stage)))
             if "detection" in tasks and chief:
                 calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)

@@ -27,6 +27,7 @@ def finetune() -> Recipe:
         side=240,
         scales="auto",
         fine=False,
+        precision="auto",
         box_form="centre_size",
         box_loss="giou",
         box_weight=2.0,

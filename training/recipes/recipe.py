@@ -32,7 +32,7 @@ BATCH_NORMS = ("inference", "training")
 MOST_WEIGHT = 10.0  # of a class, where classes are balanced
 LEAST_STEPS = 200  # of a stage whose steps follow from the size of the set
 SCALES = ("preset", "auto")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class Recipe:
             localization and detection; all of a smaller split.
         seed: Of weights, data order and augmentation.
         precision: What training computes in: "float32", or "mixed_bfloat16" or "mixed_float16" for devices that are
-            faster in these; weights, outputs and losses are float32 in any case.
+            faster in these; "auto" takes bfloat16 where a run begins on a machine on which a step is faster in it, and
+            the run keeps to it. Weights, outputs and losses are float32 in any case.
         jit_compile: Whether XLA compiles the training step.
         ema: Decay of an exponential moving average of the weights, by which a stage is then validated and which it
             leaves, such as 0.999; it is smaller during the first steps. None averages nothing.

@@ -25,6 +25,7 @@ def tinyimagenet() -> Recipe:
         localization=Schedule(steps=3000, batch=32, rate=0.03, epochs=5),
         detection=Schedule(steps=1500, batch=32, rate=0.01, epochs=5),
         side=72,
+        precision="auto",
         matching=Matching(sizes=(0.5, 1.2), shift=0.2),
         views=ViewOptions(per_image=2, stretch=0.3, colour=0.3, whole=True),
         inference=InferenceOptions(scales=(1, 2, 3), flips=True, merge_threshold=0.3),

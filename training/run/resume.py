@@ -1,6 +1,7 @@
 """Begin or resume the run of a folder: what it is fitted to, and that this has not changed since."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -9,15 +10,19 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from overfeat_tf.compute.choice import choose_precision
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import CONFIG, TASKS, Model
-from overfeat_tf.network.convnet import build
+from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import PRESETS, Preset
+from training.fit.strategy import barrier
 from training.fit.transfer import start_from
 from training.recipes import Recipe, read_recipe
 from training.run import folder as run_folder
 from training.sources.record import Source, check_classes
 from training.views.coverage import Objects
+
+log = logging.getLogger(__name__)
 
 
 def network_of(recipe: Recipe, run: Path) -> Preset:
@@ -143,8 +148,21 @@ def config_of(
         "training": _described(recipe, source),
         "stages": [stage for stage in TASKS if stage in (*stages, *before.get("stages", ()))],
         "started_from": str(start) if start is not None else before.get("started_from"),
+        "precision": before.get("precision"),
         "kept": {**(before.get("kept") or {}), **(kept or {})},
     }
+
+
+def with_precision(recipe: Recipe, network: Network, run: Path, is_chief: bool) -> Recipe:
+    """Return the recipe with the precision that its run computes in: chosen as it begins, where that is "auto"."""
+    if recipe.precision != "auto":
+        return recipe
+    if is_chief and not read_config(run).get("precision"):
+        choice = choose_precision(network)
+        log.info("precision: %s; %s", *choice)
+        run_folder.write_config(run, {**read_config(run), "precision": choice.arithmetic})
+    barrier(tf.distribute.get_strategy())
+    return replace(recipe, precision=read_config(run)["precision"])
 
 
 def _begin(

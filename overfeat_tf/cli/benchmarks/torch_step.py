@@ -1,7 +1,8 @@
 """The same network, loss and optimizer in PyTorch, for comparison with the training step.
 
 It runs as a program in a separate process, because the libraries of PyTorch and TensorFlow conflict in one process:
-`torch_step PRESET CLASSES BATCH RATE MOMENTUM DECAY` reads a number of steps per line and prints their seconds.
+`torch_step PRESET CLASSES BATCH RATE MOMENTUM DECAY AUTOCAST` reads a number of steps per line and prints their
+seconds.
 """
 
 import subprocess
@@ -20,9 +21,11 @@ from overfeat_tf.network.presets import Preset, get_preset
 
 @contextmanager
 def timed_steps(
-    preset: Preset, classes: int, batch: int, rate: float, momentum: float, decay: float
+    preset: Preset, classes: int, batch: int, rate: float, momentum: float, decay: float, autocast: bool
 ) -> Iterator[Callable[[int], float]]:
     """Start the program; yield a function that runs a number of steps and returns their seconds.
+
+    The arguments are those of `torch_step`.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -30,7 +33,7 @@ def timed_steps(
     """
     if find_spec("torch") is None:
         raise ImportError("expected PyTorch to compare with; it is not installed: pip install torch")
-    settings = (preset.name, classes, batch, rate, momentum, decay)
+    settings = (preset.name, classes, batch, rate, momentum, decay, int(autocast))
     command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.torch_step", *map(str, settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
         requests, replies = program.stdin, program.stdout
@@ -50,7 +53,14 @@ def timed_steps(
 
 
 def torch_step(
-    preset: Preset, classes: int, rate: float, momentum: float, decay: float, pixels: np.ndarray, labels: np.ndarray
+    preset: Preset,
+    classes: int,
+    rate: float,
+    momentum: float,
+    decay: float,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    autocast: bool = False,
 ) -> Callable[[], float]:
     """Return a function that runs one training step on a batch and returns its loss.
 
@@ -60,6 +70,7 @@ def torch_step(
         rate, momentum, decay: Of SGD. The decay is L2 on kernels only, like ours.
         pixels: uint8 [B, window, window, 3].
         labels: int32 [B].
+        autocast: Whether the network and its loss compute in bfloat16 where PyTorch's autocast does.
 
     Raises:
         ImportError: PyTorch is not installed.
@@ -92,7 +103,8 @@ def torch_step(
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_function(network((images.float() - GREY) / CONTRAST), truth)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = loss_function(network((images.float() - GREY) / CONTRAST), truth)
         loss.backward()
         optimizer.step()
         return float(loss.detach())
@@ -100,11 +112,12 @@ def torch_step(
     return step
 
 
-def _main(name: str, classes: str, batch: str, rate: str, momentum: str, decay: str) -> None:
+def _main(name: str, classes: str, batch: str, rate: str, momentum: str, decay: str, autocast: str) -> None:
     preset, rng = get_preset(name), np.random.default_rng(0)
     pixels = rng.integers(0, 256, (int(batch), preset.window, preset.window, 3), np.uint8)
     labels = rng.integers(0, int(classes), int(batch), np.int32)
-    step = torch_step(preset, int(classes), float(rate), float(momentum), float(decay), pixels, labels)
+    hyper = (float(rate), float(momentum), float(decay))
+    step = torch_step(preset, int(classes), *hyper, pixels, labels, bool(int(autocast)))
     for line in sys.stdin:
         started = time.perf_counter()
         for _ in range(int(line)):

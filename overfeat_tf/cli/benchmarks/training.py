@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from overfeat_tf.cli.benchmarks.inputs import write_photographs
 from overfeat_tf.cli.benchmarks.machine import describe_machine, time_call
 from overfeat_tf.cli.benchmarks.report import Report
 from overfeat_tf.cli.benchmarks.torch_step import timed_steps
+from overfeat_tf.compute.precision import MIXED
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import Preset, get_preset
@@ -53,8 +55,12 @@ def measure(repetitions: int, steps: int) -> Report:
         report.add("pipeline_of_decode_jpeg", tensorflow, f"{what} with nothing but TensorFlow's JPEG decoder")
         fitted = _model(preset, recipe)
         report.add("fit_of_step", *fit_of_step(fitted, folder, preset, recipe, repetitions, steps), (">=", 0.95))
+    reduced = replace(recipe, precision=MIXED)
+    fitted_reduced = _model(preset, reduced)
+    report.add("bfloat16_of_float32", *bfloat16_of_float32(fitted_reduced, fitted, preset, repetitions, steps))
     try:
         report.add("of_pytorch", *of_pytorch(fitted, preset, recipe, repetitions, steps), (">=", 1.0))
+        report.add("bfloat16_of_pytorch", *of_pytorch(fitted_reduced, preset, reduced, repetitions, steps), (">=", 1.2))
     except ImportError as error:
         log.warning("of_pytorch left out: %s", error)
     return report
@@ -135,23 +141,38 @@ class TimedFit(keras.callbacks.Callback):
             log.info("fit %d of %d: %.3f s a step, %.3f from memory", epoch, self._repetitions, *each)
 
 
+def bfloat16_of_float32(
+    reduced: keras.Model, exact: keras.Model, preset: Preset, repetitions: int, steps: int
+) -> tuple[list[float], str]:
+    """Compare the rate of the training step in bfloat16 with that in float32, on one batch in memory."""
+    batch, ratios = _batch_in_memory(preset), []
+    for model in (reduced, exact):
+        model.train_on_batch(*batch)
+    for number in range(1, repetitions + 1):
+        faster, slower = (
+            time_call(lambda model=model: [model.train_on_batch(*batch) for _ in range(steps)])
+            for model in (reduced, exact)
+        )
+        ratios.append(slower / faster)
+        log.info("bfloat16 %d of %d: %.3f s a step, float32 %.3f", number, repetitions, faster / steps, slower / steps)
+    return ratios, f"`{PRESET}`, batch {BATCH}, {steps} steps on one batch in memory: bfloat16's rate over float32's"
+
+
 def of_pytorch(
     fitted: keras.Model, preset: Preset, recipe: Recipe, repetitions: int, steps: int
 ) -> tuple[list[float], str]:
     """Compare the rate of the training step with that of the same network, loss and optimizer in PyTorch on the CPU.
 
+    PyTorch computes in float32, or by its autocast in bfloat16, as the recipe's precision says.
+
     Raises:
         ImportError: PyTorch is not installed.
     """
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (BATCH, preset.window, preset.window, 3), np.uint8)
-    labels = rng.integers(0, CLASSES, BATCH, np.int32)
-    batch = tf.constant(pixels), tf.constant(labels)
-    schedule = recipe.classification
+    batch, schedule = _batch_in_memory(preset), recipe.classification
     fitted.train_on_batch(*batch)
     ratios = []
     hyper = (schedule.rate, schedule.momentum, schedule.weight_decay)
-    with timed_steps(preset, CLASSES, BATCH, *hyper) as theirs:
+    with timed_steps(preset, CLASSES, BATCH, *hyper, recipe.precision == MIXED) as theirs:
         theirs(1)
         for number in range(1, repetitions + 1):
             ours = time_call(lambda: [fitted.train_on_batch(*batch) for _ in range(steps)])
@@ -163,6 +184,12 @@ def of_pytorch(
 
 def _model(preset: Preset, recipe: Recipe) -> keras.Model:
     return classification_model(build(preset, CLASSES), recipe)
+
+
+def _batch_in_memory(preset: Preset) -> tuple[tf.Tensor, tf.Tensor]:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (BATCH, preset.window, preset.window, 3), np.uint8)
+    return tf.constant(pixels), tf.constant(rng.integers(0, CLASSES, BATCH, np.int32))
 
 
 def _drawing(preset: Preset, recipe: Recipe) -> Drawing:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from unittest import mock
 
 import keras
 import numpy as np
@@ -141,3 +142,26 @@ def test_calls_are_alike_for_every_task():
     np.testing.assert_allclose(near.classify(images)["probs"], model.classify(images)["probs"], atol=0.01)
     one, two = (each.localize(images) for each in (model, near))
     np.testing.assert_allclose(one["detection_scores"], two["detection_scores"], atol=0.01)
+
+
+@pytest.mark.parametrize("gain", [1.0, 4.0])
+@pytest.mark.parametrize("times, chosen", [([1.0, 0.9], "float32"), ([1.0, 0.5], "mixed_bfloat16")])
+def test_training_computes_in_what_its_gradients_are_faster_in(on_a_backbone, gain, times, chosen, monkeypatch):
+    network, _ = on_a_backbone
+    dtypes = []
+
+    def run(calls):
+        conv = network.backbone.layers[2]
+        for call in calls:
+            with mock.patch.object(conv, "call", wraps=conv.call) as traced:
+                assert np.isfinite(call().numpy())
+            dtypes.append(traced.call_args.args[0].dtype)
+        return times
+
+    monkeypatch.setattr(choice, "bfloat16_gain", lambda: gain)
+    monkeypatch.setattr(choice, "fastest", run)
+    before = [value.numpy() for value in network.features.variables]
+    assert choice.choose_precision(network).arithmetic == (chosen if gain > 1 else "float32")
+    assert dtypes == ([tf.float32, tf.bfloat16] if gain > 1 else [])
+    for one, other in zip(before, network.features.variables, strict=True):
+        np.testing.assert_array_equal(one, other.numpy())

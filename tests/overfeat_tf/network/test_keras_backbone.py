@@ -184,6 +184,7 @@ def test_from_config_reads_what_config_writes():
 @pytest.mark.parametrize("arithmetic", ["direct", "transformed"])
 def test_context_and_pcr_scan_as_the_keras_model_does(arithmetic, tmp_path, monkeypatch):
     monkeypatch.setattr(execution, "SAVED", -1e15)  # tiles, however few windows
+    monkeypatch.setattr(execution, "GAINED", 0.0)
     monkeypatch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
     network = of.build(saved(chain(CHAINS["same"]), tmp_path), 3, layer="row3", context=True, per_class=True)
     scale = network.preset.scales[0]

@@ -67,6 +67,7 @@ def recipe_for(name: str, weights: str | None):
         detection=replace(STEPS, warm_up=1, backbone_rate=0.5),
         views=replace(get_recipe("finetune").views, per_image=2),
         scales="preset",
+        precision="float32",
         inference=InferenceOptions(scales=(1,), max_windows=50),
         validation_images=2,
         val_split="none",

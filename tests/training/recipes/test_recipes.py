@@ -155,7 +155,10 @@ def test_settings_that_do_together_come_in_any_order():
         ("negatives_per_object=-1", "expected negatives_per_object to be 0 or more; got -1"),
         ("negatives_at_least=0", "expected negatives_at_least to be 1 or more; got 0"),
         ("inference.max_windows=0", "expected max_windows to be a whole number, at least 1; got 0"),
-        ("precision=float16", "expected precision to be one of float32, mixed_bfloat16, mixed_float16; got 'float16'"),
+        (
+            "precision=float16",
+            "expected precision to be one of float32, mixed_bfloat16, mixed_float16, auto; got 'float16'",
+        ),
         ("detection.accumulate=5", "expected accumulate to divide the batch of 32; got 5"),
         ("detection.decay=l1", "expected decay to be one of decoupled, l2; got 'l1'"),
         ("detection.rate=-1", "expected rate to be more than 0; got -1.0"),

@@ -9,8 +9,10 @@ import pytest
 from small_run import RECIPE, SCHEDULE
 from small_source import few_digits
 
+from overfeat_tf.compute.choice import Choice
 from training.fit import train as module
 from training.fit.train import train
+from training.run import resume
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,18 @@ def test_another_tensorflow_is_no_other_setting(begun, source):
     config["training"]["versions"]["tensorflow"] = "2.0"
     (begun / "config.json").write_text(json.dumps(config))
     assert train(RECIPE, source, begun, ["localization"]).model.tasks == ("classification", "localization")
+
+
+def test_a_run_keeps_the_precision_that_was_chosen_as_it_began(source, tmp_path, monkeypatch):
+    chosen, used = iter(("mixed_bfloat16", "float32")), []
+    monkeypatch.setattr(resume, "choose_precision", lambda _: Choice(next(chosen), "it is fast"))
+    monkeypatch.setattr(module, "_fit", lambda stage, model, recipe, *_: used.append(recipe.precision) or ({}, {}))
+    recipe = replace(RECIPE, precision="auto")
+    train(recipe, source, tmp_path, ["classification"])
+    train(recipe, source, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert used == ["mixed_bfloat16"] * 3 and config["precision"] == "mixed_bfloat16"
+    assert config["training"]["precision"] == "auto"
 
 
 @pytest.mark.parametrize(
