@@ -196,7 +196,7 @@ def benchmark_serve(
 def benchmark_batch(preset: str, networks: tuple[str, ...], few: int, many: int, repetitions: int):
     """Measure `overfeat batch`: images per CPU second against `predict`, two processes against one.
 
-    Takes some ten minutes; needs the extra `beam`.
+    Takes some ten minutes; needs the extra `beam`, and scikit-learn.
     """
     from overfeat_tf.cli.benchmarks.batch import measure
 

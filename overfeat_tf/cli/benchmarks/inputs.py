@@ -15,8 +15,10 @@ FILES, SIZE = 500, (375, 500)  # height, width: a typical ImageNet photograph
 
 def photographs() -> list[np.ndarray]:
     """Return scikit-learn's sample photographs, uint8 [427, 640, 3] each."""
-    from sklearn.datasets import load_sample_images
-
+    try:
+        from sklearn.datasets import load_sample_images
+    except ImportError as error:
+        raise ImportError("the benchmarks' photographs need scikit-learn: pip install scikit-learn") from error
     return load_sample_images().images
 
 
