@@ -20,20 +20,19 @@ log = logging.getLogger(__name__)
 @contextmanager
 def log_lines() -> Iterator[None]:
     """Write the log's lines to stdout, as Keras does, where the program has not configured logging."""
-    handler, loggers = (
-        logging.StreamHandler(sys.stdout),
-        [logging.getLogger(name) for name in ("training", "overfeat_tf")],
-    )
+    handler, loggers = logging.StreamHandler(sys.stdout), [logging.getLogger(n) for n in ("training", "overfeat_tf")]
     loggers = [each for each in loggers if not each.hasHandlers() and each.level == logging.NOTSET]
     for each in loggers:
         each.addHandler(handler)
         each.setLevel(logging.INFO)
+        each.propagate = False  # a library that configures the root logger meanwhile would write each line again
     try:
         yield
     finally:
         for each in loggers:
             each.removeHandler(handler)
             each.setLevel(logging.NOTSET)
+            each.propagate = True
 
 
 class Progress:

@@ -65,7 +65,10 @@ class BestWeights(keras.callbacks.Callback):
         self._epoch_steps, self._patience, self._shown, self._is_chief = epoch_steps, patience, shown, is_chief
 
     def read(self) -> dict[str, dict[str, Any]] | None:
-        """Return the "best" and the "last" epoch judged, the step, number and value of each; None before the first."""
+        """Return the "best" and the "last" epoch judged, the step, number and value of each; None before the first.
+
+        The best one also has the step at which its value was `reached` first.
+        """
         path = self._folder / RECORD
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -78,7 +81,8 @@ class BestWeights(keras.callbacks.Callback):
         judged = self.read()
         if self._patience is None or judged is None:
             return False
-        return self._checkpoints.step - judged["best"]["step"] >= self._patience * self._epoch_steps
+        best = judged["best"]
+        return self._checkpoints.step - best.get("reached", best["step"]) >= self._patience * self._epoch_steps
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Keep the weights if they are the best so far; stop if there have been none for long enough."""
@@ -91,8 +95,11 @@ class BestWeights(keras.callbacks.Callback):
 
     def _record(self, epoch: int, value: float) -> None:
         last, judged = {"step": self._checkpoints.step, "epoch": epoch + 1, "value": value}, self.read()
-        improved = judged is None or self._judge.better(value, judged["best"]["value"])
-        best = last if judged is None or improved else judged["best"]
+        before = judged["best"] if judged is not None else None
+        improved = before is None or self._judge.better(value, before["value"])
+        equal = before is not None and value == before["value"]
+        reached = before.get("reached", before["step"]) if before is not None and equal else last["step"]
+        best = {**last, "reached": reached} if before is None or improved else before
         if improved:
             with self._shown():
                 self._save(self.weights(best))

@@ -45,12 +45,13 @@ def judged(folder: Path, values, falls=False, patience=None) -> tuple[BestWeight
 
 
 @pytest.mark.parametrize(
-    "falls, values, at",
-    [(False, FOUND, 12), (True, FOUND, 16), (False, (float("nan"), None, 0.0, float("nan")), 12)],
+    "falls, values, at, reached",
+    [(False, FOUND, 12, 8), (True, FOUND, 16, 16), (False, (float("nan"), None, 0.0, float("nan")), 12, 12)],
 )
-def test_the_best_epoch_is_kept_and_of_equal_ones_the_later(tmp_path, falls, values, at):
+def test_the_best_epoch_is_kept_and_of_equal_ones_the_later(tmp_path, falls, values, at, reached):
     best, saved = judged(tmp_path, values, falls)
-    assert best.read()["best"] == {"step": at, "epoch": at // 4, "value": values[at // 4 - 1]} and at in saved
+    expected = {"step": at, "epoch": at // 4, "value": values[at // 4 - 1], "reached": reached}
+    assert best.read()["best"] == expected and at in saved
     assert [path.name for path in tmp_path.glob("best-*")] == [f"best-{at}"]
 
 
@@ -59,7 +60,7 @@ def test_without_a_figure_nothing_is_kept(tmp_path):
     assert best.read() is None and not saved and not best.exhausted()
 
 
-@pytest.mark.parametrize("patience, ended_at", [(1, 16), (2, 20), (None, 20)])
+@pytest.mark.parametrize("patience, ended_at", [(1, 12), (2, 16), (3, 20), (None, 20)])
 def test_a_stage_ends_after_so_many_epochs_without_a_better_one(tmp_path, patience, ended_at):
     best, _ = judged(tmp_path, FOUND, patience=patience)
     assert best.read()["last"]["step"] == ended_at
@@ -127,7 +128,7 @@ def test_a_run_leaves_the_best_averages_and_beside_them_the_last(runs, name):
             np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert not all(map(np.array_equal, weights(runs.folder / name, True), weights(runs.folder / name, False)))
     config = read_config(runs.folder / name)
-    assert config["kept"]["classification"]["best"] == {"step": 4, "epoch": 2, "value": 0.9}
+    assert config["kept"]["classification"]["best"] == {"step": 4, "epoch": 2, "value": 0.9, "reached": 4}
     assert run_weights(config).startswith("the best of classification, val_top1 0.9 in epoch 2 (the last: ")
     rows = read_results(runs.folder / name / "results.csv")
     assert [(row["stage"], row["epoch"], row["step"]) for row in rows] == [
