@@ -103,7 +103,8 @@ def test_no_more_is_written_than_of_a_direct_one(detector: Model, version: Path)
 
 @pytest.mark.long
 def test_the_card_has_all(detector: Model, version: Path, monkeypatch):
-    transformed = detector.with_options(arithmetic="transformed")
+    # At scale 4 random weights let so little through that rounding is a large part of the scores.
+    transformed = detector.with_options(arithmetic="transformed", scales=(1,))
     monkeypatch.setattr("serving.export.footprint.worth_measuring", lambda _: ARITHMETICS)
     found = compare(transformed, version)
     assert found is not None and set(found.footprints) == {"direct", "transformed", "bfloat16"}
