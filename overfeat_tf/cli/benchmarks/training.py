@@ -51,7 +51,7 @@ def measure(repetitions: int, steps: int) -> Report:
         ours, tensorflow, what = pipeline_of_decode(folder, preset, recipe, repetitions)
         report.add("pipeline_of_decode", ours, f"{what} alone", (">=", 0.9))
         report.add("pipeline_of_decode_jpeg", tensorflow, f"{what} with nothing but TensorFlow's JPEG decoder")
-        fitted = _model(preset, recipe)
+        fitted = classification_model(build(preset, CLASSES), recipe)
         report.add("fit_of_step", *fit_of_step(fitted, folder, preset, recipe, repetitions, steps), (">=", 0.95))
     try:
         report.add("of_pytorch", *of_pytorch(fitted, preset, recipe, repetitions, steps), (">=", 1.0))
@@ -159,10 +159,6 @@ def of_pytorch(
             ratios.append(other / ours)
             log.info("PyTorch %d of %d: %.3f s a step, theirs %.3f", number, repetitions, ours / steps, other / steps)
     return ratios, f"`{PRESET}`, batch {BATCH}, {steps} steps on one batch in memory: the rate over PyTorch's"
-
-
-def _model(preset: Preset, recipe: Recipe) -> keras.Model:
-    return classification_model(build(preset, CLASSES), recipe)
 
 
 def _drawing(preset: Preset, recipe: Recipe) -> Drawing:
