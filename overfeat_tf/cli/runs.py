@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +140,7 @@ class InspectCommand(click.Command):
         from training.sources import SOURCES
 
         forms = [f"{form:32}  {what}" for kind in SOURCES.values() for form, what in kind.forms.items()]
-        self.help = str(self.help).replace("FORMS", "\n  ".join(forms))
+        self.help = cleandoc(self.help or "").replace("FORMS", "\n  ".join(forms))
         super().format_help_text(context, formatter)
 
 
