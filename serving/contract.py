@@ -15,8 +15,6 @@ from serving.tensors import dtype_name, shape_text
 
 # The signature that a request without a name means (TensorFlow's own constant).
 DEFAULT_KEY = "serving_default"
-# The feature of a tf.Example that holds an encoded image, as TensorFlow's own data sets name it.
-ENCODED_IMAGE_FEATURE = "image/encoded"
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,6 @@ def differences(expected: Signature, found: meta_graph_pb2.SignatureDef) -> list
 def contract_key(found: meta_graph_pb2.SignatureDef) -> str | None:
     """Return the first key of the contract with the inputs and outputs of `found`, or None."""
     return next((key for key, expected in SIGNATURES.items() if not differences(expected, found)), None)
-
-
-def image_example(image: bytes) -> tf.train.Example:
-    """Wrap an encoded image in the tf.Example that the signature `classify` reads."""
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
-    return tf.train.Example(features=tf.train.Features(feature={ENCODED_IMAGE_FEATURE: feature}))
 
 
 def _tensor_differences(

@@ -15,7 +15,9 @@ from overfeat_tf.models.tasks import TASKS
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.suggestion import suggest
 from training.recipes import Recipe, get_recipe
-from training.sources import Data, Source, as_dataset, open_data
+from training.sources import open_data
+from training.sources.dataset import Data
+from training.sources.record import Source, as_dataset
 from training.tasks import stage_views
 from training.views.pipeline import training_batches
 

@@ -1,10 +1,10 @@
 """Checks of a recipe's values, by the names that users set them by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 
 
-def check_choice(name: str, value: str, known: Sequence[str]) -> None:
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
     """Raise ValueError for a value that is not among those known."""
     if value not in known:
         raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{value}'")

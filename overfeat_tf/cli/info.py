@@ -1,7 +1,6 @@
 """`overfeat info`: print a network like the paper's tables."""
 
 from overfeat_tf.network.convnet import Network, build
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.scan.features import layer_names
 
@@ -49,8 +48,8 @@ def table(name: str) -> str:
         each = [
             side // preset.last_pool for side in unpooled
         ]  # the same at every offset: the scales' sides divide evenly
-        coarse = [window_count(preset, side, fine=False) for side in (height, width)]
-        fine = [window_count(preset, side) for side in (height, width)]
+        coarse = [preset.window_count(side, fine=False) for side in (height, width)]
+        fine = [preset.window_count(side) for side in (height, width)]
         maps = "{}x{}".format
         lines.append(
             f"{number:<8}{maps(height, width):>12}{maps(*unpooled):>12}{maps(*each):>12}"

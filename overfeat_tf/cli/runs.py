@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,19 @@ def settings(recipe: str, changes: tuple[str, ...]) -> None:
         click.echo(f"{f'{key}={value}':{width}}  {meaning}")
 
 
-@click.command()
+class InspectCommand(click.Command):
+    """Lists the kinds of sources in its help, from the table that opens them."""
+
+    def format_help_text(self, context, formatter):
+        """Write the help, with a line for each form of a SOURCE in place of FORMS."""
+        from training.sources import SOURCES
+
+        forms = [f"{form:32}  {what}" for kind in SOURCES.values() for form, what in kind.forms.items()]
+        self.help = cleandoc(self.help or "").replace("FORMS", "\n  ".join(forms))
+        super().format_help_text(context, formatter)
+
+
+@click.command(cls=InspectCommand)
 @click.argument("source")
 @click.option("--split", help="The split [all].")
 @click.option("--out", type=FOLDER, help="Draw pictures with boxes into this folder.")
@@ -158,16 +171,7 @@ def inspect(
 
     \b
     SOURCE is one of
-      digits                            the embedded scenes
-      voc:DIR                           Pascal VOC's layout, or XML files beside images or in a folder of their own
-      coco:DIR                          COCO's and Roboflow's trees; all splits are found
-      coco:IMAGES_DIR:ANNOTATIONS.json  {split} in both parts stands for every split
-      yolo:data.yaml                    Ultralytics' layout
-      csv:FILE                          a row per object: filename,width,height,class,xmin,ymin,xmax,ymax
-      tfrecord:GLOB                     tf.Examples with the keys of the Object Detection API
-      ilsvrc:DIR                        ImageNet's CLS-LOC or DET layout
-      folder:DIR                        a folder per class, inside train, val and test folders or without them
-      tfds:NAME[/CONFIG][:VERSION]      TensorFlow Datasets; add +boxes=DIR for ImageNet's boxes
+      FORMS
 
     Of a set with one list of images, 10 to 20 % are held out as the split val.
 

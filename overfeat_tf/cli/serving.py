@@ -13,7 +13,7 @@ import click
 
 from overfeat_tf.cli.options import FILE, FOLDER, Connection, connection_options, load_tensorflow, write_json
 
-START_SECONDS = 600.0
+START_SECONDS, STATE_SECONDS = 600.0, 300.0  # within which a server serves, and a version is in a state
 _SERVES = re.compile(r" serving .* on (\S+)$")  # the line that a server logs once it serves, after time and level
 _NUMBER = click.IntRange(min=1)
 
@@ -181,7 +181,6 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the process."""
         self._process.terminate()
         try:
             self._process.wait(30)
@@ -200,17 +199,17 @@ class ServerProcess:
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) * 1024  # type: ignore[index]
 
-    def wait_for_state(self, version: int, state: int, seconds: float = 300.0) -> None:
+    def wait_for_state(self, version: int, state: int) -> None:
         """Wait until a version is in a state (`ModelVersionStatus.AVAILABLE` ...).
 
         Raises:
-            TimeoutError: it is not in that state after so many seconds.
+            TimeoutError: it is not in that state after `STATE_SECONDS`.
         """
         import grpc
         from tensorflow_serving.apis import get_model_status_pb2, model_service_pb2_grpc
 
         request = get_model_status_pb2.GetModelStatusRequest(model_spec={"name": self._model})
-        end = time.monotonic() + seconds
+        end = time.monotonic() + STATE_SECONDS
         with grpc.insecure_channel(self.address) as channel:
             stub = model_service_pb2_grpc.ModelServiceStub(channel)
             while time.monotonic() < end:
@@ -218,7 +217,7 @@ class ServerProcess:
                 if any((each.version, each.state) == (version, state) for each in found):
                     return
                 time.sleep(0.2)
-        raise TimeoutError(f"expected version {version} in state {state} within {seconds:g} s; got {found}")
+        raise TimeoutError(f"expected version {version} in state {state} within {STATE_SECONDS:g} s; got {found}")
 
     def _read_log(self, ready: threading.Event) -> None:
         assert self._process.stderr is not None

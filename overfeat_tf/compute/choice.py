@@ -173,9 +173,7 @@ def scan_work(network: Network) -> float:
     """Count the multiply-adds of a preset's own scales, without flips."""
     preset = network.preset
     heads = sum(layer.multiply_adds for layer in preset.head("classifier", network.num_classes, network.context))
-    reach = preset.last_pool * preset.head_kernel - 1
-    sizes = [preset.backbone.map_sizes(*scale)[-1] for scale in preset.scales]
-    windows = sum((rows - reach) * (columns - reach) for rows, columns in sizes)
+    windows = sum(preset.window_count(height) * preset.window_count(width) for height, width in preset.scales)
     return sum(preset.backbone.multiply_adds(*scale) for scale in preset.scales) + windows * heads
 
 

@@ -92,10 +92,9 @@ def execution_of(network: Network, arithmetic: str) -> Execution:
     """
     if arithmetic not in ARITHMETICS:
         raise ValueError(f"expected an arithmetic of {', '.join(ARITHMETICS)}; got '{arithmetic}'")
-    key = (Execution, arithmetic)
-    if key not in network.cache:
-        network.cache[key] = Execution(network, arithmetic)
-    return network.cache[key]
+    if arithmetic not in network.executions:
+        network.executions[arithmetic] = Execution(network, arithmetic)
+    return network.executions[arithmetic]
 
 
 def is_wide(layer: layers.Layer) -> bool:

@@ -14,6 +14,7 @@ from overfeat_tf.merge.calibration import displayed
 
 LONGEST_NAME = 230  # bytes; file systems take 255, and suffixes follow
 LONGEST = 1600  # pixels: enough for a picture to look at
+FILTER = 44  # side in pixels of a filter's picture
 Truth = tuple[np.ndarray, Sequence[str]]  # boxes normalised yxyx [n, 4], and their names
 
 
@@ -101,17 +102,15 @@ def contact_sheet(
     return sheet
 
 
-def draw_filters(kernels: np.ndarray, cell: int = 44) -> Image.Image:
+def draw_filters(kernels: np.ndarray) -> Image.Image:
     """Draw the first layer's filters (Fig. 2), each stretched to its own range: what a filter weighs is its pattern.
 
-    Args:
-        kernels: float [side, side, 3, filters].
-        cell: Side of a filter's picture, in pixels.
+    `kernels` is float [side, side, 3, filters].
     """
     least, most = kernels.min(axis=(0, 1, 2)), kernels.max(axis=(0, 1, 2))
     pixels = ((kernels - least) / np.maximum(most - least, 1e-12) * 255).astype(np.uint8)
-    pictures = [Image.fromarray(pixels[..., number]).resize((cell, cell), 0) for number in range(pixels.shape[-1])]
-    return contact_sheet(pictures, math.ceil(math.sqrt(len(pictures))), cell)
+    pictures = [Image.fromarray(pixels[..., number]).resize((FILTER, FILTER), 0) for number in range(pixels.shape[-1])]
+    return contact_sheet(pictures, math.ceil(math.sqrt(len(pictures))), FILTER)
 
 
 def class_colour(number: int) -> tuple[int, int, int]:

@@ -14,7 +14,6 @@ from overfeat_tf.draw.pictures import class_colour
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.inference import Stages, answer_scores, window_scores
 from overfeat_tf.models.model import Model
-from overfeat_tf.network import geometry
 from overfeat_tf.scan.dense_scan import ScaleScan, vote
 
 DPI = 100
@@ -187,7 +186,7 @@ def heat_panel(scene: Scene, scan: ScaleScan, fine: bool, name: str) -> Panel:
     classes, scores = heat_map(scan, scene.classes, scene.model.network.background)
     first, last = np.minimum(scan.windows[0, 0], scan.windows[-1, -1]), scan.windows.max(axis=(0, 1))
     sides = first[2:] - first[:2]  # of a window, normalised
-    step = sides * geometry.stride(preset, fine) / preset.window
+    step = sides * preset.stride(fine) / preset.window
     top, left = (first[:2] + first[2:]) / 2 - step / 2
     bottom, right = (last[:2] + last[2:]) / 2 + step / 2
     height, width = np.rint(preset.window / sides).astype(int)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import tensorflow as tf
 from PIL import Image, ImageOps
 
 from overfeat_tf.images.decode import MAX_PIXELS
@@ -20,6 +21,7 @@ CONVERTED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm",
 SUFFIXES = DECODED + CONVERTED
 # The first bytes of TIFF, of what has ISO's boxes (HEIC, AVIF), and of PPM and its kin.
 FOREIGN = re.compile(rb"II[*+]\0|MM\0[*+]|....ftyp(?:hei|hev|mif1|msf1|avi)|P[1-6]\s", re.DOTALL)
+ENCODED_IMAGE_FEATURE = "image/encoded"  # of a tf.Example, as TensorFlow's own data sets name it
 MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
 
 
@@ -75,6 +77,12 @@ def read_image(path: bytes | Path) -> tuple[bytes, str]:
     except ValueError as error:  # a null byte or a lone surrogate in the name
         return b"", str(error)
     return _as_png(data) if FOREIGN.match(data) else (data, "")
+
+
+def image_example(image: bytes) -> tf.train.Example:
+    """Wrap an encoded image in a tf.Example, as the signature `classify` reads it."""
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[image]))
+    return tf.train.Example(features=tf.train.Features(feature={ENCODED_IMAGE_FEATURE: feature}))
 
 
 def _as_png(data: bytes) -> tuple[bytes, str]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.images.files import image_example
 from overfeat_tf.merge.calibration import Calibration, display_threshold
-from overfeat_tf.models.loaded import Loaded
 from overfeat_tf.models.model import CONFIG, LAST, Model
-from overfeat_tf.models.predictor import Answers
+from overfeat_tf.models.predictor import Answers, Loaded
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.options import SCORES
 
@@ -46,7 +46,9 @@ class Exported(Loaded):
             known = ", ".join(sorted(self._loaded.signatures))
             raise ValueError(f"expected a model with the signature '{signature}'; this one has {known}")
         if signature == CLASSIFICATION.call:
-            inputs = {"inputs": np.array([_example(data) for data in inputs["inputs"]], object)}
+            inputs = {
+                "inputs": np.array([image_example(data).SerializeToString() for data in inputs["inputs"]], object)
+            }
         (value,) = inputs.values()
         answers = self.call(signature, tf.constant(value, tf.string if value.dtype == object else tf.uint8))
         return {key: answer.numpy() for key, answer in answers.items()}
@@ -130,8 +132,3 @@ def read_config(folder: Path) -> dict:
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"expected a section 'model' in '{path}'; there is none")
     return config
-
-
-def _example(data: bytes) -> bytes:
-    feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[data]))}
-    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()

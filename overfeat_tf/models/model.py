@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from overfeat_tf.merge.calibration import Calibration, display_threshold
 from overfeat_tf.models.batches import Inference
-from overfeat_tf.models.loaded import Loaded
-from overfeat_tf.models.predictor import Answers, Images
+from overfeat_tf.models.predictor import Answers, Images, Loaded
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import Preset
@@ -335,8 +334,8 @@ def extract_features(
 def _model(network: Network, options: InferenceOptions | None) -> Model:
     """Return a network's `Model` with some options; the network keeps it, so that a loop over images traces once."""
     options = options or InferenceOptions()
-    models = network.cache.setdefault(Model, [])
-    found = next((model for model in models if model.options == options), None)
+    found = next((model for model in network.models if model.options == options), None)
     if found is None:
-        models.append(found := Model(network, tuple(str(i) for i in range(network.num_classes)), options))
+        found = Model(network, tuple(str(i) for i in range(network.num_classes)), options)
+        network.models.append(found)
     return found

@@ -15,6 +15,7 @@ from overfeat_tf.images.files import read_image
 from overfeat_tf.images.pixels import as_pixels, describe
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.prediction import Prediction, Predictions
+from overfeat_tf.models.summary import summarize
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
@@ -165,6 +166,28 @@ class Predictor(ABC):
         if layer is not None or scale is not None or fine:
             raise ValueError("expected the default layer, native size and coarse stride of a SavedModel; use its run")
         return [self._run("extract_features", images=image[None])["features"][0] for image in images]
+
+
+class Loaded(Predictor):
+    """A model in this process: a run's or a SavedModel."""
+
+    @abstractmethod
+    def config(self) -> dict:
+        """Describe the model in JSON's types."""
+
+    @property
+    @abstractmethod
+    def display_threshold(self) -> float:
+        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
+
+    def summary(self) -> None:
+        """Print what it is: classes, tasks, network, scales, options and parameters."""
+        print(summarize(self.config()))
+
+    def __repr__(self) -> str:
+        """Name the classes and the tasks."""
+        count, names = len(self.labels), ", ".join(self.labels[:3]) + ", ..." * (len(self.labels) > 3)
+        return f"<{type(self).__name__}: {count} class{'es' * (count != 1)} ({names}); {', '.join(self.tasks)}>"
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -14,10 +14,8 @@ def summarize(config: Mapping) -> str:
     """Return a model's description as text, from what `Model.config` gives."""
     preset, count = Preset.from_config(config["preset"]), config["num_classes"]
     labels, options = config["labels"], config["options"]
-    heads = {"classifier": count + config["background"], "regressor": 4 * count if config.get("per_class") else 4}
-    parts = {"features": preset.backbone.parameters}
-    for part, outputs in heads.items():
-        parts[part] = sum(layer.parameters for layer in preset.head(part, outputs, config.get("context", False)))
+    heads = config.get("per_class", False), config.get("context", False)
+    parts = preset.parameters(count, config["background"], *heads)
     if set(config["tasks"]) <= {"classification"}:
         del parts["regressor"]
     changed = [

@@ -1,1 +1,1 @@
-"""The ConvNet of the paper: presets (Tables 1 and 3), backbones, heads, context and geometry."""
+"""The ConvNet of the paper: presets (Tables 1 and 3), backbones, heads and context."""

@@ -82,6 +82,11 @@ class Backbone(ABC):
 
     @property
     @abstractmethod
+    def map_names(self) -> list[str]:
+        """The layers of the Keras model that give a map, before its rectifier or after it, from the pixels up."""
+
+    @property
+    @abstractmethod
     def stride(self) -> int:
         """Pixels from one cell of the last map to the next."""
 
@@ -98,9 +103,9 @@ class Backbone(ABC):
             init_std: See `Preset.init_std`.
         """
 
-    @abstractmethod
     def config(self) -> dict:
-        """Describe the backbone in JSON's types."""
+        """Describe the backbone, a dataclass, in JSON's types."""
+        return asdict(self)  # type: ignore[call-overload]
 
     @property
     def depth(self) -> int:
@@ -166,21 +171,23 @@ class ConvBackbone(Backbone):
         )
 
     @property
+    def map_names(self) -> list[str]:
+        """The layers that give a map: conv1, relu1, pool1 ..."""
+        numbers = range(1, len(self.convs) + 1)
+        pooled = [number for number in numbers[:-1] if self.convs[number - 1].pool > 1]
+        return [f"{kind}{n}" for n in numbers for kind in ("conv", "relu", *["pool"] * (n in pooled))]
+
+    @property
     def stride(self) -> int:
         """Pixels from one cell of the last map to the next (12 for `accurate`)."""
         return prod(row.stride * row.pool for row in self.convs) // self.convs[-1].pool
 
     def sides(self, side: int) -> list[int]:
-        """Return the side of each layer's map, before its pooling, for an input of `side` pixels."""
         found = []
         for row in self.convs:
             found.append(max((side + 2 * row.padding - row.kernel) // row.stride + 1, 0))
             side = found[-1] // row.pool
         return found
-
-    def config(self) -> dict:
-        """Describe the backbone in JSON's types."""
-        return asdict(self)
 
     @classmethod
     def from_config(cls, config: Mapping) -> "ConvBackbone":

@@ -1,6 +1,6 @@
 """The ConvNet: features, classifier and regressor as Keras functional models, and all three as one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,7 @@ from keras import layers
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.network.context import Context, first_cell
 from overfeat_tf.network.heads import DenseHead, build_head
-from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone
+from overfeat_tf.network.keras_backbone import BACKBONE
 from overfeat_tf.network.presets import PRESETS, Preset, get_preset
 from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, read_backbone
 
@@ -34,6 +34,9 @@ class Network:
         features: Pixels [B, H, W, 3], 0..255, to the last feature map before its pooling [B, n, m, C].
         classifier: Pooled map [B, p, q, C] to class scores before softmax [B, p - kernel + 1, q - kernel + 1,
             classes].
+        executions: How it is computed by each arithmetic that was asked for: `compute.execution.execution_of`.
+        models: The `Model`s, by their options, that `detect(network, ...)` and its like have made. Both hold compiled
+            functions over the network's variables, and go with it.
     """
 
     preset: Preset
@@ -44,6 +47,8 @@ class Network:
     context: bool
     features: keras.Model
     classifier: keras.Model
+    executions: dict[str, Any] = field(default_factory=dict, init=False, compare=False)
+    models: list[Any] = field(default_factory=list, init=False, compare=False)
 
     @cached_property
     def regressor(self) -> keras.Model:
@@ -64,17 +69,8 @@ class Network:
         chain = self.preset.backbone.is_chain
         return self.features if chain else self.features.get_layer(BACKBONE)
 
-    @property
-    def map_names(self) -> list[str]:
-        """The layers of `features` that give a map before their rectifier or after it, from the pixels up."""
-        described = self.preset.backbone
-        if isinstance(described, KerasBackbone):
-            return described.map_names
-        kinds = (layers.Conv2D, layers.ReLU, layers.MaxPooling2D)
-        return [layer.name for layer in self.features.layers if isinstance(layer, kinds)]
-
     def features_until(self, layer: str) -> keras.Model:
-        """Return the features up to one of `map_names`."""
+        """Return the features up to one of the backbone's `map_names`."""
         outer = [own.name for own in self.features.layers]
         if layer in outer:
             return keras.Model(self.features.input, self.features.get_layer(layer).output)
@@ -93,11 +89,6 @@ class Network:
         preset, more = self.preset, " and background" if self.background else ""
         windows = f"windows of {preset.window} pixels, every {preset.fine_stride}"
         return f"<Network {preset.name}: {self.num_classes} class{'es' * (self.num_classes != 1)}{more}; {windows}>"
-
-    @cached_property
-    def cache(self) -> dict[Any, Any]:
-        """What callers derive from the network and want again, such as compiled functions; it goes with the network."""
-        return {}
 
     def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
         """Build pixels [B, side, side, 3] -> {"scores", "boxes"}: both heads over windows at fine or coarse stride.

@@ -9,7 +9,7 @@ these cells tile, and boxes are placed by it as by a window of the paper's netwo
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,10 +81,6 @@ class KerasBackbone(Backbone):
     exact: bool = False
     neck: int = 0
 
-    def config(self) -> dict:
-        """Describe the backbone in JSON's types."""
-        return asdict(self)
-
     @classmethod
     def from_config(cls, config: Mapping) -> "KerasBackbone":
         """Build the backbone from `config`."""
@@ -97,22 +93,18 @@ class KerasBackbone(Backbone):
 
     @property
     def last_layer(self) -> str:
-        """Name of the layer that gives the last map."""
         return NECK if self.neck else self.layer
 
     @property
     def stride(self) -> int:
-        """Pixels from one cell of the last map to the next."""
         return self.along(self._steps, 1024)[-1].stride
 
     @property
     def channels(self) -> int:
-        """Channels of the last map."""
         return self.neck or self._model.output.shape[-1]
 
     @property
     def parameters(self) -> int:
-        """Weights of all layers."""
         normalised = 0 if self.exact else 2 * self._model.output.shape[-1]
         return self._model.count_params() + normalised + (self.layers[-1].parameters if self.neck else 0)
 
@@ -123,12 +115,10 @@ class KerasBackbone(Backbone):
 
     @property
     def map_names(self) -> list[str]:
-        """The layers that give a map, first to last."""
         added = [*["normalise"] * (not self.exact), *[NECK] * (self.neck > 0)]
         return [*(step.name for step in self._steps), *added]
 
     def sides(self, side: int) -> list[int]:
-        """Return the side of each layer's map for an input of `side` pixels."""
         before, after, _, _ = self.placement
         maps = self.along(self._steps, side + before + after)
         lasts = 2 if self.neck else 1

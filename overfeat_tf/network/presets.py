@@ -93,6 +93,22 @@ class Preset:
         """Return the side of the last feature map before its pooling, for an input of `side` pixels."""
         return self.backbone.sides(side)[-1]
 
+    def parameters(self, classes: int, background: bool, per_class: bool, context: bool) -> dict[str, int]:
+        """Count the weights of each part of a network for so many classes, without building it."""
+        outputs = {"classifier": classes + background, "regressor": 4 * classes if per_class else 4}
+        heads = {part: self.head(part, count, context) for part, count in outputs.items()}
+        counts = {part: sum(layer.parameters for layer in layers) for part, layers in heads.items()}
+        return {"features": self.backbone.parameters, **counts}
+
+    def stride(self, fine: bool = True) -> int:
+        """Return the pixels from one window to the next (3.3): window (i, j) begins at pixel (i, j) times this."""
+        return self.fine_stride if fine else self.coarse_stride
+
+    def window_count(self, side: int, fine: bool = True) -> int:
+        """Count the windows along an input of `side` pixels; 0 where none fits."""
+        fine_count = max(0, self.feature_side(side) - self.last_pool * self.head_kernel + 1)
+        return fine_count if fine else -(-fine_count // self.last_pool)
+
     def config(self) -> dict:
         """Describe the preset in JSON's types."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}

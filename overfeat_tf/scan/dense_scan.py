@@ -1,6 +1,7 @@
 """The dense multi-scale scan: an image -> class scores and boxes of every window (3.3, 4), and their vote."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -8,7 +9,6 @@ import tensorflow as tf
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.compute.dense import find_windows, head_maps, run_heads
 from overfeat_tf.compute.execution import execution_of
-from overfeat_tf.network import geometry
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.pyramid import Views, draw_views
@@ -66,51 +66,47 @@ def place_windows(
     network: Network, outputs: Sequence[Sequence[tf.Tensor]], groups: Sequence[Views], options: InferenceOptions
 ) -> list[ScaleScan]:
     """Place what `run_views` gives for one image's views in the image."""
-    scans = []
+    scans, preset = [], network.preset
     for views, logits, *values in zip(groups, *outputs, strict=True):
-        place = _placing(network, views.mirrored, options.fine)
+        channels = values[0].shape[-1] if values else 0
+        step = preset.stride(options.fine)
+        place = _placing(preset.window, step, network.box_form, channels, views.mirrored)
         seen, boxes = place(tf.shape(logits)[1:3], views.origins, views.size, values)
         scans += [ScaleScan(*one) for one in zip(tf.unstack(logits, len(seen)), boxes, seen, strict=True)]
     return scans
 
 
-def _placing(network: Network, mirrored: tuple[bool, ...], fine: bool) -> Callable:
+@cache
+def _placing(window: int, step: int, form: str, channels: int, mirrored: tuple[bool, ...]) -> Callable:
     """Return the tf.function that places windows, and with the regressor's values boxes, in the image.
 
     Of a map int32 [2] of windows in views at origins float32 [V, 2] of an image resized to int32 [2]. All scales and
     signatures share it: tracing the boxes of each would make a third of a graph.
+
+    Args:
+        window, step: The windows' side, and the pixels from one to the next.
+        form, channels: Of the regressor's values, [V, h, w, channels]; no channels where there are no values.
+        mirrored: As of `Views`.
     """
-    key = ("placing", mirrored, fine)
-    if key not in network.cache:
-        step = geometry.stride(network.preset, fine)
 
-        def place(windows: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, values: list[tf.Tensor]) -> tuple:
-            rows, columns = (tf.cast(tf.range(windows[axis]) * step, tf.float32) for axis in (0, 1))
-            corners = origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
-            whole = _in_image(network, tf.constant([0.0, 0.0, 1.0, 1.0]), corners, size, mirrored)
-            boxes = _image_boxes(network, values[0], corners, size, mirrored) if values else [None] * len(mirrored)
-            return [field[:, :, 0] for field in whole], boxes
+    def in_image(edges: tf.Tensor, corners: tf.Tensor, size: tf.Tensor) -> list[tf.Tensor]:
+        """Convert edges in window sides to normalised boxes in the image, one tensor a view; undo the mirroring."""
+        sides = tf.cast(tf.concat([size, size], axis=0), tf.float32)
+        boxes = box_ops.from_window(edges, corners[:, :, :, None], float(window)) / sides
+        return [box_ops.flip(boxes[i]) if turned else boxes[i] for i, turned in enumerate(mirrored)]
 
-        network.cache[key] = tf.function(place, autograph=False, reduce_retracing=True)
-    return network.cache[key]
+    def place(windows: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, values: list[tf.Tensor]) -> tuple:
+        rows, columns = (tf.cast(tf.range(windows[axis]) * step, tf.float32) for axis in (0, 1))
+        corners = origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
+        whole = in_image(tf.constant([0.0, 0.0, 1.0, 1.0]), corners, size)
+        boxes: list = [None] * len(mirrored)
+        if values:
+            each = tf.reshape(values[0], tf.concat([tf.shape(values[0])[:3], [channels // 4, 4]], axis=0))
+            each = tf.ensure_shape(each, [None, None, None, channels // 4, 4])
+            boxes = in_image(box_ops.decode(each, form), corners, size)
+        return [field[:, :, 0] for field in whole], boxes
 
-
-def _image_boxes(
-    network: Network, values: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, mirrored: tuple[bool, ...]
-) -> list[tf.Tensor]:
-    """Decode the regressor's values [V, h, w, 4 R] into boxes in the image's frame."""
-    each = tf.reshape(values, tf.concat([tf.shape(values)[:3], [values.shape[-1] // 4, 4]], axis=0))
-    each = tf.ensure_shape(each, [None, None, None, values.shape[-1] // 4, 4])
-    return _in_image(network, box_ops.decode(each, network.box_form), origins, size, mirrored)
-
-
-def _in_image(
-    network: Network, edges: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, mirrored: tuple[bool, ...]
-) -> list[tf.Tensor]:
-    """Convert edges in window sides to normalised boxes in the image, one tensor a view; undo the mirroring."""
-    sides = tf.cast(tf.concat([size, size], axis=0), tf.float32)
-    boxes = box_ops.from_window(edges, origins[:, :, :, None], float(network.preset.window)) / sides
-    return [box_ops.flip(boxes[i]) if turned else boxes[i] for i, turned in enumerate(mirrored)]
+    return tf.function(place, autograph=False, reduce_retracing=True)
 
 
 def vote(scans: list[ScaleScan], background: bool) -> tf.Tensor:

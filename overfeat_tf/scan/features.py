@@ -26,7 +26,7 @@ def layer_names(network: Network) -> list[str]:
     `conv1`, `relu1`, `pool1` ... or a backbone's own names, to the classifier's `scores`, and the regressor's where it
     has been fitted.
     """
-    names = network.map_names
+    names = network.preset.backbone.map_names
     if network.preset.last_pool > 1:
         names.append(_last_pool(network.preset))
     for part, model in network.parts.items():
@@ -76,7 +76,7 @@ def extract(
     if not images:
         return []
     last_pool = preset.last_pool
-    below = layer in network.map_names
+    below = layer in preset.backbone.map_names
     maps_of = feature_maps if layer == _last_pool(preset) else head_maps
     until = network.features_until(layer) if below else None
     dtype = tf.as_dtype(until.output.dtype) if until else execution_of(network, arithmetic).dtype

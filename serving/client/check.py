@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.images.files import image_example
 from serving.client.client import Client, ServingError
-from serving.contract import DEFAULT_KEY, SIGNATURES, Signature, contract_key, differences, image_example
+from serving.contract import DEFAULT_KEY, SIGNATURES, Signature, contract_key, differences
 from serving.errors import reason
 
 _READY_SECONDS = 10.0

@@ -23,10 +23,10 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from overfeat_tf.images.files import image_example
 from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 from serving.client.channel import authorization, open_channel
-from serving.contract import image_example
 from serving.tensors import to_tensor
 
 DEFAULT_TIMEOUT_SECONDS = 60.0

@@ -79,11 +79,6 @@ class Access:
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token.encode())
 
 
-def require_free(host: str, port: int) -> None:
-    """Raise OSError if a server cannot listen at an address; gRPC's own message says less than `listen`'s."""
-    listen(host, port).close()
-
-
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket, IPv6 if the host is an IPv6 address; the message of its OSError is one line."""
     try:

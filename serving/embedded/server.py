@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-from serving.embedded.access import Access, bracketed, require_free
+from serving.embedded.access import Access, bracketed, listen
 from serving.embedded.config import Labels, ServedModel, from_directories
 from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
 from serving.embedded.rest.metrics import Metrics
@@ -84,7 +84,7 @@ class Server(AbstractContextManager):
         Raises:
             OSError: the address is taken or not ours.
         """
-        require_free(host, port)
+        listen(host, port).close()  # gRPC's own message says less
         self.models = models
         self.access = access or Access()
         self.host = host
@@ -200,7 +200,6 @@ def start_models(
         FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
-    require_free(host, port)
     for model in [] if wait else wanted:
         require_versions(model)
     models = Models()

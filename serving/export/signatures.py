@@ -6,10 +6,11 @@ from dataclasses import replace
 import tensorflow as tf
 
 from overfeat_tf.compute.precision import in_bfloat16
+from overfeat_tf.images.files import ENCODED_IMAGE_FEATURE
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 from overfeat_tf.network.convnet import PIXELS
-from serving.contract import DEFAULT_KEY, ENCODED_IMAGE_FEATURE, SIGNATURES
+from serving.contract import DEFAULT_KEY, SIGNATURES
 
 # What programs for the Object Detection API take a loaded model's answer to be: they cut every other output to the
 # image's `num_detections` detections, for which `status`, of one dimension, is no output of theirs.

@@ -7,7 +7,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
-from serving.contract import DEFAULT_KEY, SIGNATURES, image_example
+from overfeat_tf.images.files import image_example
+from serving.contract import DEFAULT_KEY, SIGNATURES
 from serving.version_folders import WARMUP_FILE
 
 SIDE = 256  # pixels: tracing is by rank, so any size warms up for all

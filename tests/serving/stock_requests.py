@@ -18,7 +18,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from serving.contract import image_example
+from overfeat_tf.images.files import image_example
 from serving.version_folders import WARMUP_FILE
 
 

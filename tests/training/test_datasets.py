@@ -11,8 +11,9 @@ from small_source import coloured_rectangles, few_digits
 
 import overfeat_tf as of
 from overfeat_tf.images.decode import decode_image
-from training.sources import as_dataset, open_data
+from training.sources import open_data
 from training.sources.checks import Kind
+from training.sources.record import as_dataset
 from training.tasks import stage_views
 from training.views.pipeline import training_batches
 

@@ -1,7 +1,7 @@
 """Scores as probabilities: how well they tell the chance of being right, and the map that makes them."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -28,7 +28,7 @@ class Reliability:
     returns many of them they outweigh those that it is sure of, so look at the table as well.
     """
 
-    def __init__(self, class_names: Sequence[str] = ()):
+    def __init__(self) -> None:
         self._count, self._right, self._score = np.zeros(BINS, int), np.zeros(BINS, int), np.zeros(BINS)
 
     def process(self, record: Record, answer: Answer) -> None:

@@ -12,8 +12,9 @@ import tensorflow as tf
 from overfeat_tf.images.decode import decode_image
 from training.progress import progress
 from training.recipes import Recipe
-from training.sources import Data, open_data
+from training.sources import open_data
 from training.sources.checks import Finding, Kind, ReportFinding, read_orientation
+from training.sources.dataset import Data
 from training.sources.record import Record, Source, as_dataset, check_split
 from training.views.coverage import Coverage, Objects, measure_coverage
 

@@ -22,19 +22,19 @@ ENOUGH = 10_000  # boxes: their median moves no more; of ImageNet all would be h
 IMAGES = 50_000  # that are looked at for them
 
 
-def median_box(source: Source, split: str = "train", quiet: bool = False) -> np.ndarray | None:
-    """Return the median of each edge over a split's boxes, normalised yxyx [4], from the first some ten thousand.
+def median_box(source: Source, quiet: bool = False) -> np.ndarray | None:
+    """Return the median of each edge over the training boxes, normalised yxyx [4], from the first some ten thousand.
 
-    None, with a warning, where the source has no such split or the images that were looked at have no box.
+    None, with a warning, where the source has no split "train" or the images that were looked at have no box.
     """
     boxes: list[np.ndarray] = []
-    if split in source.splits:
-        for record in progress(source.records(split, IMAGES), f"boxes of {split}", quiet=quiet):
+    if "train" in source.splits:
+        for record in progress(source.records("train", IMAGES), "boxes of train", quiet=quiet):
             boxes.extend(record.boxes[record.boxed])
             if len(boxes) >= ENOUGH:
                 break
     if not boxes:
-        log.warning("no row of a fixed box: %s has no boxes in a split '%s' to take it from", source.name, split)
+        log.warning("no row of a fixed box: %s has no boxes in a split 'train' to take it from", source.name)
         return None
     return np.median(boxes, axis=0)
 
@@ -44,7 +44,7 @@ class FixedBox:
 
     def __init__(self, box: np.ndarray):
         """Take the box, normalised yxyx [4]."""
-        self._box, self._metric = box, IlsvrcErrors(kinds=("localization",))
+        self._box, self._metric = box, IlsvrcErrors(("localization",))
 
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image, with the classes of an answer of `localize`."""

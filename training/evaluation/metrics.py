@@ -64,8 +64,8 @@ class IlsvrcErrors:
 
     KINDS = ("top", "localization")
 
-    def __init__(self, class_names: Sequence[str] = (), kinds: Sequence[str] = KINDS):
-        """Choose the kinds of error; the class names are of no use."""
+    def __init__(self, kinds: Sequence[str] = KINDS):
+        """Choose the kinds of error."""
         self._kinds = tuple(kinds)
         self._images: Counter[str] = Counter()
         self._right: Counter[str] = Counter()

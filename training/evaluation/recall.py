@@ -18,7 +18,7 @@ class DetectionRecall:
     count, nor do the detections matched to them.
     """
 
-    def __init__(self, class_names: Sequence[str] = (), display_threshold: float | None = None):
+    def __init__(self, display_threshold: float | None = None):
         """Take the score from which detections are shown; without one only recall is measured."""
         self._threshold = display_threshold
         groups = 1 + len(group_names())  # all objects, then each group

@@ -50,7 +50,6 @@ class EpochLines(keras.callbacks.Callback):
         self._report, self._stage, self._epochs = report, stage, epochs
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Report."""
         figures = "  ".join(f"{name} {value:.4g}" for name, value in (logs or {}).items())
         self._report(f"{self._stage} {epoch + 1}/{self._epochs}  {figures}")
 

@@ -88,8 +88,8 @@ class BoxLoss(keras.losses.Loss):
         form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
     """
 
-    def __init__(self, kind: str = BOX_LOSSES[0], form: str = BOX_FORMS[0], name="boxes", **kw):
-        super().__init__(name=name, **kw)
+    def __init__(self, kind: str = BOX_LOSSES[0], form: str = BOX_FORMS[0], **kw):
+        super().__init__(**kw)
         check_choice("box_loss", kind, BOX_LOSSES)
         self.kind, self.form = kind, form
 
@@ -102,33 +102,52 @@ class BoxLoss(keras.losses.Loss):
             overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
             apart = box_ops.intersection(truth, found) <= 0.0
             distance = 1.0 - overlap + tf.where(apart, distance, 0.0)
-        learnt = tf.cast(box_classes > 0, distance.dtype)
-        return tf.math.divide_no_nan(tf.reduce_sum(distance * learnt, axis=[1, 2]), tf.reduce_sum(learnt, axis=[1, 2]))
+        return _mean_where(box_classes > 0, distance)
 
     def get_config(self):
         return {**super().get_config(), "kind": self.kind, "form": self.form}
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
-class ClassLoss(keras.losses.Loss):
-    """Cross-entropy of single windows: `y_true` is int32 [B] of classes or IGNORED, `y_pred` logits [B, classes].
+class _Entropy(keras.losses.Loss):
+    """Cross-entropy of logits [..., classes].
 
     Args:
         class_weights: A factor on the loss of each class; None takes 1.
     """
 
-    def __init__(self, class_weights: Sequence[float] | None = None, name="classes", **kw):
-        super().__init__(name=name, **kw)
+    def __init__(self, class_weights: Sequence[float] | None = None, **kw):
+        super().__init__(**kw)
         self.class_weights = class_weights
 
-    def call(self, y_true, y_pred):
-        labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
-        known = tf.maximum(labels, 0)
-        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(known, y_pred)
-        return _weighted(entropy, known, self.class_weights) * tf.cast(labels != IGNORED, entropy.dtype)
+    def entropy(self, classes: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+        """Return the weighted cross-entropy with classes int32 [...]."""
+        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)
+        return _weighted(entropy, classes, self.class_weights)
 
     def get_config(self):
         return {**super().get_config(), "class_weights": self.class_weights}
+
+
+@keras.saving.register_keras_serializable("overfeat_tf")
+class ClassLoss(_Entropy):
+    """Cross-entropy of single windows: `y_true` is int32 [B] of classes or IGNORED, `y_pred` logits [B, classes]."""
+
+    def call(self, y_true, y_pred):
+        labels = tf.reshape(tf.cast(y_true, tf.int32), [-1])
+        entropy = self.entropy(tf.maximum(labels, 0), y_pred)
+        return entropy * tf.cast(labels != IGNORED, entropy.dtype)
+
+
+@keras.saving.register_keras_serializable("overfeat_tf")
+class ObjectLoss(_Entropy):
+    """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
+
+    `y_true` is int32 [B, h, w] of window labels (IGNORED, BACKGROUND, class + 1); `y_pred` logits [B, h, w, classes].
+    """
+
+    def call(self, y_true, y_pred):
+        labels = tf.cast(y_true, tf.int32)
+        return _mean_where(labels > BACKGROUND, self.entropy(tf.maximum(labels - 1, 0), y_pred))
 
 
 @keras.saving.register_keras_serializable("overfeat_tf")
@@ -151,10 +170,9 @@ class DetectionLoss(keras.losses.Loss):
         per_positive: int = 3,
         at_least: int = 8,
         class_weights: Sequence[float] | None = None,
-        name="detection",
         **kw,
     ):
-        super().__init__(name=name, **kw)
+        super().__init__(**kw)
         check_choice("negatives", negatives, NEGATIVES)
         self.negatives, self.per_positive, self.at_least = negatives, per_positive, at_least
         self.class_weights = None if class_weights is None else (1.0, *class_weights)
@@ -164,44 +182,24 @@ class DetectionLoss(keras.losses.Loss):
         labels = tf.reshape(tf.cast(y_true, tf.int32), [tf.shape(y_true)[0], -1])
         logits = tf.reshape(y_pred, [tf.shape(labels)[0], -1, y_pred.shape[-1]])
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
-        positive = tf.cast(labels > BACKGROUND, entropy.dtype)
-        background = labels == BACKGROUND
+        positive, background = labels > BACKGROUND, labels == BACKGROUND
         merit = tf.stop_gradient(entropy)
         if self.seed_generator is not None:
             merit = keras.random.uniform(tf.shape(entropy), seed=self.seed_generator)
         rank = tf.argsort(tf.argsort(tf.where(background, merit, -1.0), direction="DESCENDING"))
-        wanted = tf.maximum(self.per_positive * tf.reduce_sum(positive, axis=1), self.at_least)
-        negative = tf.cast(background & (tf.cast(rank, entropy.dtype) < wanted[:, None]), entropy.dtype)
-        chosen = positive + negative
-        entropy = _weighted(entropy, tf.maximum(labels, 0), self.class_weights)
-        return tf.math.divide_no_nan(tf.reduce_sum(entropy * chosen, axis=1), tf.reduce_sum(chosen, axis=1))
+        objects = tf.math.count_nonzero(positive, axis=1, keepdims=True, dtype=tf.int32)
+        negative = background & (rank < tf.maximum(self.per_positive * objects, self.at_least))
+        return _mean_where(positive | negative, _weighted(entropy, tf.maximum(labels, 0), self.class_weights))
 
     def get_config(self):
         own = {"negatives": self.negatives, "per_positive": self.per_positive, "at_least": self.at_least}
         return {**super().get_config(), **own}
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
-class ObjectLoss(keras.losses.Loss):
-    """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
-
-    `y_true` is int32 [B, h, w] of window labels (IGNORED, BACKGROUND, class + 1); `y_pred` logits [B, h, w, classes].
-
-    Args:
-        class_weights: A factor on the loss of each class; None takes 1.
-    """
-
-    def __init__(self, class_weights: Sequence[float] | None = None, name="objects", **kw):
-        super().__init__(name=name, **kw)
-        self.class_weights = class_weights
-
-    def call(self, y_true, y_pred):
-        labels = tf.cast(y_true, tf.int32)
-        classes = tf.maximum(labels - 1, 0)
-        entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, y_pred)
-        entropy = _weighted(entropy, classes, self.class_weights)
-        shown = tf.cast(labels > BACKGROUND, entropy.dtype)
-        return tf.math.divide_no_nan(tf.reduce_sum(entropy * shown, axis=[1, 2]), tf.reduce_sum(shown, axis=[1, 2]))
+def _mean_where(chosen: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+    """Average an image's losses [B, ...] where they are chosen, bool of the same shape; 0 for an image without any."""
+    weights, axes = tf.cast(chosen, losses.dtype), list(range(1, losses.shape.rank))
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights, axes), tf.reduce_sum(weights, axes))
 
 
 def _weighted(losses: tf.Tensor, classes: tf.Tensor, weights: Sequence[float] | None) -> tf.Tensor:

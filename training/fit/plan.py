@@ -11,7 +11,7 @@ import tensorflow as tf
 from overfeat_tf.network.convnet import Network
 from training.fit.strategy import device_name
 from training.recipes import Recipe
-from training.sources import Source
+from training.sources.record import Source
 
 COUNTED = 2000  # images of a split: a second or two
 TIMED = 8  # images that are shown to the network

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from math import ceil
 from typing import Any
@@ -10,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from overfeat_tf.models.model import Model
+from training.fit.strategy import shard_batches
 from training.recipes import Recipe, Schedule
 from training.sources.checks import Finding, Log
 from training.sources.record import Record, Source
@@ -107,7 +109,27 @@ def stage_batches(
     return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable, service)
 
 
-def validation_batches(stage: str, schedule: Schedule, source: Source, split: str) -> int:
+def validation_data(
+    stage: str, model: Model, recipe: Recipe, source: Source, supply: Supply
+) -> tuple[tf.data.Dataset | None, int | None]:
+    """Return what `fit` validates a stage on after each epoch, the same each time, and how many batches that is.
+
+    None for detection, which is scored by its answers, and without a validation split.
+    """
+    if stage == "detection" or recipe.val_split not in source.splits:
+        return None, None
+    schedule = getattr(recipe, stage)
+    # A view of each image: of as many images as there are views.
+    once = replace(recipe, views=recipe.views.validating)
+    count = _validation_batches(stage, schedule, source, recipe.val_split)
+
+    def views(rows: range) -> tf.data.Dataset:
+        return stage_batches(stage, model, once, supply, recipe.val_split, rows).take(count).repeat()
+
+    return shard_batches(tf.distribute.get_strategy(), views, schedule.batch), count
+
+
+def _validation_batches(stage: str, schedule: Schedule, source: Source, split: str) -> int:
     """Return how many batches of views a stage is validated on after each epoch: a view of each image, where cheap.
 
     A batch takes a third of a step of training, so they may be a quarter of an epoch's steps: a twelfth of its time.

@@ -94,7 +94,6 @@ class Graph(keras.callbacks.Callback):
         self._writer = writer
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Write."""
         (pixels,) = self.model.inputs
         view = [tf.TensorSpec([1, *pixels.shape[1:]], pixels.dtype)]
         forward = tf.function(lambda pixels: self.model(pixels, training=False), view, autograph=False)
@@ -142,7 +141,6 @@ class Epochs(keras.callbacks.Callback):
         self._train, self._validation = train, validation
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Write."""
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         for name, value in {**(logs or {}), "learning_rate": rate}.items():
             writer = self._validation if name.startswith("val_") else self._train
@@ -162,7 +160,6 @@ class Weights(keras.callbacks.Callback):
         self._writer, self._network = writer, model.network
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Write."""
         first = next(layer for layer in self._network.features.layers if layer.weights)
         with self._writer.as_default(step=epoch):
             tf.summary.image("first_layer", np.asarray(draw_filters(first.get_weights()[0]))[None])

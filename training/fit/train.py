@@ -32,7 +32,7 @@ from training.fit.strategy import (
     shard_batches,
     worker_count,
 )
-from training.fit.supply import Supply, stage_batches, validation_batches
+from training.fit.supply import Supply, stage_batches, validation_data
 from training.fit.tensorboard import stage_boards, write_settings
 from training.fit.transfer import with_background
 from training.progress import log_lines
@@ -44,7 +44,9 @@ from training.run.preflight import check, disk_space
 from training.run.results import Results
 from training.run.resume import config_of, continued, finished, has_features, network_of, open_run, with_precision
 from training.run.signals import CheckpointOnSignal
-from training.sources import Data, Source, open_data
+from training.sources import open_data
+from training.sources.dataset import Data
+from training.sources.record import Source
 from training.sources.splits import settle, store
 from training.tasks import TRAINED_TASKS
 from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
@@ -211,9 +213,9 @@ def _fit(
     source: Source,
     run: Path,
     profile: bool,
-    others: Sequence[keras.callbacks.Callback] = (),
-    plan: Plan | None = None,
-    service: DataService | None = None,
+    others: Sequence[keras.callbacks.Callback],
+    plan: Plan,
+    service: DataService | None,
 ) -> tuple[dict[str, list[float]], dict]:
     """Fit one stage with `model.fit`, from its last checkpoint on, and leave the model with its best weights.
 
@@ -238,33 +240,21 @@ def _fit(
         log.info("%s: resuming after step %d of %d", stage, done, schedule.steps)
 
     # 2. Validation and callbacks.
-    validation = count = None
     supply = Supply(service.source if service is not None else source)
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
-    if stage != "detection" and recipe.val_split in source.splits:
-        # A view of each image: of as many images as there are views.
-        once = replace(recipe, views=recipe.views.validating)
-        count = validation_batches(stage, schedule, source, recipe.val_split)
-
-        def views(rows: range) -> tf.data.Dataset:
-            return (
-                stage_batches(stage, model, once, supply, recipe.val_split, rows).take(count).repeat()
-            )  # the same each time
-
-        validation = shard_batches(strategy, views, schedule.batch)
+    validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
         callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
-    barred = plan is not None and sys.stderr.isatty()
-    if chief:
-        above_the_bar = partial(tqdm.write, file=sys.stderr)
-        callbacks.append(EpochLines(above_the_bar if barred else log.info, stage, schedule.epoch_count))
     bar: AbstractContextManager = nullcontext()
-    if chief and plan is not None and barred:
-        callbacks.append(shown_bar := StageBar(plan, stage, done, schedule.steps, schedule.epoch_count))
+    if chief and sys.stderr.isatty():
+        shown_bar = StageBar(plan, stage, done, schedule.steps, schedule.epoch_count)
+        above_the_bar = partial(tqdm.write, file=sys.stderr)
+        callbacks += [EpochLines(above_the_bar, stage, schedule.epoch_count), shown_bar]
         bar = closing(shown_bar)
-
+    elif chief:
+        callbacks.append(EpochLines(log.info, stage, schedule.epoch_count))
     callbacks += others
 
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.

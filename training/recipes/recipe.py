@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import keras
 
 DECAYS = ("decoupled", "l2")
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = {"sgd": 1, "adamw": 2}  # and how many numbers each keeps for a weight
 SCHEDULES = ("step", "cosine")
 CLASS_WEIGHTS = ("none", "balanced")
 BATCH_NORMS = ("inference", "training")
@@ -80,7 +80,7 @@ class Schedule:
     warm_up: int = 0
     backbone_rate: float = 1.0
     passes: float | None = None
-    optimizer: str = OPTIMIZERS[0]
+    optimizer: str = "sgd"
     schedule: str = SCHEDULES[0]
 
     def __post_init__(self) -> None:

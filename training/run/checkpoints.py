@@ -27,11 +27,9 @@ class Position(tf.train.experimental.PythonState):
         self.step, self.block, self.place, self.batches = 0, 0, Place(), 0
 
     def serialize(self) -> str:
-        """Write it as JSON."""
         return json.dumps([self.step, self.block, self.place, self.batches])
 
     def deserialize(self, string_value: str) -> None:
-        """Read it from JSON."""
         values = json.loads(string_value)
         if len(values) != 4 or len(values[2]) != len(Place._fields):
             raise ValueError("its place in the data is that of an earlier version")
@@ -129,7 +127,6 @@ class Checkpoints(keras.callbacks.Callback):
             self.save()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Save."""
         self.save()
 
     def save(self) -> None:

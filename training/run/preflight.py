@@ -12,6 +12,7 @@ from training.evaluation.average_precision import CocoDetection
 from training.fit.strategy import check_batch, check_compiled
 from training.fit.tensorboard import PICTURES, SIDE
 from training.recipes import Recipe
+from training.recipes.recipe import OPTIMIZERS
 from training.run.checkpoints import KEPT
 from training.sources.record import Record, Source, check_split
 
@@ -82,11 +83,11 @@ PICTURE = 3 * SIDE * SIDE  # bytes at most, as a PNG of noise
 
 def disk_space(recipe: Recipe, preset: Preset, classes: int) -> int:
     """Return how many bytes a run takes: weights, the best and the last; checkpoints, of weights and momenta; logs."""
-    weights = 4 * parameters(preset, classes, recipe.per_class, recipe.context)
+    weights = 4 * sum(preset.parameters(classes, True, recipe.per_class, recipe.context).values())
     epochs = sum(getattr(recipe, stage).epochs for stage in TASKS)
-    # Old and new ones, each the best and the last; of a checkpoint the weights and two momenta at most, and an average.
-    adam = any(getattr(recipe, stage).optimizer == "adamw" for stage in TASKS)
-    checkpoint = (2 + adam + (recipe.ema is not None)) * weights
+    # Old and new ones, each the best and the last; of a checkpoint the weights, their momenta and an average.
+    momenta = max(OPTIMIZERS[getattr(recipe, stage).optimizer] for stage in TASKS)
+    checkpoint = (1 + momenta + (recipe.ema is not None)) * weights
     return (
         4 * weights
         + (len(TASKS) * KEPT + 1) * checkpoint
@@ -94,10 +95,3 @@ def disk_space(recipe: Recipe, preset: Preset, classes: int) -> int:
         + epochs * PICTURES * PICTURE
         + SPARE
     )
-
-
-def parameters(preset: Preset, classes: int, per_class: bool, context: bool) -> int:
-    """Count the parameters of a network with all its parts and a background class, without building it."""
-    heads = (("classifier", classes + 1), ("regressor", 4 * classes if per_class else 4))
-    layers = [layer for part, outputs in heads for layer in preset.head(part, outputs, context)]
-    return preset.backbone.parameters + sum(layer.parameters for layer in layers)

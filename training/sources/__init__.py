@@ -1,47 +1,78 @@
-"""Where images and boxes come from: one file a source, one record schema (`record.py`)."""
+"""Where images and boxes come from: one file a source, one record schema (`record.py`).
+
+`SOURCES` has a row for each kind. A kind's file is imported when one is opened: the command line lists the kinds
+without waiting for TensorFlow.
+"""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import TypeAlias
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overfeat_tf.suggestion import suggest
-from training.sources.advice import describe
-from training.sources.checks import Log, ReportFinding
-from training.sources.coco import FORM, open_coco
-from training.sources.csv_table import CsvTable
-from training.sources.dataset import DatasetSource
-from training.sources.digits import DigitScenes
-from training.sources.folder import ImageFolder
-from training.sources.ilsvrc import IlsvrcFolder
-from training.sources.record import SCHEMA, Record, Source, as_dataset
-from training.sources.splits import divide
-from training.sources.tfds import TfdsSet
-from training.sources.tfrecord import TfRecords
-from training.sources.voc import VocFolder
-from training.sources.yolo import YoloFiles
 
-# What the command line calls each: the part before the colon, the form, and what to do with the rest.
-OPENERS: dict[str, tuple[str, Callable[[str, ReportFinding], Source]]] = {
-    "digits": ("digits", lambda rest, report: DigitScenes()),
-    "voc": ("voc:DIR", lambda rest, report: VocFolder(Path(rest), report)),
-    "coco": (FORM, open_coco),
-    "yolo": ("yolo:data.yaml", lambda rest, report: YoloFiles(Path(rest), report)),
-    "csv": ("csv:FILE", CsvTable),
-    "tfrecord": ("tfrecord:GLOB", TfRecords),
-    "ilsvrc": ("ilsvrc:DIR", lambda rest, report: IlsvrcFolder(Path(rest), report)),
-    "folder": ("folder:DIR", lambda rest, report: ImageFolder(Path(rest), report)),
-    "tfds": ("tfds:NAME[/CONFIG][:VERSION][+boxes=DIR]", TfdsSet),
+if TYPE_CHECKING:
+    from training.sources.checks import ReportFinding
+    from training.sources.dataset import Data
+    from training.sources.record import Source
+
+
+class SourceKind(NamedTuple):
+    """A kind of source.
+
+    Attributes:
+        forms: What the command line calls it, each form with what it is.
+        opener: What opens one from what follows the colon and a report, by its file in this folder and its name.
+        rest: What it takes of what follows the colon.
+    """
+
+    forms: dict[str, str]
+    opener: str
+    rest: Callable[[str], Any] = str
+
+    def open(self, rest: str, report: "ReportFinding") -> "Source":
+        """Open a source of this kind."""
+        module, _, name = self.opener.partition(".")
+        return getattr(import_module(f"{__name__}.{module}"), name)(self.rest(rest), report)
+
+
+SOURCES = {
+    "digits": SourceKind({"digits": "the embedded scenes"}, "digits.open_digits"),
+    "voc": SourceKind(
+        {"voc:DIR": "Pascal VOC's layout, or XML files beside images or in a folder of their own"},
+        "voc.VocFolder",
+        Path,
+    ),
+    "coco": SourceKind(
+        {
+            "coco:DIR": "COCO's and Roboflow's trees; all splits are found",
+            "coco:IMAGES_DIR:ANNOTATIONS.json": "{split} in both parts stands for every split",
+        },
+        "coco.open_coco",
+    ),
+    "yolo": SourceKind({"yolo:data.yaml": "Ultralytics' layout"}, "yolo.YoloFiles", Path),
+    "csv": SourceKind(
+        {"csv:FILE": "a row per object: filename,width,height,class,xmin,ymin,xmax,ymax"}, "csv_table.CsvTable"
+    ),
+    "tfrecord": SourceKind(
+        {"tfrecord:GLOB": "tf.Examples with the keys of the Object Detection API"}, "tfrecord.TfRecords"
+    ),
+    "ilsvrc": SourceKind({"ilsvrc:DIR": "ImageNet's CLS-LOC or DET layout"}, "ilsvrc.IlsvrcFolder", Path),
+    "folder": SourceKind(
+        {"folder:DIR": "a folder per class, inside train, val and test folders or without them"},
+        "folder.ImageFolder",
+        Path,
+    ),
+    "tfds": SourceKind(
+        {"tfds:NAME[/CONFIG][:VERSION]": "TensorFlow Datasets; add +boxes=DIR for ImageNet's boxes"}, "tfds.TfdsSet"
+    ),
 }
 
-Data: TypeAlias = str | Source | tf.data.Dataset | Mapping[str, tf.data.Dataset]  # what `open_data` opens
 
-__all__ = ["SCHEMA", "Data", "Record", "Source", "as_dataset", "open_data", "open_source"]
-
-
-def open_data(data: Data, class_names: Sequence[str] | None = None, report: ReportFinding | None = None) -> Source:
+def open_data(
+    data: "Data", class_names: Sequence[str] | None = None, report: "ReportFinding | None" = None
+) -> "Source":
     """Open data of any kind: a SOURCE, a source (or what has one as `source`), or tf.data (`DatasetSource`).
 
     Args:
@@ -52,6 +83,11 @@ def open_data(data: Data, class_names: Sequence[str] | None = None, report: Repo
     Raises:
         ValueError: see `open_source` and `DatasetSource`; or data of another kind.
     """
+    import tensorflow as tf
+
+    from training.sources.checks import Log
+    from training.sources.dataset import DatasetSource
+
     if isinstance(data, tf.data.Dataset | Mapping):
         return DatasetSource(data, class_names, report or Log())
     if class_names is not None:
@@ -66,8 +102,8 @@ def open_data(data: Data, class_names: Sequence[str] | None = None, report: Repo
     return source
 
 
-def open_source(spec: str, report: ReportFinding | None = None) -> Source:
-    """Open a SOURCE of the command line: `digits`, `voc:DIR` and the others of `OPENERS`.
+def open_source(spec: str, report: "ReportFinding | None" = None) -> "Source":
+    """Open a SOURCE of the command line: `digits`, `voc:DIR` and the others of `SOURCES`.
 
     Of a source of one list a part is held out for validation (`splits.Divided`).
 
@@ -78,17 +114,21 @@ def open_source(spec: str, report: ReportFinding | None = None) -> Source:
     Raises:
         ValueError: no such source, or nothing there; one line.
     """
+    from training.sources.advice import describe
+    from training.sources.checks import Log
+    from training.sources.splits import divide
+
     kind, _, rest = spec.partition(":")
-    if kind in OPENERS and bool(rest) == (kind != "digits"):
+    if kind in SOURCES and bool(rest) == (kind != "digits"):
         try:
-            return divide(OPENERS[kind][1](rest, report or Log()))
+            return divide(SOURCES[kind].open(rest, report or Log()))
         except ValueError as error:
             settled = kind == "tfds" or any(word in str(error) for word in ("write ", "say '"))
             advice = "" if settled else describe(Path(rest))
             if not advice or advice.endswith(f" {spec}"):  # then the SOURCE is right, and its content is not
                 raise
             raise ValueError(f"{error}; {advice}") from error
-    hint = "" if kind in OPENERS else describe(Path(spec)) if os.path.exists(spec) else suggest(kind, OPENERS)
+    hint = "" if kind in SOURCES else describe(Path(spec)) if os.path.exists(spec) else suggest(kind, SOURCES)
     hint = f"; {hint}" if hint and not hint.startswith(";") else hint
-    forms = ", ".join(form for form, _ in OPENERS.values())
+    forms = ", ".join(", or ".join(each.forms) for each in SOURCES.values())
     raise ValueError(f"expected a data source, one of {forms}; got '{spec}'{hint}")

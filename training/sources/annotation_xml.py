@@ -1,6 +1,5 @@
 """What Pascal VOC and ImageNet share: XML files of one image's size and objects, and class names by WordNet id."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from xml.etree import ElementTree
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing
-from training.sources.text import is_set, one_line
+from training.sources.text import is_set, one_line, to_float
 
 MOST_BYTES = 4 << 20
 DECLARED = re.compile(rb"""<\?xml[^>]*?encoding=["']([\w.-]+)["']""")
@@ -34,7 +33,7 @@ def read_annotation(path: Path, name: str, report: ReportFinding) -> Annotation 
     except UNREADABLE as error:
         report(Finding(Kind.BAD_ANNOTATION, name, f"{path}: {error}"))
         return None
-    width, height = (_number(root, f"size/{side}") for side in ("width", "height"))
+    width, height = (to_float(root.findtext(f"size/{side}")) for side in ("width", "height"))
     size = (width, height) if width > 0 and height > 0 else (0.0, 0.0)
     things = [_thing(item) for item in root.iter("object")]
     if not things and next(root.iter("bndbox"), None) is not None:  # of no object, so in nobody's layout
@@ -102,17 +101,10 @@ def parse_xml(path: Path) -> ElementTree.Element:
 
 
 def _thing(item: ElementTree.Element) -> Thing:
-    ymin, xmin, ymax, xmax = (_number(item, f"bndbox/{edge}") for edge in ("ymin", "xmin", "ymax", "xmax"))
+    ymin, xmin, ymax, xmax = (to_float(item.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax"))
     if item.find("bndbox") is None:  # LabelMe's outlines
-        xs, ys = ([_number(point, axis) for point in item.iterfind("polygon/pt")] for axis in "xy")
+        xs, ys = ([to_float(point.findtext(axis)) for point in item.iterfind("polygon/pt")] for axis in "xy")
         if xs:
             ymin, xmin, ymax, xmax = min(ys), min(xs), max(ys), max(xs)
     flags = {flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")}
     return Thing(one_line(item.findtext("name") or ""), (ymin, xmin, ymax, xmax), **flags)
-
-
-def _number(element: ElementTree.Element, path: str) -> float:
-    try:
-        return float(element.findtext(path) or "")
-    except ValueError:
-        return math.nan

@@ -63,7 +63,6 @@ class CocoFiles(FileSource):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names in the order of their labels."""
         found: dict[str, None] = {}  # in the order of their ids
         shared: dict[str, str] = {}
         groups: set[str] = set()
@@ -85,10 +84,6 @@ class CocoFiles(FileSource):
         if not names:
             raise ValueError(f"expected categories in the annotations of {self.name}; there are none")
         return names
-
-    @cached_property
-    def _classes(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.class_names)}
 
     def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         loaded = self._loaded(split)

@@ -12,7 +12,7 @@ from training.sources.file_source import Entry, FileSource
 from training.sources.listing import best_locator, files_below, is_file
 from training.sources.record import Record
 from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_around, split_of
-from training.sources.text import one_line, read_text
+from training.sources.text import one_line, read_text, to_float
 
 # What a column may be called, in lower case and without "_" and spaces.
 COLUMNS = {
@@ -65,16 +65,11 @@ class CsvTable(FileSource):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names in the order of their labels."""
         rows = [row for split in self.splits for rows in self._rows(split).values() for row in rows]
         names = sorted({row["class"] for row in rows} - {""})
         if not names:
             raise ValueError(f"expected classes in {self.name}; there are none")
         return tuple(names)
-
-    @cached_property
-    def _classes(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self.class_names)}
 
     @cached_property
     def _normalised(self) -> bool:
@@ -91,7 +86,7 @@ class CsvTable(FileSource):
 
     def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
         rows = self._rows(split)[entry.name]
-        sizes = {(_number(row.get("width", "")), _number(row.get("height", ""))) for row in rows}
+        sizes = {(to_float(row.get("width", "")), to_float(row.get("height", ""))) for row in rows}
         sizes = {size for size in sizes if not any(map(math.isnan, size))}
         if len(sizes) > 1:
             found = " and ".join(f"{width:g}x{height:g}" for width, height in sorted(sizes))
@@ -99,15 +94,8 @@ class CsvTable(FileSource):
             return None
         things = [Thing(row["class"], _corners(row)) for row in rows if row["class"] or any(row[e] for e in EDGES)]
         stated = next(iter(sizes), (0.0, 0.0))
-        normalised = self._normalised
         return make_record(
-            data,
-            entry.name,
-            things,
-            self._classes,
-            self._report,
-            stated=stated,
-            normalised=normalised,
+            data, entry.name, things, self._classes, self._report, stated=stated, normalised=self._normalised
         )
 
     def _read_rows(self, split: str) -> dict[str, list[dict[str, str]]]:
@@ -159,11 +147,4 @@ def _columns(header: Sequence[str]) -> dict[str, int]:
 
 
 def _corners(row: dict[str, str]) -> tuple[float, float, float, float]:
-    return tuple(_number(row[edge]) for edge in EDGES)  # type: ignore[return-value]
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    return tuple(to_float(row[edge]) for edge in EDGES)  # type: ignore[return-value]

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.images.pixels import as_pixels
 from training.sources.checks import FLAGS, ReportFinding, Thing, make_record, read_size
-from training.sources.record import SCHEMA, Record, check_split
+from training.sources.record import SCHEMA, Record, Source, check_split
 
 FARTHEST = 2.0  # normalised edges beyond it are pixels
+
+Data: TypeAlias = str | Source | tf.data.Dataset | Mapping[str, tf.data.Dataset]  # what `open_data` opens
 
 
 class DatasetSource:

@@ -1,8 +1,8 @@
-"""What the sources of image files share: the images of a split are listed first, then read one by one."""
+"""What sources share: image files, which are listed first and then read one by one, and examples, read as they come."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,58 @@ class Entry(NamedTuple):
     detail: Any = None
 
 
-class FileSource:
+class NamedSource:
+    """A source with a name and a report. A subclass sets `splits`, `class_names` and `boxed`."""
+
+    splits: tuple[str, ...]
+    class_names: tuple[str, ...]
+    boxed: bool
+
+    def __init__(self, name: str, report: ReportFinding):
+        self.name, self._report = name, report
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        """Labels by the names that annotations have."""
+        return {name: label for label, name in enumerate(self.class_names)}
+
+
+class ExampleSource(NamedSource):
+    """A source whose splits are streams of examples, each with an id and an image, in the order of their files.
+
+    A subclass has `_examples`, `_image` and `_record`.
+    """
+
+    def records(
+        self, split: str, limit: int | None = None, keep: Callable[[str], bool] | None = None
+    ) -> Iterator[Record]:
+        """Yield the split's records, the first `limit` of them, of those whose ids `keep` takes."""
+        check_split(self, split)
+        _ = self.class_names  # which may find something
+        examples = self._examples(split, self._report)
+        for name, example in islice((pair for pair in examples if keep is None or keep(pair[0])), limit):
+            record = self._record(name, example)
+            if record is not None:
+                yield record
+
+    def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yield the ids of the split's images, and what gives their bytes."""
+        for name, example in self._examples(split):
+            yield name, partial(self._image, example)
+
+    def _examples(self, split: str, report: ReportFinding | None = None) -> Iterator[tuple[str, Any]]:
+        """Yield the split's examples and their ids, each id once."""
+        raise NotImplementedError
+
+    def _image(self, example: Any) -> bytes:
+        raise NotImplementedError
+
+    def _record(self, name: str, example: Any) -> Record | None:
+        """Make the record of an example; None, reported, where that can't be done."""
+        raise NotImplementedError
+
+
+class FileSource(NamedSource):
     """A source whose splits are lists of image files. The order is fixed and mixed.
 
     A subclass sets `splits` and `class_names` and has `_list`, `_locate` and `_read`. What the lists have wrong is
@@ -28,11 +79,9 @@ class FileSource:
     """
 
     boxed = True
-    splits: tuple[str, ...]
-    class_names: tuple[str, ...]
 
     def __init__(self, name: str, report: ReportFinding):
-        self.name, self._report = name, report
+        super().__init__(name, report)
         self._findings: list[Finding] = []  # of the whole source, to be reported
         self._listed = cache(self._tidy_list)
 

@@ -50,7 +50,6 @@ class ImageFolder(FileSource):
                 raise ValueError(f"expected classes' folders with names in UTF-8; got {os.fsencode(name)!r}: rename it")
         self._labels: Mapping[str, str] = {name: one_line(name) for name in labels}
         self.class_names = tuple(dict.fromkeys(self._labels.values()))
-        self._classes = {name: label for label, name in enumerate(self.class_names)}
         used = ", ".join(f"'{above}'" for above in self._above.values())
         # A class named as a split is would hide all others.
         for name in [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]:

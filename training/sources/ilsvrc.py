@@ -57,7 +57,6 @@ class IlsvrcFolder(FileSource):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names in the order of their labels."""
         return tuple(self._named.values())
 
     @cached_property

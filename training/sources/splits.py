@@ -132,12 +132,10 @@ class Divided:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names in the order of their labels."""
         return self.undivided.class_names
 
     @property
     def boxed(self) -> bool:
-        """Whether objects have boxes."""
         return self.undivided.boxed
 
     @property

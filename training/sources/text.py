@@ -1,6 +1,7 @@
 """Text as people and their tools write it: byte order marks, UTF-16, numbers and flags in quotes, stray white space."""
 
 import codecs
+import math
 import re
 from pathlib import Path
 
@@ -53,6 +54,14 @@ def is_set(value: object) -> bool:
         return bool(value)
     number = as_number(value)
     return number != 0 if isinstance(number, int | float) else value.strip().lower() not in NOT_SET
+
+
+def to_float(text: str | None) -> float:
+    """Return the number that a text spells; nan where it spells none."""
+    try:
+        return float(text or "")
+    except ValueError:
+        return math.nan
 
 
 def as_number(value: object) -> object:

@@ -1,14 +1,13 @@
 """TensorFlow Datasets: any set whose features have an image and a label, or objects with boxes and labels."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from training.sources.annotation_xml import read_annotation
 from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
-from training.sources.record import Record, check_split
+from training.sources.file_source import ExampleSource
+from training.sources.record import Record
 
 OPTION = "+boxes="
 SPLITS = {"validation": "val"}  # as everywhere else
@@ -22,7 +21,7 @@ FLAGS = {
 }
 
 
-class TfdsSet:
+class TfdsSet(ExampleSource):
     """A set of TensorFlow Datasets, downloaded and prepared at first.
 
     Its splits keep their names, but for `validation`, which is `val`. The order is that of tfds's files, mixed when
@@ -40,13 +39,13 @@ class TfdsSet:
 
     def __init__(self, spec: str, report: ReportFinding):
         set_name, _, boxes = spec.partition(OPTION)
-        self.name, self._report = f"tfds:{spec}", report
+        super().__init__(f"tfds:{spec}", report)
         self._boxes = Path(boxes) if boxes else None
         if OPTION in spec and (self._boxes is None or not self._boxes.is_dir()):
             raise ValueError(f"expected a folder of bounding boxes in XML after {OPTION}; there is no '{boxes}'")
         self._builder = _prepare(set_name)
         features = self._builder.info.features
-        self._image, self._objects, self._label = _find_features(set_name, features)
+        self._image_key, self._objects, self._label = _find_features(set_name, features)
         label = features[self._objects[0]][self._objects[2]] if self._objects else features[self._label]
         self.class_names = tuple(label.names)
         self._ids = next((name for name in FILE_NAMES if name in features), "tfds_id")
@@ -56,37 +55,23 @@ class TfdsSet:
         self._splits = {SPLITS.get(split, split): split for split in self._builder.info.splits}
         self.splits = tuple(self._splits)
 
-    def records(
-        self, split: str, limit: int | None = None, keep: Callable[[str], bool] | None = None
-    ) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them, of those whose ids `keep` takes."""
-        check_split(self, split)
-        classes = {name: label for label, name in enumerate(self.class_names)}
-        examples = self._examples(split, limit if keep is None else None)
-        for name, example in islice((pair for pair in examples if keep is None or keep(pair[0])), limit):
-            record = self._record(name, example, classes)
-            if record is not None:
-                yield record
-
-    def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yield the ids of the split's images, and what gives their bytes."""
-        for name, example in self._examples(split):
-            yield name, partial(bytes, example[self._image])
-
-    def _examples(self, split: str, limit: int | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _examples(self, split: str, report: ReportFinding | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
         import tensorflow_datasets as tfds
 
         data = self._builder.as_dataset(
             split=self._splits[split],
-            decoders={self._image: tfds.decode.SkipDecoding()},
+            decoders={self._image_key: tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(add_tfds_id=True, try_autocache=False),
             shuffle_files=False,
         )
-        for example in tfds.as_numpy(data.take(-1 if limit is None else limit)):
+        for example in tfds.as_numpy(data):
             yield example[self._ids].decode(), example
 
-    def _record(self, name: str, example: dict[str, Any], classes: dict[str, int]) -> Record | None:
-        data = bytes(example[self._image])
+    def _image(self, example: dict[str, Any]) -> bytes:
+        return bytes(example[self._image_key])
+
+    def _record(self, name: str, example: dict[str, Any]) -> Record | None:
+        data, classes = self._image(example), self._classes
         if self._objects:
             try:
                 stored, _ = read_size(data)  # boxes are normalised

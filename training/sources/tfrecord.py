@@ -2,16 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from glob import glob
-from itertools import islice
 from pathlib import Path
 
 import tensorflow as tf
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
-from training.sources.record import Record, check_split
+from training.sources.file_source import ExampleSource
+from training.sources.record import Record
 from training.sources.splits import NAMES, split_of, split_of_path
 from training.sources.text import one_line, read_text
 
@@ -28,7 +28,7 @@ ITEM, VALUE = re.compile(r"item\s*\{(.*?)\}", re.DOTALL), re.compile(r"(\w+)\s*:
 Example = dict[str, list]
 
 
-class TfRecords:
+class TfRecords(ExampleSource):
     """Files of serialized tf.Examples: `image/encoded`, `image/object/bbox/xmin` and so on, normalised, and
     `image/object/class/text` or `image/object/class/label`; or `image/class/text` or `image/class/label` alone.
 
@@ -41,7 +41,7 @@ class TfRecords:
     """
 
     def __init__(self, pattern: str, report: ReportFinding):
-        self.name, self._report = f"tfrecord:{pattern}", report
+        super().__init__(f"tfrecord:{pattern}", report)
         self._files = _by_split(pattern)
         if not self._files:
             raise ValueError(f"expected files of tf.Examples; '{pattern}' matches none")
@@ -50,37 +50,21 @@ class TfRecords:
         self._told: set[Path] = set()  # those of them that are reported
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        """Class names in the order of their labels."""
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         names = tuple(dict.fromkeys(self._by_label.values()))
         if not names:
             raise ValueError(f"expected examples with classes in {self.name}; there are none")
         return names
 
     @property
-    def boxed(self) -> bool:
-        """Whether objects have boxes."""
+    def boxed(self) -> bool:  # type: ignore[override]
         return self._found[1]
 
-    def records(
-        self, split: str, limit: int | None = None, keep: Callable[[str], bool] | None = None
-    ) -> Iterator[Record]:
-        """Yield the split's records, the first `limit` of them, of those whose ids `keep` takes."""
-        check_split(self, split)
-        classes = {name: label for label, name in enumerate(self.class_names)}
-        examples = self._examples(split, self._report)
-        for name, example in islice((pair for pair in examples if keep is None or keep(pair[0])), limit):
-            record = self._record(name, example, classes)
-            if record is not None:
-                yield record
+    def _image(self, example: Example) -> bytes:
+        return _first(example, "image/encoded", b"")
 
-    def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
-        """Yield the ids of the split's images, and what gives their bytes."""
-        for name, example in self._examples(split):
-            yield name, partial(_first, example, "image/encoded", b"")
-
-    def _record(self, name: str, example: Example, classes: dict[str, int]) -> Record | None:
-        data = _first(example, "image/encoded", b"")
+    def _record(self, name: str, example: Example) -> Record | None:
+        data, classes = self._image(example), self._classes
         if not data:
             self._report(Finding(Kind.MISSING_IMAGE, name, "no image/encoded"))
             return None
@@ -89,10 +73,8 @@ class TfRecords:
             return make_record(data, name, (), classes, self._report, image_class=label)
         width, height = (float(_first(example, f"image/{side}", 0)) for side in ("width", "height"))
         if min(width, height) <= 0:
-            try:
-                width, height = read_size(data)[
-                    0
-                ]  # of an image that is shown turned, nobody says which way its boxes lie
+            try:  # of an image that is shown turned, nobody says which way its boxes lie
+                width, height = read_size(data)[0]
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None

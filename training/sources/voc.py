@@ -70,7 +70,6 @@ class VocFolder(FileSource):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Class names in the order of their labels."""
         return tuple(self._named.values())
 
     @cached_property
@@ -118,15 +117,8 @@ class VocFolder(FileSource):
         annotation = self._annotation(entry)
         if annotation is None:
             return None
-        return make_record(
-            data,
-            entry.name,
-            annotation.things,
-            self._classes,
-            self._report,
-            stated=annotation.size,
-            first=FIRST_PIXEL,
-        )
+        things, size = annotation.things, annotation.size
+        return make_record(data, entry.name, things, self._classes, self._report, stated=size, first=FIRST_PIXEL)
 
     def _is_annotated(self, entry: Entry) -> bool:
         return entry.detail is not None

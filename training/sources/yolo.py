@@ -38,7 +38,6 @@ class YoloFiles(FileSource):
         self._file = _file_in(path) if path.is_dir() else path
         self._content = _read_content(self._file)
         self.class_names = tuple(self._names())
-        self._classes = {name: label for label, name in enumerate(self.class_names)}
         stated = {
             split: next((self._content[k] for k in keys if self._content.get(k)), None) for split, keys in KEYS.items()
         }

@@ -80,10 +80,10 @@ class Coverage:
         return asdict(self)
 
 
-def read_objects(source: Source, split: str, limit: int = IMAGES) -> Objects:
-    """Read the sizes of a split's objects, from its first `limit` images; crowds and objects without a box are not."""
+def read_objects(source: Source, split: str) -> Objects:
+    """Read the sizes of a split's objects, from its first `IMAGES` images; crowds and objects without a box are not."""
     images, sides = [np.zeros((0, 2), np.float32)], [np.zeros((0, 2), np.float32)]
-    for record in islice(source.records(split), limit):
+    for record in islice(source.records(split), IMAGES):
         size, boxes = _size(record), np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
         if min(size) > 0 and len(boxes):  # an image that can't be read has no pixels
             images.append(np.tile(np.asarray(size, np.float32), (len(boxes), 1)))

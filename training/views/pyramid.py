@@ -10,7 +10,6 @@ from math import ceil
 
 import tensorflow as tf
 
-from overfeat_tf.network import geometry
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import SCALE_FITS
 from overfeat_tf.scan.pyramid import exact_scale, fit_scale
@@ -87,8 +86,8 @@ class Pyramid:
 
     def view_around(self, chances: tf.Tensor, scale: tf.Tensor, window: tf.Tensor, side: int, fine: bool) -> tf.Tensor:
         """Draw the first pixel int32 [2] of a view of `side` pixels that has the window at int32 [2] on its grid."""
-        step = geometry.stride(self.preset, fine)
-        count = geometry.window_count(self.preset, side, fine)
+        step = self.preset.stride(fine)
+        count = self.preset.window_count(side, fine)
         # The view begins so many windows before: not before the canvas, and no further back than it is long.
         most = tf.minimum(window // step, count - 1)
         least = tf.minimum(tf.maximum(-((self._last_view(scale, count, step) - window) // step), 0), most)
@@ -96,7 +95,7 @@ class Pyramid:
 
     def view_anywhere(self, chances: tf.Tensor, scale: tf.Tensor, side: int, fine: bool) -> tf.Tensor:
         """Draw the first pixel int32 [2] of any view of `side` pixels of a scale."""
-        step, count = geometry.stride(self.preset, fine), geometry.window_count(self.preset, side, fine)
+        step, count = self.preset.stride(fine), self.preset.window_count(side, fine)
         places = self._last_view(scale, count, step) // self.preset.fine_stride + 1
         return self.preset.fine_stride * below(chances, places)
 

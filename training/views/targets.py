@@ -21,7 +21,6 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
-from overfeat_tf.network import geometry
 from overfeat_tf.network.presets import Preset
 from training.limits import check_range
 
@@ -81,7 +80,7 @@ class WindowTargets(NamedTuple):
 
 def window_origins(preset: Preset, side: int, fine: bool) -> tf.Tensor:
     """Return the first pixels (y, x) of the windows over an input of `side` pixels: float32 [h, w, 2]."""
-    steps = tf.range(geometry.window_count(preset, side, fine), dtype=tf.float32) * geometry.stride(preset, fine)
+    steps = tf.range(preset.window_count(side, fine), dtype=tf.float32) * preset.stride(fine)
     return tf.stack(tf.meshgrid(steps, steps, indexing="ij"), axis=-1)
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset, write_photographs
 from overfeat_tf.cli.benchmarks.machine import describe_machine
-from overfeat_tf.cli.benchmarks.report import Report, collect
+from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
 from overfeat_tf.cli.benchmarks.serving.measure import CLASSES, export_preset
 from overfeat_tf.compute.choice import choose_arithmetic
 from overfeat_tf.models.model import Model
@@ -107,10 +107,7 @@ def _cost(*arguments: object) -> Cost:
 def cost_table(networks: Sequence[str]) -> str:
     """Measure the CPU time of detection for each network, with random weights and its own scales, as exported."""
     image = encode_photograph()
-    rows = [
-        "| network | scales | arithmetic | CPU s an image | CPU hours a million |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name in networks:
         preset = rescaled_preset(name) if name in PRESETS else name
         model = Model(build(preset, CLASSES, background=True, weights=None), LABELS)
@@ -120,7 +117,7 @@ def cost_table(networks: Sequence[str]) -> str:
         for _ in range(SCANNED):
             model.detect([image])
         seconds = (time.process_time() - began) / SCANNED
-        facts = (f"`{Path(name).name}`", len(model.network.preset.scales), model.options.arithmetic, f"{seconds:.3f}")
-        rows.append(f"| {' | '.join(map(str, facts))} | {seconds * 1e6 / 3600:,.0f} |")
+        facts = (f"`{Path(name).name}`", len(model.network.preset.scales), model.options.arithmetic)
+        rows.append((*facts, f"{seconds:.3f}", f"{seconds * 1e6 / 3600:,.0f}"))
         log.info("%s: %.3f CPU s an image", name, seconds)
-    return "\n".join(rows)
+    return markdown_table(("network", "scales", "arithmetic", "CPU s an image", "CPU hours a million"), rows)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf.cli.benchmarks.machine import computing_seconds, describe_machine, time_call
-from overfeat_tf.cli.benchmarks.report import Report
+from overfeat_tf.cli.benchmarks.report import Report, markdown_table
 from overfeat_tf.cli.benchmarks.retinanet import require_keras_hub, train_retinanet
 from overfeat_tf.cli.options import with_changes
 from overfeat_tf.images.decode import decode_image
@@ -144,8 +144,8 @@ def time_images(source: Source, split: str, models: Sequence[Predictor]) -> list
 
 def _table(name: str, rows: dict[str, list[list[float]]]) -> str:
     """Render the medians over the repetitions in Markdown."""
-    lines = [f"| {name} | minutes | mAP50 | mAP | AP75 | s an image |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = []
     for detector, values in rows.items():
         minutes, *others = (median(column) for column in zip(*values, strict=True))
-        lines.append(f"| {detector} | {minutes:.1f} | {' | '.join(f'{value:.3f}' for value in others)} |")
-    return "\n".join(lines)
+        lines.append((detector, f"{minutes:.1f}", *(f"{value:.3f}" for value in others)))
+    return markdown_table((name, "minutes", "mAP50", "mAP", "AP75", "s an image"), lines)

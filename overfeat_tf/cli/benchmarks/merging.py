@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from overfeat_tf.cli.benchmarks.inputs import photographs, rescaled_preset
 from overfeat_tf.cli.benchmarks.machine import describe_machine, peak_memory_gb, run_module, time_call
-from overfeat_tf.cli.benchmarks.report import Report, collect
+from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.merge.accumulation import merge
 from overfeat_tf.models.batches import ONE_IMAGE
@@ -248,9 +248,8 @@ def _over_suppression(scores: dict[str, Scored], figure: str) -> float:
 
 
 def _table(data: str, scores: dict[str, Scored]) -> str:
-    lines = [f"| {data} | mAP 0.5 | mAP 0.5:0.95 | ms an image |", "| --- | --- | --- | --- |"]
-    lines += [f"| {n} | {s.map50:.3f} | {s.map:.3f} | {median(s.times) * 1e3:.1f} |" for n, s in scores.items()]
-    return "\n".join(lines)
+    rows = [(n, f"{s.map50:.3f}", f"{s.map:.3f}", f"{median(s.times) * 1e3:.1f}") for n, s in scores.items()]
+    return markdown_table((data, "mAP 0.5", "mAP 0.5:0.95", "ms an image"), rows)
 
 
 if __name__ == "__main__":

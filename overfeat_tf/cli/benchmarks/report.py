@@ -49,19 +49,19 @@ class Report:
 
     def table(self) -> str:
         """Render the ratios and the other tables in Markdown."""
-        lines = [
-            ", ".join(f"{key} {value}" for key, value in self.machine.items()),
-            "",
-            "| ratio | median | least to greatest | repetitions | goal | what |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
+        rows = []
         for ratio, values in self.samples.items():
             goal = "{} {}".format(*self.goals[ratio]) if ratio in self.goals else ""
             extent = f"{min(values):.3f} to {max(values):.3f}"
-            lines.append(
-                f"| {ratio} | {median(values):.3f} | {extent} | {len(values)} | {goal} | {self.remarks[ratio]} |"
-            )
-        return "\n".join(lines + [line for table in self.tables for line in ("", table)])
+            rows.append((ratio, f"{median(values):.3f}", extent, len(values), goal, self.remarks[ratio]))
+        machine = ", ".join(f"{key} {value}" for key, value in self.machine.items())
+        ratios = markdown_table(("ratio", "median", "least to greatest", "repetitions", "goal", "what"), rows)
+        return "\n\n".join([machine, ratios, *self.tables])
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Render a table in Markdown."""
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in (titles, ["---"] * len(titles), *rows))
 
 
 def collect(measured: Iterable[dict[str, float]], repetitions: int) -> dict[str, list[float]]:

@@ -116,17 +116,14 @@ class TimedRate(keras.callbacks.Callback):
         self._ends, self._started = ends, 0.0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
-        """Start the clock."""
         self._started = computing_seconds()
 
     def on_train_batch_begin(self, batch: int, logs: dict | None = None) -> None:
-        """Set the rate."""
         passed = min((computing_seconds() - self._started) / max(self._ends - self._started, 1e-9), 1.0)
         warm = min((batch + 1) / WARM_UP, 1.0)
         self.model.optimizer.learning_rate = RATE * warm * (1 + np.cos(np.pi * passed)) / 2
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Stop."""
         self.model.stop_training = computing_seconds() >= self._ends
 
 

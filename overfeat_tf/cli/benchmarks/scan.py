@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from overfeat_tf.cli.benchmarks.inputs import FILES, SIZE, rescaled_preset, write_photographs
 from overfeat_tf.cli.benchmarks.machine import MatrixProduct, describe_machine, peak_memory_gb, run_module, time_call
-from overfeat_tf.cli.benchmarks.report import Report, collect
+from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
 from overfeat_tf.compute.choice import choose_arithmetic
 from overfeat_tf.compute.dense import Windows, feature_maps, find_windows, run_heads, windows_of
 from overfeat_tf.compute.execution import Execution, Shape, is_wide, winograd_cost
@@ -26,7 +26,6 @@ from overfeat_tf.compute.winograd import lay_tiles, run_tiles
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.network.convnet import Network, build
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.presets import Preset, get_preset
 from overfeat_tf.options import ARITHMETICS
 from overfeat_tf.scan.pyramid import draw_scale, fit_scale
@@ -168,14 +167,14 @@ def _speed(model: Model, versions: Sequence, repetitions: int) -> Iterator[dict[
 def scan_work_of_image(preset: Preset, height: int, width: int) -> tuple[int, int]:
     """Count the multiply-adds and the windows of an image's scan: all scales, fine stride, one flip."""
     canvases = [fit_scale(preset, scale, tf.constant([height, width]))[1].numpy().tolist() for scale in preset.scales]
-    windows = sum(window_count(preset, rows) * window_count(preset, columns) for rows, columns in canvases)
+    windows = sum(preset.window_count(rows) * preset.window_count(columns) for rows, columns in canvases)
     work = sum(preset.backbone.multiply_adds(rows, columns) for rows, columns in canvases)
     return work + windows * sum(layer.multiply_adds for layer in preset.head("classifier", CLASSES)), windows
 
 
 def _native_work(preset: Preset, height: int, width: int) -> int:
     """Count the multiply-adds of the default features at native size and coarse stride."""
-    windows = window_count(preset, height, fine=False) * window_count(preset, width, fine=False)
+    windows = preset.window_count(height, fine=False) * preset.window_count(width, fine=False)
     hidden = sum(layer.multiply_adds for layer in preset.head("classifier", CLASSES)[:-1])
     return preset.backbone.multiply_adds(height, width) + windows * hidden
 
@@ -244,16 +243,14 @@ def layer_table(network: Network) -> str:
 
     The column `expected` has the rate that the rule of `overfeat_tf.compute.execution` expects of the tiles.
     """
-    lines = [
-        "| layer | tiles | windows | direct, of the product's rate | transformed | expected | multiply-adds, % |",
-        "| --- " * 7 + "|",
-    ]
     rows = list(_layer_rows(network, MatrixProduct()))
-    total = sum(row[-1] for row in rows)
-    for name, side, windows, direct, transformed, expected, work in rows:
-        rates = f"{direct:.2f} | {transformed:.2f} | {expected:.2f}"
-        lines.append(f"| {name} | {side} x {side} | {windows} | {rates} | {100 * work / total:.0f} |")
-    return "\n".join(lines)
+    total = sum(work for *_, work in rows)
+    cells = [
+        (name, f"{side} x {side}", windows, *(f"{rate:.2f}" for rate in rates), f"{100 * work / total:.0f}")
+        for name, side, windows, *rates, work in rows
+    ]
+    rates = ("direct, of the product's rate", "transformed", "expected")
+    return markdown_table(("layer", "tiles", "windows", *rates, "multiply-adds, %"), cells)
 
 
 def _layer_rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:

@@ -15,7 +15,6 @@ from overfeat_tf.compute.dense import find_windows, run_heads
 from overfeat_tf.compute.execution import execution_of
 from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.heads import Conv2D, DenseHead
 from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.options import InferenceOptions
@@ -138,7 +137,7 @@ def test_the_papers_networks_answer_for_an_image_as_their_windows_do(name):
     maps = network.features(canvas[None]).numpy()[0]
     side, pool, kernel = preset.last_pool * preset.head_kernel, preset.last_pool, preset.head_kernel
     rows, columns = scans[-1].logits.shape[:2]
-    assert (rows, columns) == tuple(window_count(preset, n) for n in canvas.shape[:2])
+    assert (rows, columns) == tuple(preset.window_count(n) for n in canvas.shape[:2])
     for i, j in [(0, 0), (0, columns - 1), (rows - 1, columns - 1), (rows // 2, 5)]:
         cells = maps[i : i + side, j : j + side].reshape(kernel, pool, kernel, pool, -1).max(axis=(1, 3))
         expected = plain_head(network.classifier, cells)

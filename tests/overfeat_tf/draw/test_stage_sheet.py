@@ -16,7 +16,6 @@ from overfeat_tf.draw.stage_sheet import at_coarse_stride, draw_stages, heat_map
 from overfeat_tf.merge.accumulation import merge
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.staged_model import StagedModel
-from overfeat_tf.network import geometry
 from overfeat_tf.scan.dense_scan import scan
 
 IMAGE = picture(90, 120)
@@ -85,7 +84,7 @@ def test_windows_cover_the_image_from_its_first_pixel_at_the_stride(model):
     windows = plain.windows.numpy()
     size = preset.window / windows[0, 0, 2:]
     np.testing.assert_allclose(windows[0, 0, :2], 0)
-    np.testing.assert_allclose((windows[1, 1] - windows[0, 0])[:2] * size, geometry.stride(preset), rtol=1e-5)
+    np.testing.assert_allclose((windows[1, 1] - windows[0, 0])[:2] * size, preset.stride(), rtol=1e-5)
     np.testing.assert_allclose(mirrored.windows, box_ops.flip(plain.windows), atol=1e-6)
 
 

@@ -8,7 +8,6 @@ from keras import layers
 
 import overfeat_tf as of
 from overfeat_tf.cli.main import overfeat
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.pretrained import classifier_preset, read_averaged
 
 NAMES = ("cat", "dog", "owl", "fox")
@@ -66,7 +65,7 @@ def test_a_larger_picture_gets_the_mean_of_each_windows_cells(imported):
     side = preset.window + 3 * preset.coarse_stride
     picture = np.random.default_rng(1).uniform(0, 255, (1, side, side, 3)).astype(np.float32)
     found = network.classifier(network.features(picture)).numpy()
-    assert found.shape[1] == window_count(preset, side) == 4
+    assert found.shape[1] == preset.window_count(side) == 4
     body = keras.models.clone_model(
         keras.Model(model.inputs[0], model.get_layer("conv2").output), input_tensors=keras.Input((None, None, 3))
     )

@@ -93,7 +93,7 @@ def test_a_loop_over_images_traces_once_and_a_network_keeps_no_model_alive():
     for _ in range(3):
         of.classify(network, IMAGES, of.InferenceOptions(scales=(1,)))
         of.classify(network, IMAGES, of.InferenceOptions(scales=[1]))  # a list, which has no hash
-    one, other = network.cache[of.Model]
+    one, other = network.models
     assert one._traced["classify_images"].experimental_get_tracing_count() == 1
     alive = [weakref.ref(one), weakref.ref(network)]
     del one, other, network

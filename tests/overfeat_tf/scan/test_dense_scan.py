@@ -11,7 +11,6 @@ import tensorflow as tf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overfeat_tf.network import geometry
 from overfeat_tf.network.backbone import Conv, ConvBackbone
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS, Preset
@@ -99,7 +98,7 @@ def test_sizes_follow_the_rule(name, number, size):
     for found, ratio in zip(zip(resized, canvas, strict=True), (aspect, 1 / aspect), strict=True):
         assert found in plain_fits(preset, area, ratio)
     assert all(1 <= r <= c for r, c in zip(resized, canvas, strict=True))
-    assert all(c == geometry.suit_side(preset, c) for c in canvas)
+    assert all((c - preset.smallest_input) % preset.coarse_stride == 0 for c in canvas)
 
 
 def test_a_strip_keeps_its_shape_and_is_padded_with_the_mean():
@@ -129,13 +128,11 @@ def test_every_window_answers_as_its_crop_does_alone(name, number):
     size = preset.scales[number - 1]
     image = random_image(*size)
     (dense,) = scan(network, tf.constant(image), InferenceOptions(scales=(number,)))
-    step, window = geometry.stride(preset), preset.window
+    step, window = preset.stride(), preset.window
     places = [
-        (i * step, j * step)
-        for i in range(geometry.window_count(preset, size[0]))
-        for j in range(geometry.window_count(preset, size[1]))
+        (i * step, j * step) for i in range(preset.window_count(size[0])) for j in range(preset.window_count(size[1]))
     ]
-    assert dense.logits.shape[:2] == tuple(geometry.window_count(preset, side) for side in size)
+    assert dense.logits.shape[:2] == tuple(preset.window_count(side) for side in size)
     crops = np.stack([image[y : y + window, x : x + window] for y, x in places]).astype(np.float32)
     pooled = tf.nn.max_pool2d(network.features(crops), preset.last_pool, preset.last_pool, "VALID")
     logits = network.classifier(pooled).numpy()
@@ -191,7 +188,7 @@ def test_the_whole_network_has_the_shapes_it_declares(fine):
     image = random_image(29, 41)  # sides that do not suit every offset
     dense = network.whole(fine=fine)
     shapes = {key: value.shape for key, value in dense(image[None].astype(np.float32)).items()}
-    counts = tuple(geometry.window_count(network.preset, side, fine) for side in (29, 41))
+    counts = tuple(network.preset.window_count(side, fine) for side in (29, 41))
     assert shapes == {"scores": (1, *counts, 4), "boxes": (1, *counts, 4)}
     declared = {key: value.shape for key, value in network.whole(29, fine).output.items()}
     assert declared == {key: (None, counts[0], counts[0], 4) for key in ("scores", "boxes")}

@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
@@ -88,7 +87,7 @@ def test_exact_scales_are_table_5s_whatever_the_aspect_and_on_their_side_for_a_t
     turned = 1 if size[0] <= size[1] else -1
     assert [views.pixels.shape for views in groups] == [(2, *side[::turned], 3) for side in TABLE_5]
     assert [tuple(views.size.numpy()) for views in groups] == [side[::turned] for side in TABLE_5]  # without padding
-    counts = [tuple(window_count(accurate, side) for side in views.size.numpy().tolist()) for views in groups]
+    counts = [tuple(accurate.window_count(side) for side in views.size.numpy().tolist()) for views in groups]
     assert counts == [count[::turned] for count in WINDOWS]
     assert sum(rows * columns for rows, columns in counts) == 1575
 

@@ -36,7 +36,7 @@ def version(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         transformed = detector.with_options(arithmetic="transformed")
         yield export(transformed, tmp_path_factory.mktemp("models") / "pets")
         for network in transformed.networks:  # which the other tests' model shares
-            network.cache.clear()
+            network.executions.clear()
 
 
 @pytest.fixture(scope="module")

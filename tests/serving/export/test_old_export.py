@@ -14,7 +14,7 @@ from PIL import Image
 from stock_requests import call, predict_request
 
 import overfeat_tf as of
-from serving.contract import image_example
+from overfeat_tf.images.files import image_example
 from serving.embedded.server import start
 from serving.tensors import to_tensor
 

@@ -20,7 +20,7 @@ def answer(boxes, labels, scores, size=(100, 200)) -> dict:
 
 
 def figures(pairs, threshold=None) -> dict[str, float]:
-    metric = DetectionRecall((), threshold)
+    metric = DetectionRecall(threshold)
     for truth, found in pairs:
         metric.process(truth, found)
     return dict(metric.evaluate())

@@ -13,7 +13,6 @@ from small_source import few_digits
 from overfeat_tf.boxes import decode, iou
 from overfeat_tf.models.loading import load
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.geometry import window_count
 from serving.export.exporter import export
 from training.fit import train as module
 from training.fit.losses import BoxLoss
@@ -97,7 +96,7 @@ def test_a_run_with_all_options_answers_the_same_reloaded_and_exported(source, t
 
 def view_batch(network, side=52):
     """Make a batch of views, and targets that ask every window for one of two boxes, by its class."""
-    count = window_count(network.preset, side)
+    count = network.preset.window_count(side)
     rng = np.random.default_rng(0)
     classes = rng.integers(1, 3, (4, count, count))
     edges = np.where(classes[..., None] == 1, [0.1, 0.2, 0.6, 0.9], [0.3, 0.1, 0.9, 0.7])

@@ -9,7 +9,6 @@ import tensorflow as tf
 from small_run import RECIPE
 
 from overfeat_tf.models.model import Model
-from overfeat_tf.network import geometry
 from overfeat_tf.network.convnet import build
 from training.fit.stages import COSINE_END, StageAdamW, StageSGD, WarmUp
 from training.fit.transfer import with_background
@@ -41,7 +40,7 @@ def test_a_background_class_changes_no_other_score(plain):
 def test_classification_sees_one_window_and_the_others_many(plain):
     grown = with_background(plain)
     assert TRAINED_TASKS["classification"].model(plain.network, RECIPE).output_shape == (None, 3)
-    windows = geometry.window_count(plain.network.preset, RECIPE.side)
+    windows = plain.network.preset.window_count(RECIPE.side)
     localization, detection = (
         TRAINED_TASKS[s].model(grown.network, RECIPE).output for s in ("localization", "detection")
     )

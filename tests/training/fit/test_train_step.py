@@ -12,7 +12,6 @@ import tensorflow as tf
 from small_run import RECIPE, SCHEDULE
 
 from overfeat_tf.network.convnet import build
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.presets import PRESETS
 from training.recipes import override
 from training.tasks import TRAINED_TASKS
@@ -24,7 +23,7 @@ CALM = {**PRESETS, "tiny": replace(PRESETS["tiny"], dropout=0.0)}
 
 def detection_batch(side: int = RECIPE.side):
     rng = np.random.default_rng(0)
-    maps = [window_count(PRESETS["tiny"], side)] * 2
+    maps = [PRESETS["tiny"].window_count(side)] * 2
     labels = rng.integers(-1, 4, (BATCH, *maps)).astype(np.int32)
     edges = tf.constant(rng.normal(size=(BATCH, *maps, 4)).astype(np.float32))
     pixels = rng.uniform(0, 255, (BATCH, side, side, 3)).astype(np.float32)

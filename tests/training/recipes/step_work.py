@@ -1,6 +1,5 @@
 """How much arithmetic a recipe asks for."""
 
-from overfeat_tf.network.geometry import window_count
 from overfeat_tf.network.presets import get_preset
 from training.recipes.recipe import Recipe
 from training.views.pyramid import square_side
@@ -22,7 +21,7 @@ def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
     scales = recipe.inference.scale_sizes(preset)  # of scales=auto nobody knows yet: the preset's
     sides = [square_side(preset, scale) for scale in scales] if recipe.views.whole else [recipe.side]
     features = sum(preset.backbone.multiply_adds(side, side) for side in sides) // len(sides)
-    windows = sum(window_count(preset, side, recipe.fine) ** 2 for side in sides) / len(sides)
+    windows = sum(preset.window_count(side, recipe.fine) ** 2 for side in sides) / len(sides)
     outputs = 4 * classes if recipe.per_class else 4
     boxes = windows * sum(layer.multiply_adds for layer in preset.head("regressor", outputs))
     if stage == "localization" and not recipe.through_features:

@@ -20,7 +20,6 @@ from overfeat_tf.network.presets import PRESETS
 from training.fit.train import train
 from training.run import folder as run_folder
 from training.run.checkpoints import Checkpoints, Position
-from training.run.preflight import parameters
 from training.tasks import TRAINED_TASKS
 
 Usage = namedtuple("Usage", "total used free")
@@ -76,7 +75,7 @@ def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
 def test_parameters_are_counted_as_they_are_built(per_class, context):
     network = build("tiny", 7, background=True, per_class=per_class, context=context)
     built = sum(part.count_params() for part in (network.features, network.classifier, network.regressor))
-    assert parameters(PRESETS["tiny"], 7, per_class, context) == built
+    assert sum(PRESETS["tiny"].parameters(7, True, per_class, context).values()) == built
 
 
 class Dead(BaseException):

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from training.sources import SCHEMA, Record, as_dataset
-from training.sources.record import check_split
+from training.sources.record import SCHEMA, Record, as_dataset, check_split
 
 TWO = Record.of_objects(b"two", "2", [[0, 0, 0.5, 0.5], [0.1, 0.2, 0.3, 1]], [3, 0], difficult=[True, False])
 NONE = Record.of_objects(b"none", "0", [], [])

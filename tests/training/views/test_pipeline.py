@@ -10,7 +10,6 @@ from PIL import Image
 from small_source import SmallSource, coloured_rectangles, few_digits, hue, picture
 
 from overfeat_tf.boxes import from_window
-from overfeat_tf.network import geometry
 from overfeat_tf.network.presets import PRESETS
 from training.sources.record import Record
 from training.views.augmentation import ViewOptions
@@ -80,7 +79,7 @@ def test_classification_batches_have_the_promised_form(digits):
 
 @pytest.mark.parametrize("fine", [True, False])
 def test_spatial_batches_have_the_promised_form(digits, fine):
-    windows = geometry.window_count(TINY, SIDE, fine)
+    windows = TINY.window_count(SIDE, fine)
     pixels, targets = spatial(digits, fine=fine).element_spec
     assert pixels == tf.TensorSpec([BATCH, SIDE, SIDE, 3])
     assert targets["scores"].shape == (BATCH, windows, windows) and targets["scores"].dtype == tf.int32

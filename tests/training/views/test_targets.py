@@ -8,7 +8,6 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overfeat_tf.network import geometry
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.scan.pyramid import fit_scale
 from training.views.targets import BACKGROUND, IGNORED, Matching, assign, home_scales, window_origins
@@ -33,7 +32,7 @@ _assign = tf.function(assign, autograph=False, reduce_retracing=True)
 
 def expected(boxes, labels, canvas, home, crowd, matching, fine):
     """Answer as `assigned`, window by window and object by object."""
-    count, stride = geometry.window_count(TINY, max(canvas), fine), geometry.stride(TINY, fine)
+    count, stride = TINY.window_count(max(canvas), fine), TINY.stride(fine)
     wanted = np.full((count, count), BACKGROUND), np.zeros((count, count, 4)), np.zeros((count, count))
     for i in range(count):
         for j in range(count):
@@ -110,8 +109,8 @@ def test_assign_is_the_loop_over_windows_and_objects(scene):
 def test_origins_are_the_windows_the_network_gives():
     for fine in (True, False):
         origins = window_origins(TINY, 96, fine).numpy()
-        assert origins.shape == (geometry.window_count(TINY, 96, fine),) * 2 + (2,)
-        np.testing.assert_array_equal(origins[2, 3], [2 * geometry.stride(TINY, fine), 3 * geometry.stride(TINY, fine)])
+        assert origins.shape == (TINY.window_count(96, fine),) * 2 + (2,)
+        np.testing.assert_array_equal(origins[2, 3], [2 * TINY.stride(fine), 3 * TINY.stride(fine)])
 
 
 @pytest.mark.parametrize("name", PRESETS)

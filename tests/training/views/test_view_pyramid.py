@@ -6,7 +6,6 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overfeat_tf.network import geometry
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.scan.pyramid import draw_scale
 from training.views.augmentation import Picture, ViewOptions, random_picture
@@ -69,7 +68,7 @@ def test_every_object_gets_a_view_with_a_positive_window_of_the_scan(name, sides
     assert label == (1 if longer >= MATCHING.smallest else -1)
     first = shown.view_around(chances(2, number + 2), scale, window, side, fine)
     apart = (window - first).numpy()
-    step, count = geometry.stride(preset, fine), geometry.window_count(preset, side, fine)
+    step, count = preset.stride(fine), preset.window_count(side, fine)
     assert (first.numpy() >= 0).all() and (first.numpy() % preset.fine_stride == 0).all()
     assert (apart % step == 0).all() and (apart // step >= 0).all() and (apart // step < count).all()
     labels = shown.targets(scale, first, window_origins(preset, side, fine)).labels

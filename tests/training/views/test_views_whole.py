@@ -9,7 +9,6 @@ from small_run import RECIPE
 from small_source import SmallSource, few_digits, picture
 
 from overfeat_tf.models.loading import load
-from overfeat_tf.network import geometry
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.scan.pyramid import draw_scale
 from training.fit import train as module
@@ -36,7 +35,7 @@ def batches(source, fine=True, views=STILL, scales=TINY.scales, marks=None):
 def test_each_batch_has_a_scale_of_its_own(fine):
     stream = batches(few_digits(4, 1), fine, scales=TINY.scales[:3])
     for (pixels, targets), side in zip(stream, [*SIDES[:3], *SIDES[:2]], strict=False):
-        windows = geometry.window_count(TINY, side, fine)
+        windows = TINY.window_count(side, fine)
         assert pixels.shape == (BATCH, side, side, 3) and targets["boxes"].shape == (BATCH, windows, windows, 5)
         assert targets["scores"].shape == (BATCH, windows, windows)
 
@@ -50,7 +49,7 @@ def test_a_scale_is_shown_as_the_scan_shows_it_and_windows_beyond_its_canvas_are
         height, width = canvas.shape[:2]
         assert max(height, width) <= pixels.shape[1]  # a picture of 4:3 fits
         np.testing.assert_allclose(pixels[0, :height, :width], canvas, atol=0.06)
-        rows, columns = (geometry.window_count(TINY, side) for side in (height, width))
+        rows, columns = (TINY.window_count(side) for side in (height, width))
         labels = targets["scores"][0].numpy()
         assert (labels[rows:] == IGNORED).all() and (labels[:, columns:] == IGNORED).all()
         found.append((labels == 3).any())

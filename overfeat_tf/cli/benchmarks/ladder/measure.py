@@ -20,7 +20,8 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.ladders import FixedBox, median_box
 from training.fit.train import train
 from training.recipes import Recipe, get_recipe, override
-from training.sources import Source, open_source
+from training.sources import open_source
+from training.sources.record import Source
 
 RESULTS = "ladder.json"
 SHOWN = {

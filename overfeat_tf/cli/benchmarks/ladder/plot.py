@@ -23,9 +23,9 @@ def draw(results: dict, path: Path) -> None:
     first variant, a line the range over seeds or over a committee's members. They are green or red where all agree on
     which variant is better, and blue where they do not.
     """
-    rows = [
-        row for choice, variants in results["found"].items() for row in ((choice, variants, None), *_rows(variants))
-    ]
+    rows: list[tuple[str, Variants, str | None]] = []
+    for choice, variants in results["found"].items():
+        rows += [(choice, variants, None), *((name, variants, name) for name in variants)]
     size = (LABELS + 2 * PANEL, HEAD + ROW * len(rows))
     picture = Figure(figsize=size, layout="constrained")
     panels = picture.subplots(1, 2, sharey=True)
@@ -38,10 +38,6 @@ def draw(results: dict, path: Path) -> None:
         label.set_fontweight("bold" if variant is None else "normal")
     picture.suptitle(f"{results['ladder']}, {len(results['seeds'])} seeds: difference from each choice's first variant")
     picture.savefig(path, dpi=110)
-
-
-def _rows(variants: Variants) -> list[tuple[str, Variants, str]]:
-    return [(name, variants, name) for name in variants]
 
 
 def _row(axes: Axes, place: int, variants: Variants, variant: str | None, number: int) -> None:

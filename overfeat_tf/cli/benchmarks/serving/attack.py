@@ -10,6 +10,7 @@ from itertools import islice
 import grpc
 from tensorflow_serving.apis import predict_pb2
 
+from overfeat_tf.cli.benchmarks.report import markdown_table
 from overfeat_tf.cli.benchmarks.serving.hostile import Call
 
 SENDERS = 8
@@ -47,10 +48,11 @@ class Outcome:
 
     def table(self) -> str:
         """Render the statuses in Markdown."""
-        lines = ["| hostile requests | responses |", "| --- | --- |"]
-        for kind, counter in sorted(self.statuses.items()):
-            lines.append(f"| {kind} | {', '.join(f'{status} {count}' for status, count in counter.most_common())} |")
-        return "\n".join(lines)
+        rows = [
+            (kind, ", ".join(f"{status} {count}" for status, count in counter.most_common()))
+            for kind, counter in sorted(self.statuses.items())
+        ]
+        return markdown_table(("hostile requests", "responses"), rows)
 
 
 def attack(address: str, rest: str, calls: Iterable[Call]) -> Outcome:

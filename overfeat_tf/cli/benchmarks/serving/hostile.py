@@ -15,7 +15,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import classification_pb2, inference_pb2, predict_pb2
 
-from serving.contract import ENCODED_IMAGE_FEATURE
+from overfeat_tf.images.files import ENCODED_IMAGE_FEATURE
 
 SERVER_MEGABYTES = 4  # the server's limit; an oversized request has one more
 

@@ -73,7 +73,6 @@ class Load:
         self._request, self._clients = request, clients
 
     def __enter__(self) -> Self:
-        """Start the process."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "overfeat_tf.cli.benchmarks.serving.load", str(self._clients)],
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
@@ -87,7 +86,6 @@ class Load:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop the process."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream:
                 stream.close()

@@ -17,15 +17,15 @@ from tensorflow_serving.apis import get_model_status_pb2, predict_pb2, predictio
 
 from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset
 from overfeat_tf.cli.benchmarks.machine import describe_machine, time_call
-from overfeat_tf.cli.benchmarks.report import Report
+from overfeat_tf.cli.benchmarks.report import Report, markdown_table
 from overfeat_tf.cli.benchmarks.serving.attack import Outcome, attack
 from overfeat_tf.cli.benchmarks.serving.hostile import SERVER_MEGABYTES, HostileRequests
 from overfeat_tf.cli.benchmarks.serving.load import Load, LoadStats, percentile
 from overfeat_tf.cli.serving import ServerProcess
+from overfeat_tf.images.files import image_example
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
-from serving.contract import image_example
 from serving.export.exporter import export
 from serving.version_folders import find_versions, read_signature_defs
 
@@ -219,15 +219,13 @@ def _add_one_client(report: Report, found: dict[str, list[OneClient]]) -> None:
     report.add("p50_of_bound", bound, f"the same over {OVER_IN_PROCESS} x in process + 3 ms", ("<=", 1.0))
     first = [max(each.first / each.grpc for each in one) for one in rounds]
     report.add("first_of_steady", first, "the first response of a fresh server over its later p50", ("<=", 2.0))
-    lines = [
-        "| one client | served after s | loading | first response ms | p50 ms | in process ms | bound ms |",
-        "| --- " * 7 + "|",
-    ]
+    titles = ("one client", "served after s", "loading", "first response ms", "p50 ms", "in process ms", "bound ms")
+    rows = []
     for name, repetitions in found.items():
         for each in repetitions:
             ms = (f"{value * 1e3:.1f}" for value in (each.first, each.grpc, each.in_process, each.bound))
-            lines.append(f"| {name} | {each.start:.1f} | {each.loading} | {' | '.join(ms)} |")
-    report.tables.append("\n".join(lines))
+            rows.append((name, f"{each.start:.1f}", each.loading, *ms))
+    report.tables.append(markdown_table(titles, rows))
 
 
 def _add_load(report: Report, model_dir: Path, load_seconds: float, clients: int) -> None:
@@ -252,11 +250,11 @@ def _add_load(report: Report, model_dir: Path, load_seconds: float, clients: int
     if "2" not in switch.versions or set(corrupt.versions) != {"2"}:
         raise RuntimeError(f"expected responses from version 2; got {switch.versions}, then {corrupt.versions}")
     names = (f"{BATCH_IMAGES} images a request", "one image", "version 1, then 2", "a corrupt version 3")
-    lines = ["| load | responses | per second | p50 ms | p99 ms | failed |", "| --- " * 6 + "|"]
+    rows = []
     for name, stats in zip(names, (batched_stats, single_stats, switch, corrupt), strict=True):
-        ms = " | ".join(f"{percentile(stats.latencies, percent) * 1e3:.0f}" for percent in (50, 99))
-        lines.append(f"| {name} | {len(stats.latencies)} | {stats.rate:.1f} | {ms} | {stats.failures or 0} |")
-    report.tables.append("\n".join(lines))
+        ms = (f"{percentile(stats.latencies, percent) * 1e3:.0f}" for percent in (50, 99))
+        rows.append((name, len(stats.latencies), f"{stats.rate:.1f}", *ms, stats.failures or 0))
+    report.tables.append(markdown_table(("load", "responses", "per second", "p50 ms", "p99 ms", "failed"), rows))
 
 
 def _add_attacks(report: Report, model_dir: Path, attacks: int) -> None:
@@ -272,12 +270,12 @@ def _add_attacks(report: Report, model_dir: Path, attacks: int) -> None:
 
 def _add_starts(report: Report, presets: Sequence[str], folder: Path) -> None:
     """Start a server once for each preset that was not measured; report its times of loading and warming up."""
-    lines = ["| only started | served after s | loading |", "| --- " * 3 + "|"]
+    rows = []
     for name in presets:
         with ServerProcess(export_preset(name, folder)) as server:
-            lines.append(f"| {name} | {server.start_seconds:.1f} | {server.loading} |")
+            rows.append((name, f"{server.start_seconds:.1f}", server.loading))
     if presets:
-        report.tables.append("\n".join(lines))
+        report.tables.append(markdown_table(("only started", "served after s", "loading"), rows))
 
 
 def _publish(model_dir: Path, number: int, change: Callable[[Path], None]) -> None:

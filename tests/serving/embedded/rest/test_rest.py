@@ -15,7 +15,7 @@ from stock_requests import asking, call, classify_request, metadata_request, pre
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2
 
-from serving.contract import image_example
+from overfeat_tf.images.files import image_example
 from serving.embedded.rest import json_messages
 from serving.embedded.rest.json_messages import predict_json
 from serving.embedded.rest.server import RestServer
