@@ -157,11 +157,14 @@ def with_precision(recipe: Recipe, network: Network, run: Path, is_chief: bool) 
     """Return the recipe with the precision that its run computes in: chosen as it begins, where that is "auto"."""
     if recipe.precision != "auto":
         return recipe
-    if is_chief and not read_config(run).get("precision"):
-        choice = choose_precision(network)
-        log.info("precision: %s; %s", *choice)
-        run_folder.write_config(run, {**read_config(run), "precision": choice.arithmetic})
-    barrier(tf.distribute.get_strategy())
+    strategy, kept = tf.distribute.get_strategy(), read_config(run).get("precision")
+    barrier(strategy)
+    if not kept:
+        choice = choose_precision(network)  # by every worker, since all make the same variables; one worker's counts
+        if is_chief:
+            log.info("precision: %s; %s", *choice)
+            run_folder.write_config(run, {**read_config(run), "precision": choice.arithmetic})
+    barrier(strategy)
     return replace(recipe, precision=read_config(run)["precision"])
 
 
