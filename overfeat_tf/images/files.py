@@ -10,14 +10,17 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from overfeat_tf.images.decode import MAX_PIXELS
+from overfeat_tf.images.pixels import upright
 
 # What the graph decodes, and what Pillow turns into PNG first; in each folder and set of data the same.
 DECODED = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".jxl")
 CONVERTED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm")
 SUFFIXES = DECODED + CONVERTED
+# Folders that systems leave in archives and on disks.
+JUNK = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 # The first bytes of TIFF, of what has ISO's boxes (HEIC, AVIF), and of PPM and its kin.
 FOREIGN = re.compile(rb"II[*+]\0|MM\0[*+]|....ftyp(?:hei|hev|mif1|msf1|avi)|P[1-6]\s", re.DOTALL)
 MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
@@ -34,10 +37,10 @@ def find_files(patterns: Sequence[str], suffixes: Collection[str] = SUFFIXES) ->
     found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
-        named = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        named = [path] if os.path.exists(path) else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         paths = []
         for path in named:
-            paths += sorted(_inside(path, suffixes)) if path.is_dir() else [path] if path.is_file() else []
+            paths += sorted(_inside(path, suffixes)) if os.path.isdir(path) else [path] if os.path.isfile(path) else []
         if not paths:
             raise ValueError(f"expected image files; '{pattern}' matches none")
         for path in paths:
@@ -50,7 +53,8 @@ def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
     above: dict[str, set[str]] = {str(folder): set()}
     for place, names, files in os.walk(folder, followlinks=True):
         lies_in = above.pop(place) | {os.path.realpath(place)}
-        names[:] = [name for name in names if os.path.realpath(os.path.join(place, name)) not in lies_in]
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in names if name not in JUNK}
+        names[:] = [name for name in real if real[name] not in lies_in]
         above |= {os.path.join(place, name): lies_in for name in names}
         # macOS puts ._NAME beside NAME on foreign disks: no image, whatever the suffix.
         own = (file for file in files if not file.startswith("._"))
@@ -92,12 +96,10 @@ def _as_png(data: bytes) -> tuple[bytes, str]:
                 return b"", f"expected at most {MAX_PIXELS} pixels, got {opened.width} x {opened.height}: send less"
             if opened.mode in ("I", "F"):
                 return b"", f"expected 8 or 16 bits a channel, got 32 in {opened.format}: save it with 8"
-            upright = ImageOps.exif_transpose(opened)
-            kept = upright.mode in ("1", "L", "RGB") or upright.mode.startswith("I;16")
+            shown = upright(opened)
+            kept = shown.mode in ("1", "L", "RGB") or shown.mode.startswith("I;16")
             stream = io.BytesIO()
-            (upright if kept else upright.convert("RGB")).save(
-                stream, "PNG", compress_level=1, exif=b"", icc_profile=None
-            )
+            (shown if kept else shown.convert("RGB")).save(stream, "PNG", compress_level=1, exif=b"", icc_profile=None)
             return stream.getvalue(), ""
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         return b"", f"damaged or of a kind that Pillow does not read: {' '.join(str(error).split()):.120}"

@@ -18,6 +18,7 @@ from training.sources.folder import ImageFolder
 from training.sources.ilsvrc import IlsvrcFolder
 from training.sources.record import SCHEMA, Record, Source, as_dataset
 from training.sources.splits import divide
+from training.sources.text import ContentError
 from training.sources.tfds import TfdsSet
 from training.sources.tfrecord import TfRecords
 from training.sources.voc import VocFolder
@@ -83,12 +84,16 @@ def open_source(spec: str, report: ReportFinding | None = None) -> Source:
         try:
             return divide(OPENERS[kind][1](rest, report or Log()))
         except ValueError as error:
-            settled = kind == "tfds" or any(word in str(error) for word in ("write ", "say '"))
+            settled = kind == "tfds" or isinstance(error, ContentError)
+            settled |= any(word in str(error) for word in ("write ", "say '"))
             advice = "" if settled else describe(Path(rest))
             if not advice or advice.endswith(f" {spec}"):  # then the SOURCE is right, and its content is not
                 raise
             raise ValueError(f"{error}; {advice}") from error
-    hint = "" if kind in OPENERS else describe(Path(spec)) if os.path.exists(spec) else suggest(kind, OPENERS)
+    hint = ""
+    if kind not in OPENERS:
+        nowhere = "there is no such file or folder" if "/" in spec else ""
+        hint = describe(Path(spec)) if os.path.exists(spec) else suggest(kind, OPENERS) or nowhere
     hint = f"; {hint}" if hint and not hint.startswith(";") else hint
     forms = ", ".join(form for form, _ in OPENERS.values())
     raise ValueError(f"expected a data source, one of {forms}; got '{spec}'{hint}")
