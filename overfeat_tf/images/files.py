@@ -7,7 +7,7 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -48,14 +48,25 @@ def find_files(patterns: Sequence[str], suffixes: Collection[str] = SUFFIXES) ->
     return list(found.values())
 
 
-def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Walk a folder and what its links lead to; a link back to a folder that it lies in is not followed."""
+def walk(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
+    """Walk a folder and what its links lead to, without `JUNK`, as `os.walk` does.
+
+    The fourth of each are its links that are not followed: those to a folder that they lie in.
+    """
     above: dict[str, set[str]] = {str(folder): set()}
-    for place, names, files in os.walk(folder, followlinks=True):
+    for place, names, files in os.walk(folder, onerror=onerror, followlinks=True):
         lies_in = above.pop(place) | {os.path.realpath(place)}
-        real = {name: os.path.realpath(os.path.join(place, name)) for name in names if name not in JUNK}
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(names) if name not in JUNK}
         names[:] = [name for name in real if real[name] not in lies_in]
         above |= {os.path.join(place, name): lies_in for name in names}
+        yield place, names, files, [name for name in real if real[name] in lies_in]
+
+
+def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Yield the files in a folder, and in what its links lead to, that have one of the suffixes."""
+    for place, _, files, _ in walk(folder):
         # macOS puts ._NAME beside NAME on foreign disks: no image, whatever the suffix.
         own = (file for file in files if not file.startswith("._"))
         yield from (Path(place, file) for file in own if Path(file).suffix.lower() in suffixes)

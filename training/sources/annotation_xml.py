@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing
@@ -111,7 +111,9 @@ def _thing(item: ElementTree.Element) -> Thing:
         xs, ys = ([_number(point, axis) for point in item.iterfind("polygon/pt")] for axis in "xy")
         if xs:
             ymin, xmin, ymax, xmax = min(ys), min(xs), max(ys), max(xs)
-    flags = {flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")}
+    flags: dict[str, Any] = {
+        flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")
+    }
     return Thing(one_line(item.findtext("name") or ""), (ymin, xmin, ymax, xmax), **flags)
 
 

@@ -139,6 +139,11 @@ def read_orientation(data: bytes) -> int:
         return 1
 
 
+def are_shares(edges: np.ndarray) -> bool:
+    """Return whether a file's edges of boxes, nan or not, are shares of the image: all at most 1, and one between."""
+    return bool((edges <= 1).any() and not (edges > 1).any() and ((edges > 0) & (edges < 1)).any())
+
+
 def make_record(
     data: bytes,
     name: str,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, are_shares, make_record
 from training.sources.file_source import Entry, FileSource
 from training.sources.listing import Locator, best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
@@ -36,6 +36,7 @@ class Split(NamedTuple):
     corners: np.ndarray  # float64 [n, 4], yxyx in pixels from 0; nan where there are none
     crowds: np.ndarray  # bool [n]
     places: np.ndarray  # int [n], in the file's list of annotations
+    normalised: bool  # whether corners are shares of the images instead, against COCO's own rule
     findings: list[Finding]  # entries that are skipped
 
 
@@ -140,7 +141,9 @@ class CocoFiles(FileSource):
             where = f"annotations[{place}]"
             things.append(Thing(label, tuple(corners), difficult=crowd, crowd=crowd, where=where))
         stated = _size(loaded.images[entry.detail])
-        return make_record(data, entry.name, things, self._classes, self._report, stated=stated)
+        return make_record(
+            data, entry.name, things, self._classes, self._report, stated=stated, normalised=loaded.normalised
+        )
 
     def _load(self, split: str) -> Split:
         path = self._places[split][0]
@@ -165,14 +168,16 @@ class CocoFiles(FileSource):
             # -1 for the objects of skipped images, which go with them.
             owners = np.array([places.get(_id(one["image_id"]), -1) for one in annotations], int)
             indices = np.argsort(owners, kind="stable")
+            corners = np.array([_corners(annotations[i].get("bbox")) for i in indices], float).reshape(-1, 4)
             return Split(
                 images,
                 by_id,
                 np.searchsorted(owners[indices], np.arange(len(images) + 1)),
                 [_id(annotations[i]["category_id"]) for i in indices],
-                np.array([_corners(annotations[i].get("bbox")) for i in indices], float).reshape(-1, 4),
+                corners,
                 np.array([is_set(annotations[i].get("iscrowd")) for i in indices], bool),
                 np.array([annotations[i][PLACE] for i in indices], int),
+                are_shares(corners),
                 findings,
             )
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+import numpy as np
+
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, are_shares, make_record
 from training.sources.file_source import Entry, FileSource
 from training.sources.listing import best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
@@ -80,10 +82,9 @@ class CsvTable(FileSource):
 
     @cached_property
     def _normalised(self) -> bool:
-        """Whether boxes are shares of the image: all at most 1, and one between."""
+        """Whether boxes are shares of the image."""
         rows = [row for split in self.splits for rows in self._rows(split).values() for row in rows]
-        edges = [edge for row in rows for edge in _corners(row) if not math.isnan(edge)]
-        return bool(edges) and max(edges) <= 1 and any(0 < edge < 1 for edge in edges)
+        return are_shares(np.array([_corners(row) for row in rows]))
 
     def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         for finding in self._bad_rows[split]:

@@ -94,7 +94,7 @@ class DatasetSource:
             Thing(
                 label,
                 tuple(float(edge) for edge in box * (height, width, height, width)),  # type: ignore[arg-type]
-                **{flag: bool(values[index]) for flag, values in flags.items()},
+                **{flag: bool(values[index]) for flag, values in flags.items()},  # type: ignore[arg-type]
             )
             for index, (label, box) in enumerate(zip(labels, boxes, strict=True))
         ]

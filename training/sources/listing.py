@@ -4,12 +4,12 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from overfeat_tf.images.files import JUNK, SUFFIXES
+from overfeat_tf.images.files import JUNK, SUFFIXES, walk
 from training.sources.checks import Finding, Kind, ReportFinding
 
 # What lies beside images and is none of them. A file of any other suffix, or without one, may be an image.
@@ -43,7 +43,8 @@ def images_below(root: Path, below: str, report: ReportFinding) -> list[str]:
     Args:
         root: The folder that paths start from.
         below: A folder in it; "" for all of it.
-        report: Is told of files that may be images and are not taken, and of folders that can't be read.
+        report: Is told of files that may be images and are not taken, of folders that can't be read, and of links that
+            are not followed: those into `root`, which might lead in a circle.
     """
 
     def unread(error: OSError) -> None:
@@ -51,12 +52,13 @@ def images_below(root: Path, below: str, report: ReportFinding) -> list[str]:
         report(Finding(Kind.NOT_TAKEN, printable(name), f"{error.strerror}: {printable(error.filename)}"))
 
     found = []
-    for folder, folders, files in os.walk(root / below, onerror=unread):
-        folders[:] = sorted(name for name in folders if not is_junk(name))
+    for folder, _, files, links in _walk(root, below, unread):
         where = os.path.relpath(folder, root)
         prefix = "" if where == "." else f"{where}/"
-        for link in (name for name in folders if os.path.islink(os.path.join(folder, name))):  # might lead in a circle
-            report(Finding(Kind.NOT_TAKEN, printable(prefix + link), "a link to a folder; links are not followed"))
+        for link in links:
+            report(
+                Finding(Kind.NOT_TAKEN, printable(prefix + link), "a link to a folder of the set; it is not followed")
+            )
         for file in sorted(name for name in files if not is_junk(name)):
             name = prefix + file
             if not is_image(file):
@@ -74,14 +76,26 @@ def files_below(root: Path, suffixes: Sequence[str], depth: int | None = None) -
 
     `depth` counts the folders that are entered at most, below the first.
     """
-    for folder, folders, files in os.walk(root):
-        level = len(Path(folder).relative_to(root).parts)
-        folders[:] = sorted(name for name in folders if not is_junk(name) and (depth is None or level < depth))
+    for folder, folders, files, _ in _walk(root):
+        if depth is not None and len(Path(folder).relative_to(root).parts) >= depth:
+            folders.clear()
         yield from (
             Path(folder, name)
             for name in sorted(files)
             if name.lower().endswith(tuple(suffixes)) and not is_junk(name) and is_utf8(name)
         )
+
+
+def _walk(
+    root: Path, below: str = "", onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
+    """Walk the folder `below`, by name, and what links lead to outside of `root`; the fourth are other links."""
+    inside = os.path.join(os.path.realpath(root), "")
+    for folder, folders, files, links in walk(root / below, onerror):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        links += [n for n in linked if os.path.join(os.path.realpath(os.path.join(folder, n)), "").startswith(inside)]
+        folders[:] = [name for name in folders if name not in links and not is_junk(name)]
+        yield folder, folders, files, sorted(link for link in links if not is_junk(link))
 
 
 def folders_below(root: Path, depth: int) -> Iterator[Path]:
@@ -124,7 +138,7 @@ class Locator:
             return None
         best = [path for path, count in zip(named, shared, strict=True) if count == max(shared)]
         best.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
-        return best[0] if len({path.parent for path in best}) == 1 else None
+        return best[0] if len({path.parent.resolve() for path in best}) == 1 else None
 
     @cached_property
     def _claims(self) -> Counter[str]:

@@ -190,8 +190,9 @@ class VocFolder(FileSource):
                 found = locator.find(name)
                 others.append((str(found.relative_to(self.folder)) if found else None, path))
         taken: dict[str, Path] = {}  # an image's own annotation is the one of its name
-        for image, path in (pair for pair in [*pairs, *others] if pair[0] is not None):
-            taken.setdefault(image, path)
+        for image, xml in [*pairs, *others]:
+            if image is not None and xml is not None:
+                taken.setdefault(image, xml)
         for image, path in others:
             if image is None and (stated := image_name_in(path)) and (found := locator.find(stated)):
                 image = str(found.relative_to(self.folder))

@@ -482,3 +482,19 @@ def test_names_with_accents_are_found_however_they_are_composed(tmp_path):
         image(tmp_path, i, name)
     put(tmp_path / "train.json", coco(range(2), lambda i: ("caf\xe9.jpg", "nai\u0308ve.jpg")[i]))
     assert len(read(f"coco:{tmp_path}")) == 2 and found(f"coco:{tmp_path}") == {}
+
+
+def test_links_to_folders_elsewhere_are_followed_and_others_said(tmp_path):
+    for i in (1, 2):
+        image(tmp_path / "real" / "images", i)
+        put(tmp_path / "real" / "xmls" / f"photo {i}.xml", xml(i, f"photo {i}.jpg"))
+    image(tmp_path / "folder" / "cat", 3)
+    (tmp_path / "voc").mkdir()
+    for name, target in (("voc/images", "real/images"), ("voc/annotations", "real/xmls"), ("folder/cat/more", "real")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for name, target in (("voc/round", "voc"), ("folder/cat/round", "folder")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for spec, count in ((f"voc:{tmp_path / 'voc'}", 2), (f"folder:{tmp_path / 'folder'}", 3)):
+        assert len(read(spec)) == count
+        (line,) = said(spec)
+        assert line.endswith("round: file or folder not used: a link to a folder of the set; it is not followed")

@@ -1,7 +1,9 @@
 """Tables of boxes: rows that are wrong are named by their lines, and the rest is used."""
 
+import json
+
 import pytest
-from exports import image, put, table
+from exports import coco, image, put, table
 from findings import read, said
 
 from training.sources import open_source
@@ -59,6 +61,16 @@ def test_quotes_hold_commas_and_line_breaks_and_a_last_comma_is_none(folder):
     )
     assert open_source(f"csv:{folder}").class_names == ("dog", "stop sign", "traffic light")
     assert said(f"csv:{folder}") == [] and len(read(f"csv:{folder}")["a, b.jpg"].labels) == 2
+
+
+def test_boxes_that_are_all_at_most_1_are_shares_of_the_image(folder):
+    put(folder / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\nphoto 1.jpg,cat,0.25,0.5,0.75,1\n")
+    content = json.loads(coco([1], lambda i: "photo 1.jpg"))
+    content["annotations"][0]["bbox"] = [0.25, 0.5, 0.5, 0.5]
+    put(folder / "train.json", json.dumps(content))
+    for spec in (f"csv:{folder}", f"coco:{folder}"):
+        (record,) = read(spec).values()
+        assert record.boxes.tolist() == [[0.5, 0.25, 1.0, 0.75]], spec
 
 
 @pytest.mark.parametrize(
