@@ -43,7 +43,8 @@ class ImageFolder(FileSource):
             got = f"only folders of splits or parts: {', '.join(labels)}" if labels else "no folders"
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
         if alike := names_of_splits(labels):
-            got = f"what seem to be splits: {', '.join(alike)}: name them train, val and test"
+            ways = " or ".join(f"folder:{folder / name}" for name in alike)
+            got = f"what seem to be splits: {', '.join(alike)}: name them train, val and test, or write {ways}"
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
         empty = [name for name in labels if not self._has_images(name)]
         if len(empty) < len(labels):

@@ -54,9 +54,9 @@ class YoloFiles(FileSource):
                 missing.append(Finding(Kind.NOT_TAKEN, split, f"no folder or list '{value}' from '{self._file}'"))
         if not self._places:
             wrong = missing[0].detail if missing else f"'{self._file}' has none of them"
-            raise ValueError(f"expected the images of train, val or test; {wrong}")
+            raise ContentError(f"expected the images of train, val or test; {wrong}")
         if missing and missing[0].name == "train":
-            raise ValueError(f"expected the images of train; {missing[0].detail}")
+            raise ContentError(f"expected the images of train; {missing[0].detail}")
         self._findings += missing
         self.splits = tuple(self._places)
 

@@ -40,7 +40,8 @@ def test_names_that_differ_by_a_split_are_no_classes(tmp_path):
     for name in ("seg_train", "seg_test", "seg_pred"):
         image(tmp_path / "seg" / name / name / "cat", 1)
     message = refused(f"folder:{tmp_path / 'seg'}")
-    assert "has what seem to be splits: seg_test, seg_train: name them train, val and test" in message
+    assert "has what seem to be splits: seg_test, seg_train: name them train, val and test, or write folder:" in message
+    assert open_source(f"folder:{tmp_path / 'seg' / 'seg_train'}").class_names == ("cat",)
     for name in ("dev board", "test board", "train"):
         image(tmp_path / "boards" / name, 1)
     assert open_source(f"folder:{tmp_path / 'boards'}").class_names == ("dev board", "test board", "train")
