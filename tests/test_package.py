@@ -75,7 +75,10 @@ def test_bounds_let_programs_in_that_need_protobuf_6(setup_cfg):
 
 def test_messages_name_only_packages_that_are_published():
     named = set()
-    for file in (path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py")):
+    files = [path for package in PACKAGES for path in (REPOSITORY / package).rglob("*") if path.is_file()]
+    files = [path for path in files if path.suffix in (".py", ".md", ".yaml", ".yml", ".config", ".html", ".js")]
+    for file in files:
         for line in re.findall(r"pip install ([^\"\n`)]+)", file.read_text()):
             named |= {re.split(r"[,:;]", word)[0].strip("'") for word in line.split()[:1]}
+    named = {name for name in named if not name.startswith(".")}  # this folder
     assert named <= PUBLISHED, named - PUBLISHED

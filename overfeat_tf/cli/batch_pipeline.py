@@ -128,7 +128,7 @@ def list_images(pattern: str) -> beam.PTransform:
     if pattern.endswith(".txt"):
         if not FileSystems.exists(pattern):
             raise ValueError(f"expected a text file of paths, a line each; there is no '{pattern}'")
-        strip = beam.Map(str.strip)
+        strip = beam.Map(lambda line: line.strip().strip("\ufeff"))  # a byte order mark
         return _chain(beam.io.ReadFromText(pattern), "Strip" >> strip, "Filled" >> beam.Filter(bool))
     folder = Path(pattern).is_dir()
     found = FileSystems.match([str(Path(pattern) / "**") if folder else pattern], None if folder else [1])[0]

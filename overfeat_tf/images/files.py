@@ -7,18 +7,21 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import Image
 
 from overfeat_tf.images.decode import MAX_PIXELS
+from overfeat_tf.images.pixels import upright
 
 # What the graph decodes, and what Pillow turns into PNG first; in each folder and set of data the same.
 DECODED = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".webp", ".jxl")
 CONVERTED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".pgm", ".pbm", ".pnm")
 SUFFIXES = DECODED + CONVERTED
+# Folders that systems leave in archives and on disks.
+JUNK = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 # The first bytes of TIFF, of what has ISO's boxes (HEIC, AVIF), and of PPM and its kin.
 FOREIGN = re.compile(rb"II[*+]\0|MM\0[*+]|....ftyp(?:hei|hev|mif1|msf1|avi)|P[1-6]\s", re.DOTALL)
 ENCODED_IMAGE_FEATURE = "image/encoded"  # of a tf.Example, as TensorFlow's own data sets name it
@@ -36,10 +39,10 @@ def find_files(patterns: Sequence[str], suffixes: Collection[str] = SUFFIXES) ->
     found: dict[str, Path] = {}
     for pattern in patterns:
         path = Path(pattern)
-        named = [path] if path.exists() else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+        named = [path] if os.path.exists(path) else [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
         paths = []
         for path in named:
-            paths += sorted(_inside(path, suffixes)) if path.is_dir() else [path] if path.is_file() else []
+            paths += sorted(_inside(path, suffixes)) if os.path.isdir(path) else [path] if os.path.isfile(path) else []
         if not paths:
             raise ValueError(f"expected image files; '{pattern}' matches none")
         for path in paths:
@@ -47,13 +50,25 @@ def find_files(patterns: Sequence[str], suffixes: Collection[str] = SUFFIXES) ->
     return list(found.values())
 
 
-def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Walk a folder and what its links lead to; a link back to a folder that it lies in is not followed."""
+def walk(
+    folder: Path, onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
+    """Walk a folder and what its links lead to, without `JUNK`, as `os.walk` does.
+
+    The fourth of each are its links that are not followed: those to a folder that they lie in.
+    """
     above: dict[str, set[str]] = {str(folder): set()}
-    for place, names, files in os.walk(folder, followlinks=True):
+    for place, names, files in os.walk(folder, onerror=onerror, followlinks=True):
         lies_in = above.pop(place) | {os.path.realpath(place)}
-        names[:] = [name for name in names if os.path.realpath(os.path.join(place, name)) not in lies_in]
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(names) if name not in JUNK}
+        names[:] = [name for name in real if real[name] not in lies_in]
         above |= {os.path.join(place, name): lies_in for name in names}
+        yield place, names, files, [name for name in real if real[name] in lies_in]
+
+
+def _inside(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Yield the files in a folder, and in what its links lead to, that have one of the suffixes."""
+    for place, _, files, _ in walk(folder):
         # macOS puts ._NAME beside NAME on foreign disks: no image, whatever the suffix.
         own = (file for file in files if not file.startswith("._"))
         yield from (Path(place, file) for file in own if Path(file).suffix.lower() in suffixes)
@@ -100,12 +115,10 @@ def _as_png(data: bytes) -> tuple[bytes, str]:
                 return b"", f"expected at most {MAX_PIXELS} pixels, got {opened.width} x {opened.height}: send less"
             if opened.mode in ("I", "F"):
                 return b"", f"expected 8 or 16 bits a channel, got 32 in {opened.format}: save it with 8"
-            upright = ImageOps.exif_transpose(opened)
-            kept = upright.mode in ("1", "L", "RGB") or upright.mode.startswith("I;16")
+            shown = upright(opened)
+            kept = shown.mode in ("1", "L", "RGB") or shown.mode.startswith("I;16")
             stream = io.BytesIO()
-            (upright if kept else upright.convert("RGB")).save(
-                stream, "PNG", compress_level=1, exif=b"", icc_profile=None
-            )
+            (shown if kept else shown.convert("RGB")).save(stream, "PNG", compress_level=1, exif=b"", icc_profile=None)
             return stream.getvalue(), ""
     except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
         return b"", f"damaged or of a kind that Pillow does not read: {' '.join(str(error).split()):.120}"

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image, ImageOps
 
+XMP = ("XML:com.adobe.xmp", "xmp")  # what Pillow calls it, and takes an orientation from, which no decoder here does
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # PIL's modes of more than 8 bits
 
 
@@ -18,8 +19,8 @@ def as_pixels(image: object) -> np.ndarray:
         ValueError: another type or shape, or floats beyond 0..1.
     """
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
-        return as_pixels(np.asarray(upright)) if upright.mode in DEEP else np.asarray(upright.convert("RGB"))
+        shown = upright(image)
+        return as_pixels(np.asarray(shown)) if shown.mode in DEEP else np.asarray(shown.convert("RGB"))
     array = np.asarray(image)
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[-1] not in (1, 2, 3, 4) or not array.size:
@@ -34,6 +35,15 @@ def as_pixels(image: object) -> np.ndarray:
     elif array.dtype != np.uint8:
         raise ValueError(f"expected pixels of uint8, uint16 or float; got {describe(image)}: convert them to uint8")
     return np.repeat(array[..., :1], 3, axis=-1) if array.shape[-1] < 3 else array[..., :3]
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Return a PIL image turned by its Exif orientation; one that only XMP states turns nothing, as in other files."""
+    if any(key in image.info for key in XMP):
+        image = image.copy()
+        for key in XMP:
+            image.info.pop(key, None)
+    return ImageOps.exif_transpose(image)
 
 
 def describe(image: object) -> str:

@@ -103,7 +103,7 @@ def test_a_bundle_that_is_retried_writes_nothing_twice(saved_model, images, tmp_
 def test_a_list_of_paths_is_read_each_once_and_a_missing_one_has_a_row(saved_model, images, tmp_path):
     (images / "deep" / "23.png").unlink()
     paths = [str(images / "deep" / f"{number:02}.png") for number in (1, 2, 23, 2)]
-    (tmp_path / "list.txt").write_text("\n".join([*paths, "", ""]))
+    (tmp_path / "list.txt").write_text("\r\n".join([*paths, "", ""]), "utf-8-sig")
     result = pipeline.run(saved_model, str(tmp_path / "list.txt"), str(tmp_path / "out"))
     assert result[:2] == (3, 1)
     rows = _table(tmp_path / "out")

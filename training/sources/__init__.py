@@ -117,18 +117,23 @@ def open_source(spec: str, report: "ReportFinding | None" = None) -> "Source":
     from training.sources.advice import describe
     from training.sources.checks import Log
     from training.sources.splits import divide
+    from training.sources.text import ContentError
 
     kind, _, rest = spec.partition(":")
     if kind in SOURCES and bool(rest) == (kind != "digits"):
         try:
             return divide(SOURCES[kind].open(rest, report or Log()))
         except ValueError as error:
-            settled = kind == "tfds" or any(word in str(error) for word in ("write ", "say '"))
+            settled = kind == "tfds" or isinstance(error, ContentError)
+            settled |= any(word in str(error) for word in ("write ", "say '"))
             advice = "" if settled else describe(Path(rest))
             if not advice or advice.endswith(f" {spec}"):  # then the SOURCE is right, and its content is not
                 raise
             raise ValueError(f"{error}; {advice}") from error
-    hint = "" if kind in SOURCES else describe(Path(spec)) if os.path.exists(spec) else suggest(kind, SOURCES)
+    hint = ""
+    if kind not in SOURCES:
+        nowhere = "there is no such file or folder" if "/" in spec else ""
+        hint = describe(Path(spec)) if os.path.exists(spec) else suggest(kind, SOURCES) or nowhere
     hint = f"; {hint}" if hint and not hint.startswith(";") else hint
     forms = ", ".join(", or ".join(each.forms) for each in SOURCES.values())
     raise ValueError(f"expected a data source, one of {forms}; got '{spec}'{hint}")

@@ -5,32 +5,35 @@ from pathlib import Path
 from training.sources.annotation_xml import UNREADABLE, parse_xml
 from training.sources.coco import coco_files_in
 from training.sources.csv_table import csv_files_in
-from training.sources.listing import files_below, folders_below, is_image
+from training.sources.listing import files_below, folders_below, is_dir, is_file, is_image
 from training.sources.splits import DEPTH, PARTS, split_of
+from training.sources.text import read_head
 from training.sources.yolo import yolo_files_in
 
 RECORDS = (".tfrecord", ".tfrecords", ".record")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 # Words in the files of tools that nothing here reads.
 TOOLS = (
-    (".json", b'"_via_img_metadata"', "a project of VIA; export it as COCO"),
-    (".json", b'"shapes"', "LabelMe's files; convert them to COCO (labelme2coco)"),
-    (".json", b'"file_upload"', "Label Studio's own JSON; export it as COCO"),
-    (".json", b'"coordinates"', "CreateML's JSON; export the set as COCO"),
-    (".json", b'"regions"', "regions of VIA; export them as COCO"),
-    (".xml", b"<annotations>", "CVAT for images; export it as Pascal VOC, COCO or YOLO"),
+    (".json", '"_via_img_metadata"', "a project of VIA; export it as COCO"),
+    (".json", '"shapes"', "LabelMe's files; convert them to COCO (labelme2coco)"),
+    (".json", '"file_upload"', "Label Studio's own JSON; export it as COCO"),
+    (".json", '"coordinates"', "CreateML's JSON; export the set as COCO"),
+    (".json", '"regions"', "regions of VIA; export them as COCO"),
+    (".xml", "<annotations>", "CVAT for images; export it as Pascal VOC, COCO or YOLO"),
 )
-HEAD = 1 << 16  # bytes of a file that are looked at
 
 
 def describe(path: Path) -> str:
     """Return in one line what a path looks like and which SOURCE fits it; "" where there is nothing to say."""
-    if path.is_file():
+    if is_file(path):
         path = path.parent if path.suffix.lower() in (".txt", ".xml", ".names") or is_image(path.name) else path
-    if path.is_file():
+    if is_file(path):
+        if path.name.lower().endswith(ARCHIVES):
+            return f"'{path}' is an archive: unpack it, and write the SOURCE of its folder"
         sources = {".json": "coco", ".csv": "csv", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}
         kind = "tfrecord" if path.suffix in RECORDS else sources.get(path.suffix.lower())
         return f"'{path}' is a file for {kind}: write {kind}:{path}" if kind else ""
-    if not path.is_dir():
+    if not is_dir(path):
         return ""
     own = _looks_like(path)
     if "write" not in own and (split_of(path.name, whole=True) or path.name.lower() in PARTS):
@@ -57,7 +60,7 @@ def _looks_like(folder: Path) -> str:
         inner = found[0].parent if len({path.parent for path in found}) == 1 else folder / "**"
         return f"'{folder}' has files of tf.Examples: write 'tfrecord:{inner}/*{found[0].suffix}'"
     for suffix, word, text in TOOLS:
-        if any(word in _head(path) for path in files if path.suffix.lower() == suffix):
+        if any(word in read_head(path) for path in files if path.suffix.lower() == suffix):
             return f"'{folder}' looks like {text}"
     if any(_is_yolo(path) for path in files if path.suffix == ".txt"):
         return (
@@ -76,11 +79,6 @@ def _ways(kind: str, paths: list[Path]) -> str:
     return " or ".join(f"{kind}:{path}" for path in paths[:3])
 
 
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(HEAD)
-
-
 def _is_voc(path: Path) -> bool:
     try:
         parse_xml(path)
@@ -92,7 +90,7 @@ def _is_voc(path: Path) -> bool:
 def _is_yolo(path: Path) -> bool:
     """Return whether a text file's first line is five numbers."""
     try:
-        words = path.read_text(errors="replace").partition("\n")[0].split()
+        words = read_head(path).partition("\n")[0].split()
         return len(words) >= 5 and all(-1 <= float(word) <= 2 for word in words[1:])
     except (OSError, ValueError):
         return False

@@ -1,10 +1,11 @@
 """What Pascal VOC and ImageNet share: XML files of one image's size and objects, and class names by WordNet id."""
 
+import codecs
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing
@@ -85,12 +86,15 @@ def parse_xml(path: Path) -> ElementTree.Element:
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"larger than {MOST_BYTES >> 20} MiB")
     data = path.read_bytes()
+    marked = data.startswith(codecs.BOM_UTF8)
+    data = data.removeprefix(codecs.BOM_UTF8).lstrip(b" \t\r\n")  # neither of which expat has before a declaration
     content: bytes | str = data
     declared = DECLARED.match(data)
     if declared is not None:  # expat knows few encodings; of decoded text it heeds no declaration
         encoding = declared[1].decode()
         # A declaration of one byte a character is in no UTF-16: .NET's programs write it of UTF-8.
-        content = data.decode("utf-8" if encoding.lower().startswith(("utf-16", "utf-32")) else encoding)
+        utf8 = marked or encoding.lower().startswith(("utf-16", "utf-32"))
+        content = data.decode("utf-8" if utf8 else encoding)
     root = ElementTree.fromstring(content)
     for element in root.iter():  # in any case, and in any namespace
         if isinstance(element.tag, str):
@@ -106,5 +110,7 @@ def _thing(item: ElementTree.Element) -> Thing:
         xs, ys = ([to_float(point.findtext(axis)) for point in item.iterfind("polygon/pt")] for axis in "xy")
         if xs:
             ymin, xmin, ymax, xmax = min(ys), min(xs), max(ys), max(xs)
-    flags = {flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")}
+    flags: dict[str, Any] = {
+        flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")
+    }
     return Thing(one_line(item.findtext("name") or ""), (ymin, xmin, ymax, xmax), **flags)

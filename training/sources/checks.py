@@ -39,6 +39,7 @@ class Kind(Enum):
     UNKNOWN_CLASS = "class not listed", "left out", True
     NO_NUMBERS = "box without numbers", "left out", True
     NO_AREA = "box without area", "left out", True
+    REVERSED = "box whose corners are reversed", "left out", True
     OUTSIDE = "box outside the image", "left out", True
     OBJECT_TWICE = "object annotated twice", "left out", True
     LISTED_TWICE = "image listed more than once", "used once", True
@@ -99,6 +100,7 @@ class Thing:
         label: Its class's name in the annotation.
         corners: ymin, xmin, ymax, xmax in pixels; nan where the annotation has no number.
         difficult, crowd, truncated, occluded: As in `Record`.
+        where: Its place in its file, such as "line 7", for what is found wrong with it.
     """
 
     label: str
@@ -107,6 +109,7 @@ class Thing:
     crowd: bool = False
     truncated: bool = False
     occluded: bool = False
+    where: str = ""
 
 
 def read_file(path: Path, name: str, report: ReportFinding) -> bytes | None:
@@ -134,6 +137,11 @@ def read_orientation(data: bytes) -> int:
         return decode.read_size(data)[2]
     except ValueError:
         return 1
+
+
+def are_shares(edges: np.ndarray) -> bool:
+    """Return whether a file's edges of boxes, nan or not, are shares of the image: all at most 1, and one between."""
+    return bool((edges <= 1).any() and not (edges > 1).any() and ((edges > 0) & (edges < 1)).any())
 
 
 def make_record(
@@ -182,7 +190,7 @@ def make_record(
                 continue
             marks = tuple(getattr(thing, flag) for flag in FLAGS)
             if (same := (classes[thing.label], marks, *(round(edge, SAME_DECIMALS) for edge in box))) in known:
-                report(Finding(Kind.OBJECT_TWICE, name, f"'{thing.label}' {_describe(thing, size)}"))
+                report(Finding(Kind.OBJECT_TWICE, name, _describe(thing, size)))
                 continue
             known.add(same)
             boxes.append(box)
@@ -230,19 +238,24 @@ def _box(
     # In the record's own precision, in which a sliver may have no area.
     clipped = tuple(float(np.float32(min(max(edge / side, 0.0), 1.0))) for edge, side in zip(edges, sides, strict=True))
     beyond = max(-min(edges), max(edge - side for edge, side in zip(edges, sides, strict=True)))
+    reversed_axes = [f"{a}max < {a}min" for a, low, high in (("x", xmin, xmax), ("y", ymin, ymax)) if low > high]
     kind = None
     if thing.label not in classes:
         kind = Kind.UNKNOWN_CLASS
     elif not all(map(math.isfinite, edges)):
         kind = Kind.NO_NUMBERS
-    elif ymin >= ymax or xmin >= xmax:
+    elif reversed_axes:
+        kind = Kind.REVERSED
+    elif ymin == ymax or xmin == xmax:
         kind = Kind.NO_AREA
     elif clipped[0] >= clipped[2] or clipped[1] >= clipped[3]:
         kind = Kind.OUTSIDE
     if kind is not None or beyond > ROUNDING:
-        report(Finding(kind or Kind.BEYOND, name, f"'{thing.label}' {_describe(thing, size)}"))
+        remedy = f": {' and '.join(reversed_axes)}: swap them" if kind is Kind.REVERSED else ""
+        report(Finding(kind or Kind.BEYOND, name, f"{_describe(thing, size)}{remedy}"))
     return None if kind is not None else clipped
 
 
 def _describe(thing: Thing, size: tuple[float, float]) -> str:
-    return "yxyx {:g} {:g} {:g} {:g} in {:g}x{:g}".format(*thing.corners, *size)
+    where = f"{thing.where}: " if thing.where else ""
+    return "{}'{}' yxyx {:g} {:g} {:g} {:g} in {:g}x{:g}".format(where, thing.label, *thing.corners, *size)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, are_shares, make_record
 from training.sources.file_source import Entry, FileSource
-from training.sources.listing import Locator, best_locator, files_below, is_file
+from training.sources.listing import Locator, best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
 from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_around, split_of
 from training.sources.text import as_number, is_set, one_line, read_text
@@ -21,6 +21,7 @@ FORM = "coco:DIR, or coco:IMAGES_DIR:ANNOTATIONS.json"
 # What is read of each thing in the file; the rest, outlines above all, would take most of the memory.
 KEPT = {"images", "annotations", "categories", "id", "name", "file_name", "width", "height", "supercategory"}
 KEPT |= {"image_id", "category_id", "bbox", "iscrowd", "counts", "size"}
+PLACE = "place"  # of an annotation in its file, from 0
 MOST_PIXELS = 1 << 31  # of a side; no image has as many
 OTHER_TASKS = re.compile(r"captions|keypoints|panoptic|stuff|image_info", re.IGNORECASE)  # COCO's, beside instances
 
@@ -34,6 +35,8 @@ class Split(NamedTuple):
     owners: list  # n ids of categories, of which there may be no category
     corners: np.ndarray  # float64 [n, 4], yxyx in pixels from 0; nan where there are none
     crowds: np.ndarray  # bool [n]
+    places: np.ndarray  # int [n], in the file's list of annotations
+    normalised: bool  # whether corners are shares of the images instead, against COCO's own rule
     findings: list[Finding]  # entries that are skipped
 
 
@@ -71,11 +74,11 @@ class CocoFiles(FileSource):
             loaded = self._loaded(split)
             ids = defaultdict(list)
             for key, category in loaded.categories.items():
-                ids[one_line(category["name"])].append(key)
-                groups |= {one_line(category.get("supercategory", ""))} - {one_line(category["name"])}
+                ids[category["name"]].append(key)
+                groups |= {one_line(category.get("supercategory", ""))} - {category["name"]}
             found |= dict.fromkeys(ids)
             shared |= {name: f"ids {', '.join(map(str, keys))}" for name, keys in ids.items() if len(keys) > 1}
-            used |= {one_line(loaded.categories[key]["name"]) for key in set(loaded.owners) & loaded.categories.keys()}
+            used |= {loaded.categories[key]["name"] for key in set(loaded.owners) & loaded.categories.keys()}
         self._findings += [Finding(Kind.SAME_NAME, name, detail) for name, detail in shared.items()]
         dead = [name for name in found if name in groups and name not in used] if used else []
         for name in dead:
@@ -91,9 +94,10 @@ class CocoFiles(FileSource):
             report(finding)
         by_name = defaultdict(list)
         for number, image in enumerate(loaded.images):
-            by_name[str(image["file_name"])].append(number)
+            by_name[normal_path(str(image["file_name"]))].append(number)
         entries = []
-        for name, numbers in by_name.items():
+        for numbers in by_name.values():
+            name = str(loaded.images[numbers[0]]["file_name"])
             if len({self._content(loaded, number) for number in numbers}) > 1:
                 detail = (
                     f"{len(numbers)} images have this file name, and other objects: which are its own can't be told"
@@ -120,42 +124,58 @@ class CocoFiles(FileSource):
         loaded = self._loaded(split)
         these = slice(*loaded.bounds[entry.detail : entry.detail + 2])
         things = []
-        for owner, corners, crowd in zip(
-            loaded.owners[these], loaded.corners[these].tolist(), loaded.crowds[these], strict=True
+        for owner, corners, crowd, place in zip(
+            loaded.owners[these],
+            loaded.corners[these].tolist(),
+            loaded.crowds[these].tolist(),
+            loaded.places[these],
+            strict=True,
         ):
             category = loaded.categories.get(owner)
-            label = one_line(category["name"]) if category else f"category_id {owner}"
-            things.append(Thing(label, tuple(corners), difficult=bool(crowd), crowd=bool(crowd)))
+            label = category["name"] if category else f"category_id {owner}"
+            where = f"annotations[{place}]"
+            things.append(Thing(label, tuple(corners), difficult=crowd, crowd=crowd, where=where))
         stated = _size(loaded.images[entry.detail])
-        return make_record(data, entry.name, things, self._classes, self._report, stated=stated)
+        return make_record(
+            data, entry.name, things, self._classes, self._report, stated=stated, normalised=loaded.normalised
+        )
 
     def _load(self, split: str) -> Split:
         path = self._places[split][0]
         findings: list[Finding] = []
         try:
             content = json.loads(read_text(path), object_hook=_keep)
+            if not isinstance(content, dict):
+                raise TypeError(f"a {type(content).__name__}")
             images, ids = _sound_images(content["images"], path, findings.append)
             annotations = _sound_annotations(content.get("annotations", []), ids, path, findings.append)
             categories = sorted(
                 content["categories"], key=lambda one: (isinstance(_id(one["id"]), str), _id(one["id"]))
             )
             places = {_id(image["id"]): number for number, image in enumerate(images)}
-            by_id = {_id(one["id"]): one for one in categories if one.get("name") is not None}
+            by_id = {
+                _id(one["id"]): {**one, "name": one_line(one["name"]) or f"category {one['id']}"}
+                for one in categories
+                if one.get("name") is not None
+            }
             if len(by_id) < len(categories):
                 raise ValueError("categories that share an id, or have no name")
             # -1 for the objects of skipped images, which go with them.
             owners = np.array([places.get(_id(one["image_id"]), -1) for one in annotations], int)
             indices = np.argsort(owners, kind="stable")
+            corners = np.array([_corners(annotations[i].get("bbox")) for i in indices], float).reshape(-1, 4)
             return Split(
                 images,
                 by_id,
                 np.searchsorted(owners[indices], np.arange(len(images) + 1)),
                 [_id(annotations[i]["category_id"]) for i in indices],
-                np.array([_corners(annotations[i].get("bbox")) for i in indices], float).reshape(-1, 4),
+                corners,
                 np.array([is_set(annotations[i].get("iscrowd")) for i in indices], bool),
+                np.array([annotations[i][PLACE] for i in indices], int),
+                are_shares(corners),
                 findings,
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             if str(path) in str(error):
                 raise
             got = f"no {error}" if isinstance(error, KeyError) else error
@@ -175,9 +195,9 @@ def open_coco(rest: str, report: ReportFinding) -> CocoFiles:
     """
     name = f"coco:{rest}"
     images, _, annotations = rest.rpartition(":")
-    if Path(rest).is_dir():
+    if is_dir(Path(rest)):
         return CocoFiles(name, _found_in(Path(rest)), report)
-    if not images and rest.endswith(".json") and Path(rest).is_file():
+    if not images and rest.endswith(".json") and is_file(Path(rest)):
         path = Path(rest)
         return CocoFiles(name, {split_of(path.stem) or "train": (path, folders_around(path, path.parent))}, report)
     if not images or not annotations:
@@ -200,8 +220,8 @@ def _places(images: str, annotations: str) -> dict[str, tuple[Path, Sequence[Pat
         if not places:
             raise ValueError(f"expected files of COCO annotations; '{annotations}' names none")
     for file, (folder,) in places.values():
-        if not folder.is_dir() or not is_file(file):
-            missing = f"no folder '{folder}'" if not folder.is_dir() else f"no file '{file}'"
+        if not is_dir(folder) or not is_file(file):
+            missing = f"no folder '{folder}'" if not is_dir(folder) else f"no file '{file}'"
             raise ValueError(f"expected {FORM}; there is {missing}")
     return places  # type: ignore[return-value]
 
@@ -233,7 +253,9 @@ def _is_coco(path: Path) -> bool:
 
 
 def _keep(parts: dict) -> dict:
-    """Keep what is read of a thing; one without a box has that of its segmentation."""
+    """Keep what is read of a thing; one without a box has that of its segmentation, and LVIS's images a file name."""
+    if parts.get("coco_url") and not parts.get("file_name"):
+        parts["file_name"] = parts["coco_url"]
     if "segmentation" in parts and not parts.get("bbox"):
         parts["bbox"] = _box_around(parts["segmentation"])
     return {key: value for key, value in parts.items() if key in KEPT}
@@ -302,6 +324,7 @@ def _sound_annotations(annotations: object, ids: set, file: Path, report: Report
         elif _id(one["image_id"]) not in ids:
             report(Finding(Kind.MISSING_IMAGE, str(one["image_id"]), f"not among the images of {file}"))
         else:
+            one[PLACE] = place
             kept.append(one)
     return kept
 
@@ -327,7 +350,7 @@ def _wrong_size(image: dict) -> str:
 def _corners(bbox: object) -> tuple[float, float, float, float]:
     """Turn x, y, width, height into ymin, xmin, ymax, xmax; nan where they are not four numbers."""
     try:
-        x, y, width, height = map(float, bbox)  # type: ignore[call-overload]
+        x, y, width, height = map(float, () if isinstance(bbox, str) else bbox)  # type: ignore[call-overload]
     except (TypeError, ValueError, OverflowError):
         return (np.nan,) * 4
     return y, x, y + height, x + width

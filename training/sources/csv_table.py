@@ -1,18 +1,21 @@
 """A table of boxes, as the tutorials of the Object Detection API have it and Roboflow exports it: `csv:FILE`."""
 
 import csv
+import io
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+import numpy as np
+
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, are_shares, make_record
 from training.sources.file_source import Entry, FileSource
-from training.sources.listing import best_locator, files_below, is_file
+from training.sources.listing import best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
 from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_around, split_of
-from training.sources.text import one_line, read_text, to_float
+from training.sources.text import ContentError, one_line, read_head, read_text, to_float
 
 # What a column may be called, in lower case and without "_" and spaces.
 COLUMNS = {
@@ -45,13 +48,14 @@ class CsvTable(FileSource):
         path = Path(rest)
         if HOLE in rest:
             self._files = {split: Path(rest.replace(HOLE, word)) for split, word in fill_hole(rest).items()}
-        elif path.is_dir():
+        elif is_dir(path):
             self._files = by_split(csv_files_in(path), path, "csv:FILE")
         else:
             self._files = {split_of(path.stem) or split_of(path.parent.name, whole=True) or "train": path}
         if not self._files or not all(map(is_file, self._files.values())):
             raise ValueError(f"expected csv:FILE, a table with the columns {FORM}; there is none in '{rest}'")
-        self._root = path if path.is_dir() else None
+        self._root = path if is_dir(path) else None
+        self._bad_rows: dict[str, list[Finding]] = {}
         self._rows = cache(self._read_rows)
         for split in self._files:
             self._rows(split)
@@ -73,12 +77,13 @@ class CsvTable(FileSource):
 
     @cached_property
     def _normalised(self) -> bool:
-        """Whether boxes are shares of the image: all at most 1, and one between."""
+        """Whether boxes are shares of the image."""
         rows = [row for split in self.splits for rows in self._rows(split).values() for row in rows]
-        edges = [edge for row in rows for edge in _corners(row) if not math.isnan(edge)]
-        return bool(edges) and max(edges) <= 1 and any(0 < edge < 1 for edge in edges)
+        return are_shares(np.array([_corners(row) for row in rows]))
 
     def _list(self, split: str, report: ReportFinding) -> list[Entry]:
+        for finding in self._bad_rows[split]:
+            report(finding)
         return [Entry(name) for name in self._rows(split)]
 
     def _locate(self, split: str, entry: Entry) -> Path | None:
@@ -92,16 +97,20 @@ class CsvTable(FileSource):
             found = " and ".join(f"{width:g}x{height:g}" for width, height in sorted(sizes))
             self._report(Finding(Kind.BAD_ANNOTATION, entry.name, f"{self._files[split]}: its rows have sizes {found}"))
             return None
-        things = [Thing(row["class"], _corners(row)) for row in rows if row["class"] or any(row[e] for e in EDGES)]
+        things = [
+            Thing(row["class"], _corners(row), where=f"line {row['line']}")
+            for row in rows
+            if row["class"] or any(row[edge] for edge in EDGES)
+        ]
         stated = next(iter(sizes), (0.0, 0.0))
         return make_record(
             data, entry.name, things, self._classes, self._report, stated=stated, normalised=self._normalised
         )
 
     def _read_rows(self, split: str) -> dict[str, list[dict[str, str]]]:
-        """Return a table's rows by their images, in its order."""
+        """Return a table's rows by their images, in its order; those that can't be used are kept as findings."""
         path = self._files[split]
-        header, *lines = _table(path) or [[]]
+        (_, header), *lines = _table(path, read_text(path)) or [(1, [])]
         columns = _columns(header)
         if missing := [name for name in COLUMNS if name not in columns]:
             found = ", ".join(header[:12]) or "nothing"
@@ -110,11 +119,18 @@ class CsvTable(FileSource):
                 f"{', '.join(missing)}"
             )
         rows = defaultdict(list)
-        for line in lines:
+        names: dict[str, str] = {}  # the first spelling of each path
+        self._bad_rows[split] = []
+        for number, line in lines:
             row = {name: line[place].strip() if place < len(line) else "" for name, place in columns.items()}
-            row["class"] = one_line(row["class"])
-            if row["filename"]:
-                rows[row["filename"]].append(row)
+            wrong = "" if row["filename"] else "no file name"
+            if any(line[len(header) :]):
+                wrong = f"{len(line)} values for {len(header)} columns: put a name with a comma into quotes"
+            if wrong:
+                self._bad_rows[split].append(Finding(Kind.BAD_ANNOTATION, f"{path.name}, line {number}", wrong))
+                continue
+            row |= {"class": one_line(row["class"]), "line": str(number)}
+            rows[names.setdefault(normal_path(row["filename"]), row["filename"])].append(row)
         return dict(rows)
 
 
@@ -123,18 +139,28 @@ def csv_files_in(folder: Path) -> list[Path]:
 
     def fits(path: Path) -> bool:
         try:
-            return COLUMNS.keys() <= _columns((_table(path, 1) or [[]])[0]).keys()
-        except (ValueError, OSError, csv.Error):
+            first = read_head(path).splitlines()[:1]
+            return COLUMNS.keys() <= _columns(_table(path, "".join(first))[0][1]).keys()
+        except (ValueError, OSError, IndexError):
             return False
 
     return [path for path in files_below(folder, (".csv",), DEPTH) if fits(path)]
 
 
-def _table(path: Path, most: int | None = None) -> list[list[str]]:
-    """Return the lines of a table, separated by "," or, as some languages' spreadsheets have it, by ";" or tabs."""
-    lines = read_text(path).splitlines()[:most]
-    separator = max(",;\t", key=lines[0].count) if lines else ","
-    return [line for line in csv.reader(lines, delimiter=separator) if any(line)]
+def _table(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """Return the rows of a table with the numbers of their (last) lines, without those that are empty.
+
+    Values are separated by "," or, as some languages' spreadsheets have it, by ";" or tabs.
+
+    Raises:
+        ContentError: the text of the file `path` is no table.
+    """
+    separator = max(",;\t", key="".join(text.splitlines()[:1]).count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if any(row)]
+    except csv.Error as error:
+        raise ContentError(f"expected a table in '{path}'; got, in line {reader.line_num}: {error}") from None
 
 
 def _columns(header: Sequence[str]) -> dict[str, int]:

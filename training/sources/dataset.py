@@ -10,6 +10,7 @@ import tensorflow as tf
 from overfeat_tf.images.pixels import as_pixels
 from training.sources.checks import FLAGS, ReportFinding, Thing, make_record, read_size
 from training.sources.record import SCHEMA, Record, Source, check_split
+from training.sources.text import one_line
 
 FARTHEST = 2.0  # normalised edges beyond it are pixels
 
@@ -52,7 +53,10 @@ class DatasetSource:
             _check_elements(split, data)
         self.splits = tuple(self._data)
         self.boxed = any("boxes" in data.element_spec for data in self._data.values())
-        self.class_names = tuple(class_names) if class_names is not None else self._read_names()
+        names = class_names if class_names is not None else self._read_names()
+        self.class_names = tuple(map(one_line, names))
+        if len(set(self.class_names)) < len(self.class_names):
+            raise ValueError(f"expected class names that differ; got {', '.join(self.class_names)[:120]}")
 
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
         """Yield the split's records, the first `limit` of them."""
@@ -92,7 +96,7 @@ class DatasetSource:
             Thing(
                 label,
                 tuple(float(edge) for edge in box * (height, width, height, width)),  # type: ignore[arg-type]
-                **{flag: bool(values[index]) for flag, values in flags.items()},
+                **{flag: bool(values[index]) for flag, values in flags.items()},  # type: ignore[arg-type]
             )
             for index, (label, box) in enumerate(zip(labels, boxes, strict=True))
         ]
@@ -100,7 +104,7 @@ class DatasetSource:
 
     def _class_name(self, label: Any) -> str:
         if isinstance(label, bytes | str):
-            return _text(label)
+            return one_line(_text(label))
         return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
 
     def _read_names(self) -> tuple[str, ...]:
@@ -113,7 +117,7 @@ class DatasetSource:
             raise ValueError("expected elements with labels in the tf.data.Dataset; it has none")
         if isinstance(next(iter(labels)), int):
             return tuple(str(label) for label in range(max(labels) + 1))
-        return tuple(sorted(_text(label) for label in labels))
+        return tuple(sorted({one_line(_text(label)) for label in labels}))
 
 
 def _check_elements(split: str, data: object) -> None:

@@ -29,6 +29,7 @@ class NamedSource:
 
     def __init__(self, name: str, report: ReportFinding):
         self.name, self._report = name, report
+        self._findings: list[Finding] = []  # of the whole source, to be reported
 
     @cached_property
     def _classes(self) -> dict[str, int]:
@@ -48,6 +49,8 @@ class ExampleSource(NamedSource):
         """Yield the split's records, the first `limit` of them, of those whose ids `keep` takes."""
         check_split(self, split)
         _ = self.class_names  # which may find something
+        while self._findings:
+            self._report(self._findings.pop(0))
         examples = self._examples(split, self._report)
         for name, example in islice((pair for pair in examples if keep is None or keep(pair[0])), limit):
             record = self._record(name, example)
@@ -82,7 +85,6 @@ class FileSource(NamedSource):
 
     def __init__(self, name: str, report: ReportFinding):
         super().__init__(name, report)
-        self._findings: list[Finding] = []  # of the whole source, to be reported
         self._listed = cache(self._tidy_list)
 
     def records(

@@ -1,15 +1,16 @@
 """Image folders: a folder a class, with or without folders of splits above: `[SPLIT/]CLASS/**/IMAGE`."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from overfeat_tf.images.files import SUFFIXES
 from training.sources.checks import Finding, Kind, ReportFinding, make_record
 from training.sources.file_source import Entry, FileSource
-from training.sources.listing import files_below, images_below, is_image, is_junk, is_utf8, printable
+from training.sources.listing import files_below, images_below, is_dir, is_image, is_junk, is_utf8, printable
 from training.sources.record import Record
-from training.sources.splits import PARTS, split_of
+from training.sources.splits import PARTS, names_of_splits, split_of
 from training.sources.text import one_line
 
 
@@ -30,7 +31,7 @@ class ImageFolder(FileSource):
 
     def __init__(self, folder: Path, report: ReportFinding):
         super().__init__(f"folder:{folder}", report)
-        if not folder.is_dir():
+        if not is_dir(folder):
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' is none")
         self.folder = _pass_through(folder)
         names = _folders(self.folder)
@@ -41,6 +42,10 @@ class ImageFolder(FileSource):
         if not labels or all(split_of(name, whole=True) or name.lower() in PARTS for name in labels):
             got = f"only folders of splits or parts: {', '.join(labels)}" if labels else "no folders"
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
+        if alike := names_of_splits(labels):
+            ways = " or ".join(f"folder:{folder / name}" for name in alike)
+            got = f"what seem to be splits: {', '.join(alike)}: name them train, val and test, or write {ways}"
+            raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
         empty = [name for name in labels if not self._has_images(name)]
         if len(empty) < len(labels):
             labels = [name for name in labels if name not in empty]
@@ -50,6 +55,10 @@ class ImageFolder(FileSource):
                 raise ValueError(f"expected classes' folders with names in UTF-8; got {os.fsencode(name)!r}: rename it")
         self._labels: Mapping[str, str] = {name: one_line(name) for name in labels}
         self.class_names = tuple(dict.fromkeys(self._labels.values()))
+        for name, count in Counter(self._labels.values()).items():
+            if count > 1:
+                folders = ", ".join(repr(folder) for folder, label in self._labels.items() if label == name)
+                self._findings.append(Finding(Kind.SAME_NAME, name, f"folders {folders}"))
         used = ", ".join(f"'{above}'" for above in self._above.values())
         # A class named as a split is would hide all others.
         for name in [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]:

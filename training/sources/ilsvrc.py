@@ -9,7 +9,7 @@ from overfeat_tf.images.files import SUFFIXES
 from training.sources.annotation_xml import class_names_in, read_annotation, short_names
 from training.sources.checks import Finding, Kind, ReportFinding, make_record
 from training.sources.file_source import Entry, FileSource
-from training.sources.listing import images_below, is_file
+from training.sources.listing import images_below, is_dir, is_file, is_junk
 from training.sources.record import Record
 from training.sources.text import read_lines
 
@@ -45,7 +45,7 @@ class IlsvrcFolder(FileSource):
         )
         self.boxed = self._annotations.is_dir()
         self._lists: dict[str, Path | None] = {}  # a split's list; None for all images of the folder
-        for path in sorted(lists.glob("*.txt")):
+        for path in (path for path in sorted(lists.glob("*.txt")) if not is_junk(path.name)):
             if not re.search(r"_\d+$", path.stem) and self._is_usable(_folder_of(path.stem)):  # train_1: of one class
                 self._lists[RENAMED.get(path.stem, path.stem)] = path
         for path in sorted(self._images.iterdir()):
@@ -68,7 +68,8 @@ class IlsvrcFolder(FileSource):
                 if path.is_file():
                     return read_classes(path)
         if self.task == "CLS-LOC" and (self._images / "train").is_dir():
-            found = sorted(entry.name for entry in os.scandir(self._images / "train") if entry.is_dir())
+            inner = (entry.name for entry in os.scandir(self._images / "train") if entry.is_dir())
+            found = sorted(name for name in inner if not is_junk(name))
         else:
             found = list(class_names_in(sorted(self._annotations.rglob("*.xml"))))
         if not found:
@@ -136,10 +137,10 @@ def read_classes(path: Path) -> dict[str, str]:
 
 def _find(folder: Path) -> tuple[Path, str]:
     """Return the folder that has `Data`, and the task."""
-    if folder.name in TASKS and folder.parent.name == "Data" and folder.is_dir():
+    if folder.name in TASKS and folder.parent.name == "Data" and is_dir(folder):
         return folder.parent.parent, folder.name
     for root in (folder, folder / "ILSVRC"):  # the second as Kaggle's archive has it
-        found = [task for task in TASKS if (root / "Data" / task).is_dir()]
+        found = [task for task in TASKS if is_dir(root / "Data" / task)]
         if len(found) == 1:
             return root, found[0]
         if found:

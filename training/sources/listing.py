@@ -2,13 +2,14 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from overfeat_tf.images.files import SUFFIXES
+from overfeat_tf.images.files import JUNK, SUFFIXES, walk
 from training.sources.checks import Finding, Kind, ReportFinding
 
 # What lies beside images and is none of them. A file of any other suffix, or without one, may be an image.
@@ -16,9 +17,8 @@ NO_IMAGES = (
     *(".txt", ".md", ".html", ".log", ".xml", ".json", ".yaml", ".yml", ".csv", ".tsv", ".pbtxt"),
     *(".npy", ".npz", ".mat", ".pkl", ".py", ".ini", ".db", ".cache"),
 )
-# Folders that systems leave in archives and on disks.
-JUNK = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 SAMPLE = 100  # images that tell in which folder all are
+URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # urlsplit refuses some
 LOCAL_FILES = re.compile(r".*/local-files/\?d=")  # Label Studio's address of a file on its own disk
 
 
@@ -29,10 +29,12 @@ def is_junk(name: str) -> bool:
 
 def is_file(path: Path) -> bool:
     """Return whether there is a file; False for names that the file system can't have."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # too long; a null byte or a lone surrogate
-        return False
+    return os.path.isfile(path)  # Path's own raises OSError where a name is too long
+
+
+def is_dir(path: Path) -> bool:
+    """Return whether there is a folder; False for names that the file system can't have."""
+    return os.path.isdir(path)
 
 
 def images_below(root: Path, below: str, report: ReportFinding) -> list[str]:
@@ -41,7 +43,8 @@ def images_below(root: Path, below: str, report: ReportFinding) -> list[str]:
     Args:
         root: The folder that paths start from.
         below: A folder in it; "" for all of it.
-        report: Is told of files that may be images and are not taken, and of folders that can't be read.
+        report: Is told of files that may be images and are not taken, of folders that can't be read, and of links that
+            are not followed: those into `root`, which might lead in a circle.
     """
 
     def unread(error: OSError) -> None:
@@ -49,12 +52,13 @@ def images_below(root: Path, below: str, report: ReportFinding) -> list[str]:
         report(Finding(Kind.NOT_TAKEN, printable(name), f"{error.strerror}: {printable(error.filename)}"))
 
     found = []
-    for folder, folders, files in os.walk(root / below, onerror=unread):
-        folders[:] = sorted(name for name in folders if not is_junk(name))
+    for folder, _, files, links in _walk(root, below, unread):
         where = os.path.relpath(folder, root)
         prefix = "" if where == "." else f"{where}/"
-        for link in (name for name in folders if os.path.islink(os.path.join(folder, name))):  # might lead in a circle
-            report(Finding(Kind.NOT_TAKEN, printable(prefix + link), "a link to a folder; links are not followed"))
+        for link in links:
+            report(
+                Finding(Kind.NOT_TAKEN, printable(prefix + link), "a link to a folder of the set; it is not followed")
+            )
         for file in sorted(name for name in files if not is_junk(name)):
             name = prefix + file
             if not is_image(file):
@@ -72,14 +76,26 @@ def files_below(root: Path, suffixes: Sequence[str], depth: int | None = None) -
 
     `depth` counts the folders that are entered at most, below the first.
     """
-    for folder, folders, files in os.walk(root):
-        level = len(Path(folder).relative_to(root).parts)
-        folders[:] = sorted(name for name in folders if not is_junk(name) and (depth is None or level < depth))
+    for folder, folders, files, _ in _walk(root):
+        if depth is not None and len(Path(folder).relative_to(root).parts) >= depth:
+            folders.clear()
         yield from (
             Path(folder, name)
             for name in sorted(files)
             if name.lower().endswith(tuple(suffixes)) and not is_junk(name) and is_utf8(name)
         )
+
+
+def _walk(
+    root: Path, below: str = "", onerror: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
+    """Walk the folder `below`, by name, and what links lead to outside of `root`; the fourth are other links."""
+    inside = os.path.join(os.path.realpath(root), "")
+    for folder, folders, files, links in walk(root / below, onerror):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        links += [n for n in linked if os.path.join(os.path.realpath(os.path.join(folder, n)), "").startswith(inside)]
+        folders[:] = [name for name in folders if name not in links and not is_junk(name)]
+        yield folder, folders, files, sorted(link for link in links if not is_junk(link))
 
 
 def folders_below(root: Path, depth: int) -> Iterator[Path]:
@@ -112,17 +128,17 @@ class Locator:
             for folder in self._folders:
                 if is_file(folder / form):
                     return folder / form
-        wanted = [part.casefold() for part in PurePosixPath(decoded(stated)).parts]
+        wanted = [_plain(part) for part in PurePosixPath(decoded(stated)).parts]
         if not wanted:
             return None
         alike = self._by_stem.get(_stem(wanted[-1]), [])
-        named = [path for path in alike if path.name.casefold() == wanted[-1]] or alike  # else of another suffix
+        named = [path for path in alike if _plain(path.name) == wanted[-1]] or alike  # else of another suffix
         shared = [_shared_end(wanted[:-1], path) for path in named]
         if not named or (max(shared) == 0 and self._claims[_stem(wanted[-1])] > 1):
             return None
         best = [path for path, count in zip(named, shared, strict=True) if count == max(shared)]
         best.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
-        return best[0] if len({path.parent for path in best}) == 1 else None
+        return best[0] if len({path.parent.resolve() for path in best}) == 1 else None
 
     @cached_property
     def _claims(self) -> Counter[str]:
@@ -147,9 +163,14 @@ def best_locator(folders: Sequence[Path], stated: Sequence[str]) -> Locator:
 def decoded(path: str) -> str:
     """Return a path with slashes, without the URL's parts and the disk that it may begin with."""
     path = LOCAL_FILES.sub("", path.strip())
-    if re.match(r"[a-z][a-z0-9+.-]+://", path, re.IGNORECASE):
-        path = urlsplit(path).path
+    if (url := URL.match(path)) is not None:
+        path = url[1]
     return re.sub(r"^[a-zA-Z]:", "", unquote(path).replace("\\", "/"))
+
+
+def normal_path(path: str) -> str:
+    """Return a path in the form that all spellings of it share: decoded, without "./"."""
+    return str(PurePosixPath(decoded(path)))
 
 
 def is_image(name: str) -> bool:
@@ -176,14 +197,19 @@ def printable(name: str) -> str:
 
 def _stem(name: str) -> str:
     """Return a name without its suffix, if that is an image's: "a.b" is a stem, as of "a.b.jpg"."""
-    return os.path.splitext(name)[0].casefold() if is_image(name) else name.casefold()
+    return _plain(os.path.splitext(name)[0] if is_image(name) else name)
+
+
+def _plain(name: str) -> str:
+    """Return a name without its case, and with accents in one form: archives that macOS writes have them apart."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _shared_end(folders: Sequence[str], path: Path) -> int:
     """Count how many folders above a file are those at the end of `folders`."""
     count = 0
     for wanted, there in zip(reversed(folders), reversed(path.parent.parts), strict=False):
-        if wanted != there.casefold():
+        if wanted != _plain(there):
             break
         count += 1
     return count

@@ -22,9 +22,9 @@ from training.sources.listing import folders_below
 from training.sources.record import Record, Source, check_split
 
 NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "minival", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "minival", "dev"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
 NEUTRAL = ("set", "data", "images", "imgs", "labels", "annotations")  # beside them in the name of a split's folder
 HOLE = "{split}"
@@ -58,6 +58,16 @@ def split_of(name: str, whole: bool = False) -> str | None:
     found = [NAMES[word.lower()] for word in words if word.lower() in NAMES]
     others = [word for word in words if word.lower() not in (*NAMES, *NEUTRAL) and not word.isdigit()]
     return found[0] if found and not (whole and (others or len(found) > 1)) else None
+
+
+def names_of_splits(names: Iterable[str]) -> list[str]:
+    """Return the names that differ by the split in them alone, and are of training and others: seg_train, seg_test."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        if split := split_of(name):
+            rest = "".join(word for word in re.split(r"[\s_.-]+", name) if word.lower() not in NAMES)
+            found[rest].setdefault(split, name)
+    return [name for same in found.values() if "train" in same and len(same) > 1 for name in same.values()]
 
 
 def split_of_path(parts: Sequence[str]) -> str | None:

@@ -12,44 +12,67 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-NOT_SET = ("", "0", "false", "no", "n", "f", "off", "none", "null", "unspecified")
+HEAD = 1 << 16  # bytes that tell what a file is
+NUMBER = re.compile(r"[+-]?(\d+)(\.\d*)?", re.ASCII)  # plainly written: neither 1_2 nor 12e4, which may be ids
+NOT_SET = ("", "0", "false", "no", "n", "f", "off", "none", "null", "nan", "unspecified")
+
+
+class ContentError(ValueError):
+    """What a file has in it is wrong, and not which SOURCE it was given to."""
 
 
 def read_text(path: Path) -> str:
     """Read a file of UTF-8 text, with or without a byte order mark, or of UTF-16 or UTF-32.
 
     Raises:
-        ValueError: the file is no such text.
+        ContentError: the file is no such text.
         OSError: it can't be read.
     """
     data = path.read_bytes()
+    try:
+        return data.decode(_encoding(data))
+    except UnicodeDecodeError as error:
+        byte = f"byte {data[error.start]:#04x} at {error.start}"
+        raise ContentError(f"expected text in UTF-8 in '{path}'; got {byte}: save it as UTF-8") from None
+
+
+def read_head(path: Path) -> str:
+    """Read the beginning of a text file, to tell what it is; what is in no encoding of `read_text` is replaced.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(HEAD)
+    return data.decode(_encoding(data), errors="replace")
+
+
+def _encoding(data: bytes) -> str:
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     if encoding == "utf-8" and b"\0" in data[:2]:  # UTF-16 without a mark
         encoding = "utf-16-be" if data[:1] == b"\0" else "utf-16-le"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        byte = f"byte {data[error.start]:#04x} at {error.start}"
-        raise ValueError(f"expected text in UTF-8 in '{path}'; got {byte}: save it as UTF-8") from None
+    return encoding
 
 
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file that have something in them, without the white space around.
 
     Raises:
-        ValueError, OSError: as `read_text`.
+        ContentError, OSError: as `read_text`.
     """
     lines = (line.strip().strip("\ufeff") for line in re.split(r"[\r\n]+", read_text(path)))  # not at U+2028 or others
     return [line for line in lines if line]
 
 
 def one_line(name: object) -> str:
-    """Return a class's name in one line: a line break in it would be two classes in `labels.txt`."""
-    return " ".join(str(name).split())
+    """Return a class's name in one line of UTF-8: a line break in it would be two classes in `labels.txt`."""
+    return " ".join(str(name).encode(errors="backslashreplace").decode().split())
 
 
 def is_set(value: object) -> bool:
     """Return whether a flag is set: a number, a bool, or either as text, where "0" and "false" are not."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
     if not isinstance(value, str):
         return bool(value)
     number = as_number(value)
@@ -65,11 +88,11 @@ def to_float(text: str | None) -> float:
 
 
 def as_number(value: object) -> object:
-    """Return the number that a text spells, whole where it is one; anything else as it is."""
+    """Return the number that a text spells, whole and of all digits where it is one; anything else as it is."""
     if not isinstance(value, str):
         return value
-    try:
-        number = float(value)
-    except ValueError:
-        return value.strip()
-    return int(number) if number.is_integer() else number
+    plain = value.strip()
+    if (spelt := NUMBER.fullmatch(plain)) is None:
+        return plain
+    fraction = (spelt[2] or "").strip(".0")
+    return float(plain) if fraction else int(plain.partition(".")[0])

@@ -102,7 +102,9 @@ class TfdsSet(ExampleSource):
         for i in range(len(objects[label])):
             ymin, xmin, ymax, xmax = (float(edge) for edge in objects[box][i])
             corners = (ymin * height, xmin * width, ymax * height, xmax * width)
-            marks = {flag: any(bool(objects[name][i]) for name in names) for flag, names in flags.items()}
+            marks: dict[str, Any] = {
+                flag: any(bool(objects[name][i]) for name in names) for flag, names in flags.items()
+            }
             yield Thing(self.class_names[int(objects[label][i])], corners, **marks)
 
     def _annotation(self, name: str, wnid: str) -> Path | None:

@@ -2,18 +2,21 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from glob import glob
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
 from training.sources.file_source import ExampleSource
+from training.sources.listing import is_junk
 from training.sources.record import Record
 from training.sources.splits import NAMES, split_of, split_of_path
-from training.sources.text import one_line, read_text
+from training.sources.text import as_number, is_set, one_line, read_text
 
 BOX = "image/object/bbox/"
 FLAGS = {
@@ -25,7 +28,17 @@ FLAGS = {
 # An item of a label map, and the values in it.
 ITEM, VALUE = re.compile(r"item\s*\{(.*?)\}", re.DOTALL), re.compile(r"(\w+)\s*:\s*(?:\"([^\"]*)\"|'([^']*)'|(-?\d+))")
 
-Example = dict[str, list]
+T = TypeVar("T")
+Value = bytes | int | float
+Example = dict[str, list[Value]]
+
+
+class LabelItem(NamedTuple):
+    """An item of a label map."""
+
+    id: int
+    name: str
+    display_name: str
 
 
 class TfRecords(ExampleSource):
@@ -61,7 +74,7 @@ class TfRecords(ExampleSource):
         return self._found[1]
 
     def _image(self, example: Example) -> bytes:
-        return _first(example, "image/encoded", b"")
+        return _encoded(example)
 
     def _record(self, name: str, example: Example) -> Record | None:
         data, classes = self._image(example), self._classes
@@ -71,17 +84,19 @@ class TfRecords(ExampleSource):
         if not self.boxed:
             label = self._label(_first(example, "image/class/text", b""), _first(example, "image/class/label", None))
             return make_record(data, name, (), classes, self._report, image_class=label)
-        width, height = (float(_first(example, f"image/{side}", 0)) for side in ("width", "height"))
-        if min(width, height) <= 0:
+        width, height = (_number(_first(example, f"image/{side}", 0)) for side in ("width", "height"))
+        if not min(width, height) > 0:
             try:  # of an image that is shown turned, nobody says which way its boxes lie
                 width, height = read_size(data)[0]
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None
         things = list(self._things(example))
-        if any(not -1 <= edge <= 2 for thing in things for edge in thing.corners if not math.isnan(edge)):
-            self._report(Finding(Kind.NOT_NORMALISED, name, f"{things[0].corners}"))
-            return None
+        for thing in things:
+            if any(not -1 <= edge <= 2 for edge in thing.corners if not math.isnan(edge)):
+                corners = "yxyx {:g} {:g} {:g} {:g}".format(*thing.corners)
+                self._report(Finding(Kind.NOT_NORMALISED, name, f"{thing.where}: '{thing.label}' {corners}"))
+                return None
         return make_record(data, name, things, classes, self._report, stated=(width, height), normalised=True)
 
     def _things(self, example: Example) -> Iterator[Thing]:
@@ -89,30 +104,27 @@ class TfRecords(ExampleSource):
         texts, labels = (example.get(f"image/object/class/{key}", []) for key in ("text", "label"))
         count = max(map(len, (*sides, texts, labels)))
         for i in range(count):
-            corners = tuple(float(side[i]) if i < len(side) else math.nan for side in sides)
+            corners = tuple(_number(side[i]) if i < len(side) else math.nan for side in sides)
             marks = {
-                flag: any(bool(example[key][i]) for key in keys if i < len(example.get(key, [])))
+                flag: any(is_set(example[key][i]) for key in keys if i < len(example.get(key, [])))
                 for flag, keys in FLAGS.items()
             }
             label = self._label(texts[i] if i < len(texts) else b"", labels[i] if i < len(labels) else None)
             marks["difficult"] |= marks["crowd"]
-            yield Thing(label, corners, **marks)  # type: ignore[arg-type]
+            yield Thing(label, corners, **marks, where=f"object {i + 1}")  # type: ignore[arg-type]
 
-    def _label(self, text: bytes, label: int | None) -> str:
-        return one_line(text.decode(errors="replace")) or self._by_label.get(label, f"label {label}")
+    def _label(self, text: Value, label: Value | None) -> str:
+        return one_line(_text(text)) or self._by_label.get(_id(label), f"label {_id(label)}")
 
     @cached_property
     def _by_label(self) -> dict[int | None, str]:
         """Class names by the labels of the examples; -1 and below for those without."""
         paths = [path for files in self._files.values() for path in files]
         places = dict.fromkeys(folder for path in paths for folder in (path.parent, path.parent.parent))
-        maps = [path for folder in places for path in sorted(folder.glob("*.pbtxt"))]
-        named = read_label_map(maps[0]) if maps else {}
+        maps = [path for folder in places for path in sorted(folder.glob("*.pbtxt")) if not is_junk(path.name)]
         texts, labels = self._found[0], set(self._found[2])
-        if named and set(texts) - set(named.values()):
-            self._report_later(maps[0], sorted(set(texts) - set(named.values())))
-        if named:
-            return {label: name for label, name in named.items()}
+        if maps and (items := read_label_map(maps[0])):
+            return self._named(maps[0], items, texts)
         if texts and all(label is not None for label in texts.values()):
             by_label = {label: name for name, label in texts.items()}
             if len(by_label) == len(texts):
@@ -121,8 +133,19 @@ class TfRecords(ExampleSource):
             return dict(enumerate(sorted(texts), start=-len(texts)))  # type: ignore[arg-type]
         return {label: f"class {label}" for label in sorted(labels)}
 
-    def _report_later(self, path: Path, names: list[str]) -> None:
-        self._report(Finding(Kind.CLASS_LIST, path.name, f"examples have {', '.join(names[:5])}, which it lacks"))
+    def _named(self, path: Path, items: list[LabelItem], texts: Collection[str]) -> dict[int | None, str]:
+        """Return the names of a label map by id: of names and display names those that the examples have."""
+        named = {item.id: item.name for item in items}
+        shown = {item.id: item.display_name or item.name for item in items}
+        if len(set(shown.values()) & set(texts)) >= len(set(named.values()) & set(texts)):
+            named = shown
+        problems = [f"{count} items have the id {number}" for number, count in _repeated(item.id for item in items)]
+        if lacking := sorted(set(texts) - set(named.values())):
+            problems.append(f"examples have {', '.join(lacking[:5])}, which it lacks")
+        self._findings += [Finding(Kind.CLASS_LIST, path.name, problem) for problem in problems]
+        for name, count in _repeated(named.values()):
+            self._findings.append(Finding(Kind.SAME_NAME, name, f"{count} ids in {path.name}"))
+        return dict(sorted(named.items()))
 
     @cached_property
     def _found(self) -> tuple[dict[str, int | None], bool, frozenset[int]]:
@@ -136,11 +159,11 @@ class TfRecords(ExampleSource):
                 of_objects = any(key.startswith("image/object/") for key in example)
                 boxed |= of_objects
                 kind = "image/object/class" if of_objects else "image/class"
-                numbers = example.get(f"{kind}/label", [])
-                labels |= set(numbers)
+                numbers = list(map(_id, example.get(f"{kind}/label", [])))
+                labels |= {label for label in numbers if label is not None}
                 for i, text in enumerate(example.get(f"{kind}/text", [])):
-                    name = one_line(text.decode(errors="replace"))
-                    texts.setdefault(name, numbers[i] if i < len(numbers) else None)
+                    if name := one_line(_text(text)):
+                        texts.setdefault(name, numbers[i] if i < len(numbers) else None)
         if not count:
             raise ValueError(
                 f"expected tf.Examples in {self.name}; {next(iter(self._ends.values()), 'there are none')}"
@@ -160,27 +183,34 @@ class TfRecords(ExampleSource):
                 except StopIteration:
                     break
                 except (tf.errors.OpError, ValueError) as error:
-                    self._ends[str(path)] = f"'{path}' is damaged: {' '.join(str(error).split()):.120}"
+                    why = re.sub(r"\{\{.*?\}\}|\[Op:.*?\]", "", str(error))  # where in TensorFlow
+                    self._ends[str(path)] = f"'{path}' is damaged: {' '.join(why.split()):.120}"
                     if report is not None and path not in self._told:  # once, however often the file is read
                         self._told.add(path)
                         report(Finding(Kind.BAD_ANNOTATION, f"{path.name}#{number}", self._ends[str(path)]))
                     break
-                stated = _first(example, "image/filename", b"") or _first(example, "image/source_id", b"")
-                name = stated.decode(errors="replace") or f"{path.name}#{number}"
+                stated = (_text(_first(example, f"image/{key}", b"")) for key in ("filename", "source_id"))
+                name = next(filter(None, stated), f"{path.name}#{number}")
                 if name in seen:  # a name alone is no id
                     name = f"{name} ({path.name}#{number})"
                 seen.add(name)
                 yield name, example
 
 
-def read_label_map(path: Path) -> dict[int, str]:
-    """Read a label map of the Object Detection API, items of an id and a name, by rising id."""
-    found = {}
+def read_label_map(path: Path) -> list[LabelItem]:
+    """Read a label map of the Object Detection API: its items that have a number as their id."""
+    found = []
     for item in ITEM.findall(read_text(path)):
-        values = {key: "".join(options) for key, *options in VALUE.findall(item)}
-        if "id" in values:
-            found[int(values["id"])] = one_line(values.get("name") or values.get("display_name") or values["id"])
-    return dict(sorted(found.items()))
+        values = {key: one_line("".join(options)) for key, *options in VALUE.findall(item)}
+        if isinstance(number := as_number(values.get("id")), int):
+            display = values.get("display_name", "")
+            found.append(LabelItem(number, values.get("name") or display or f"class {number}", display))
+    return found
+
+
+def _repeated(values: Iterable[T]) -> list[tuple[T, int]]:
+    """Return what is there more than once, and how often."""
+    return [(value, count) for value, count in Counter(values).items() if count > 1]
 
 
 def _by_split(pattern: str) -> dict[str, list[Path]]:
@@ -210,6 +240,33 @@ def _parse(data: bytes) -> Example:
     return lists
 
 
-def _first(example: Example, key: str, default):
+def _first(example: Example, key: str, default: Any) -> Any:
     values = example.get(key) or [default]
     return values[0]
+
+
+def _encoded(example: Example) -> bytes:
+    """Return an example's encoded image; b"" where it has none."""
+    data = _first(example, "image/encoded", b"")
+    return data if isinstance(data, bytes) else b""
+
+
+def _text(value: Value) -> str:
+    """Return a value of a feature as text, of whichever kind it was written."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def _number(value: Value) -> float:
+    """Return a value of a feature as a number; nan where it is none."""
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
+
+
+def _id(value: Value | None) -> int | None:
+    """Return a label as it can be compared, 3 for b"3" and for 3.0; None where it is no whole number."""
+    number = as_number(_text(value)) if value is not None else None
+    return number if isinstance(number, int) else None

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.sources.listing import (
     files_below,
     folders_below,
     images_below,
+    is_dir,
     is_file,
     is_image,
     is_junk,
@@ -80,7 +82,10 @@ class VocFolder(FileSource):
             lines = read_lines(listed)
             if all("\t" in line for line in lines):
                 return short_names(dict(line.split("\t", 1) for line in lines))
-            return {name: name for name in map(one_line, lines)}
+            names = Counter(map(one_line, lines))
+            twice = [name for name, count in names.items() if count > 1]
+            self._findings += [Finding(Kind.SAME_NAME, name, f"{names[name]} lines of {listed}") for name in twice]
+            return {name: name for name in names}
         if self._lists:
             files = list(files_below(self._annotations, (".xml",)))
         else:
@@ -169,15 +174,25 @@ class VocFolder(FileSource):
         inner = [str(path.relative_to(self.folder).with_suffix("")) for path in files]
         locator = Locator([], self.folder, inner)
         pairs: list[tuple[str | None, Path | None]] = []
+        others = []
         for path, name in zip(files, inner, strict=True):
-            image = beside.get(name)
-            if image is None:  # in a folder that is called alike, or as the annotation says
+            if image := beside.get(name):
+                pairs.append((image, path))
+            else:  # in a folder that is called alike, or as the annotation says
                 found = locator.find(name)
-                stated = image_name_in(path) if found is None else ""
-                found = locator.find(stated) if stated else found
-                image = str(found.relative_to(self.folder)) if found else None
-            pairs.append((image, path))
-        taken = {image for image, _ in pairs}
+                others.append((str(found.relative_to(self.folder)) if found else None, path))
+        taken: dict[str, Path] = {}  # an image's own annotation is the one of its name
+        for image, xml in [*pairs, *others]:
+            if image is not None and xml is not None:
+                taken.setdefault(image, xml)
+        for image, path in others:
+            if image is None and (stated := image_name_in(path)) and (found := locator.find(stated)):
+                image = str(found.relative_to(self.folder))
+            if image is not None and taken.setdefault(image, path) != path:
+                detail = f"names {image}, which has the annotation {taken[image].relative_to(self.folder)}"
+                self._findings.append(Finding(Kind.NOT_TAKEN, str(path.relative_to(self.folder)), detail))
+            else:
+                pairs.append((image, path))
         pairs += [(image, None) for image in images if image not in taken]
         return self._with_splits(pairs)
 
@@ -211,7 +226,7 @@ def _find(folder: Path) -> Path:
     Raises:
         ValueError: no folder, or several of VOC's layout below.
     """
-    if not folder.is_dir():
+    if not is_dir(folder):
         raise ValueError(f"expected a Pascal VOC folder; there is no folder '{folder}'")
     if _lists(folder):
         return folder

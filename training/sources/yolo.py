@@ -1,6 +1,7 @@
 """YOLO's labels, a text file an image, as Ultralytics, Roboflow, CVAT and Label Studio write them."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import yaml
 
 from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
 from training.sources.file_source import Entry, FileSource
-from training.sources.listing import Locator, files_below, images_below, is_file, printable
+from training.sources.listing import Locator, files_below, images_below, is_dir, is_file, is_junk, printable
 from training.sources.record import Record
-from training.sources.text import one_line, read_lines, read_text
+from training.sources.text import ContentError, one_line, read_head, read_lines, read_text
 
 # The keys of the splits; the second are in files that people write.
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -35,7 +36,7 @@ class YoloFiles(FileSource):
 
     def __init__(self, path: Path, report: ReportFinding):
         super().__init__(f"yolo:{path}", report)
-        self._file = _file_in(path) if path.is_dir() else path
+        self._file = _file_in(path) if is_dir(path) else path
         self._content = _read_content(self._file)
         self.class_names = tuple(self._names())
         stated = {
@@ -52,9 +53,9 @@ class YoloFiles(FileSource):
                 missing.append(Finding(Kind.NOT_TAKEN, split, f"no folder or list '{value}' from '{self._file}'"))
         if not self._places:
             wrong = missing[0].detail if missing else f"'{self._file}' has none of them"
-            raise ValueError(f"expected the images of train, val or test; {wrong}")
+            raise ContentError(f"expected the images of train, val or test; {wrong}")
         if missing and missing[0].name == "train":
-            raise ValueError(f"expected the images of train; {missing[0].detail}")
+            raise ContentError(f"expected the images of train; {missing[0].detail}")
         self._findings += missing
         self.splits = tuple(self._places)
 
@@ -65,17 +66,17 @@ class YoloFiles(FileSource):
             try:
                 by_number = {int(key): name for key, name in names.items()}
             except (TypeError, ValueError):
-                raise ValueError(f"expected numbers as the keys of names in '{self._file}'; got {names}") from None
+                raise ContentError(f"expected numbers as the keys of names in '{self._file}'; got {names}") from None
             names = [by_number.get(number, f"class {number}") for number in range(max(by_number, default=-1) + 1)]
         elif names is None and isinstance(count, int):
             names = [f"class {number}" for number in range(count)]
         if not isinstance(names, Sequence) or isinstance(names, str) or not names:
-            raise ValueError(f"expected the classes as 'names' in '{self._file}'; got {names!r}")
+            raise ContentError(f"expected the classes as 'names' in '{self._file}'; got {names!r}")
         if count is not None and str(count) != str(len(names)):
             detail = f"nc is {count}, names are {len(names)}"
             self._findings.append(Finding(Kind.CLASS_LIST, self._file.name, detail))
         seen: set[str] = set()
-        for number, name in enumerate(map(one_line, names)):
+        for number, name in enumerate(one_line(name) or f"class {number}" for number, name in enumerate(names)):
             if name in seen:
                 self._findings.append(Finding(Kind.CLASS_LIST, name, f"the name of several classes, of {number} too"))
                 name = f"{name} ({number})"
@@ -93,14 +94,14 @@ class YoloFiles(FileSource):
         forms += ["/".join(parts[first:]) for first in range(1, most)]  # of another machine
         for form in dict.fromkeys(forms):
             for place in (folder / form for folder in roots):
-                if place.is_dir() or is_file(place):
+                if is_dir(place) or is_file(place):
                     return place
         return None
 
     def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         images: list[Path] = []
         for place in self._places[split]:
-            if place.is_dir():
+            if is_dir(place):
                 images += [place / path for path in images_below(place, "", report)]
             else:
                 images += self._listed_in(place, report)
@@ -110,17 +111,16 @@ class YoloFiles(FileSource):
         if images and not labels:
             detail = f"none of {len(images)} images has a label file: labels/{images[0].stem}.txt or beside it"
             report(Finding(Kind.MISSING_ANNOTATION, split, detail))
-        if all(place.is_dir() for places in self._places.values() for place in places):  # else labels may be another's
+        owners: dict[Path, str] = {}
+        for entry in entries:
+            if (label := labels.get(entry.detail)) and (other := owners.setdefault(label, entry.name)) != entry.name:
+                report(Finding(Kind.DUPLICATE, entry.name, f"has the label file of {other}: {label}"))
+        if all(is_dir(place) for places in self._places.values() for place in places):  # else labels may be another's
             known = {label.stem for label in labels.values()}
-            for path in (
-                path for folder in sorted({p.parent for p in labels.values()}) for path in sorted(folder.glob("*.txt"))
-            ):
-                if path.stem not in known and path.name not in NO_LABELS:
-                    report(
-                        Finding(
-                            Kind.MISSING_IMAGE, printable(path.stem), f"labels without an image: {printable(str(path))}"
-                        )
-                    )
+            for path in (path for folder in sorted({p.parent for p in labels.values()}) for path in _labels_in(folder)):
+                if path.stem not in known:
+                    detail = f"labels without an image: {printable(str(path))}"
+                    report(Finding(Kind.MISSING_IMAGE, printable(path.stem), detail))
         return entries
 
     def _listed_in(self, path: Path, report: ReportFinding) -> list[Path]:
@@ -195,6 +195,11 @@ def _label_of(image: Path) -> Path | None:
     return next((place for place in places if is_file(place)), None)
 
 
+def _labels_in(folder: Path) -> list[Path]:
+    """List a folder's label files."""
+    return [path for path in sorted(folder.glob("*.txt")) if path.name not in NO_LABELS and not is_junk(path.name)]
+
+
 def _relative(path: Path, base: Path) -> str:
     return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
@@ -219,6 +224,8 @@ def yolo_files_in(folder: Path) -> list[Path]:
     def describes(path: Path) -> bool:
         try:
             return {"names", "train"} <= _read_content(path).keys()
+        except ContentError:  # which opening it says
+            return {"names", "train"} <= set(re.findall(r"^(\w+)\s*[:=]", read_head(path), re.MULTILINE))
         except (ValueError, OSError):
             return False
 
@@ -247,7 +254,7 @@ def _read_content(path: Path) -> dict[str, Any]:
             # As they are written: YAML takes `no` for False, and 010 for 8.
             content["names"] = yaml.load(text, yaml.BaseLoader)["names"]
     except yaml.YAMLError as error:
-        raise ValueError(f"expected YAML in '{path}'; got {' '.join(str(error).split()):.120}") from None
+        raise ContentError(f"expected YAML in '{path}'; got {' '.join(str(error).split()):.120}") from None
     if not isinstance(content, dict):
         raise ValueError(f"expected names, train and val in '{path}'; got {type(content).__name__}")
     return content

@@ -146,13 +146,13 @@ def bfloat16_of_float32(
 ) -> tuple[list[float], str]:
     """Compare the rate of the training step in bfloat16 with that in float32, on one batch in memory."""
     batch, ratios = _batch_in_memory(preset), []
-    for model in (reduced, exact):
-        model.train_on_batch(*batch)
+
+    def train(model: keras.Model, steps: int) -> float:
+        return time_call(lambda: [model.train_on_batch(*batch) for _ in range(steps)])
+
+    train(reduced, 1), train(exact, 1)
     for number in range(1, repetitions + 1):
-        faster, slower = (
-            time_call(lambda model=model: [model.train_on_batch(*batch) for _ in range(steps)])
-            for model in (reduced, exact)
-        )
+        faster, slower = train(reduced, steps), train(exact, steps)
         ratios.append(slower / faster)
         log.info("bfloat16 %d of %d: %.3f s a step, float32 %.3f", number, repetitions, faster / steps, slower / steps)
     return ratios, f"`{PRESET}`, batch {BATCH}, {steps} steps on one batch in memory: bfloat16's rate over float32's"

@@ -25,14 +25,14 @@ class Stub(Predictor):
     labels = ("cat", "dog", "eel")
     display_threshold = 0.5
 
-    def __init__(self, task: str, fails_at: int | None = None):
-        self.tasks, self._fails_at, self.seen = (task,), fails_at, []
+    def __init__(self, task: str, fails_at: int | None = None, failure: type[BaseException] = RuntimeError):
+        self.tasks, self._fails_at, self._failure, self.seen = (task,), fails_at, failure, []
 
     def _run(self, signature, **inputs):
         (images,) = inputs.values()
         self.seen += list(images)
         if self._fails_at is not None and len(self.seen) > self._fails_at:
-            raise RuntimeError("the power failed")
+            raise self._failure("the power failed")
         rows = len(images)
         if signature == "classify":
             names = np.array([[b"eel", b"cat", b"dog"]] * rows, object)
@@ -93,11 +93,30 @@ def test_the_best_classes_are_printed_alone(predicts, tmp_path):
     assert predicts(Stub("detection"), tmp_path / "a.png", "-n", 2).status == 2
 
 
-def test_a_later_failure_loses_no_answer(predicts, tmp_path):
+@pytest.mark.parametrize(
+    ("failure", "line"), [(RuntimeError, "overfeat: the power failed\n"), (KeyboardInterrupt, "Aborted!\n")]
+)
+def test_a_later_failure_or_an_interrupt_loses_no_answer(predicts, tmp_path, failure, line):
     files = [picture(tmp_path / "in" / f"{number:02}.png") for number in range(12)]
-    done = predicts(Stub("detection", fails_at=8), tmp_path / "in")
-    assert done.status == 1 and done.err.endswith("overfeat: the power failed\n")
-    assert [row["file"] for row in done.rows] == [str(file) for file in files[:8]]
+    done = predicts(Stub("detection", 8, failure), tmp_path / "in")
+    assert done.status == 1 and done.err.endswith(line)
+    assert [row["file"] for row in done.rows] == [str(file) for file in files[:8]] and len(done.lines) == 8
+
+
+def test_files_folders_and_globs_are_taken_and_a_broken_file_costs_its_own_row(predicts, tmp_path):
+    files = [picture(tmp_path / name) for name in ("in/a.png", "in/deep/b.png", "more/[1].png", "more/d.png")]
+    (tmp_path / "in" / "broken.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "in" / "notes.txt").write_text("none")
+    picture(tmp_path / "in" / "@eaDir" / "a.png" / "SYNOPHOTO_THUMB_M.png")  # of a Synology disk
+    (tmp_path / "in" / "._a.png").write_bytes(b"\0\5\x16\7")  # of macOS
+    stub = Stub("detection")
+    done = predicts(stub, tmp_path / "in", files[2], tmp_path / "more" / "*.png", tmp_path / "in" / "a.png")
+    assert [row["file"] for row in done.rows if not row["status"]] == [str(file) for file in files]
+    assert done.status == 1 and len(done.rows) == 5 and len(done.lines) == len(stub.seen) == 4
+    assert "broken.heic: " in done.err and ", 1 without an answer: 4 dog; " in done.err
+    for nothing in ("nowhere.png", "x" * 300, "*.tga"):
+        refused = predicts(stub, files[0], tmp_path / nothing)
+        assert refused.status == 2 and "expected image files; '" in refused.err and "matches none" in refused.err
 
 
 def test_the_json_is_complete_after_each_item(tmp_path):

@@ -10,8 +10,15 @@ from PIL import Image
 
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.images.files import find_files, read_image
+from overfeat_tf.images.pixels import as_pixels
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+)
 
 
 def decoded(path) -> np.ndarray:
@@ -31,9 +38,7 @@ def test_tiff_and_ppm_have_their_pixels(suffix, tmp_path):
 
 
 def test_tiff_is_shown_upright_and_of_16_bits_the_upper_8_are_kept(tmp_path):
-    block = Image.Exif()
-    block[0x0112] = 6
-    Image.fromarray(PIXELS).save(tmp_path / "turned.tif", exif=block)
+    Image.fromarray(PIXELS).save(tmp_path / "turned.tif", exif=turned())
     np.testing.assert_array_equal(decoded(tmp_path / "turned.tif"), np.rot90(PIXELS, -1))
     deep = PIXELS[..., 0].astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.tif")
@@ -48,6 +53,22 @@ def test_heic_and_avif_are_read(suffix, tmp_path):
     smooth = Image.fromarray(PIXELS).resize((64, 48), Image.Resampling.BICUBIC)
     smooth.save(path, quality=95)
     assert np.abs(decoded(path).astype(int) - np.asarray(smooth)).mean() < 8
+
+
+def test_an_image_in_memory_is_shown_as_its_file():
+    for form, options in (("JPEG", {"xmp": XMP}), ("WEBP", {"xmp": XMP}), ("JPEG", {"exif": turned()})):
+        stream = io.BytesIO()
+        Image.fromarray(PIXELS).save(stream, form, **options)
+        pixels, status = decode_image(stream.getvalue())
+        assert status.numpy() == b""
+        with Image.open(stream) as opened:
+            assert as_pixels(opened).shape == pixels.shape == ((9, 6, 3) if "exif" in options else (6, 9, 3))
+
+
+def turned() -> Image.Exif:
+    block = Image.Exif()
+    block[0x0112] = 6
+    return block
 
 
 def test_heic_without_its_reader_is_reported(tmp_path, monkeypatch):

@@ -36,6 +36,17 @@ def test_folders_of_splits_are_no_classes(tmp_path):
     assert "only folders of splits or parts: Train, test2017" in refused(f"folder:{tmp_path / 'plain'}")
 
 
+def test_names_that_differ_by_a_split_are_no_classes(tmp_path):
+    for name in ("seg_train", "seg_test", "seg_pred"):
+        image(tmp_path / "seg" / name / name / "cat", 1)
+    message = refused(f"folder:{tmp_path / 'seg'}")
+    assert "has what seem to be splits: seg_test, seg_train: name them train, val and test, or write folder:" in message
+    assert open_source(f"folder:{tmp_path / 'seg' / 'seg_train'}").class_names == ("cat",)
+    for name in ("dev board", "test board", "train"):
+        image(tmp_path / "boards" / name, 1)
+    assert open_source(f"folder:{tmp_path / 'boards'}").class_names == ("dev board", "test board", "train")
+
+
 def test_folders_that_are_parts_of_a_set_or_have_no_images_are_no_classes(tmp_path):
     WRITERS["devkit"][0](tmp_path / "pets")
     message = refused(f"folder:{tmp_path / 'pets' / 'VOCdevkit' / 'VOC2007'}")
@@ -90,11 +101,14 @@ def put_labelme(root: Path) -> None:
         (lambda root: image(root, 1), "has images and no annotations"),
         (lambda root: image(root / "cat", 1), "a folder of images a class: write folder:"),
         (lambda root: put(root / "notes.md", ""), "has nothing that a SOURCE reads"),
+        (lambda root: put(root, b"PK"), "is an archive: unpack it"),
     ],
 )
 def test_what_no_source_reads_is_named(write, words, tmp_path):
-    write(tmp_path / "set")
-    assert words in refused(f"coco:{tmp_path / 'set'}") and words in refused(str(tmp_path / "set"))
+    root = tmp_path / ("set.zip" if "archive" in words else "set")
+    write(root)
+    assert words in refused(f"coco:{root}") and words in refused(str(root))
+    assert refused(f"{root}/nowhere").endswith("; there is no such file or folder")
 
 
 def test_a_place_called_test_among_others_is_no_split(tmp_path):

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import coco, image, put, records, table, xml, yolo_lines
+from exports import coco, image, put, table, xml, yolo_lines
+from findings import found, read, said
 from PIL import Image
 
 from overfeat_tf.images.decode import decode_image
-from training.evaluation.inspection import inspect
 from training.sources import open_source
 from training.sources.checks import Kind, read_size
 
@@ -20,23 +20,6 @@ XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
     b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
 )
-
-
-WATCHED = (Kind.ALIKE, Kind.BEYOND, Kind.GROUP, Kind.NO_OBJECTS)  # remarks
-
-
-def found(spec: str) -> dict[Kind, list[str]]:
-    """Inspect a set; return the names of what is found, by kind."""
-    inspection = inspect(lambda report: open_source(spec, report))
-    kinds: dict[Kind, list[str]] = {}
-    for (_, kind), ones in inspection.findings.items():
-        kinds.setdefault(kind, []).extend(one.name for one in ones)
-    return {kind: names for kind, names in kinds.items() if kind.fault or kind in WATCHED}
-
-
-def read(spec: str) -> dict:
-    source = open_source(spec, lambda finding: None)
-    return {record.image_id: record for split in source.splits for record in source.records(split)}
 
 
 # --- Sizes -----------------------------------------------------------------------------------------------------------
@@ -124,13 +107,26 @@ def test_a_name_that_no_file_can_have_is_a_missing_image(name, tmp_path):
     assert found(spec) == {Kind.MISSING_IMAGE: ["c"]} and len(read(spec)) == 2
 
 
-@pytest.mark.parametrize("name", [f"{LONG}.jpg", "nul\0l.jpg", "lone \ud800.jpg", "a/" * 3000 + "b.jpg"])
+@pytest.mark.parametrize(
+    "name", [f"{LONG}.jpg", "nul\0l.jpg", "http://[half/x.jpg", "..", "/", "lone \ud800.jpg", "a/" * 3000 + "b.jpg"]
+)
 def test_a_coco_name_that_no_file_can_have_is_skipped_and_said(name, tmp_path):
     image(tmp_path, 1)
     put(tmp_path / "train.json", coco([1, 2], lambda i: "photo 1.jpg" if i == 1 else name))
     kinds = found(f"coco:{tmp_path}")
     assert kinds.pop(Kind.NO_OBJECTS) == ["cat"]
     assert sum(map(len, kinds.values())) == 1 and kinds.keys() <= {Kind.MISSING_IMAGE, Kind.NOT_TAKEN}
+
+
+@pytest.mark.parametrize("name", [LONG, r"nul\0l", "a/" * 3000])
+def test_a_folder_that_no_file_system_has_is_one_line(name, tmp_path):
+    image(tmp_path / "images", 1)
+    put(tmp_path / "labels" / "photo 1.txt", yolo_lines(1))
+    put(tmp_path / "data.yaml", f'train: images\nval: "{name}"\nnames: [cat, dog]\n')
+    assert found(f"yolo:{tmp_path}")[Kind.NOT_TAKEN] == ["val"]
+    for kind in ("voc", "coco", "yolo", "csv", "tfrecord", "ilsvrc", "folder"):
+        with pytest.raises(ValueError, match=r"^expected [^\n]*$"):
+            open_source(f"{kind}:{tmp_path}/{name}")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
@@ -150,9 +146,21 @@ def test_text_in_other_encodings_is_read(encoding, tmp_path):
 
 
 def test_text_that_is_none_names_its_file(tmp_path):
-    spec = voc(tmp_path, lines=["a", "caf\xe9"], encoding="latin-1")
+    spec = voc(tmp_path / "voc", lines=["a", "caf\xe9"], encoding="latin-1")
     with pytest.raises(ValueError, match=r"^expected text in UTF-8 in '[^\n]*train.txt'; got byte 0xe9 at 5[^\n]*$"):
         read(spec)
+    table(tmp_path / "csv" / "boxes.csv", [1], lambda i: "caf\xe9.jpg")
+    text = (tmp_path / "csv" / "boxes.csv").read_text()
+    put(tmp_path / "csv" / "boxes.csv", text.encode("latin-1"))
+    put(tmp_path / "yolo" / "data.yaml", "names: [caf\xe9]\ntrain: images\n".encode("latin-1"))
+    for name, kind in (("boxes.csv", "csv"), ("data.yaml", "yolo")):  # by the folder too
+        for path in (tmp_path / kind, tmp_path / kind / name):
+            with pytest.raises(
+                ValueError, match=rf"^expected text in UTF-8 in '[^\n]*{name}'; [^\n]*: save it as UTF-8$"
+            ):
+                open_source(f"{kind}:{path}")
+        with pytest.raises(ValueError, match=rf" write {kind}:[^\n]*{name}$"):
+            open_source(str(tmp_path / kind))
 
 
 # --- COCO's entries --------------------------------------------------------------------------------------------------
@@ -177,6 +185,64 @@ def test_ids_and_sizes_may_be_text_and_an_unknown_id_is_said(tmp_path):
     details = []
     (record,) = open_source(f"coco:{tmp_path}", lambda finding: details.append(str(finding))).records("train")
     assert record.labels.tolist() == [1] and len(details) == 1 and "'category_id 7'" in details[0]
+
+
+@pytest.mark.parametrize("ids", [("1629349812345678901", "1629349812345678902"), ("2_1", "21"), ("1e5", "100000")])
+def test_ids_as_text_are_told_apart_to_the_last_digit(ids, tmp_path):
+    content = json.loads(coco([1, 2], lambda i: f"photo {i}.jpg"))
+    for one, key in [(each, "id") for each in content["images"]] + [(a, "image_id") for a in content["annotations"]]:
+        one[key] = ids[one[key] - 1]
+    if ids[0].isdigit():
+        content["annotations"][0]["image_id"] = int(content["annotations"][0]["image_id"])
+    for i in (1, 2):
+        image(tmp_path, i)
+    put(tmp_path / "train.json", json.dumps(content))
+    assert {name: one.labels.tolist() for name, one in read(f"coco:{tmp_path}").items()} == {
+        "photo 1.jpg": [1],
+        "photo 2.jpg": [0],
+    }
+    assert said(f"coco:{tmp_path}") == []
+
+
+@pytest.mark.parametrize(
+    ("bbox", "why"),
+    [
+        ([1, 2, 3], "box without numbers: annotations[1]: 'cat' yxyx nan nan nan nan in 64x48"),
+        ("1234", "box without numbers: annotations[1]: 'cat' yxyx nan nan nan nan in 64x48"),
+        (
+            [30, 20, -9, 5],
+            "box whose corners are reversed: annotations[1]: 'cat' yxyx 20 30 25 21 in 64x48: xmax < xmin: swap them",
+        ),
+        ([70, 2, 3, 4], "box outside the image: annotations[1]: 'cat' yxyx 2 70 6 73 in 64x48"),
+    ],
+)
+def test_a_bad_box_is_named_by_its_place(bbox, why, tmp_path):
+    image(tmp_path, 2)
+    content = json.loads(coco([2], lambda i: f"photo {i}.jpg"))
+    content["annotations"].append({"image_id": 2, "category_id": 1, "bbox": bbox})
+    put(tmp_path / "train.json", json.dumps(content))
+    assert said(f"coco:{tmp_path}") == [f"left out an object of photo 2.jpg: {why}"]
+
+
+def test_a_file_of_something_else_says_what_it_is(tmp_path):
+    put(tmp_path / "x.json", '{"images": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ValueError, match=r"^expected images, annotations and categories in '[^\n]*'; got [^\n]*$"):
+        _ = open_source(f"coco:{tmp_path}:{tmp_path / 'x.json'}").class_names
+    for content, got in (([1], "a list"), ({"images": [], "categories": 3}, ""), ("no", "a str")):
+        put(tmp_path / "x.json", json.dumps(content))
+        with pytest.raises(
+            ValueError, match=rf"^expected images, annotations and categories in '[^\n]*'; got [^\n]*{got}"
+        ):
+            _ = open_source(f"coco:{tmp_path}:{tmp_path / 'x.json'}").class_names
+
+
+def test_lvis_names_its_images_by_their_address(tmp_path):
+    image(tmp_path / "val2017", 1, "000000000139")
+    content = json.loads(coco([1], lambda i: ""))
+    del content["images"][0]["file_name"]
+    content["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/000000000139.jpg"
+    put(tmp_path / "annotations" / "lvis_v1_val.json", json.dumps(content))
+    assert [len(one.labels) for one in read(f"coco:{tmp_path}").values()] == [1]
 
 
 def test_a_box_that_is_missing_is_that_of_the_segmentation(tmp_path):
@@ -207,6 +273,38 @@ def test_two_entries_of_one_image_are_found(same, kind, tmp_path):
     assert found(f"coco:{tmp_path}")[kind] == ["photo 1.jpg"] and len(read(f"coco:{tmp_path}")) == same
 
 
+@pytest.mark.parametrize("other", ["./photo 1.jpg", "photo%201.jpg", ".\\photo 1.jpg"])
+def test_two_spellings_of_one_path_are_one_image(other, tmp_path):
+    image(tmp_path, 1)
+    content = json.loads(coco([1], lambda i: "photo 1.jpg"))
+    content["images"].append({**content["images"][0], "id": 2, "file_name": other})
+    content["annotations"].append({**content["annotations"][0], "image_id": 2, "category_id": 1})
+    put(tmp_path / "train.json", json.dumps(content))
+    assert found(f"coco:{tmp_path}")[Kind.BAD_ANNOTATION] == ["photo 1.jpg"]
+    table(tmp_path / "boxes.csv", [1], lambda i: "photo 1.jpg")
+    with (tmp_path / "boxes.csv").open("a") as rows:
+        rows.write(f"{other},64,48,cat,1,2,33,34\n")
+    assert {name: len(one.labels) for name, one in read(f"csv:{tmp_path}").items()} == {"photo 1.jpg": 2}
+
+
+def test_an_image_has_the_annotation_of_its_name_and_a_second_is_said(tmp_path):
+    image(tmp_path, 1)
+    put(tmp_path / "photo 1.xml", xml(1, "photo 1.jpg"))
+    put(tmp_path / "photo 1 copy.xml", xml(0, "photo 1.jpg"))  # of other objects
+    (line,) = said(f"voc:{tmp_path}")
+    assert line.startswith("skipped photo 1 copy.xml: ") and "which has the annotation photo 1.xml" in line
+    assert [len(one.labels) for one in read(f"voc:{tmp_path}").values()] == [1]
+
+
+def test_two_images_with_one_label_file_are_found(tmp_path):
+    image(tmp_path / "images", 1)
+    Image.new("RGB", (64, 48)).save(tmp_path / "images" / "photo 1.png")
+    put(tmp_path / "labels" / "photo 1.txt", yolo_lines(1))
+    put(tmp_path / "data.yaml", "train: images\nnames: [cat, dog]\n")
+    (line,) = said(f"yolo:{tmp_path}")
+    assert line.startswith("kept images/photo 1.png: duplicate image: has the label file of images/photo 1.jpg: ")
+
+
 def test_a_list_with_a_name_three_times_and_every_object_twice(tmp_path):
     spec = voc(tmp_path, lines=["a", "b", "a", "a"])
     assert found(spec) == {Kind.LISTED_TWICE: ["a"]} and len(read(spec)) == 2
@@ -229,6 +327,50 @@ def test_what_systems_leave_behind_is_no_class(tmp_path):
         put(tmp_path / "pets" / "@eaDir" / name / "photo@SynoEAStream", b"")
     assert found(f"folder:{tmp_path / 'pets'}") == {}
     assert open_source(f"folder:{tmp_path}").class_names == ("cat", "dog")  # through the one folder that it holds
+
+
+def test_what_macos_leaves_beside_files_is_none_of_them(tmp_path):
+    junk = b"\0\5\x16\7\0\2\0\0Mac OS X"
+    image(tmp_path / "yolo" / "images", 1)
+    put(tmp_path / "yolo" / "labels" / "photo 1.txt", yolo_lines(1))
+    for name in ("images/._photo 1.jpg", "labels/._photo 1.txt", "._data.yaml"):
+        put(tmp_path / "yolo" / name, junk)
+    put(tmp_path / "yolo" / "data.yaml", "train: images\nnames: [cat, dog]\n")
+    image(tmp_path / "coco", 1)
+    put(tmp_path / "coco" / "train.json", coco([1], lambda i: "photo 1.jpg"))
+    put(tmp_path / "coco" / "._train.json", junk + b'"images" "categories"')
+    image(tmp_path / "csv", 1)
+    table(tmp_path / "csv" / "boxes.csv", [1], lambda i: "photo 1.jpg")
+    put(tmp_path / "csv" / "._boxes.csv", junk)
+    voc(tmp_path / "voc")
+    for name in ("Annotations/._a.xml", "ImageSets/Main/._train.txt", "JPEGImages/._a.jpg"):
+        put(tmp_path / "voc" / name, junk)
+    image(tmp_path / "labelimg", 1)
+    put(tmp_path / "labelimg" / "photo 1.xml", xml(1, "photo 1.jpg"))
+    put(tmp_path / "labelimg" / "._photo 1.xml", junk), put(tmp_path / "labelimg" / "._photo 1.jpg", junk)
+    image(tmp_path / "ilsvrc" / "Data" / "CLS-LOC" / "train" / "n01440764", 1)
+    put(tmp_path / "ilsvrc" / "Data" / "CLS-LOC" / "train" / "__MACOSX" / "._n01440764", junk)
+    put(tmp_path / "ilsvrc" / "ImageSets" / "CLS-LOC" / "._train.txt", junk)
+    for folder in ("yolo", "coco", "csv", "voc", "labelimg", "ilsvrc"):
+        spec = f"{'voc' if folder == 'labelimg' else folder}:{tmp_path / folder}"
+        source = open_source(spec)
+        assert source.splits == ("train",) and said(spec) == [], folder
+        assert set(source.class_names) <= ({"n01440764"} if folder == "ilsvrc" else {"cat", "dog"}), folder
+
+
+def test_classes_that_share_a_name_or_have_none_are_said(tmp_path):
+    for i, name in enumerate(("cat", "cat ")):
+        image(tmp_path / "folder" / name, i)
+    assert said(f"folder:{tmp_path / 'folder'}") == ["merged cat: categories that share a name: folders 'cat', 'cat '"]
+    (line,) = said(voc(tmp_path / "voc", classes="cat\ndog\ncat\n"))
+    assert line.startswith("merged cat: categories that share a name: 2 lines of ")
+    image(tmp_path / "images", 1)
+    content = json.loads(coco([1], lambda i: "photo 1.jpg"))
+    content["categories"] += [{"id": 7, "name": " "}, {"id": 8, "name": "\ud83d"}]  # half of a character
+    put(tmp_path / "train.json", json.dumps(content))
+    assert open_source(f"coco:{tmp_path}").class_names == ("cat", "dog", "category 7", r"\ud83d")
+    put(tmp_path / "data.yaml", "train: images\nnames: [cat, '', dog]\n")
+    assert open_source(f"yolo:{tmp_path}").class_names == ("cat", "class 1", "dog")
 
 
 def test_categories_that_group_share_a_name_or_have_no_objects_are_said(tmp_path):
@@ -269,6 +411,8 @@ def test_a_class_is_one_line_and_names_that_look_alike_are_said(tmp_path):
         (lambda text: text.encode("utf-16"), 1),
         (lambda text: f'<?xml version="1.0" encoding="gbk"?>{text}'.replace("b.jpg", "猫.jpg").encode("gbk"), 1),
         (lambda text: f'<?xml version="1.0" encoding="utf-16"?>\n{text}', 1),
+        (lambda text: f'<?xml version="1.0" encoding="utf-16"?>\n{text}'.encode("utf-8-sig"), 1),  # .NET's
+        (lambda text: f'\n  <?xml version="1.0"?>\n{text}', 1),
     ],
 )
 def test_xml_is_read_in_any_spelling_or_said_to_be_none(change, objects, tmp_path):
@@ -321,20 +465,6 @@ def test_a_class_list_that_contradicts_itself_is_said(tmp_path):
     assert found(f"yolo:{tmp_path}")[Kind.MISSING_ANNOTATION] == ["train"]
 
 
-# --- tf.Examples -----------------------------------------------------------------------------------------------------
-
-
-def test_a_file_that_is_cut_short_gives_what_it_has_and_is_said(tmp_path):
-    records(tmp_path / "pets.record", range(6))
-    data = (tmp_path / "pets.record").read_bytes()
-    put(tmp_path / "pets.record", data[:-100])
-    assert found(f"tfrecord:{tmp_path / 'pets.record'}")[Kind.BAD_ANNOTATION] == ["pets.record#5"]
-    assert len(read(f"tfrecord:{tmp_path / 'pets.record'}")) == 5
-    put(tmp_path / "none.record", b"no records at all, but text that is long enough")
-    with pytest.raises(ValueError, match=r"^expected tf.Examples in [^\n]*none.record' is damaged: [^\n]*$"):
-        read(f"tfrecord:{tmp_path / 'none.record'}")
-
-
 # --- Paths -----------------------------------------------------------------------------------------------------------
 
 
@@ -344,3 +474,27 @@ def test_missing_images_are_not_taken_from_elsewhere(tmp_path):
     put(tmp_path / "images" / "train.json", coco([1, 2], lambda i: f"{('one', 'two')[i - 1]}/a.jpg"))
     spec = f"coco:{tmp_path / 'images'}:{tmp_path / 'images' / 'train.json'}"
     assert set(read(spec)) == {"one/a.jpg"} and found(spec)[Kind.MISSING_IMAGE] == ["two/a.jpg"]
+
+
+def test_names_with_accents_are_found_however_they_are_composed(tmp_path):
+    """An archive that macOS has written has the accent of an e apart, an annotation has it within."""
+    for i, name in enumerate(("cafe\u0301", "na\xefve")):
+        image(tmp_path, i, name)
+    put(tmp_path / "train.json", coco(range(2), lambda i: ("caf\xe9.jpg", "nai\u0308ve.jpg")[i]))
+    assert len(read(f"coco:{tmp_path}")) == 2 and found(f"coco:{tmp_path}") == {}
+
+
+def test_links_to_folders_elsewhere_are_followed_and_others_said(tmp_path):
+    for i in (1, 2):
+        image(tmp_path / "real" / "images", i)
+        put(tmp_path / "real" / "xmls" / f"photo {i}.xml", xml(i, f"photo {i}.jpg"))
+    image(tmp_path / "folder" / "cat", 3)
+    (tmp_path / "voc").mkdir()
+    for name, target in (("voc/images", "real/images"), ("voc/annotations", "real/xmls"), ("folder/cat/more", "real")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for name, target in (("voc/round", "voc"), ("folder/cat/round", "folder")):
+        (tmp_path / name).symlink_to(tmp_path / target)
+    for spec, count in ((f"voc:{tmp_path / 'voc'}", 2), (f"folder:{tmp_path / 'folder'}", 3)):
+        assert len(read(spec)) == count
+        (line,) = said(spec)
+        assert line.endswith("round: file or folder not used: a link to a folder of the set; it is not followed")

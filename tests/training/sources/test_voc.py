@@ -98,7 +98,10 @@ def test_an_image_without_objects_is_a_record(folder):
     [
         ((5, 5, 5, 9), "box without area: 'dog' yxyx 5 5 9 5 in 40x20"),
         ((5, 5, 9, 5), "box without area: 'dog' yxyx 5 5 5 9 in 40x20"),
-        ((9, 5, 5, 9), "box without area: 'dog' yxyx 5 9 9 5 in 40x20"),
+        (
+            (9, 5, 5, 9),
+            "box whose corners are reversed: 'dog' yxyx 5 9 9 5 in 40x20: xmax < xmin: swap them",
+        ),
         ((50, 5, 60, 9), "box outside the image: 'dog' yxyx 5 50 9 60 in 40x20"),
         (("", 1, 2, 3), "box without numbers: 'dog' yxyx 1 nan 3 2 in 40x20"),
     ],
