@@ -69,6 +69,16 @@ def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(m
         process.stderr.close()
 
 
+@pytest.mark.parametrize("options, warm", [([], True), (["--no-warmup"], False)])
+def test_warm_up_requests_are_replayed_unless_refused(model_dir, options, warm, monkeypatch):
+    asked = {}
+    monkeypatch.setattr("serving.embedded.server.run", lambda *_, **named: asked.update(named))
+    monkeypatch.setattr(sys, "argv", ["overfeat", "serve", str(model_dir), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, asked["warm"]) == (0, warm)
+
+
 def test_a_configuration_gives_names_paths_policies_and_labels(tmp_path):
     (tmp_path / "models.config").write_text(CONFIG.format(base="models/m"))
     policy = VersionPolicy(specific=VersionPolicy.Specific(versions=[1, 2]))
