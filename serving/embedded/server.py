@@ -200,6 +200,7 @@ def start_models(
         FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
+    listen(host, port).close()  # a taken port is said before anything else
     for model in [] if wait else wanted:
         require_versions(model)
     models = Models()
