@@ -63,7 +63,7 @@ def _style(axes: Axes, rows: int) -> None:
     axes.axvline(0, color=FIRST, linewidth=0.8)
     axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.0)
     axes.set_xlim(-0.6, 0.6)
-    axes.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS], fontsize=8)
+    axes.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS], fontsize=7)
     axes.minorticks_off()
     axes.set_ylim(rows - 0.5, -0.5)
     axes.grid(axis="x", alpha=0.3)
