@@ -10,7 +10,7 @@ from PIL import Image
 from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes, file_stem
 from overfeat_tf.images.decode import decode_image
 from training.evaluation.inspection import Inspection, inspect
-from training.recipes import Recipe, get_recipe
+from training.recipes import Recipe
 from training.sources import open_source
 from training.sources.checks import Finding
 from training.sources.record import Record
@@ -70,14 +70,13 @@ class Pictures:
         return draw_boxes(pixels, truth=(record.boxes, names))
 
 
-def run(spec: str, split: str | None, out: Path | None, limit: int | None, recipe: str = "voc") -> Inspection:
+def run(spec: str, split: str | None, out: Path | None, limit: int | None, recipe: Recipe) -> Inspection:
     """Inspect one split of a SOURCE or all, draw pictures into `out`, and measure the coverage of a recipe's scales."""
-    chosen = get_recipe(recipe)
     pictures = Pictures(out, open_source(spec).class_names) if out is not None else None
     splits = [split] if split is not None else None
     draw = pictures.draw if pictures is not None else None
     inspection = inspect(lambda report: open_source(spec, report), splits, limit, draw)
-    inspection.measure_coverage(chosen)
+    inspection.measure_coverage(recipe)
     if pictures is not None:
         pictures.close()
     return inspection
@@ -154,13 +153,13 @@ def lines(inspection: Inspection) -> Iterator[str]:
 
 
 def _coverage(inspection: Inspection) -> Iterator[str]:
-    if not inspection.coverage:
+    if inspection.recipe is None or not inspection.coverage:
         return
-    yield f"objects that the scales of recipe {inspection.recipe} cover"
+    yield f"objects that the scales of recipe {inspection.recipe.name} cover"
     for split, coverage in inspection.coverage.items():
         yield from (f"  {split}: {line}" for line in coverage.lines())
         if coverage.found < ENOUGH:
-            advice = remedy(get_recipe(inspection.recipe).scales)
+            advice = remedy(inspection.recipe.scales)
             yield f"  {split}: warning: fewer than {ENOUGH:.0%} are covered: {advice}"
     yield ""
 

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from inspect import cleandoc
 from pathlib import Path
 from typing import Any
@@ -184,8 +185,9 @@ def inspect(
     from overfeat_tf.cli.inspect import draw_views, lines, run
     from training.recipes import get_recipe, override
 
-    changed = override(get_recipe(recipe), list(settings))
-    found = run(source, split, out, limit, recipe)
+    # A description of the network is enough here: no weights need be there, or be downloaded.
+    changed = replace(override(get_recipe(recipe), list(settings)), weights=None)
+    found = run(source, split, out, limit, changed)
     click.echo("\n".join(lines(found)))
     if views and out is not None:
         click.echo(f"{draw_views(source, split, out, changed)}: what training sees of some images", err=True)

@@ -100,7 +100,7 @@ class Inspection:
         self.totals: Counter[tuple[str, Kind]] = Counter()
         self.findings: dict[tuple[str, Kind], list[Finding]] = defaultdict(list)
         self.coverage: dict[str, Coverage] = {}
-        self.recipe = ""
+        self.recipe: Recipe | None = None
         self._split = ""
         self._of_image: dict[str, list[Finding]] = defaultdict(list)  # waiting for the split's next records
         self._first: dict[bytes, tuple[str, str, tuple[int, ...]]] = {}  # split, id and classes by the bytes' digest
@@ -165,7 +165,7 @@ class Inspection:
 
     def measure_coverage(self, recipe: Recipe) -> None:
         """Measure which objects of each split a recipe's scales cover; scales=auto goes by its training split."""
-        self.recipe, preset = recipe.name, recipe.network
+        self.recipe, preset = recipe, recipe.network
         boxed = {split: counts.sized_objects for split, counts in self.counts.items() if counts.box_sides}
         if not boxed:
             return
@@ -180,7 +180,7 @@ class Inspection:
             "classes": list(self.class_names),
             "quantiles": list(QUANTILES),
             "splits": {split: counts.as_dict() for split, counts in self.counts.items()},
-            "recipe": self.recipe,
+            "recipe": self.recipe.name if self.recipe else "",
             "coverage": {split: coverage.as_dict() for split, coverage in self.coverage.items()},
             "faults": self.faults,
             "findings": [

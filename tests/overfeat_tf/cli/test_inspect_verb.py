@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from command_line import run
@@ -46,6 +47,21 @@ def test_what_is_there_is_printed_written_and_drawn(folder, spec, monkeypatch, c
     with Image.open(folder / "out" / "train" / "a.jpg.png") as picture:
         assert picture.size == (320, 240)
         assert all(picture.getpixel((x, 149)) == (255, 255, 255) for x in range(160, 240))  # the box's lower edge
+
+
+def test_the_coverage_of_a_pretrained_recipe_needs_no_weights_and_follows_the_settings(
+    spec, folder, monkeypatch, capsys
+):
+    x = pixels = keras.Input((None, None, 3))
+    for channels in (4, 4, 4, 8):
+        x = keras.layers.Conv2D(channels, 3, 2, "same", activation="relu")(x)
+    keras.Model(pixels, x).save(folder / "small.keras")
+    settings = ["--set", f"preset={folder / 'small.keras'}", "--set", "weights=not_downloaded.weights.h5"]
+    for scales, covered in (("320", "100.0%"), ("80", "0.0%")):
+        assert run(monkeypatch, "inspect", spec, "--recipe", "finetune", *settings, "--set", f"scales={scales}") == 0
+        printed = capsys.readouterr().out
+        assert "recipe finetune cover" in printed
+        assert f"{scales}x{scales}: windows find {covered} of 1 objects" in printed
 
 
 def test_a_long_path_has_a_picture_of_a_shorter_name(tmp_path, monkeypatch):
