@@ -71,6 +71,20 @@ def test_objects_too_small_for_any_affordable_scale_get_the_scales_that_cover_mo
     assert np.isnan(measure_coverage(objects(), SMALL, SMALL.scales, MATCHING).found)
 
 
+def test_many_objects_of_a_twentieth_of_the_picture_are_covered_and_what_that_costs_is_said():
+    some = objects(*np.random.default_rng(0).uniform(0.06, 0.3, 300))
+    found = measure_coverage(some, SMALL, choose_scales(some, SMALL, MATCHING), MATCHING)
+    assert found.found >= 0.98
+    area = sum(height * width for height, width in found.scales)
+    assert found.cost == pytest.approx(area / sum(height * width for height, width in SMALL.scales))
+    assert found.cost > 2
+    assert f"takes {found.cost:.1f} times the arithmetic" in "\n".join(found.lines())
+    common = objects(*np.random.default_rng(0).uniform(0.5, 1.0, 300))
+    assert "arithmetic" not in "\n".join(
+        measure_coverage(common, SMALL, choose_scales(common, SMALL, MATCHING), MATCHING).lines()
+    )
+
+
 def test_scales_are_read_from_text():
     assert parse_scales("229x325,117") == ((117, 117), (229, 325))
     for text in ("", "big", "0", "100x", "1x2x3"):
