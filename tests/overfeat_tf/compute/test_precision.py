@@ -132,6 +132,12 @@ def test_a_trial_measures_time_scores_and_boxes(chain):
     assert chain.regressor is not None
     found = try_bfloat16(chain)
     assert found.gain > 0.05 and 0 < found.scores < 0.05 and 0 < found.pixels < 5
+    bias = chain.classifier.layers[-1].bias
+    before = bias.numpy()
+    bias.assign([100.0, *before[1:]])  # a class that wins everywhere: no score differs, its odds do
+    sure = try_bfloat16(chain).scores
+    bias.assign(before)
+    assert 0.1 * found.scores < sure < 10 * found.scores
 
 
 def test_calls_are_alike_for_every_task():
