@@ -1,13 +1,14 @@
 """What is in a data set, and what is wrong with it: every image decoded as training does, counted and compared."""
 
 import hashlib
+import os
 import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
 from training.progress import progress
@@ -15,12 +16,13 @@ from training.recipes import Recipe
 from training.sources import open_data
 from training.sources.checks import Finding, Kind, ReportFinding, read_orientation
 from training.sources.dataset import Data
-from training.sources.record import Record, Source, as_dataset, check_split
+from training.sources.record import Record, Source, check_split
 from training.views.coverage import Coverage, Objects, measure_coverage
 
 TINY = 221  # pixels of the shorter side: less than a window of `accurate` (Table 3)
 HUGE = 2000  # pixels of the longer side: decoding takes longer than all that comes after
 EXAMPLES = 200  # findings of a kind and split that are kept; all are counted
+AHEAD = 16  # images that are decoded before they are asked for
 QUANTILES = (0, 10, 50, 90, 100)  # percent
 
 See = Callable[[str, Record, list[Finding]], None]
@@ -129,15 +131,7 @@ class Inspection:
         """Count and check a split's records; `see` gets the split, each readable record and what it has wrong."""
         self._split, self.counts[split] = split, SplitCounts()
         self._of_image.clear()
-        data = as_dataset(source, split).take(-1 if limit is None else limit)
-        # In order, so that reports are the same each time; the sizes alone, so that no pixels wait.
-        sized = data.map(
-            lambda record: (record, *_size(record["image_bytes"])),
-            num_parallel_calls=tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        for fields, size, status in progress(sized.prefetch(16).as_numpy_iterator(), f"inspect {split}"):
-            record = Record(**{**fields, "image_id": fields["image_id"].decode()})
+        for record, size, status in progress(_sized(source.records(split, limit)), f"inspect {split}"):
             if status:
                 self.add(Finding(Kind.UNREADABLE, record.image_id, status.decode()))
             else:
@@ -267,7 +261,27 @@ def _plain(name: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c)[0] not in "CZ")
 
 
-def _size(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return a decoded image's height and width, int32 [2], and its status, string []."""
+def _sized(records: Iterator[Record]) -> Iterator[tuple[Record, tuple[int, int], bytes]]:
+    """Yield records with their images' (height, width) and statuses, in order; some images are decoded at a time.
+
+    In threads rather than in a tf.data pipeline, each of which takes a second to make.
+    """
+    waiting: deque[tuple[Record, Future[tuple[tuple[int, int], bytes]]]] = deque()
+    pool = ThreadPoolExecutor(os.cpu_count(), "inspect")
+    try:
+        for record in records:
+            waiting.append((record, pool.submit(_size, record.image_bytes)))
+            if len(waiting) == AHEAD:
+                record, found = waiting.popleft()
+                yield record, *found.result()
+        for record, found in waiting:
+            yield record, *found.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _size(data: bytes) -> tuple[tuple[int, int], bytes]:
+    """Return a decoded image's height and width, so that no pixels wait, and its status."""
     image, status = decode_image(data)
-    return tf.shape(image)[:2], status
+    height, width, _ = image.shape
+    return (height, width), status.numpy()

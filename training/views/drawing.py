@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import tensorflow as tf
 
@@ -12,6 +13,8 @@ from training.views.augmentation import Picture, ViewOptions, below, random_jitt
 from training.views.pyramid import Pyramid, draw_image, square_side
 from training.views.targets import BACKGROUND, IGNORED, Matching, pack_edges, window_origins
 
+# Drawings whose functions are kept: tracing them takes a second of each pipeline, of which a stage makes several.
+KEPT = 16
 SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
 
 Example = tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]  # pixels, and what they teach
@@ -83,6 +86,7 @@ def has_boxes(record: Record) -> bool:
     return bool(record.boxed.all())
 
 
+@lru_cache(KEPT)
 def object_windows(drawing: Drawing) -> Views:
     """Show single windows, each positive for an object, with its class: (pixels [window, window, 3], label []).
 
@@ -114,6 +118,7 @@ def object_windows(drawing: Drawing) -> Views:
     return Views(has_objects, _each([draw] * drawing.views.per_image), partners=drawing.views.partners)
 
 
+@lru_cache(KEPT)
 def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False) -> Views:
     """Show larger views with the targets of their windows: (pixels [side, side, 3], {"scores", "boxes"}).
 

@@ -18,6 +18,7 @@ from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
+from serving.export.footprint import Footprint
 from training.recipes import RECIPES
 
 
@@ -70,13 +71,16 @@ def test_predict_writes_pictures_and_json_and_reports_what_it_cannot_read(
 
 def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tmp_path, monkeypatch):
     good = pictures / "a"
+    # Measuring starts a process, and has a test of its own.
+    taken = Footprint(10**8, 2 * 10**8, 345 * 10**6, 1.0, 2.0, 0.5)
+    monkeypatch.setattr("serving.export.footprint.measure", lambda folder: taken if folder.is_dir() else None)
     saved = tmp_path / "saved_models" / "pets"
     monkeypatch.setattr(sys, "argv", ["overfeat", "export", str(a_run), "--to", str(saved)])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code and (saved / "1" / "saved_model.pb").is_file()
     card = (saved / "1" / "MODEL_CARD.md").read_text()
-    assert "| arithmetic | loaded MB | peak MB |" in card and "this version |" in card
+    assert "| arithmetic | loaded MB | peak MB |" in card and "this version |" in card and "| 200 | 345 |" in card
     for model, name in ((a_run, "run"), (saved, "saved")):
         assert (
             run(monkeypatch, "predict", model, good, "--out", tmp_path / name, "--json", tmp_path / f"{name}.json") == 0

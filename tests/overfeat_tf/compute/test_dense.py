@@ -10,7 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overfeat_tf.compute import dense
+from overfeat_tf.compute import dense, execution
 from overfeat_tf.compute.dense import find_windows, run_heads
 from overfeat_tf.compute.execution import execution_of
 from overfeat_tf.network.backbone import Conv, ConvBackbone
@@ -34,6 +34,13 @@ def network_of(pool):
     network = build(POOLS[pool], 3)
     network.regressor.layers[-1].bias.assign([1.0, 2.0, 3.0, 4.0])
     return network
+
+
+@cache
+def trained_head(pool, part, fine):
+    """Give the layer that is trained in a head's place."""
+    network = network_of(pool)
+    return DenseHead.of(getattr(network, part), network.preset, fine)
 
 
 def plain_head(head, cells):
@@ -80,13 +87,13 @@ def test_every_window_answers_as_it_does_alone(pool, sizes, images, fine):
     rng = np.random.default_rng(len(sizes))
     maps = [rng.normal(0, 1, (images, least + h, least + w, 7)).astype(np.float32) for h, w in sizes]
     windows = find_windows(preset, [tf.constant(m) for m in maps], fine)
-    heads = [network.classifier, network.regressor]
-    for head, values in zip(heads, run_heads(heads, windows), strict=True):
+    heads = {"classifier": network.classifier, "regressor": network.regressor}
+    for (part, head), values in zip(heads.items(), run_heads([*heads.values()], windows), strict=True):
         for answers, batch in zip(windows.split(values), maps, strict=True):
             expected = np.stack([plain_windows(m, preset, head, fine) for m in batch])
             np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
             # What is trained computes the same.
-            np.testing.assert_allclose(DenseHead.of(head, preset, fine)(batch), expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(trained_head(pool, part, fine)(batch), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fine", [True, False])
@@ -124,9 +131,25 @@ def test_a_head_stops_at_a_layer():
     )
 
 
-@pytest.mark.parametrize("name", [pytest.param("fast", marks=pytest.mark.long), "accurate"])
-def test_the_papers_networks_answer_for_an_image_as_their_windows_do(name):
+def with_fewer_channels(preset, part):
+    """Divide the channels of every hidden layer; windows, strides and kernels stay."""
+    backbone = replace(
+        preset.backbone,
+        convs=tuple(replace(row, channels=row.channels // part) for row in preset.backbone.convs),
+    )
+    full, regressor = (tuple(n // part for n in channels) for channels in (preset.full, preset.regressor))
+    return replace(preset, backbone=backbone, full=full, regressor=regressor)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("accurate", 8), *(pytest.param(name, 1, marks=pytest.mark.long) for name in ("fast", "accurate"))],
+)
+def test_the_papers_networks_answer_for_an_image_as_their_windows_do(name, part, monkeypatch):
     preset = replace(PRESETS[name], init_std=None)  # N(0, 0.01) leaves next to nothing of an image after nine layers
+    if part > 1:  # the layers that are products of all maps stay so
+        preset = with_fewer_channels(preset, part)
+        monkeypatch.setattr("overfeat_tf.compute.execution.WIDE", execution.WIDE // part**2)
     keras.utils.set_random_seed(1)
     network = build(preset, 20)
     image = np.random.default_rng(0).integers(0, 256, (461, 569, 3), np.uint8)

@@ -52,8 +52,13 @@ def test_few_windows_stay_direct_and_many_do_not():
     assert winograd_cost(shape, 4, 2 * 162) < 0.42 * direct_cost(shape, 2 * 1575)  # with flips
 
 
-@pytest.mark.parametrize("context", [False, True])
-@pytest.mark.parametrize("fine", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.parametrize(
+    ("fine", "context"),
+    [
+        (True, True),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in [(True, False), (False, False), (False, True)]),
+    ],
+)
 def test_the_dense_network_is_the_same_by_either(everything_pays, fine, context):
     keras.utils.set_random_seed(2)
     network = build(replace(PRESET, window=57) if context else PRESET, 3, context=context)

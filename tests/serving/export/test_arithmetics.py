@@ -10,7 +10,7 @@ import tensorflow as tf
 from exported_model import GOOD, ask
 
 from overfeat_tf.compute import execution as arithmetic
-from overfeat_tf.models.loading import read_config
+from overfeat_tf.models.loading import load, read_config
 from overfeat_tf.models.model import Model
 from overfeat_tf.options import ARITHMETICS
 from serving.export.card import model_card
@@ -68,6 +68,13 @@ def assert_alike(found: dict, expected: dict) -> None:
             np.testing.assert_allclose(found[key][:GOOD], value[:GOOD], rtol=MOST, atol=MOST, err_msg=key)
 
 
+def test_reloaded_it_gives_the_direct_answers(detector: Model, version: Path, images: list[bytes]):
+    live = detector.detect(images)
+    assert live["num_detections"][:6].min() > 0
+    assert_alike(load(version).detect(images), live)
+
+
+@pytest.mark.long
 def test_a_stranger_gets_the_direct_answers(detector: Model, strangers: dict, images: list[bytes]):
     found, live = strangers["transformed"], detector.detect(images)
     assert live["num_detections"][:6].min() > 0
@@ -77,6 +84,7 @@ def test_a_stranger_gets_the_direct_answers(detector: Model, strangers: dict, im
     assert found["gradients"]["trainable"] == 20 and found["gradients"]["learning"] == 8
 
 
+@pytest.mark.long
 def test_bfloat16_is_answered_as_live_in_half_the_bytes(
     detector: Model, reduced: Path, strangers: dict, images: list[bytes]
 ):

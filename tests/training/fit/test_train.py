@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(source, tmp_path
     wild = replace(SCHEDULE, rate=1e30, clip=1e30, steps=6, epochs=3)
     message = r"^the loss of localization is (nan|inf) at step [12]; lower .*localization\.rate=.*another --run$"
     with pytest.raises(FloatingPointError, match=message):
-        train(replace(RECIPE, localization=wild), source, tmp_path, ["localization"])
+        train(replace(RECIPE, localization=wild, val_split="none"), source, tmp_path, ["localization"])
     assert read_config(tmp_path)["model"]["tasks"] == []
     assert not (tmp_path / "weights").exists()
 
@@ -395,6 +395,6 @@ def test_a_batch_that_does_not_fit_is_one_line_and_what_would_do(
         raise tf.errors.ResourceExhaustedError(None, None, "no memory")
 
     monkeypatch.setattr(keras.Model, "fit", full)
-    large = replace(RECIPE, localization=replace(SCHEDULE, batch=9, accumulate=accumulate))
+    large = replace(RECIPE, localization=replace(SCHEDULE, batch=9, accumulate=accumulate), val_split="none")
     with pytest.raises(RuntimeError, match=rf"^expected a batch of 9 to fit the device's memory; it does not: {way}"):
         train(large, source, tmp_path, ["localization"])
