@@ -377,7 +377,6 @@ def of_the_release(tmp_path_factory):
         shutil.rmtree(folder)  # more than a gigabyte
 
 
-@pytest.mark.long  # writes and reads a gigabyte
 def test_every_layer_is_as_the_released_library_has_it(of_the_release):
     model, figures = of_the_release
     layers = our_layers(model.network, figures["pixels"])
@@ -397,7 +396,6 @@ def test_every_layer_is_as_the_released_library_has_it(of_the_release):
         assert_near(layers[number], figures[name], 2e-5, name)
 
 
-@pytest.mark.long
 def test_the_public_calls_are_as_the_released_library(of_the_release):
     model, figures = of_the_release
     (features,) = model.extract_features([figures["pixels"]])
@@ -413,7 +411,6 @@ def test_the_public_calls_are_as_the_released_library(of_the_release):
     np.testing.assert_allclose(logits, scores - np.log(np.exp(scores).sum()), rtol=0, atol=1e-4)
 
 
-@pytest.mark.long
 def test_its_command_lines_classification_is_reproduced(of_the_release, tmp_path, monkeypatch, capsys):
     model, figures = of_the_release
     exact = np.exp(figures["scores"].ravel() - figures["scores"].max()).astype(float)
