@@ -36,13 +36,6 @@ def network_of(pool):
     return network
 
 
-@cache
-def trained_head(pool, part, fine):
-    """Give the layer that is trained in a head's place."""
-    network = network_of(pool)
-    return DenseHead.of(getattr(network, part), network.preset, fine)
-
-
 def plain_head(head, cells):
     """Run a head's layers on one window's cells [m, m, C], by their definition."""
     values = cells
@@ -87,13 +80,13 @@ def test_every_window_answers_as_it_does_alone(pool, sizes, images, fine):
     rng = np.random.default_rng(len(sizes))
     maps = [rng.normal(0, 1, (images, least + h, least + w, 7)).astype(np.float32) for h, w in sizes]
     windows = find_windows(preset, [tf.constant(m) for m in maps], fine)
-    heads = {"classifier": network.classifier, "regressor": network.regressor}
-    for (part, head), values in zip(heads.items(), run_heads([*heads.values()], windows), strict=True):
+    heads = [network.classifier, network.regressor]
+    for head, values in zip(heads, run_heads(heads, windows), strict=True):
         for answers, batch in zip(windows.split(values), maps, strict=True):
             expected = np.stack([plain_windows(m, preset, head, fine) for m in batch])
             np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=1e-5)
             # What is trained computes the same.
-            np.testing.assert_allclose(trained_head(pool, part, fine)(batch), expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(DenseHead.of(head, preset, fine)(batch), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fine", [True, False])
