@@ -185,6 +185,26 @@ def test_verification_notices_other_weights(exported: Path, model: Model):
         exporting.verify(other, exported)
 
 
+def test_verification_notices_another_signature_and_runs_none_but_the_default(exported: Path, model: Model, monkeypatch):
+    ran = []
+
+    class Recorded(exporting.Exported):
+        def _run(self, signature, **inputs):
+            ran.append(signature)
+            return super()._run(signature, **inputs)
+
+    monkeypatch.setattr(exporting, "Exported", Recorded)
+    exporting.verify(model, exported)
+    assert ran == ["detect"]  # a scan takes a large network some seconds
+    contract = {**exporting.SIGNATURES, "localize": exporting.SIGNATURES["classify"]}
+    monkeypatch.setattr(exporting, "SIGNATURES", contract)
+    with pytest.raises(RuntimeError, match="the exported model's localize: input inputs is missing; .*; not exported"):
+        exporting.verify(model, exported)
+    monkeypatch.setattr(exporting, "read_signature_defs", lambda folder: {})
+    with pytest.raises(RuntimeError, match="expected the exported model to have the signature classify: not exported"):
+        exporting.verify(model, exported)
+
+
 @pytest.mark.parametrize(
     ("data", "told"),
     [
