@@ -9,6 +9,7 @@ import numpy as np
 
 from overfeat_tf.models.loading import load_run
 from overfeat_tf.models.model import Model
+from overfeat_tf.models.tasks import BY_NAME
 from overfeat_tf.network.convnet import build
 
 log = logging.getLogger(__name__)
@@ -17,8 +18,9 @@ log = logging.getLogger(__name__)
 def start_from(model: Model, run: Path) -> Model:
     """Copy what fits of a run's weights into a fresh model, layer by layer; the features have to fit whole.
 
-    Where the classes are the same, what the run was trained for counts as done and need not be fitted again; of a run
-    that was trained for detection nothing does, since its classifier has grown a background class.
+    Where the classes are the same, what the run was trained for counts as done and need not be fitted again: without
+    the boxes where these start afresh, and nothing of a run that was trained for detection, since its classifier has
+    grown a background class.
 
     Args:
         model: The fresh model, changed in place.
@@ -42,11 +44,15 @@ def start_from(model: Model, run: Path) -> Model:
     mine.features.set_weights(theirs.features.get_weights())
     known = model.labels == old.labels and not theirs.background
     fresh = _copy(mine.classifier, theirs.classifier, without=() if known else ("scores",))
+    tasks = old.tasks if known and not fresh else ()
     if "regressor" in theirs.parts:
         other_box = mine.box_form != theirs.box_form or (mine.per_class and not known)
-        fresh += _copy(mine.regressor, theirs.regressor, without=("box",) if other_box else ())
+        fresh_boxes = _copy(mine.regressor, theirs.regressor, without=("box",) if other_box else ())
+        if fresh_boxes:
+            tasks = tuple(task for task in tasks if not BY_NAME[task].has_boxes)
+        fresh += fresh_boxes
     log.info("starting from %s%s", run, f"; these layers start afresh: {', '.join(fresh)}" if fresh else "")
-    return replace(model, tasks=old.tasks if known and not fresh else ())
+    return replace(model, tasks=tasks)
 
 
 def with_background(model: Model) -> Model:

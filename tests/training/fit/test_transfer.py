@@ -48,6 +48,19 @@ def test_of_other_classes_all_but_the_last_layer_is_taken(run, caplog):
     assert "these layers start afresh: scores" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("box_form", "done"), [("edges", ("classification", "localization")), ("centre_size", ("classification",))]
+)
+def test_boxes_of_another_form_are_learnt_afresh_and_classes_are_not(box_form, done, tmp_path):
+    old = Model(build("tiny", 10), TEN, tasks=("classification", "localization"))
+    assert old.network.box_form == "edges" and old.network.regressor
+    old.save_weights(tmp_path / "weights")
+    (tmp_path / CONFIG).write_text(json.dumps({"model": old.config(), "training": {}}))
+    new = start_from(Model(build("tiny", 10, box_form=box_form), TEN, tasks=()), tmp_path)
+    assert new.tasks == done and same(new.network.classifier, old.network.classifier)
+    assert same(new.network.regressor, old.network.regressor) == (box_form == "edges")
+
+
 def test_other_features_are_refused_in_one_line(run):
     message = r"^expected a run with the features of 'small' to start from; '.*' has those of 'tiny': choose [^\n]*$"
     with pytest.raises(ValueError, match=message):
