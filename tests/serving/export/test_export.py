@@ -185,7 +185,7 @@ def test_verification_notices_other_weights(exported: Path, model: Model):
         exporting.verify(other, exported)
 
 
-def test_verification_notices_another_signature_and_runs_none_but_the_default(exported: Path, model: Model, monkeypatch):
+def test_verification_reads_all_signatures_and_runs_one(exported: Path, model: Model, monkeypatch):
     ran = []
 
     class Recorded(exporting.Exported):
@@ -198,7 +198,7 @@ def test_verification_notices_another_signature_and_runs_none_but_the_default(ex
     assert ran == ["detect"]  # a scan takes a large network some seconds
     contract = {**exporting.SIGNATURES, "localize": exporting.SIGNATURES["classify"]}
     monkeypatch.setattr(exporting, "SIGNATURES", contract)
-    with pytest.raises(RuntimeError, match="the exported model's localize: input inputs is missing; .*; not exported"):
+    with pytest.raises(RuntimeError, match=r"the exported model's localize: input inputs is missing; .*; not exported"):
         exporting.verify(model, exported)
     monkeypatch.setattr(exporting, "read_signature_defs", lambda folder: {})
     with pytest.raises(RuntimeError, match="expected the exported model to have the signature classify: not exported"):
