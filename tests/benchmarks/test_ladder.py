@@ -12,7 +12,7 @@ from PIL import Image
 from overfeat_tf.cli.benchmarks.ladder import measure as benchmark
 from overfeat_tf.cli.benchmarks.ladder.choices import LADDERS, Choice, Ladder, Variant
 from overfeat_tf.cli.benchmarks.ladder.plot import ROW, draw
-from overfeat_tf.network.presets import get_preset
+from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
 from training.evaluation.evaluate import PROTOCOLS
 from training.recipes import get_recipe, override
@@ -29,7 +29,8 @@ def test_every_variant_is_valid_and_differs_from_the_others(ladder: Ladder, choi
     for variant in choice.variants:
         recipe = override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings, *variant.settings])
         options: InferenceOptions = replace(recipe.inference, **variant.changes)
-        options.scale_sizes(get_preset(recipe.preset))
+        if recipe.preset in PRESETS:  # of a backbone the scales follow from the data
+            options.scale_sizes(PRESETS[recipe.preset])
         configs.append((recipe, options, variant.suppress, variant.committee, variant.fixed_box))
     assert all(configs.count(each) == 1 for each in configs)
 
@@ -107,6 +108,8 @@ def test_mistakes_are_one_line(tmp_path):
         benchmark.measure("nope", None, tmp_path, [0])
     with pytest.raises(ValueError, match=r"^expected --data SOURCE: "):
         benchmark.measure("voc", None, tmp_path, [0])
+    with pytest.raises(ValueError, match=r"^expected --backbone with the ladder 'finetune'; got 'digits'$"):
+        benchmark.measure("digits", None, tmp_path, [0], backbone="ResNet50V2")
 
 
 def test_a_fixed_box_stands_in_for_the_regressors():

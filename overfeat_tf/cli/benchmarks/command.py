@@ -141,6 +141,7 @@ def benchmark_gpu(repetitions: int):
 @benchmark.command("ladder")
 @click.argument("name")
 @click.option("--data", metavar="SOURCE", help="The data [the recipe's own].")
+@click.option("--backbone", metavar="NAME", help="What `finetune` starts from, as for `train` [the recipe's own].")
 @click.option("--out", type=FOLDER, help="Folder for runs and results; resumes if it exists [runs/ladder/NAME].")
 @click.option("--seeds", type=COUNT, default=3, show_default=True, help="Trainings of each variant.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, as for `train`.")
@@ -149,19 +150,23 @@ def benchmark_gpu(repetitions: int):
 def benchmark_ladder(
     name: str,
     data: str | None,
+    backbone: str | None,
     out: Path | None,
     seeds: int,
     settings: tuple[str, ...],
     limit: int | None,
     json_file: Path | None,
 ) -> None:
-    """Compare each of the paper's choices with its alternatives. NAME is digits, voc or tinyimagenet. Takes hours."""
+    """Compare each of the paper's choices with its alternatives. Takes hours.
+
+    NAME is the recipe that they are choices of: digits, voc, tinyimagenet or finetune.
+    """
     load_tensorflow()
     from overfeat_tf.cli.benchmarks.ladder.measure import as_markdown, measure
     from overfeat_tf.cli.benchmarks.ladder.plot import draw
 
     folder = out or Path("runs") / "ladder" / name
-    results = measure(name, data, folder, range(seeds), settings, limit)
+    results = measure(name, data, folder, range(seeds), settings, limit, backbone)
     click.echo(as_markdown(results))
     draw(results, folder / "ladder.png")
     write_json(json_file, results)

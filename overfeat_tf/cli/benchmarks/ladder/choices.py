@@ -86,42 +86,43 @@ def _first(count: int) -> str:
     return "scale 1" if count == 1 else f"scales 1-{count}"
 
 
+_STRIDE = Choice(
+    "Stride (3.3)",
+    "detection",
+    (Variant("fine", changes={"fine": True}), Variant("coarse", changes={"fine": False})),
+)
+_FLIPS = Choice(
+    "Flips (3.3)",
+    "detection",
+    (Variant("no flips", changes={"flips": False}), Variant("flips", changes={"flips": True})),
+)
+_MERGING = {"merge_average": "weighted", "merge_across_classes": False}
+_COMBINING = Choice(
+    "Combining boxes (4.3)",
+    "detection",
+    (
+        Variant("merging", changes=_MERGING),
+        Variant("merging, plain average", changes=_MERGING | {"merge_average": "plain"}),
+        Variant("merging across classes", changes=_MERGING | {"merge_across_classes": True}),
+        *(Variant(f"non-maximum suppression, IoU {iou}", suppress=iou) for iou in IOUS),
+    ),
+)
+_LEAST_SCORE = Choice(
+    "Least score of a window that votes",
+    "detection",
+    tuple(Variant(f"{score}", changes={"min_score": score}) for score in (0.3, 0.1, 0.2, 0.5)),
+)
+
+
+def _thresholds(protocol: str, *values: float) -> Choice:
+    variants = tuple(Variant(f"t = {t}", changes={"merge_threshold": t}) for t in values)
+    return Choice("Merging threshold t (4.3)", protocol, variants)
+
+
 def _inference_choices(scales: int) -> tuple[Choice, ...]:
     """Return the choices that need no training of their own."""
-    merging = {"merge_average": "weighted", "merge_across_classes": False}
-    return (
-        Choice(
-            "Stride (3.3)",
-            "detection",
-            (Variant("fine", changes={"fine": True}), Variant("coarse", changes={"fine": False})),
-        ),
-        _scales(scales, "detection"),
-        Choice(
-            "Flips (3.3)",
-            "detection",
-            (Variant("no flips", changes={"flips": False}), Variant("flips", changes={"flips": True})),
-        ),
-        Choice(
-            "Combining boxes (4.3)",
-            "detection",
-            (
-                Variant("merging", changes=merging),
-                Variant("merging, plain average", changes=merging | {"merge_average": "plain"}),
-                Variant("merging across classes", changes=merging | {"merge_across_classes": True}),
-                *(Variant(f"non-maximum suppression, IoU {iou}", suppress=iou) for iou in IOUS),
-            ),
-        ),
-        Choice(
-            "Merging threshold t (4.3)",
-            "detection",
-            tuple(Variant(f"t = {t}", changes={"merge_threshold": t}) for t in (0.5, 0.3, 0.4, 0.7)),
-        ),
-        Choice(
-            "Least score of a window that votes",
-            "detection",
-            tuple(Variant(f"{score}", changes={"min_score": score}) for score in (0.3, 0.1, 0.2, 0.5)),
-        ),
-    )
+    thresholds = _thresholds("detection", 0.5, 0.3, 0.4, 0.7)
+    return (_STRIDE, _scales(scales, "detection"), _FLIPS, _COMBINING, thresholds, _LEAST_SCORE)
 
 
 def _regressors(protocol: str) -> Choice:
@@ -219,11 +220,7 @@ LADDERS = {
                     ),
                 ),
             ),
-            Choice(
-                "Merging threshold t (4.3)",
-                "localization",
-                tuple(Variant(f"t = {t}", changes={"merge_threshold": t}) for t in (0.3, 0.2, 0.5, 0.7)),
-            ),
+            _thresholds("localization", 0.3, 0.2, 0.5, 0.7),
             _context("localization"),
             _context("classification", "Context, classification (5)"),
             _box_form("localization"),
@@ -238,6 +235,34 @@ LADDERS = {
                     Variant("GIoU", ("box_loss=giou", IOU_RATE)),
                 ),
             ),
+        ),
+    ),
+    "finetune": Ladder(
+        "finetune",
+        ("detection.passes=30",),
+        ("classification", "localization", "detection"),
+        (
+            _STRIDE,
+            _FLIPS,
+            _COMBINING,
+            _thresholds("detection", 0.2, 0.1, 0.3, 0.4),
+            Choice(
+                "Features (5)",
+                "detection",
+                (Variant("fine-tuned"), Variant("frozen", ("detection.backbone_rate=0",))),
+            ),
+            Choice("Average of the weights", "detection", (Variant("none"), Variant("decay 0.99", ("ema=0.99",)))),
+            _context("detection"),
+            Choice(
+                "Box loss (6, ii)",
+                "detection",
+                (
+                    Variant("GIoU"),
+                    Variant("IoU", ("box_loss=iou",)),
+                    Variant("L2", ("box_loss=l2", "box_weight=20")),  # a tenth as large as GIoU, whose weight is 2
+                ),
+            ),
+            _NEGATIVES,
         ),
     ),
 }

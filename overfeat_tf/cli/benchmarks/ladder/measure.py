@@ -42,6 +42,7 @@ def measure(
     seeds: Sequence[int],
     settings: Sequence[str] = (),
     limit: int | None = None,
+    backbone: str | None = None,
 ) -> dict:
     """Train the missing runs and score each variant of each choice. Another call resumes where the last one stopped.
 
@@ -52,23 +53,30 @@ def measure(
         seeds: Every variant is trained once per seed; differences are taken within a seed.
         settings: More changes to the recipe.
         limit: Number of images to score.
+        backbone: What "finetune" starts from, as for `overfeat train`; by default the recipe's own.
 
     Returns:
         The content of `ladder.json` in the folder, in JSON's types. "found" has by choice, variant and figure a list of
         one value per seed, or a single value for a committee.
 
     Raises:
-        ValueError: no such ladder, or the folder holds results of other settings.
+        ValueError: no such ladder, a backbone for one that has none, or the folder holds results of other settings.
     """
     if name not in LADDERS:
         raise ValueError(f"expected a ladder, one of {', '.join(LADDERS)}; got '{name}'")
     ladder = LADDERS[name]
+    if backbone is not None:
+        if ladder.recipe != "finetune":
+            raise ValueError(f"expected --backbone with the ladder 'finetune'; got '{name}'")
+        ladder = replace(ladder, pinned=(*ladder.pinned, f"preset={backbone}"))
     ladder = replace(ladder, settings=(*ladder.settings, *settings))
     recipe = override(get_recipe(ladder.recipe), [*ladder.pinned, *ladder.settings])
     if data is None and recipe.data is None:
         raise ValueError(f"expected --data SOURCE: the ladder '{name}' has no data of its own")
     source = open_source(data or str(recipe.data))
     config = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
+    if backbone is not None:
+        config["backbone"] = Path(backbone).stem
     results = _read_or_create(folder / RESULTS, config)
     cache: Cache = {}
     for choice in ladder.choices:
