@@ -162,14 +162,14 @@ def bfloat16_gain() -> float:
     for dtype in (tf.float32, tf.bfloat16):
         product = tf.function(lambda one, other: tf.reduce_max(tf.matmul(one, other)), autograph=False)
         calls.append(partial(product, *(tf.cast(each, dtype) for each in shapes)))
-    exact, reduced = fastest(calls)
+    exact, reduced = fastest(calls, 4 * REPETITIONS)  # some milliseconds each, which other programs disturb
     return exact / reduced
 
 
-def fastest(calls: Sequence[Callable[[], tf.Tensor]]) -> list[float]:
+def fastest(calls: Sequence[Callable[[], tf.Tensor]], repetitions: int = REPETITIONS) -> list[float]:
     """Time calls in turn, so that a machine's noise is in all of them; return the least seconds of each."""
     times = []
-    for number in range(1 + REPETITIONS):
+    for number in range(1 + repetitions):
         for call in calls:
             started = time.perf_counter()
             tf.nest.map_structure(lambda value: value.numpy(), call())
