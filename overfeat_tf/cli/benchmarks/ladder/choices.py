@@ -175,7 +175,8 @@ LADDERS = {
         (),
         ("classification", "localization", "detection"),
         (*_inference_choices(7), *_TRAINING_CHOICES),
-        pinned=("scales=preset",),  # the variants name scales by their numbers in the preset
+        # The variants name scales by their numbers in the preset.
+        pinned=("scales=preset", "box_form=edges", "ema=None"),
     ),
     "voc": Ladder(
         "voc",
