@@ -175,8 +175,7 @@ LADDERS = {
         (),
         ("classification", "localization", "detection"),
         (*_inference_choices(7), *_TRAINING_CHOICES),
-        # The variants name scales by their numbers in the preset.
-        pinned=("scales=preset", "box_form=edges", "ema=None"),
+        pinned=("scales=preset",),  # the variants name scales by their numbers in the preset
     ),
     "voc": Ladder(
         "voc",
