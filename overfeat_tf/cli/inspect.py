@@ -14,7 +14,7 @@ from training.recipes import Recipe
 from training.sources import open_source
 from training.sources.checks import Finding
 from training.sources.record import Record
-from training.views.coverage import ENOUGH, read_objects, remedy
+from training.views.coverage import read_objects
 from training.views.drawing import Drawing, object_windows, view_seed, window_maps
 from training.views.reading import RecordStream, decode_records
 from training.views.targets import window_origins
@@ -158,9 +158,8 @@ def _coverage(inspection: Inspection) -> Iterator[str]:
     yield f"objects that the scales of recipe {inspection.recipe.name} cover"
     for split, coverage in inspection.coverage.items():
         yield from (f"  {split}: {line}" for line in coverage.lines())
-        if coverage.found < ENOUGH:
-            advice = remedy(inspection.recipe.scales)
-            yield f"  {split}: warning: fewer than {ENOUGH:.0%} are covered: {advice}"
+        yield from (f"  {split}: warning: {line}" for line in coverage.warning(inspection.recipe.scales))
+    yield from (f"  {line}" for line in coverage.price())  # the scales are the same for all splits
     yield ""
 
 

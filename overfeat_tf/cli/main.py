@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.batch import batch
+from overfeat_tf.cli.batch.command import batch
 from overfeat_tf.cli.benchmarks.command import benchmark
 from overfeat_tf.cli.options import (
     FILE,

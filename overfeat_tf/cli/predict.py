@@ -19,13 +19,13 @@ from overfeat_tf.cli.inputs import STDIN, Input, is_moving, read_inputs
 from overfeat_tf.cli.options import Changes, Connection, JsonArray, with_changes
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes, file_stem
 from overfeat_tf.draw.stage_sheet import draw_stages
+from overfeat_tf.draw.staged_model import StagedModel
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.images.video import CAMERA, VideoWriter, opencv
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import Predictor, choose_task
-from overfeat_tf.models.staged_model import StagedModel
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION, Task
 from training.progress import Progress
 

@@ -10,8 +10,16 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from overfeat_tf.cli.benchmarks import detectors, retinanet
-from overfeat_tf.cli.benchmarks.retinanet import MOST, SIDE, RetinaNet, TimedRate, build_retinanet, train_retinanet
+from overfeat_tf.cli.benchmarks.detectors import measure as detectors
+from overfeat_tf.cli.benchmarks.detectors import retinanet
+from overfeat_tf.cli.benchmarks.detectors.retinanet import (
+    MOST,
+    SIDE,
+    RetinaNet,
+    TimedRate,
+    build_retinanet,
+    train_retinanet,
+)
 from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import evaluate
 from training.recipes import get_recipe

@@ -14,7 +14,7 @@ from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
-from training.sources.digits import DigitScenes
+from training.sources.formats.digits import DigitScenes
 
 
 def candidates(boxes, scores, classes):

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from overfeat_tf.cli.benchmarks import training as benchmark
-from overfeat_tf.cli.benchmarks.torch_step import timed_steps
+from overfeat_tf.cli.benchmarks.training import measure as benchmark
+from overfeat_tf.cli.benchmarks.training.torch_step import timed_steps
 from overfeat_tf.compute.precision import MIXED
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
@@ -42,7 +42,7 @@ def test_pytorch_takes_its_steps_beside_ours(precision, monkeypatch):
 
 
 def test_without_pytorch_one_line_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("overfeat_tf.cli.benchmarks.torch_step.find_spec", lambda name: None)
+    monkeypatch.setattr("overfeat_tf.cli.benchmarks.training.torch_step.find_spec", lambda name: None)
     with (
         pytest.raises(ImportError, match=r"^expected PyTorch [^\n]*: pip install torch$"),
         timed_steps(PRESETS["tiny"], 10, 4, 0.1, 0.6, 0.0, autocast=False),

@@ -14,9 +14,8 @@ from small_model import SmallModel, png
 
 beam = pytest.importorskip("apache_beam", reason="needs the extra `beam`")
 
-from overfeat_tf.cli import batch_models as models  # noqa: E402
-from overfeat_tf.cli import batch_pipeline as pipeline  # noqa: E402
 from overfeat_tf.cli import main  # noqa: E402
+from overfeat_tf.cli.batch import models, pipeline  # noqa: E402
 
 BUNDLES = "apache_beam.runners.direct.direct_runner.BundleBasedDirectRunner"  # which retries a bundle that fails
 COMMAND = [sys.executable, "-m", "overfeat_tf.cli", "batch"]

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
-from training.sources.digits import DigitScenes
+from training.sources.formats.digits import DigitScenes
 from training.sources.record import Record
 
 

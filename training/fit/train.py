@@ -49,7 +49,7 @@ from training.sources.dataset import Data
 from training.sources.record import Source
 from training.sources.splits import settle, store
 from training.tasks import TRAINED_TASKS
-from training.views.coverage import ENOUGH, Objects, measure_coverage, read_objects, remedy
+from training.views.coverage import Objects, measure_coverage, read_objects
 from training.views.data_service import DataService, StoredSource
 
 log = logging.getLogger(__name__)
@@ -319,10 +319,10 @@ def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
     """Log how many of the objects the pyramid covers, and what to do where they are few."""
     preset, options = model.network.preset, model.options
     found = measure_coverage(objects, preset, options.scale_sizes(preset), recipe.matching)
-    for line in found.lines():
+    for line in (*found.lines(), *found.price()):
         log.info("%s", line)
-    if found.found < ENOUGH:
-        log.warning("fewer than %.0f%% of the objects are covered: %s", 100 * ENOUGH, remedy(recipe.scales))
+    for line in found.warning(recipe.scales):
+        log.warning("%s", line)
 
 
 @contextmanager

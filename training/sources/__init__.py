@@ -1,4 +1,4 @@
-"""Where images and boxes come from: one file a source, one record schema (`record.py`).
+"""Where images and boxes come from: a file for each format in `formats`, one record schema (`record.py`).
 
 `SOURCES` has a row for each kind. A kind's file is imported when one is opened: the command line lists the kinds
 without waiting for TensorFlow.
@@ -23,7 +23,7 @@ class SourceKind(NamedTuple):
 
     Attributes:
         forms: What the command line calls it, each form with what it is.
-        opener: What opens one from what follows the colon and a report, by its file in this folder and its name.
+        opener: What opens one from what follows the colon and a report, by its file in `formats` and its name.
         rest: What it takes of what follows the colon.
     """
 
@@ -34,7 +34,7 @@ class SourceKind(NamedTuple):
     def open(self, rest: str, report: "ReportFinding") -> "Source":
         """Open a source of this kind."""
         module, _, name = self.opener.partition(".")
-        return getattr(import_module(f"{__name__}.{module}"), name)(self.rest(rest), report)
+        return getattr(import_module(f"{__name__}.formats.{module}"), name)(self.rest(rest), report)
 
 
 SOURCES = {

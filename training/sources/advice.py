@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from training.sources.annotation_xml import UNREADABLE, parse_xml
-from training.sources.coco import coco_files_in
-from training.sources.csv_table import csv_files_in
+from training.sources.formats.annotation_xml import UNREADABLE, parse_xml
+from training.sources.formats.coco import coco_files_in
+from training.sources.formats.csv_table import csv_files_in
+from training.sources.formats.yolo import yolo_files_in
 from training.sources.listing import files_below, folders_below, is_dir, is_file, is_image
 from training.sources.splits import DEPTH, PARTS, split_of
 from training.sources.text import read_head
-from training.sources.yolo import yolo_files_in
 
 RECORDS = (".tfrecord", ".tfrecords", ".record")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")

@@ -72,18 +72,42 @@ class Coverage:
     cost: float
 
     def lines(self) -> Iterator[str]:
-        """Render the figures in two lines, and in a third what scales cost that are `DEAR`."""
+        """Render the figures in two lines."""
         sizes = ", ".join(f"{height}x{width}" for height, width in self.scales)
         yield f"scales {sizes}: windows find {self.found:.1%} of {self.objects} objects at their best sizes"
         yield (
             f"objects' longer side over the picture's: {self.smallest:.2f} to {self.largest:.2f} (1st to 99th "
             f"percentile), median {self.median:.2f}; too small {self.too_small:.1%}, too large {self.too_large:.1%}"
         )
+
+    def price(self) -> Iterator[str]:
+        """Say in a line what the scales cost, where they are `DEAR`."""
         if self.cost > DEAR:
             yield (
                 f"a scan of these scales takes {self.cost:.1f} times the arithmetic of the network's own: --set "
                 "scales=SIZES without the largest takes less, and finds fewer of the small objects"
             )
+
+    def warning(self, chosen: str) -> Iterator[str]:
+        """Say in a line what to do, where fewer objects than `ENOUGH` are covered.
+
+        Args:
+            chosen: The recipe's `scales`.
+        """
+        if self.found >= ENOUGH:
+            return
+        advice = "--set scales=auto chooses scales for them"
+        if chosen == "auto":
+            step, nearest = (STEP, max) if self.too_small >= self.too_large else (1 / STEP, min)
+            height, width = nearest(self.scales, key=_area)
+            wanted = (round(height * step), round(width * step))
+            sides = sorted([*self.scales, wanted], key=_area)
+            sizes = ",".join(f"{h}" if h == w else f"{h}x{w}" for h, w in sides)
+            more = 1 + _area(wanted) / sum(map(_area, self.scales))
+            advice = f"--set scales={sizes} covers more, for {more:.1f} times the arithmetic"
+            if step > 1:
+                advice += "; or cut the pictures into parts"
+        yield f"fewer than {ENOUGH:.0%} of the objects are covered: {advice}"
 
     def as_dict(self) -> dict:
         """Return the figures in JSON's types."""
@@ -112,7 +136,7 @@ def measure_coverage(objects: Objects, preset: Preset, scales: Scales, matching:
     count = longer.shape[1]
     covered, too_small, too_large = (float(p.mean()) if count else float("nan") for p in (found, small | gap, large))
     marks = np.percentile(objects.shares, (1, 50, 99)).tolist() if count else [float("nan")] * 3
-    cost = sum(height * width for height, width in scales) / sum(height * width for height, width in preset.scales)
+    cost = sum(map(_area, scales)) / sum(map(_area, preset.scales))
     return Coverage(count, covered, too_small, too_large, marks[0], marks[1], marks[2], tuple(scales), cost)
 
 
@@ -132,7 +156,7 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     first = matching.sizes[0] * preset.window
     # Smaller still, and the longest object, which is longer than this in a picture that is not square, is too small.
     first *= min(1.0, matching.sizes[0] / float(_in_windows(objects, preset, [(round(first),) * 2]).max()))
-    last = LARGEST * max((height * width) ** 0.5 for height, width in preset.scales)
+    last = LARGEST * max(map(_area, preset.scales)) ** 0.5
     count = int(np.log(last / first) / np.log(STEP) * ANCHORS) + 1
     ladder = [round(first * STEP ** (number / ANCHORS)) for number in range(count)]
     squares = [(side, side) for side in ladder]
@@ -154,13 +178,6 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     return tuple(squares[number] for number in best[1])
 
 
-def remedy(scales: str) -> str:
-    """Say what to do where too few objects are covered, by the recipe's `scales`."""
-    if scales != "auto":
-        return "--set scales=auto chooses scales for them"
-    return "--set scales=SIZES with larger ones, such as 117,165,229, costs more; or cut the pictures into parts"
-
-
 def parse_scales(text: str) -> Scales:
     """Read sizes such as "117,165,229x325": a side in pixels, or height x width.
 
@@ -175,7 +192,11 @@ def parse_scales(text: str) -> Scales:
     except ValueError:
         known = "auto, preset, or sizes such as 117,165,229x325"
         raise ValueError(f"expected scales to be {known}; got '{text}'") from None
-    return tuple(sorted(sizes, key=lambda size: size[0] * size[1]))
+    return tuple(sorted(sizes, key=_area))
+
+
+def _area(size: tuple[int, ...]) -> int:
+    return size[0] * size[1]
 
 
 def _in_windows(objects: Objects, preset: Preset, scales: Scales | list[tuple[int, int]]) -> np.ndarray:

@@ -89,7 +89,7 @@ def benchmark_train(repetitions: int, steps: int):
 
     Takes ten minutes.
     """
-    from overfeat_tf.cli.benchmarks.training import measure
+    from overfeat_tf.cli.benchmarks.training.measure import measure
 
     return measure(repetitions, steps)
 
@@ -102,7 +102,7 @@ def benchmark_workers(repetitions: int, steps: int):
 
     Takes some two minutes.
     """
-    from overfeat_tf.cli.benchmarks.workers import measure
+    from overfeat_tf.cli.benchmarks.training.workers import measure
 
     return measure(steps, repetitions)
 
@@ -121,7 +121,7 @@ def benchmark_detectors(backbone: str, data: tuple[str, ...], minutes: float | N
 
     Each repetition trains both with another seed. Takes some three times the minutes for each set.
     """
-    from overfeat_tf.cli.benchmarks.detectors import measure
+    from overfeat_tf.cli.benchmarks.detectors.measure import measure
 
     return measure(backbone, data, minutes, repetitions)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from training.sources import open_source
-from training.sources.digits import DigitScenes
+from training.sources.formats.digits import DigitScenes
 
 
 def test_digits_open():

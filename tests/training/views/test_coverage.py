@@ -78,7 +78,7 @@ def test_many_objects_of_a_twentieth_of_the_picture_are_covered_and_what_that_co
     area = sum(height * width for height, width in found.scales)
     assert found.cost == pytest.approx(area / sum(height * width for height, width in SMALL.scales))
     assert found.cost > 2
-    assert f"takes {found.cost:.1f} times the arithmetic" in "\n".join(found.lines())
+    assert f"takes {found.cost:.1f} times the arithmetic" in "".join(found.price())
     common = objects(*np.random.default_rng(0).uniform(0.5, 1.0, 300))
     assert "arithmetic" not in "\n".join(
         measure_coverage(common, SMALL, choose_scales(common, SMALL, MATCHING), MATCHING).lines()
@@ -92,6 +92,22 @@ def test_scales_are_read_from_text():
             parse_scales(text)
     with pytest.raises(ValueError, match=r"expected inference\.scales only with scales=preset"):
         override(RECIPE, ["scales=auto"])
+
+
+@pytest.mark.parametrize(
+    "side, advice",
+    [
+        (0.02, "scales=100,200x300,280x420 covers more, for 2.7 times the arithmetic; or cut the pictures into parts"),
+        (1.0, "scales=71,100,200x300 covers more, for 1.1 times the arithmetic"),
+    ],
+)
+def test_too_few_covered_objects_are_warned_of_with_the_scales_that_would_cover_more(side, advice):
+    objects = Objects(np.full((1, 2), 100.0, np.float32), np.full((1, 2), side, np.float32))
+    preset, matching = PRESETS["tiny"], Matching(sizes=(0.42, 0.84))
+    found = measure_coverage(objects, preset, ((100, 100), (200, 300)), matching)
+    assert [*found.warning("auto")] == [f"fewer than 95% of the objects are covered: --set {advice}"]
+    enough = measure_coverage(objects, preset, ((round(0.6 * preset.window / side),) * 2,), matching)
+    assert enough.found == 1 and not [*enough.warning("auto")]
 
 
 def test_a_run_keeps_the_scales_that_were_chosen_from_its_boxes_and_says_what_they_cover(tmp_path, monkeypatch, caplog):

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 from overfeat_tf.images.files import SUFFIXES
-from training.sources.annotation_xml import class_names_in, read_annotation, short_names
 from training.sources.checks import Finding, Kind, ReportFinding, make_record
 from training.sources.file_source import Entry, FileSource
+from training.sources.formats.annotation_xml import class_names_in, read_annotation, short_names
 from training.sources.listing import images_below, is_dir, is_file, is_junk
 from training.sources.record import Record
 from training.sources.text import read_lines

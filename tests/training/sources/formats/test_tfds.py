@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from training.sources import open_source
-from training.sources import tfds as module
 from training.sources.checks import Kind
+from training.sources.formats import tfds as module
 
 
 def encoded(size=(40, 20), orientation: int = 1) -> bytes:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from overfeat_tf.cli.benchmarks.inputs import write_photographs
 from overfeat_tf.cli.benchmarks.machine import describe_machine, time_call
 from overfeat_tf.cli.benchmarks.report import Report
-from overfeat_tf.cli.benchmarks.torch_step import timed_steps
+from overfeat_tf.cli.benchmarks.training.torch_step import timed_steps
 from overfeat_tf.compute.precision import MIXED
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.network.convnet import build

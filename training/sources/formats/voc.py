@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from training.sources.annotation_xml import (
+from training.sources.checks import Finding, Kind, ReportFinding, make_record
+from training.sources.file_source import Entry, FileSource
+from training.sources.formats.annotation_xml import (
     Annotation,
     class_names_in,
     image_name_in,
@@ -15,8 +17,6 @@ from training.sources.annotation_xml import (
     read_annotation,
     short_names,
 )
-from training.sources.checks import Finding, Kind, ReportFinding, make_record
-from training.sources.file_source import Entry, FileSource
 from training.sources.listing import (
     Locator,
     decoded,

@@ -41,7 +41,7 @@ def batch(
         raise ImportError("expected Apache Beam for `overfeat batch`: pip install apache-beam")
     load_tensorflow(start=False)  # so that its threads can still be set
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    from overfeat_tf.cli.batch_pipeline import run
+    from overfeat_tf.cli.batch.pipeline import run
 
     result = run(model, input_glob, output, task, processes, threads, runner, context.args)
     rate = result.images / result.seconds

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.sources import digits
-from training.sources.digits import CELLS, INK, LUMA, MOST_DIGITS, SIDES, SIZES, SPLITS, DigitScenes, cell_edges
+from training.sources.formats import digits
+from training.sources.formats.digits import CELLS, INK, LUMA, MOST_DIGITS, SIDES, SIZES, SPLITS, DigitScenes, cell_edges
 
 SOFT_EDGE = 1.06  # bicubic ink reaches a little beyond the digit's own pixels
 

@@ -10,7 +10,7 @@ from overfeat_tf.models.release_weights import read_labels
 from training.evaluation.evaluate import require_fit
 from training.sources import open_source
 from training.sources.checks import Kind
-from training.sources.ilsvrc import read_classes
+from training.sources.formats.ilsvrc import read_classes
 
 FISH, DOG, BIRD, MACHINE = "n01440764", "n02085620", "n02012849", "n03126707"
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from training.sources import open_source
 from training.sources.checks import Log
-from training.sources.voc import VocFolder
+from training.sources.formats.voc import VocFolder
 
-DATASETS = Path(__file__).resolve().parents[4] / "shared" / "datasets"
+DATASETS = Path(__file__).resolve().parents[5] / "shared" / "datasets"
 
 
 def exif(orientation: int) -> Image.Exif:

@@ -34,7 +34,7 @@ def timed_steps(
     if find_spec("torch") is None:
         raise ImportError("expected PyTorch to compare with; it is not installed: pip install torch")
     settings = (preset.name, classes, batch, rate, momentum, decay, int(autocast))
-    command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.torch_step", *map(str, settings)]
+    command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.training.torch_step", *map(str, settings)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
         requests, replies = program.stdin, program.stdout
         assert requests is not None and replies is not None

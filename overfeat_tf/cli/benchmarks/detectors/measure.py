@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from overfeat_tf.cli.benchmarks.detectors.retinanet import require_keras_hub, train_retinanet
 from overfeat_tf.cli.benchmarks.machine import computing_seconds, describe_machine, time_call
 from overfeat_tf.cli.benchmarks.report import Report, markdown_table
-from overfeat_tf.cli.benchmarks.retinanet import require_keras_hub, train_retinanet
 from overfeat_tf.cli.options import with_changes
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.model import TASKS

@@ -22,7 +22,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from overfeat_tf.cli.batch_models import Models, Outputs
+from overfeat_tf.cli.batch.models import Models, Outputs
 from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, read_image
 from overfeat_tf.models.loading import find_model, read_config
 from overfeat_tf.models.tasks import TASKS

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.sources.annotation_xml import read_annotation
 from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
 from training.sources.file_source import ExampleSource
+from training.sources.formats.annotation_xml import read_annotation
 from training.sources.record import Record
 
 OPTION = "+boxes="

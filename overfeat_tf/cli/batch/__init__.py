@@ -1,0 +1,1 @@
+"""The verb `batch`: prediction over any number of images on Apache Beam."""

@@ -1,0 +1,1 @@
+"""`overfeat benchmark detectors`: OverFeat beside another detector on the same backbone."""

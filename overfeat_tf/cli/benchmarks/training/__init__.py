@@ -1,0 +1,1 @@
+"""`overfeat benchmark train` and `workers`: training against PyTorch, and its data pipeline."""
