@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +17,7 @@ COUNTED = 2000  # images of a split: a second or two
 TIMED = 8  # images that are shown to the network
 # Of the features' time forward: backward twice as much, and the heads. Drawing views runs beside it, on the same cores.
 STEP_OF_FORWARD, FROZEN_STEP_OF_FORWARD = 3.6, 1.6
+LEAST_SCORED, MOST_SCORED = 20, 200  # validation images after an epoch, where the recipe leaves it open
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,28 @@ class Plan:
             yield f"plan: about {duration(total)} in all"
 
 
-def report_data(source: Source, recipe: Recipe, strategy: tf.distribute.Strategy) -> None:
-    """Log what is in the splits, and the device."""
+def scored_images(stage: str, recipe: Recipe, scales: Iterable[tuple[int, int]]) -> int:
+    """Return how many validation images are scored after each epoch of a stage.
+
+    Where the recipe leaves it open, as many as are scanned in the time that the epoch's steps take. A pyramid for small
+    objects takes up to sixteen times the arithmetic of the network's own: with a hundred images, validation would take
+    eight times as long as training.
+
+    Args:
+        stage: Localization or detection.
+        recipe: Sized for its data.
+        scales: (height, width) of the scales that are scanned.
+    """
+    if recipe.validation_images is not None:
+        return recipe.validation_images
+    schedule = getattr(recipe, stage)
+    shown = schedule.epoch_steps * schedule.batch * recipe.side**2 * _step_of_forward(stage, recipe)
+    scanned = sum(height * width for height, width in scales)
+    return min(max(round(shown / scanned), LEAST_SCORED), MOST_SCORED)
+
+
+def report_data(source: Source, recipe: Recipe, scored: Mapping[str, int], strategy: tf.distribute.Strategy) -> None:
+    """Log what is in the splits, of how many validation images each stage's answers are scored, and the device."""
     for split in dict.fromkeys((recipe.train_split, recipe.val_split)):
         if split not in source.splits:
             continue
@@ -62,9 +83,10 @@ def report_data(source: Source, recipe: Recipe, strategy: tf.distribute.Strategy
             images, objects = images + 1, objects + int((~record.crowd).sum())
         more = "at least " if images == COUNTED else ""
         log.info("data: %s of %s: %s%d images, %d objects", split, source.name, more, images, objects)
-        if split == recipe.val_split and images > recipe.validation_images:
-            some = f"{recipe.validation_images} of these images, not all: --set validation_images=..."
-            log.info("data: localization and detection are scored on %s", some)
+        for stage, count in scored.items() if split == recipe.val_split else ():
+            if images > count:
+                some = f"{count} of these images, not all: --set validation_images=..."
+                log.info("data: after each epoch %s is scored on %s", stage, some)
     names = source.class_names
     shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
     log.info("data: %d class%s: %s", len(names), "es" * (len(names) != 1), shown)
@@ -79,11 +101,15 @@ def make_plan(network: Network, recipe: Recipe, steps: Mapping[str, int], measur
     an_image = {side: _forward_seconds(network, side) for side in dict.fromkeys(sides.values())}
 
     def step_of(stage: str) -> float:
-        schedule = getattr(recipe, stage)
-        frozen = schedule.backbone_rate == 0 or (stage == "localization" and not recipe.through_features)
-        return an_image[sides[stage]] * schedule.batch * (FROZEN_STEP_OF_FORWARD if frozen else STEP_OF_FORWARD)
+        return an_image[sides[stage]] * getattr(recipe, stage).batch * _step_of_forward(stage, recipe)
 
     return Plan(steps, {stage: step_of(stage) for stage in steps})
+
+
+def _step_of_forward(stage: str, recipe: Recipe) -> float:
+    """Return the time of a stage's step over that of the features' forward pass."""
+    frozen = getattr(recipe, stage).backbone_rate == 0 or (stage == "localization" and not recipe.through_features)
+    return FROZEN_STEP_OF_FORWARD if frozen else STEP_OF_FORWARD
 
 
 def duration(seconds: float) -> str:

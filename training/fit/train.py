@@ -21,7 +21,7 @@ from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import require_faultless
 from training.fit.averages import Averages
 from training.fit.callbacks import EpochLines, FiniteLoss, StageBar
-from training.fit.plan import Plan, make_plan, report_data
+from training.fit.plan import Plan, make_plan, report_data, scored_images
 from training.fit.stages import seed_stage
 from training.fit.strategy import (
     barrier,
@@ -157,7 +157,9 @@ def train(
         left = [stage for stage in TASKS if stage in stages and stage not in done]
         barrier(strategy)
         if chief and left:
-            report_data(source, recipe, strategy)
+            scales = model.options.scale_sizes(model.network.preset)
+            scored = {stage: scored_images(stage, recipe, scales) for stage in left if stage != "classification"}
+            report_data(source, recipe, scored, strategy)
         if chief and set(left) - {"classification"}:
             _report_coverage(model, recipe, objects())
         if left[:1] == ["localization"] and not recipe.through_features and not has_features(model, run):
@@ -244,7 +246,9 @@ def _fit(
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
-        callbacks += stage_boards(stage, model, recipe, source, run / "logs" / stage, each, shown, profile)
+        scored = scored_images(stage, recipe, model.options.scale_sizes(model.network.preset))
+        boards = replace(recipe, validation_images=scored)
+        callbacks += stage_boards(stage, model, boards, source, run / "logs" / stage, each, shown, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
     bar: AbstractContextManager = nullcontext()

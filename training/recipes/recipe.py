@@ -188,7 +188,8 @@ class Recipe:
             where the regressor follows the features, and in the second with `through_features`.
         inference: Options of validation and of the exported model.
         validation_images: How many images of the validation split, its first ones, are scored after each epoch of
-            localization and detection; all of a smaller split.
+            localization and detection; all of a smaller split. None scores as many as are scanned in the time that
+            the epoch's steps take (`fit.plan.scored_images`).
         seed: Of weights, data order and augmentation.
         precision: What training computes in: "float32", or "mixed_bfloat16" or "mixed_float16" for devices that are
             faster in these; "auto" takes bfloat16 where a run begins on a machine on which a step is faster in it, and
@@ -229,7 +230,7 @@ class Recipe:
     negatives_at_least: int = 8
     box_weight: float = 5.0
     inference: InferenceOptions = field(default_factory=InferenceOptions)
-    validation_images: int = 100
+    validation_images: int | None = 100
     seed: int = 0
     precision: str = PRECISIONS[0]
     jit_compile: bool = False
@@ -300,7 +301,8 @@ class Recipe:
         except ValueError:
             positive = False
         check_range("class_weights", self.class_weights, positive, "none, balanced, or numbers above 0 such as 1,1,4")
-        check_range("validation_images", self.validation_images, self.validation_images >= 1, "1 or more")
+        counted = self.validation_images is None or self.validation_images >= 1
+        check_range("validation_images", self.validation_images, counted, "None, or 1 or more")
         check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
         check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")

@@ -4,12 +4,12 @@ import logging
 from dataclasses import replace
 
 import tensorflow as tf
-from small_run import RECIPE
+from small_run import RECIPE, SCHEDULE
 from small_source import few_digits
 
 from overfeat_tf.network.convnet import build
 from training.fit.callbacks import StageBar
-from training.fit.plan import Plan, duration, make_plan, report_data
+from training.fit.plan import Plan, duration, make_plan, report_data, scored_images
 
 PLAN = Plan({"classification": 3, "detection": 20}, {"classification": 1.0, "detection": 3.0})
 
@@ -40,13 +40,22 @@ def test_times_are_measured_on_the_network_without_making_or_moving_a_weight():
 
 def test_the_data_the_device_and_what_is_not_validated_on_are_said(caplog):
     caplog.set_level(logging.INFO)
-    report_data(few_digits(3, 4), RECIPE, tf.distribute.get_strategy())
+    report_data(few_digits(3, 4), RECIPE, {"localization": 4, "detection": 2}, tf.distribute.get_strategy())
     said = caplog.messages
     assert said[0].startswith("data: train of small: 3 images, ") and said[-1].startswith("device: ")
-    assert any("scored on 2 of these images, not all" in line for line in said)
-    caplog.clear()
-    report_data(few_digits(3, 4), replace(RECIPE, validation_images=4), tf.distribute.get_strategy())
-    assert not any("not all" in line for line in caplog.messages)
+    (partly,) = (line for line in said if "not all" in line)
+    assert "after each epoch detection is scored on 2 of these images, not all: --set validation_images" in partly
+
+
+def test_as_many_images_are_validated_on_as_are_scanned_in_the_time_of_an_epochs_steps():
+    free = replace(RECIPE, validation_images=None, detection=replace(SCHEDULE, steps=40, epochs=2, batch=4), side=50)
+    shown = 20 * 4 * 50 * 50 * 3.6  # pixels forward and backward, as if all were forward
+    assert scored_images("detection", free, [(100, 100), (100, 140)]) == round(shown / 24000) == 30
+    assert scored_images("detection", free, [(1000, 1000)]) == 20
+    assert scored_images("detection", free, [(10, 10)]) == 200
+    frozen = replace(free, detection=replace(free.detection, backbone_rate=0.0))
+    assert scored_images("detection", frozen, [(90, 90)]) == round(20 * 4 * 50 * 50 * 1.6 / 8100)
+    assert scored_images("detection", RECIPE, [(1000, 1000)]) == RECIPE.validation_images == 2
 
 
 def test_a_bar_names_its_stage_and_epoch_and_the_time_that_is_left(capsys):

@@ -187,7 +187,7 @@ def test_settings_that_do_together_come_in_any_order():
         ),
         ("detection.optimizer=adam", "expected optimizer to be one of sgd, adamw; got 'adam'"),
         ("views.rotation=200", "expected views.rotation to be from 0 to 180 degrees; got 200.0"),
-        ("validation_images=0", "expected validation_images to be 1 or more; got 0"),
+        ("validation_images=0", "expected validation_images to be None, or 1 or more; got 0"),
         ("detection.epochs=0", "expected at least one step, one image a batch and one epoch; got 600, 32 and 0"),
     ],
 )

@@ -107,11 +107,6 @@ _COMBINING = Choice(
         *(Variant(f"non-maximum suppression, IoU {iou}", suppress=iou) for iou in IOUS),
     ),
 )
-_LEAST_SCORE = Choice(
-    "Least score of a window that votes",
-    "detection",
-    tuple(Variant(f"{score}", changes={"min_score": score}) for score in (0.3, 0.1, 0.2, 0.5)),
-)
 
 
 def _thresholds(protocol: str, *values: float) -> Choice:
@@ -119,10 +114,15 @@ def _thresholds(protocol: str, *values: float) -> Choice:
     return Choice("Merging threshold t (4.3)", protocol, variants)
 
 
+def _least_scores(*values: float) -> Choice:
+    variants = tuple(Variant(f"{score}", changes={"min_score": score}) for score in values)
+    return Choice("Least score of a window that votes", "detection", variants)
+
+
 def _inference_choices(scales: int) -> tuple[Choice, ...]:
     """Return the choices that need no training of their own."""
     thresholds = _thresholds("detection", 0.5, 0.3, 0.4, 0.7)
-    return (_STRIDE, _scales(scales, "detection"), _FLIPS, _COMBINING, thresholds, _LEAST_SCORE)
+    return (_STRIDE, _scales(scales, "detection"), _FLIPS, _COMBINING, thresholds, _least_scores(0.3, 0.1, 0.2, 0.5))
 
 
 def _regressors(protocol: str) -> Choice:
@@ -246,6 +246,7 @@ LADDERS = {
             _FLIPS,
             _COMBINING,
             _thresholds("detection", 0.2, 0.1, 0.3, 0.4),
+            _least_scores(0.3, 0.1, 0.05),
             Choice(
                 "Features (5)",
                 "detection",
@@ -264,5 +265,6 @@ LADDERS = {
             ),
             _NEGATIVES,
         ),
+        pinned=("inference.min_score=0.3",),
     ),
 }
