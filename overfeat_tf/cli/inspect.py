@@ -159,7 +159,7 @@ def _coverage(inspection: Inspection) -> Iterator[str]:
     for split, coverage in inspection.coverage.items():
         yield from (f"  {split}: {line}" for line in coverage.lines())
         yield from (f"  {split}: warning: {line}" for line in coverage.warning(inspection.recipe.scales))
-    yield from (f"  {line}" for line in coverage.price())  # the scales are the same for all splits
+    yield from (f"  {line}" for line in coverage.cost_remark())  # the scales are the same for all splits
     yield ""
 
 

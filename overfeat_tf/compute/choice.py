@@ -29,7 +29,7 @@ LEAST_GAIN = 1.15  # of bfloat16 over the next best, below which float32 is wort
 LEAST_WORK = 4e9  # multiply-adds of a scan: `tiny` has 2.6 G, `small` 6 G
 MOST_SCORE = 0.01  # that a softmax score may differ by, where the window leaves two classes even
 MOST_PIXELS = 1.0  # that the edges of 99 boxes in 100 may, in the window
-REPETITIONS = 3
+REPETITIONS, MOST_REPETITIONS, LEAST_SECONDS = 3, 20, 1.0  # of what is timed
 TRAINED_WINDOWS = 8  # whose gradients are timed
 
 
@@ -162,20 +162,27 @@ def bfloat16_gain() -> float:
     for dtype in (tf.float32, tf.bfloat16):
         product = tf.function(lambda one, other: tf.reduce_max(tf.matmul(one, other)), autograph=False)
         calls.append(partial(product, *(tf.cast(each, dtype) for each in shapes)))
-    exact, reduced = fastest(calls, 4 * REPETITIONS)  # some milliseconds each, which other programs disturb
+    exact, reduced = fastest(calls)
     return exact / reduced
 
 
-def fastest(calls: Sequence[Callable[[], tf.Tensor]], repetitions: int = REPETITIONS) -> list[float]:
-    """Time calls in turn, so that a machine's noise is in all of them; return the least seconds of each."""
-    times = []
-    for number in range(1 + repetitions):
-        for call in calls:
-            started = time.perf_counter()
-            tf.nest.map_structure(lambda value: value.numpy(), call())
-            if number:  # the first traces
-                times.append(time.perf_counter() - started)
-    return np.reshape(times, [-1, len(calls)]).min(axis=0).tolist()
+def fastest(calls: Sequence[Callable[[], tf.Tensor]]) -> list[float]:
+    """Time calls in turn, so that a machine's noise is in all of them; return the least seconds of each.
+
+    Short calls, which other programs disturb most, are repeated for `LEAST_SECONDS`, at most `MOST_REPETITIONS` times.
+    """
+
+    def seconds(call: Callable[[], tf.Tensor]) -> float:
+        started = time.perf_counter()
+        tf.nest.map_structure(lambda value: value.numpy(), call())
+        return time.perf_counter() - started
+
+    for call in calls:
+        seconds(call)  # traces
+    times: list[list[float]] = []
+    while len(times) < REPETITIONS or (len(times) < MOST_REPETITIONS and np.sum(times) < LEAST_SECONDS):
+        times.append([seconds(call) for call in calls])
+    return np.min(times, axis=0).tolist()
 
 
 def scan_work(network: Network) -> float:

@@ -323,7 +323,7 @@ def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
     """Log how many of the objects the pyramid covers, and what to do where they are few."""
     preset, options = model.network.preset, model.options
     found = measure_coverage(objects, preset, options.scale_sizes(preset), recipe.matching)
-    for line in (*found.lines(), *found.price()):
+    for line in (*found.lines(), *found.cost_remark()):
         log.info("%s", line)
     for line in found.warning(recipe.scales):
         log.warning("%s", line)

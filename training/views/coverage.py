@@ -80,7 +80,7 @@ class Coverage:
             f"percentile), median {self.median:.2f}; too small {self.too_small:.1%}, too large {self.too_large:.1%}"
         )
 
-    def price(self) -> Iterator[str]:
+    def cost_remark(self) -> Iterator[str]:
         """Say in a line what the scales cost, where they are `DEAR`."""
         if self.cost > DEAR:
             yield (

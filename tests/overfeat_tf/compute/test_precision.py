@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import keras
@@ -171,3 +172,22 @@ def test_training_computes_in_what_its_gradients_are_faster_in(on_a_backbone, ga
     assert dtypes == ([tf.float32, tf.bfloat16] if gain > 1 else [])
     for one, other in zip(before, network.features.variables, strict=True):
         np.testing.assert_array_equal(one, other.numpy())
+
+
+def test_short_calls_are_timed_often_and_long_ones_three_times(monkeypatch):
+    now, took = [0.0], {"short": 0.01, "middle": 0.1, "long": 5.0}
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
+
+    def timed(*names: str) -> tuple[list[float], int]:
+        calls = []
+
+        def call(name: str) -> tf.Tensor:
+            calls.append(name)
+            now[0] += took[name] * (3 if len(calls) <= len(names) else 1)  # the first call of each traces
+            return tf.constant(0.0)
+
+        return choice.fastest([partial(call, name) for name in names]), len(calls)
+
+    assert timed("short", "short") == ([pytest.approx(0.01)] * 2, 2 * 21)
+    assert timed("middle", "short") == ([pytest.approx(0.1), pytest.approx(0.01)], 2 * 11)
+    assert timed("long", "long") == ([pytest.approx(5.0)] * 2, 2 * 4)

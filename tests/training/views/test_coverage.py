@@ -78,7 +78,7 @@ def test_many_objects_of_a_twentieth_of_the_picture_are_covered_and_what_that_co
     area = sum(height * width for height, width in found.scales)
     assert found.cost == pytest.approx(area / sum(height * width for height, width in SMALL.scales))
     assert found.cost > 2
-    assert f"takes {found.cost:.1f} times the arithmetic" in "".join(found.price())
+    assert f"takes {found.cost:.1f} times the arithmetic" in "".join(found.cost_remark())
     common = objects(*np.random.default_rng(0).uniform(0.5, 1.0, 300))
     assert "arithmetic" not in "\n".join(
         measure_coverage(common, SMALL, choose_scales(common, SMALL, MATCHING), MATCHING).lines()
