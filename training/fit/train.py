@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import LAST, TASKS, Model
+from overfeat_tf.network.presets import Preset
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import require_faultless
 from training.fit.averages import Averages
@@ -161,7 +162,7 @@ def train(
             scored = {stage: scored_images(stage, recipe, scales) for stage in left if stage != "classification"}
             report_data(source, recipe, scored, strategy)
         if chief and set(left) - {"classification"}:
-            _report_coverage(model, recipe, objects())
+            _report_coverage(preset, model, recipe, objects())
         if left[:1] == ["localization"] and not recipe.through_features and not has_features(model, run):
             log.warning(
                 "localization: the features that it is fitted on have learnt nothing yet: --stage classification,"
@@ -319,10 +320,16 @@ def _keep_step_if_data_ends(supply: Supply, checkpoints: Checkpoints, on_signal:
         raise OSError(f"{' '.join(str(supply.problem).split())}; {kept}") from error
 
 
-def _report_coverage(model: Model, recipe: Recipe, objects: Objects) -> None:
-    """Log how many of the objects the pyramid covers, and what to do where they are few."""
-    preset, options = model.network.preset, model.options
-    found = measure_coverage(objects, preset, options.scale_sizes(preset), recipe.matching)
+def _report_coverage(preset: Preset, model: Model, recipe: Recipe, objects: Objects) -> None:
+    """Log how many of the objects the pyramid covers, what it costs, and what to do where they are few.
+
+    Args:
+        preset: The network as the run found it. One that begins has its own scales, which the cost is compared with;
+            one that resumes has those that were chosen, and nothing is said of the cost again.
+        model: What is fitted, with the chosen scales.
+        recipe, objects: What was chosen from what.
+    """
+    found = measure_coverage(objects, preset, model.options.scale_sizes(model.network.preset), recipe.matching)
     for line in (*found.lines(), *found.cost_remark()):
         log.info("%s", line)
     for line in found.warning(recipe.scales):

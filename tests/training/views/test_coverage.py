@@ -129,6 +129,20 @@ def test_a_run_keeps_the_scales_that_were_chosen_from_its_boxes_and_says_what_th
     assert "fewer than 95% of the objects are covered: --set scales=auto" in caplog.text
 
 
+def test_what_a_pyramid_for_small_objects_costs_is_said_as_the_run_begins(tmp_path, monkeypatch, caplog):
+    records = [
+        Record.of_objects(picture(300, 300), f"{n}", [[0.1, 0.1, 0.1 + side, 0.1 + side]], [0])
+        for n, side in enumerate((0.03, 0.04, 0.06, 0.1))
+    ]
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
+    caplog.set_level("INFO")
+    recipe = override(RECIPE, ["inference.scales=None", "scales=auto"])
+    model = train(recipe, SmallSource({"train": records}), tmp_path / "run", ["localization"]).model
+    areas = [sum(h * w for h, w in preset.scales) for preset in (model.network.preset, PRESETS["tiny"])]
+    assert areas[0] > 2 * areas[1]
+    assert f"takes {areas[0] / areas[1]:.1f} times the arithmetic of the network's own" in caplog.text
+
+
 def test_one_class_needs_no_classification_stage_before_detection(tmp_path, monkeypatch):
     boxes = [[0.1, 0.1, 0.9, 0.9]]
     source = SmallSource({"train": [Record.of_objects(picture(60, 60), "a", boxes, [0])]}, class_names=("raccoon",))

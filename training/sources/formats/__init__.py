@@ -1,1 +1,1 @@
-"""The formats that data comes in, a file each: all give `training.sources.record.Record`."""
+"""The formats that data comes in, a file each (and the XML that three of them share): all give records."""
