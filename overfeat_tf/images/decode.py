@@ -5,11 +5,23 @@ in one of them would fail the whole batch, and a graph cannot catch an error, wi
 ignore the errors of its elements. So each decoder runs as a pipeline of one element.
 """
 
+import struct
 from collections.abc import Callable
 
 import tensorflow as tf
 
-from overfeat_tf.images.headers import KINDS, UNKNOWN, Header, cut, noinline, number, read, read_header, read_kind
+from overfeat_tf.images.headers import (
+    KINDS,
+    UNKNOWN,
+    Header,
+    cut,
+    eager_header,
+    noinline,
+    number,
+    read,
+    read_header,
+    read_kind,
+)
 
 # Admits the 50-megapixel photographs of phones (8160 x 6120): 150 MB of RGB, and 460 MB at the peak for a progressive
 # JPEG, for each image decoded at a time. JPEG XL alone is not held by it: its frames may be larger than the picture.
@@ -52,19 +64,41 @@ def _decode_image(data: tf.Tensor, max_pixels: tf.Tensor) -> tuple[tf.Tensor, tf
 def read_size(data: bytes) -> tuple[tuple[int, int], tuple[int, int], int]:
     """Return an encoded image's (height, width) as stored and as `decode_image` shows it, and its EXIF orientation.
 
-    The header is read by the same code as for decoding, so that the sizes agree whatever another library makes of it.
+    The header is read by the same rules as for decoding, so that the sizes agree whatever another library makes of it.
 
     Raises:
         ValueError: no image, or one whose size can't be told.
     """
-    kind, size, orientation = (value.numpy() for value in _read_size(data))
-    if KINDS[kind] == "JPEG XL":  # its decoder turns the picture upright by itself
-        size, orientation = decode_image(data)[0].shape[:2], 1
-    if kind == UNKNOWN or min(size) < 1:
-        raise ValueError(f"{len(data)} bytes that are no image, or one that is damaged")
+    if found := eager_header(data):
+        size, orientation = found[0], _eager_orientation(found[1])
+    else:
+        kind, size, orientation = (value.numpy() for value in _read_size(data))
+        if KINDS[kind] == "JPEG XL":  # its decoder turns the picture upright by itself
+            size, orientation = decode_image(data)[0].shape[:2], 1
+        if kind == UNKNOWN or min(size) < 1:
+            raise ValueError(f"{len(data)} bytes that are no image, or one that is damaged")
     height, width = map(int, size)
     shown = (width, height) if orientation >= 5 else (height, width)
     return (height, width), shown, int(orientation)
+
+
+def _eager_orientation(exif: bytes) -> int:
+    """Return what `_read_orientation` does, outside of the graph."""
+    exif = exif.removeprefix(EXIF)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4], "")
+    if not order:
+        return 1
+
+    def value(form: str, at: int) -> int:
+        size = struct.calcsize(form)
+        return struct.unpack(order + form, exif[at : at + size].ljust(size, b"\0"))[0]
+
+    first, largest = value("I", 4) + 2, 0
+    for at in range(first, first + 12 * min(value("H", first - 2), MAX_EXIF_ENTRIES), 12):
+        tag, kind, count = value("H", at), value("H", at + 2), value("I", at + 4)
+        if tag == ORIENTATION and count == 1 and kind in (SHORT, LONG):
+            largest = max(largest, value("H" if kind == SHORT else "I", at + 8))
+    return largest if 1 <= largest <= 8 else 1
 
 
 @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.string)])

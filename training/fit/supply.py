@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
 from math import ceil
 from typing import Any
 
@@ -14,7 +13,7 @@ from overfeat_tf.models.model import Model
 from training.fit.strategy import shard_batches
 from training.recipes import Recipe, Schedule
 from training.sources.checks import Finding, Log
-from training.sources.record import Record, Source
+from training.sources.record import Record, Source, count_images
 from training.tasks import stage_views
 from training.views.batching import Bookmarks
 from training.views.data_service import DataService
@@ -135,7 +134,7 @@ def _validation_batches(stage: str, schedule: Schedule, source: Source, split: s
     A batch takes a third of a step of training, so they may be a quarter of an epoch's steps: a twelfth of its time.
     """
     most = max(VALIDATION_BATCHES, schedule.epoch_steps // 4)
-    images = sum(1 for _ in islice(source.records(split), most * schedule.batch + 1))
+    images = count_images(source, split, most * schedule.batch + 1)
     if images > most * schedule.batch:
         log.info("%s: the loss is validated on %d images of split '%s', not on all", stage, images - 1, split)
     return min(ceil(images / schedule.batch), most)

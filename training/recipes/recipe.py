@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import pairwise
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, classifier
 from overfeat_tf.options import InferenceOptions
 from training.fit.losses import BOX_LOSSES, NEGATIVES
 from training.limits import check_choice, check_range
-from training.sources.record import Source
+from training.sources.record import Source, count_images
 from training.views.augmentation import ViewOptions
 from training.views.coverage import Objects, Scales, choose_scales, parse_scales
 from training.views.targets import Matching
@@ -261,7 +261,7 @@ class Recipe:
         """
         stages = {name: getattr(self, name) for name in ("classification", "localization", "detection")}
         most = max((s.steps * s.batch / s.passes for s in stages.values() if s.passes is not None), default=0)
-        images = sum(1 for _ in islice(source.records(self.train_split), ceil(most))) if most else 0
+        images = count_images(source, self.train_split, ceil(most)) if most else 0
         sized = replace(self, **{name: schedule.sized(images) for name, schedule in stages.items()})
         if self.class_weights == "balanced":
             return replace(sized, class_weights=_balanced(source, self.train_split))

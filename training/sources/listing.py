@@ -138,7 +138,7 @@ class Locator:
             return None
         best = [path for path, count in zip(named, shared, strict=True) if count == max(shared)]
         best.sort(key=lambda path: SUFFIXES.index(path.suffix.lower()))
-        return best[0] if len({path.parent.resolve() for path in best}) == 1 else None
+        return best[0] if len(best) == 1 or len({path.parent.resolve() for path in best}) == 1 else None
 
     @cached_property
     def _claims(self) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -93,6 +94,12 @@ def as_dataset(source: Source, split: str) -> tf.data.Dataset:
             yield {key: getattr(record, key) for key in SCHEMA}
 
     return tf.data.Dataset.from_generator(elements, output_signature=SCHEMA)
+
+
+def count_images(source: Source, split: str, most: int) -> int:
+    """Count a split's images, up to `most`, without reading their files where the source lists them."""
+    listed = getattr(source, "images", source.records)
+    return sum(1 for _ in islice(listed(split), most))
 
 
 def check_split(source: Source, split: str) -> None:

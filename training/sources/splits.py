@@ -178,9 +178,18 @@ class Divided:
     def records(self, split: str, limit: int | None = None) -> Iterator[Record]:
         """Yield the split's records, the first `limit` of them."""
         check_split(self, split)
-        held_out, (only,) = self.held_out, self.undivided.splits
-        keep = None if split == ALL else lambda name: (name in held_out) == (split == "val")
-        return self.undivided.records(only, limit, keep)
+        (only,) = self.undivided.splits
+        return self.undivided.records(only, limit, None if split == ALL else self._membership(split))
+
+    def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yield the ids of the split's images, and what gives their bytes."""
+        (only,), belongs = self.undivided.splits, self._membership(split)
+        return ((name, read) for name, read in self.undivided.images(only) if split == ALL or belongs(name))
+
+    def _membership(self, split: str) -> Callable[[str], bool]:
+        """Return what tells whether the image of an id belongs to "train" or "val"."""
+        held_out = self.held_out
+        return lambda name: (name in held_out) == (split == "val")
 
 
 def divide(source: Source) -> Source:

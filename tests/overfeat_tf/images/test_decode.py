@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from overfeat_tf.images.decode import decode_image
+from overfeat_tf.images.decode import decode_image, read_size
 from overfeat_tf.images.headers import GLANCE
 
 BAD_INPUT = pathlib.Path(__file__).resolve().parents[4] / "shared" / "datasets" / "bad_input"
@@ -66,19 +66,22 @@ def refused(data: bytes, **options) -> str:
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
 def survey(batch):
-    """Return how many values each image of a batch has, and its status."""
+    """Return the height and width of each image of a batch, and its status."""
 
     def one(data):
         pixels, status = decode_image(data, max_pixels=1_000_000)
-        return tf.size(pixels), status
+        return tf.shape(pixels)[:2], status
 
-    return tf.map_fn(one, batch, fn_output_signature=(tf.int32, tf.string))
+    return tf.map_fn(one, batch, fn_output_signature=(tf.TensorSpec([2], tf.int32), tf.string))
 
 
 def assert_pixels_or_status(batch: list[bytes]) -> np.ndarray:
     sizes, statuses = (answer.numpy() for answer in survey(tf.constant(batch)))
-    np.testing.assert_array_equal(sizes > 0, statuses == b"")
-    return sizes > 0
+    np.testing.assert_array_equal(sizes.min(axis=1) > 0, statuses == b"")
+    for data, size, status in zip(batch, sizes.tolist(), statuses, strict=True):
+        if status == b"":
+            assert read_size(data)[1] == tuple(size)
+    return statuses == b""
 
 
 ANIMATED = encode(SMALL, "WEBP", lossless=True, save_all=True, append_images=[OTHER])
@@ -117,6 +120,7 @@ GOOD = {
 TINY, FLIPPED = (image.resize((9, 7)) for image in (SMALL, OTHER))
 TO_DAMAGE = {
     "jpeg": encode(TINY, "JPEG", exif=exif(6)),
+    "jpeg without exif": encode(TINY, "JPEG"),
     "png": encode(TINY, "PNG"),
     "gif": encode(TINY.quantize(4), "GIF", save_all=True, append_images=[FLIPPED.quantize(4)], comment=b"x" * 9),
     "bmp": encode(TINY.quantize(4), "BMP"),
@@ -131,6 +135,7 @@ def test_pixels_are_those_of_pillow(name):
     assert status == ""
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, pillow(GOOD[name]))
+    assert read_size(GOOD[name]) == (pixels.shape[:2], pixels.shape[:2], 1)
 
 
 def test_sixteen_bits_keep_the_upper_eight():
@@ -184,17 +189,20 @@ def test_orientation(orientation, order):
     pixels, _ = read(data)
     np.testing.assert_array_equal(pixels, pillow(data))
     assert pixels.shape == ((37, 23, 3) if orientation > 4 else (23, 37, 3))
+    assert read_size(data) == ((23, 37), pixels.shape[:2], orientation)
 
 
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_orientation_of_other_formats(form):
     data = encode(SMALL, form, exif=exif(6)[6:])
+    assert read_size(data) == ((23, 37), (37, 23), 6)
     np.testing.assert_array_equal(read(data)[0], pillow(data))
     assert read(data)[0].shape == (37, 23, 3)
 
 
 def test_orientation_as_long():
     data = encode(SMALL, "JPEG", exif=exif(6, ">", kind=4))
+    assert read_size(data)[2] == 6
     np.testing.assert_array_equal(read(data)[0], pillow(data))
 
 
@@ -215,8 +223,9 @@ def test_orientation_as_long():
     ],
 )
 def test_invalid_orientation_means_upright(block):
-    pixels, status = read(encode(SMALL, "JPEG", exif=block))
-    assert status == ""
+    data = encode(SMALL, "JPEG", exif=block)
+    pixels, status = read(data)
+    assert status == "" and read_size(data)[2] == 1
     np.testing.assert_array_equal(pixels, pillow(GOOD["jpeg"]))
 
 
@@ -276,6 +285,7 @@ def test_whatever_lies_before_the_frame_header_of_a_jpeg(lengths, turned):
         before.append(b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block)
     data = plain[:2] + b"".join(before) + plain[2:]
     np.testing.assert_array_equal(read(data)[0], pillow(data))
+    assert read_size(data) == ((23, 37), (37, 23) if turned else (23, 37), 6 if turned else 1)
     assert "JPEG of 23 x 37 pixels" in refused(data, max_pixels=23 * 37 - 1)
 
 

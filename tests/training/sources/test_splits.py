@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_source import few_digits
 
 from overfeat_tf.models.model import SPLIT
 from training.sources import open_source
+from training.sources.record import count_images
 from training.sources.splits import Divided, settle, split_of, store
 
 
@@ -101,6 +103,16 @@ def test_a_run_keeps_its_split_when_data_comes_and_goes(tmp_path):
     assert ids(settle(open_source(spec.replace("/data", "/moved/data")), run), "val") == val
     other = open_source(write(tmp_path / "other", {"0.jpg": photograph(0)}))
     assert settle(other, run) is other
+
+
+def test_images_are_counted_without_reading_their_files(tmp_path, monkeypatch):
+    source = open_source(write(tmp_path, {f"{i}.png": photograph(i) for i in range(20)}))
+    counts = {split: len(ids(source, split)) for split in ("train", "val", "all")}
+    monkeypatch.setattr("training.sources.file_source.read_file", lambda *_: pytest.fail("a file was read"))
+    assert {split: count_images(source, split, 100) for split in counts} == counts
+    assert counts["train"] + counts["val"] == counts["all"] == 20 and counts["val"] > 0
+    assert count_images(source, "train", 3) == 3
+    assert count_images(few_digits(5, 2), "train", 100) == 5  # in memory: nothing is listed
 
 
 def test_a_run_without_validation_trains_on_all(tmp_path):
