@@ -40,7 +40,7 @@ class StoredSource:
     """
 
     def __init__(self, source: Source, split: str, folder: Path):
-        self.images = (folder / f"{split}.images").resolve()
+        self.images_file = (folder / f"{split}.images").resolve()
         self._source, self._split, self._objects = source, split, folder / f"{split}.npz"
 
     def __getattr__(self, name: str) -> Any:
@@ -50,12 +50,12 @@ class StoredSource:
         """Copy the split, unless that was done."""
         if self._objects.is_file():
             return
-        self.images.parent.mkdir(parents=True, exist_ok=True)
-        log.info("the images of split '%s' are copied to '%s', for the data service", self._split, self.images)
+        self.images_file.parent.mkdir(parents=True, exist_ok=True)
+        log.info("the images of split '%s' are copied to '%s', for the data service", self._split, self.images_file)
         spans: list[tuple[int, int]] = []
         ids: list[str] = []
         objects: list[list[np.ndarray]] = []
-        with self.images.open("wb") as file:
+        with self.images_file.open("wb") as file:
             for record in self._source.records(self._split):
                 spans.append((file.tell(), file.write(record.image_bytes)))
                 ids.append(record.image_id)
@@ -103,7 +103,7 @@ class DataService(NamedTuple):
             seed: Of all that is random.
             report: Told of images that can't be read.
         """
-        file, size = str(self.source.images), self.source.images.stat().st_size
+        file, size = str(self.source.images_file), self.source.images_file.stat().st_size
 
         def draw(number: tf.Tensor, packed: dict[str, Any]) -> tuple:
             record = unpack(packed, stream.signature)

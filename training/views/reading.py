@@ -4,7 +4,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from training.sources.record import SCHEMA, Item, Record, Source, check_split
 
 PARTNER_OBJECTS = ("boxes", "labels", "crowd")
 MIXED_RECORDS = 512  # encoded images are small
+PACKED_RECORDS = 16  # that pass from Python to TensorFlow at a time: one by one, each would take a millisecond
 # Threads of a step of the pipeline. tf.data's own tuning gains nothing over one for each core, and was seen to take up
 # to 22 s to let go of a pipeline that ends.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux has it
@@ -92,7 +93,43 @@ class RecordStream:
             ValueError: the source has no such split.
         """
         check_split(self.source, self.split)
-        return tf.data.Dataset.from_generator(lambda: iter(self), output_signature=self.signature)
+        specs = tf.nest.flatten(self.signature)
+        joined = tuple(tf.TensorSpec([None, *spec.shape[1 if _varies(spec) else 0 :]], spec.dtype) for spec in specs)
+        ends = tuple(tf.TensorSpec([None], tf.int64) for spec in specs if _varies(spec))
+        packs = tf.data.Dataset.from_generator(self._packs, output_signature=(joined, ends))
+        return packs.flat_map(self._unpack)
+
+    def _packs(self) -> Iterator[tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
+        """Join some elements after the other, as each tensor that Python gives to TensorFlow takes its time.
+
+        Yields:
+            Each tensor of the elements, stacked, or end to end where its length varies; and where its parts begin and
+            end in those that vary.
+        """
+        specs, elements = tf.nest.flatten(self.signature), iter(self)
+        while pack := list(islice(elements, PACKED_RECORDS)):
+            joined, ends = [], []
+            for spec, column in zip(specs, zip(*map(tf.nest.flatten, pack), strict=True), strict=True):
+                if _varies(spec):
+                    joined.append(np.concatenate(column))
+                    ends.append(np.cumsum([0, *map(len, column)]))
+                else:
+                    joined.append(np.array(column, spec.dtype.as_numpy_dtype))
+            yield tuple(joined), tuple(ends)
+
+    def _unpack(self, joined: tuple[tf.Tensor, ...], ends: tuple[tf.Tensor, ...]) -> tf.data.Dataset:
+        """Take apart what `_packs` has joined."""
+        specs = tf.nest.flatten(self.signature)
+
+        def element(index: tf.Tensor) -> dict:
+            parts = iter(ends)
+            tensors = []
+            for spec, values in zip(specs, joined, strict=True):
+                part = next(parts) if _varies(spec) else None
+                tensors.append(values[index] if part is None else values[part[index] : part[index + 1]])
+            return tf.nest.pack_sequence_as(self.signature, tensors)
+
+        return tf.data.Dataset.range(tf.shape(ends[0], tf.int64)[0] - 1).map(element)
 
     @property
     def signature(self) -> dict:
@@ -107,6 +144,11 @@ class RecordStream:
         return signature
 
 
+def _varies(spec: tf.TensorSpec) -> bool:
+    """Return whether elements of a tensor differ in length."""
+    return not spec.shape.is_fully_defined()
+
+
 def _joined(records: list[Record]) -> dict:
     """Join the images and objects of records; one with a class without a box has neither: nobody knows where it is."""
     shown = [record if record.boxed.all() else None for record in records]
@@ -115,7 +157,7 @@ def _joined(records: list[Record]) -> dict:
     none = Record.of_objects(b"", "", [], [])
     return {
         **{key: np.concatenate([getattr(record, key) for record in (none, *known)]) for key in PARTNER_OBJECTS},
-        "image_bytes": [record.image_bytes if record is not None else b"" for record in shown],
+        "image_bytes": np.array([record.image_bytes if record is not None else b"" for record in shown], object),
         "owner": np.concatenate([np.zeros(0, np.int32), *owners]),
     }
 

@@ -136,3 +136,18 @@ def test_the_views_of_an_image_are_in_as_many_batches(digits):
         assert views[:, 2].tolist() == [number % 3] * BATCH and sized.shape == (BATCH, number % 3 + 1)
         assert (views[:, :2] == dealt[number // 3 * 3][0][:, :2]).all()
     assert not {tuple(view) for view in dealt[0][0]} & {tuple(view) for view in dealt[3][0]}
+
+
+@pytest.mark.parametrize("partners", [0, 2])
+def test_records_reach_tensorflow_as_they_are_read(partners):
+    """However many objects they have, and whatever their bytes: those of an image may end with zeros."""
+    rng, records = np.random.default_rng(0), []
+    for number in range(7):
+        boxes, labels = rng.uniform(size=(number % 4, 4)), rng.integers(0, 10, number % 4)
+        records.append(Record.of_objects(bytes(number), f"ä{number}", boxes, labels, crowd=labels > 4))
+    stream = RecordStream(SmallSource({"train": records}), "train", 0, partners=partners)
+    for read, given in zip(stream, stream.dataset().take(3 * reading.PACKED_RECORDS + 1), strict=False):
+        tf.nest.assert_same_structure(read, given)
+        for wanted, got in zip(tf.nest.flatten(read), tf.nest.flatten(given), strict=True):
+            wanted = wanted.encode() if isinstance(wanted, str) else wanted
+            np.testing.assert_array_equal(got.numpy(), wanted)

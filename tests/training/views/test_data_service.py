@@ -39,13 +39,15 @@ def test_stored_records_are_those_of_the_source(tmp_path):
     stored = StoredSource(source, "train", tmp_path)
     for _ in range(2):
         stored.write()
-    blob = stored.images.read_bytes()
+    blob = stored.images_file.read_bytes()
     for found, record in zip(stored.records("train"), source.records("train"), strict=True):
         offset, length = np.frombuffer(found.image_bytes, np.int64)
         assert blob[offset : offset + length] == record.image_bytes and found.image_id == record.image_id
         for key in module.OBJECT_KEYS:
             np.testing.assert_array_equal(getattr(found, key), getattr(record, key))
-        assert module.read_span(str(stored.images), len(blob), tf.constant(found.image_bytes)) == record.image_bytes
+        assert (
+            module.read_span(str(stored.images_file), len(blob), tf.constant(found.image_bytes)) == record.image_bytes
+        )
 
 
 def test_values_come_in_order_and_those_that_do_not_come_are_made(monkeypatch, caplog):
