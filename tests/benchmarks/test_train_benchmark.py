@@ -25,6 +25,8 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     fitted = TRAINED_TASKS["classification"].model(build(TINY, 10), RECIPE)
     for ratios in benchmark.pipeline_of_decode(tmp_path, TINY, RECIPE, 2)[:2]:
         assert len(ratios) == 2 and all(0.05 < ratio < 1.5 for ratio in ratios)
+    ratios, _ = benchmark.reading_of_decode(tmp_path, 2)
+    assert len(ratios) == 2 and all(0.2 < ratio < 100 for ratio in ratios)
     ratios, _ = benchmark.fit_of_step(fitted, tmp_path, TINY, RECIPE, 2, 3)
     assert len(ratios) == 2 and min(ratios) > 0
 

@@ -13,7 +13,7 @@ import overfeat_tf as of
 from overfeat_tf.images.decode import decode_image
 from training.sources import open_data
 from training.sources.checks import Kind
-from training.sources.record import as_dataset
+from training.sources.record import as_dataset, count_images
 from training.tasks import stage_views
 from training.views.pipeline import training_batches
 
@@ -95,6 +95,13 @@ def test_records_of_one_data_set_are_data_again(source):
         for ours, theirs in zip(data.source.records(split), source.records(split), strict=True):
             assert (ours.image_id, ours.image_bytes) == (theirs.image_id, theirs.image_bytes)
             np.testing.assert_array_equal(ours.boxes, theirs.boxes)
+
+
+def test_pixels_are_counted_without_encoding_them(monkeypatch):
+    pixels = tf.data.Dataset.from_tensor_slices({"image": np.zeros((5, 8, 9, 3), np.uint8), "label": [0, 1, 0, 1, 1]})
+    source = open_data(pixels)
+    monkeypatch.setattr(tf.io, "encode_png", lambda *_, **__: pytest.fail("an image was encoded"))
+    assert (count_images(source, "train", 9), count_images(source, "train", 2)) == (5, 2)
 
 
 def test_classes_without_boxes_and_what_can_not_be_used(source):

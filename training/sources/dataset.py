@@ -1,6 +1,7 @@
 """Records that come as tf.data: dictionaries with an image, its boxes and its labels, for each split."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -67,12 +68,13 @@ class DatasetSource:
             if record is not None:
                 yield record
 
+    def images(self, split: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
+        """Yield the ids of the split's images, and what gives their bytes."""
+        for number, element in enumerate(_arrays(self._data[split])):
+            yield _name(element, number), partial(_image, element)
+
     def _record(self, element: dict[str, Any], number: int, classes: Mapping[str, int]) -> Record | None:
-        name = _text(element.get("image_id", str(number)))
-        if "image_bytes" in element:
-            data = bytes(element["image_bytes"])
-        else:
-            data = tf.io.encode_png(as_pixels(element["image"]), compression=1).numpy()
+        name, data = _name(element, number), _image(element)
         if element.keys() >= SCHEMA.keys():  # a record already
             fields = {key: element[key] for key in SCHEMA if key not in ("image_bytes", "image_id")}
             return Record(data, name, **fields)
@@ -144,6 +146,16 @@ def _check_elements(split: str, data: object) -> None:
 def _arrays(data: tf.data.Dataset) -> Iterator[dict[str, Any]]:
     for element in data:
         yield {key: value.numpy() for key, value in element.items() if hasattr(value, "numpy")}
+
+
+def _name(element: Mapping[str, Any], number: int) -> str:
+    return _text(element.get("image_id", str(number)))
+
+
+def _image(element: Mapping[str, Any]) -> bytes:
+    if "image_bytes" in element:
+        return bytes(element["image_bytes"])
+    return tf.io.encode_png(as_pixels(element["image"]), compression=1).numpy()
 
 
 def _labels(element: Mapping[str, Any]) -> Any:

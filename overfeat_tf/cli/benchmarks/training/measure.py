@@ -53,6 +53,7 @@ def measure(repetitions: int, steps: int) -> Report:
         ours, tensorflow, what = pipeline_of_decode(folder, preset, recipe, repetitions)
         report.add("pipeline_of_decode", ours, f"{what} alone", (">=", 0.9))
         report.add("pipeline_of_decode_jpeg", tensorflow, f"{what} with nothing but TensorFlow's JPEG decoder")
+        report.add("reading_of_decode", *reading_of_decode(folder, repetitions), (">=", 1.0))
         fitted = _model(preset, recipe)
         report.add("fit_of_step", *fit_of_step(fitted, folder, preset, recipe, repetitions, steps), (">=", 0.95))
     reduced = replace(recipe, precision=MIXED)
@@ -81,14 +82,11 @@ def pipeline_of_decode(
     batch = recipe.classification.batch
     batches_per_image = 2 * recipe.views.per_image / batch
 
-    def ours(record: dict) -> tf.Tensor:
-        return tf.size(decode_image(record["image_bytes"])[0])
-
     def tensorflow(record: dict) -> tf.Tensor:
         return tf.size(tf.io.decode_jpeg(record["image_bytes"], 3, dct_method="INTEGER_ACCURATE"))
 
     batches = _stream(record_batches(records, plain_crops(_drawing(preset, recipe)), batch, 0))
-    decoders = [_stream(records.map(decode, CORES)) for decode in (ours, tensorflow)]
+    decoders = [_stream(records.map(decode, CORES)) for decode in (_decoded, tensorflow)]
     to_ours: list[float] = []
     to_tensorflow: list[float] = []
     for number in range(1, repetitions + 1):
@@ -100,6 +98,19 @@ def pipeline_of_decode(
         log.info("pipeline %d of %d: %.0f images/s, %.0f and %.0f decoded alone", number, repetitions, *rates)
     what = f"{IMAGES} JPEGs of 500x375: decode, five crops of `{PRESET}`, flips; all cores; over decoding"
     return to_ours, to_tensorflow, what
+
+
+def reading_of_decode(folder: Path, repetitions: int) -> tuple[list[float], str]:
+    """Compare the rate at which records are read, by Python's one thread, with decoding on all cores."""
+    source = open_source(f"folder:{folder}")
+    reading = _stream(RecordStream(source, "train", 0).dataset().map(lambda record: record["place"]))
+    decoding = _stream(as_dataset(source, "train").cache().repeat().map(_decoded, CORES))
+    ratios = []
+    for number in range(1, repetitions + 1):
+        read, decoded = _timed(reading, 1), _timed(decoding, 1)
+        ratios.append(decoded / read)
+        log.info("reading %d of %d: %.0f images/s, %.0f decoded", number, repetitions, IMAGES / read, IMAGES / decoded)
+    return ratios, f"{IMAGES} JPEGs of 500x375, from their files to the pipeline; over decoding on {CORES} cores"
 
 
 def fit_of_step(
@@ -194,6 +205,10 @@ def _batch_in_memory(preset: Preset) -> tuple[tf.Tensor, tf.Tensor]:
 
 def _drawing(preset: Preset, recipe: Recipe) -> Drawing:
     return Drawing(preset, preset.scales, recipe.matching, recipe.views)
+
+
+def _decoded(record: dict) -> tf.Tensor:
+    return tf.size(decode_image(record["image_bytes"])[0])
 
 
 def _stream(data: tf.data.Dataset) -> Iterator:
