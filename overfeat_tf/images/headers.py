@@ -5,6 +5,7 @@ decoder of animated WebP writes past its buffer where the file has no alpha flag
 the header is read here first, and the decoder gets no more than one still picture of a known size.
 
 Reading never fails: bytes past the end read as zeros, so a truncated header is a wrong header. Every loop is bounded.
+`eager_header` alone is Python, for whoever reads the sizes of many files.
 """
 
 import struct

@@ -97,7 +97,12 @@ def as_dataset(source: Source, split: str) -> tf.data.Dataset:
 
 
 def count_images(source: Source, split: str, most: int) -> int:
-    """Count a split's images, up to `most`, without reading their files where the source lists them."""
+    """Count a split's images, up to `most`, without reading their files where the source lists them.
+
+    Raises:
+        ValueError: the source has no such split.
+    """
+    check_split(source, split)
     listed = getattr(source, "images", source.records)
     return sum(1 for _ in islice(listed(split), most))
 

@@ -22,7 +22,7 @@ import tensorflow as tf
 from training.sources.checks import Finding, Kind
 from training.sources.record import SCHEMA, Record, Source
 from training.views.drawing import Views, draw_views
-from training.views.reading import RecordStream, ReportUnreadable, decode_record
+from training.views.reading import RecordStream, ReportUnreadable, decode_record, pack, stack, unpack
 
 JOB = 4096  # images that the service is asked for at once
 AHEAD = 64  # images that may overtake one before it is drawn here; 10 views of 224 pixels are 1.5 MB
@@ -115,9 +115,8 @@ class DataService(NamedTuple):
             return number, (record["id"], record["status"], draw_views(views, seed, record))
 
         def dataset(first: int, packed: list[dict]) -> tf.data.Dataset:
-            columns = tf.nest.map_structure(lambda *values: np.array(values, object), *packed)
             numbers = np.arange(first, first + len(packed))
-            return tf.data.Dataset.from_tensor_slices((numbers, columns)).map(draw, tf.data.AUTOTUNE)
+            return tf.data.Dataset.from_tensor_slices((numbers, stack(packed))).map(draw, tf.data.AUTOTUNE)
 
         service = tf.data.experimental.service.distribute(
             tf.data.experimental.service.ShardingPolicy.DYNAMIC, f"grpc://{self.address}", compression=None
@@ -198,33 +197,6 @@ def in_order(came: Iterator[tuple[int, Any]], make: Callable[[int], Any]) -> Ite
         with suppress(Empty):  # the thread may wait to put another one
             while True:
                 received.get_nowait()
-
-
-def pack(record: dict) -> dict:
-    """Turn a record's arrays into bytes, so that records with different numbers of objects are alike."""
-
-    def packed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return pack(value)
-        if isinstance(value, np.ndarray):
-            return value.tobytes()
-        return np.array(value, object) if isinstance(value, list) else value
-
-    return {key: packed(value) for key, value in record.items()}
-
-
-def unpack(packed: dict, signature: dict) -> dict:
-    """Do the reverse of `pack`, in the graph."""
-
-    def unpacked(value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
-        if spec.dtype == tf.string:
-            return tf.ensure_shape(value, spec.shape)
-        return tf.reshape(tf.io.decode_raw(value, spec.dtype), [-1 if side is None else side for side in spec.shape])
-
-    return {
-        key: unpack(packed[key], spec) if isinstance(spec, dict) else unpacked(packed[key], spec)
-        for key, spec in signature.items()
-    }
 
 
 def read_span(file: str, size: int, span: tf.Tensor) -> tf.Tensor:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +16,7 @@ from training.sources.record import SCHEMA, Item, Record, Source, check_split
 
 PARTNER_OBJECTS = ("boxes", "labels", "crowd")
 MIXED_RECORDS = 512  # encoded images are small
-PACKED_RECORDS = 16  # that pass from Python to TensorFlow at a time: one by one, each would take a millisecond
+PACKED_RECORDS = 16  # that pass from Python to TensorFlow at a time: alone, each would take a millisecond
 # Threads of a step of the pipeline. tf.data's own tuning gains nothing over one for each core, and was seen to take up
 # to 22 s to let go of a pipeline that ends.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux has it
@@ -93,43 +93,15 @@ class RecordStream:
             ValueError: the source has no such split.
         """
         check_split(self.source, self.split)
-        specs = tf.nest.flatten(self.signature)
-        joined = tuple(tf.TensorSpec([None, *spec.shape[1 if _varies(spec) else 0 :]], spec.dtype) for spec in specs)
-        ends = tuple(tf.TensorSpec([None], tf.int64) for spec in specs if _varies(spec))
-        packs = tf.data.Dataset.from_generator(self._packs, output_signature=(joined, ends))
-        return packs.flat_map(self._unpack)
+        strings = tf.nest.map_structure(_packed_spec, self.signature)
+        packs = tf.data.Dataset.from_generator(self._packs, output_signature=strings)
+        return packs.flat_map(tf.data.Dataset.from_tensor_slices).map(lambda packed: unpack(packed, self.signature))
 
-    def _packs(self) -> Iterator[tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]]:
-        """Join some elements after the other, as each tensor that Python gives to TensorFlow takes its time.
-
-        Yields:
-            Each tensor of the elements, stacked, or end to end where its length varies; and where its parts begin and
-            end in those that vary.
-        """
-        specs, elements = tf.nest.flatten(self.signature), iter(self)
-        while pack := list(islice(elements, PACKED_RECORDS)):
-            joined, ends = [], []
-            for spec, column in zip(specs, zip(*map(tf.nest.flatten, pack), strict=True), strict=True):
-                if _varies(spec):
-                    joined.append(np.concatenate(column))
-                    ends.append(np.cumsum([0, *map(len, column)]))
-                else:
-                    joined.append(np.array(column, spec.dtype.as_numpy_dtype))
-            yield tuple(joined), tuple(ends)
-
-    def _unpack(self, joined: tuple[tf.Tensor, ...], ends: tuple[tf.Tensor, ...]) -> tf.data.Dataset:
-        """Take apart what `_packs` has joined."""
-        specs = tf.nest.flatten(self.signature)
-
-        def element(index: tf.Tensor) -> dict:
-            parts = iter(ends)
-            tensors = []
-            for spec, values in zip(specs, joined, strict=True):
-                part = next(parts) if _varies(spec) else None
-                tensors.append(values[index] if part is None else values[part[index] : part[index + 1]])
-            return tf.nest.pack_sequence_as(self.signature, tensors)
-
-        return tf.data.Dataset.range(tf.shape(ends[0], tf.int64)[0] - 1).map(element)
+    def _packs(self) -> Iterator[dict]:
+        """Yield columns of `PACKED_RECORDS` packed records."""
+        packed = map(pack, self)
+        while some := list(islice(packed, PACKED_RECORDS)):
+            yield stack(some)
 
     @property
     def signature(self) -> dict:
@@ -144,9 +116,41 @@ class RecordStream:
         return signature
 
 
-def _varies(spec: tf.TensorSpec) -> bool:
-    """Return whether elements of a tensor differ in length."""
-    return not spec.shape.is_fully_defined()
+def pack(record: dict) -> dict:
+    """Turn a record's arrays into bytes, so that records with different numbers of objects are alike."""
+
+    def packed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return pack(value)
+        if isinstance(value, np.ndarray):
+            return value.tobytes()
+        return np.array(value, object) if isinstance(value, list) else value
+
+    return {key: packed(value) for key, value in record.items()}
+
+
+def stack(packed: list[dict]) -> dict:
+    """Stack packed records: each key's strings as one array."""
+    return tf.nest.map_structure(lambda *values: np.array(values, object), *packed)
+
+
+def unpack(packed: dict, signature: dict) -> dict:
+    """Do the reverse of `pack`, in the graph."""
+
+    def unpacked(value: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+        if spec.dtype == tf.string:
+            return tf.ensure_shape(value, spec.shape)
+        return tf.reshape(tf.io.decode_raw(value, spec.dtype), [-1 if side is None else side for side in spec.shape])
+
+    return {
+        key: unpack(packed[key], spec) if isinstance(spec, dict) else unpacked(packed[key], spec)
+        for key, spec in signature.items()
+    }
+
+
+def _packed_spec(spec: tf.TensorSpec) -> tf.TensorSpec:
+    """Return the specification of a column of what `pack` makes of a tensor."""
+    return tf.TensorSpec([None, *(spec.shape if spec.dtype == tf.string else ())], tf.string)
 
 
 def _joined(records: list[Record]) -> dict:
@@ -157,7 +161,7 @@ def _joined(records: list[Record]) -> dict:
     none = Record.of_objects(b"", "", [], [])
     return {
         **{key: np.concatenate([getattr(record, key) for record in (none, *known)]) for key in PARTNER_OBJECTS},
-        "image_bytes": np.array([record.image_bytes if record is not None else b"" for record in shown], object),
+        "image_bytes": [record.image_bytes if record is not None else b"" for record in shown],
         "owner": np.concatenate([np.zeros(0, np.int32), *owners]),
     }
 

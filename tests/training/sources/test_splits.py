@@ -113,6 +113,8 @@ def test_images_are_counted_without_reading_their_files(tmp_path, monkeypatch):
     assert counts["train"] + counts["val"] == counts["all"] == 20 and counts["val"] > 0
     assert count_images(source, "train", 3) == 3
     assert count_images(few_digits(5, 2), "train", 100) == 5  # in memory: nothing is listed
+    with pytest.raises(ValueError, match=r"expected a split of .*, one of train, val, all; got 'test'"):
+        count_images(source, "test", 100)
 
 
 def test_a_run_without_validation_trains_on_all(tmp_path):

@@ -147,7 +147,9 @@ def test_records_reach_tensorflow_as_they_are_read(partners):
         records.append(Record.of_objects(bytes(number), f"ä{number}", boxes, labels, crowd=labels > 4))
     stream = RecordStream(SmallSource({"train": records}), "train", 0, partners=partners)
     for read, given in zip(stream, stream.dataset().take(3 * reading.PACKED_RECORDS + 1), strict=False):
-        tf.nest.assert_same_structure(read, given)
-        for wanted, got in zip(tf.nest.flatten(read), tf.nest.flatten(given), strict=True):
+        assert read.keys() == given.keys() and read.get("partners", {}).keys() == given.get("partners", {}).keys()
+        pairs = [(value, given[key]) for key, value in read.items() if key != "partners"]
+        pairs += [(value, given["partners"][key]) for key, value in read.get("partners", {}).items()]
+        for wanted, got in pairs:
             wanted = wanted.encode() if isinstance(wanted, str) else wanted
-            np.testing.assert_array_equal(got.numpy(), wanted)
+            np.testing.assert_array_equal(got.numpy(), np.array(wanted, object) if isinstance(wanted, list) else wanted)
