@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-BOX_FORMS = ("edges", "centre_size")  # what the regressor's four numbers are: `encode`
+BOX_FORMS = ("edges", "center_size")  # what the regressor's four numbers are: `encode`
 LOG_LIMIT = 5.0  # of a side's logarithm, 1/148 to 148 windows: wider than any object, and far from float32's end
 
 
@@ -65,7 +65,7 @@ def from_window(edges: tf.Tensor, origins: tf.Tensor, window: float) -> tf.Tenso
 def encode(edges: tf.Tensor, form: str) -> tf.Tensor:
     """Encode edges [..., 4] in window sides as the four numbers [..., 4] of a regressor of that form.
 
-    "edges" are the edges themselves (4.2). "centre_size" is the centre (y, x) from the window's own, and the logarithms
+    "edges" are the edges themselves (4.2). "center_size" is the centre (y, x) from the window's own, and the logarithms
     of height and width: shifting or scaling an object changes two numbers rather than four (6, iii). Sides beyond
     `LOG_LIMIT` are encoded as at it.
     """

@@ -11,7 +11,7 @@ SCALE_FITS = ("aspect", "exact")
 LOCALIZE_BY = ("vote", "accumulated")
 AVERAGES = ("weighted", "plain")
 SCORES = ("calibrated", "accumulated")
-ARITHMETICS = ("direct", "transformed", "bfloat16")
+ARITHMETICS = ("direct", "winograd", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class InferenceOptions:
         localize_by: How `localize` ranks classes and picks windows. "vote" ranks by the vote of 3.3 and merges the
             most confident windows of each class; "accumulated" is 4.3: each scale proposes its top k classes, all
             windows of these take part, and the merged boxes with the largest accumulated scores are the answer.
-        arithmetic: "direct", or "transformed": Winograd's, for the layers that it makes faster, from the same weights
+        arithmetic: "direct", or "winograd": Winograd's, for the layers that it makes faster, from the same weights
             (`compute.execution`); equal but for rounding. Or "bfloat16": weights and maps of 8 significant bits
             (`compute.precision`), for processors that multiply them faster.
         images_at_once: Images of a batch whose views go through the network together where their canvases are equal,

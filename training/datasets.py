@@ -71,9 +71,9 @@ class Dataset:
         Args:
             stage: "classification" gives (pixels float32 [B, window, window, 3], labels int32 [B]); "localization" and
                 "detection" give (pixels [B, side, side, 3], {"scores": int32 [B, h, w], "boxes": float32 [B, h, w, 5]})
-                for the outputs of `network.whole(recipe.side, recipe.fine)`: of each window its label (-1 is ignored,
-                0 background, else class + 1), and the box [top, left, bottom, right] in window sides with the class
-                that it is of (0: none). Localization has no "scores" unless the recipe has `through_features`.
+                for the outputs of `network.as_model(recipe.side, recipe.fine)`: of each window its label (-1 is
+                ignored, 0 background, else class + 1), and the box [top, left, bottom, right] in window sides with the
+                class that it is of (0: none). Localization has no "scores" unless the recipe has `through_features`.
             network: The network that is fitted, at whose scales the images are shown.
             recipe: How they are shown: its views, side, stride, matching, batch and seed; or its name.
             split: The split.

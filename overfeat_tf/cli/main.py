@@ -133,7 +133,7 @@ def export(
     """Write a SavedModel version for TF Serving. Several RUNs become one committee that classifies.
 
     By default --arithmetic is what runs fastest on this machine within the allowed error: `bfloat16`, with weights of
-    half the size, on processors that multiply it faster; else `transformed` on x86 CPUs and `direct` elsewhere. Set it
+    half the size, on processors that multiply it faster; else `winograd` on x86 CPUs and `direct` elsewhere. Set it
     if the model will run on another kind of machine. The model card has the time, memory and error of each.
     """
     load_tensorflow()

@@ -51,15 +51,15 @@ def choose_precision(network: Network) -> Choice:
     if product < LEAST_GAIN:
         return Choice("float32", f"bfloat16 multiplies {product:.1f} times as fast as float32 on this machine")
     side = network.preset.window
-    whole = network.whole(side, fine=False)
-    heads = [layer for layer in whole.layers if isinstance(layer, DenseHead)]
+    dense = network.as_model(side, fine=False)
+    heads = [layer for layer in dense.layers if isinstance(layer, DenseHead)]
     pixels = tf.random.stateless_uniform([TRAINED_WINDOWS, side, side, 3], [1, 1], 0.0, 255.0)
 
     def gradients(policy: str) -> tf.Tensor:
         with in_precision(network, policy, heads), tf.GradientTape() as tape:
-            outputs = whole(pixels, training=False)  # so that no statistics move
+            outputs = dense(pixels, training=False)  # so that no statistics move
             loss = tf.add_n([tf.reduce_mean(output) for output in outputs.values()])
-        return tf.add_n([tf.reduce_sum(gradient) for gradient in tape.gradient(loss, whole.trainable_variables)])
+        return tf.add_n([tf.reduce_sum(gradient) for gradient in tape.gradient(loss, dense.trainable_variables)])
 
     def on_each_device(policy: str) -> tuple[tf.Tensor, ...]:  # of mirrored variables there are gradients only there
         strategy = tf.distribute.get_strategy()
@@ -110,9 +110,9 @@ def choose_for_run(networks: Sequence[Network], run: Path) -> Choice:
 
 def choose_arithmetic(networks: Sequence[Network]) -> Choice:
     """Choose the arithmetic of a model, a committee's members together."""
-    transformed = suits_this_machine() == "transformed"
-    expected = min(tiles_gain(network) for network in networks) if transformed else 1.0
-    plain = "transformed" if expected > 1 else "direct"
+    winograd = suits_this_machine() == "winograd"
+    expected = min(tiles_gain(network) for network in networks) if winograd else 1.0
+    plain = "winograd" if expected > 1 else "direct"
     also = f", {expected:.1f} times as fast as direct by the cost model" if expected > 1 else ""
     if min(scan_work(network) for network in networks) < LEAST_WORK:
         return Choice(plain, "")
@@ -129,16 +129,16 @@ def choose_arithmetic(networks: Sequence[Network]) -> Choice:
 
 def worth_measuring(networks: Sequence[Network]) -> tuple[str, ...]:
     """List the arithmetics that differ, and that may pay on this machine; direct is always one of them."""
-    tiled = any(execution_of(network, "transformed").sides for network in networks)
+    tiled = any(execution_of(network, "winograd").sides for network in networks)
     large = max(scan_work(network) for network in networks) >= LEAST_WORK
     reduced = large and bfloat16_gain() >= LEAST_GAIN
-    return ("direct", *["transformed"] * tiled, *["bfloat16"] * reduced)
+    return ("direct", *["winograd"] * tiled, *["bfloat16"] * reduced)
 
 
 def suits_this_machine() -> str:
     """Return the float32 arithmetic that suits this machine: Winograd's on an x86 CPU alone, direct elsewhere."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return "transformed" if x86 and not tf.config.list_physical_devices("GPU") else "direct"
+    return "winograd" if x86 and not tf.config.list_physical_devices("GPU") else "direct"
 
 
 def images_at_once() -> int:

@@ -206,8 +206,8 @@ def _by_tiles_or(
 
     shapes = [Shape(windows.taps, windows.apart, windows.cells.shape[1], layer.filters) for layer in firsts]
     tiles, count = (tf.cast(n, tf.float32) for n in (windows.tiles(side), tf.reduce_sum(windows.counts)))
-    transformed = sum(winograd_cost(shape, side, tiles) for shape in shapes)
-    return tf.cond(transformed < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)
+    by_tiles_cost = sum(winograd_cost(shape, side, tiles) for shape in shapes)
+    return tf.cond(by_tiles_cost < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)
 
 
 def windows_of(maps: Sequence[tf.Tensor], taps: int, apart: int) -> Windows:

@@ -53,7 +53,7 @@ class Execution:
     def __init__(self, network: Network, arithmetic: str):
         self.network = network
         self.dtype = tf.bfloat16 if arithmetic == "bfloat16" else tf.float32
-        self.sides = choose_tiles(network.preset, network.context) if arithmetic == "transformed" else {}
+        self.sides = choose_tiles(network.preset, network.context) if arithmetic == "winograd" else {}
         self.traced: dict[int, Callable] = {}
 
     def joins(self, layer: layers.Layer) -> bool:

@@ -14,6 +14,10 @@ from overfeat_tf.models.predictor import Answers, Loaded
 from overfeat_tf.models.tasks import CLASSIFICATION
 from overfeat_tf.options import SCORES
 
+# Keys of configurations by the names that earlier versions wrote them under, and their values likewise.
+RENAMED_KEYS = {"rate": "learning_rate", "backbone_rate": "backbone_multiplier", "whole": "whole_image"}
+RENAMED_VALUES = {"box_form": {"centre_size": "center_size"}, "arithmetic": {"transformed": "winograd"}}
+
 
 class Exported(Loaded):
     """A SavedModel, run by its signatures alone.
@@ -117,7 +121,7 @@ def find_model(folder: str | Path) -> Path:
 
 
 def read_config(folder: Path) -> dict:
-    """Read a run's or an export's configuration.
+    """Read a run's or an export's configuration, with the names of this version.
 
     Raises:
         ValueError: there is none, or it is damaged.
@@ -131,4 +135,15 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"expected JSON in '{path}'; it is damaged: {error}") from None
     if not isinstance(config, dict) or "model" not in config:
         raise ValueError(f"expected a section 'model' in '{path}'; there is none")
-    return config
+    return _renamed(config)
+
+
+def _renamed(section: dict) -> dict:
+    found = {}
+    for key, value in section.items():
+        if isinstance(value, dict):
+            value = _renamed(value)
+        elif isinstance(value, str):
+            value = RENAMED_VALUES.get(key, {}).get(value, value)
+        found[RENAMED_KEYS.get(key, key)] = value
+    return found

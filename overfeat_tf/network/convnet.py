@@ -22,7 +22,7 @@ PIXELS = [tf.TensorSpec([None, None, None, 3], tf.float32, name="pixels")]
 class Network:
     """One network of the paper's kind; its three parts share nothing but the maps that pass between them.
 
-    `whole()` is all three as one Keras model, which Keras saves and loads: `network.whole().save("w.keras")`.
+    `as_model()` is all three as one Keras model, which Keras saves and loads: `network.as_model().save("w.keras")`.
 
     Attributes:
         preset: The tables that it was built from.
@@ -90,7 +90,7 @@ class Network:
         windows = f"windows of {preset.window} pixels, every {preset.fine_stride}"
         return f"<Network {preset.name}: {self.num_classes} class{'es' * (self.num_classes != 1)}{more}; {windows}>"
 
-    def whole(self, side: int | None = None, fine: bool = True) -> keras.Model:
+    def as_model(self, side: int | None = None, fine: bool = True) -> keras.Model:
         """Build pixels [B, side, side, 3] -> {"scores", "boxes"}: both heads over windows at fine or coarse stride.
 
         Shares its variables with the parts. Without `side` the input may have any size that holds a window.

@@ -223,7 +223,7 @@ class KerasBackbone(Backbone):
         return maps
 
 
-def trace_steps(model: "keras.Model", whole: bool = True) -> tuple[Step, ...]:
+def trace_steps(model: "keras.Model", ends_in_map: bool = True) -> tuple[Step, ...]:
     """List what each layer of a functional model that keeps places does to a map's side, the last one's last.
 
     Layers that pool a whole map away, and what reads those alone, are left out; where several maps are joined, the
@@ -231,7 +231,7 @@ def trace_steps(model: "keras.Model", whole: bool = True) -> tuple[Step, ...]:
 
     Args:
         model: The model.
-        whole: Whether its output has to be a map; if not, what is known of the layers below.
+        ends_in_map: Whether its output has to be a map; if not, what is known of the layers below.
 
     Raises:
         ValueError: a layer that enlarges its map, or an output that is no map.
@@ -249,7 +249,7 @@ def trace_steps(model: "keras.Model", whole: bool = True) -> tuple[Step, ...]:
             steps.append(step)
         for tensor in outputs:
             known[id(tensor)] = None if step is None else len(steps) - 1
-    if whole and known[id(model.outputs[0])] != len(steps) - 1:
+    if ends_in_map and known[id(model.outputs[0])] != len(steps) - 1:
         raise ValueError(
             f"expected a layer with a map [B, h, w, C]; got '{model.layers[-1].name}': choose another --layer"
         )

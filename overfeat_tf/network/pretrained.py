@@ -183,7 +183,7 @@ def _activations(model: "keras.Model", stride: int) -> Iterator[tuple[str, int]]
     import keras
 
     linear = keras.activations.linear
-    steps = trace_steps(model, whole=False)
+    steps = trace_steps(model, ends_in_map=False)
     maps = KerasBackbone.along(steps, 64 * stride)
     strides = {step.name: each.stride for step, each in zip(steps, maps, strict=True)}
     for layer in model.layers:

@@ -125,7 +125,7 @@ def _needs(model: Model, folder: Path, comparison: Comparison | None) -> str:
     if reduced:
         lines.append(
             "- Made for processors that multiply bfloat16 faster than float32; others answer the same, but slowly:\n"
-            "  export with `--arithmetic transformed` for them, and with `direct` for programs that train `.features`"
+            "  export with `--arithmetic winograd` for them, and with `direct` for programs that train `.features`"
         )
     if "extract_features" in signature_names(model):
         megabytes = f"{_native_bytes(model.network.preset):.0f} MB"

@@ -47,20 +47,20 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
     assert [(m.config()["options"]["flips"], m.config()["options"]["arithmetic"]) for m in models] == [
         (False, "direct"),
         (True, "direct"),
-        (True, "transformed"),
+        (True, "winograd"),
         (True, "bfloat16"),
     ]
     (ratios,) = scan._speed(load_run(run), models, 1)
     assert set(ratios) >= {
         "bfloat16_of_matmul_rate",
-        "transformed_of_matmul_rate",
+        "winograd_of_matmul_rate",
         "python_of_matmul_rate",
         "exported_of_matmul_rate",
         "over_crops",
     }
     assert (
         all(value > 0 for value in ratios.values())
-        and ratios["transformed_error"] < 1e-4 < ratios["bfloat16_error"] < 0.02
+        and ratios["winograd_error"] < 1e-4 < ratios["bfloat16_error"] < 0.02
     )
     memory, loading = scan._load_in_process(run, preset.scales[-1])
     assert 0.3 < memory < 3 and loading > 0

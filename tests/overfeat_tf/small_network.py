@@ -40,7 +40,7 @@ def network():
     """Builds a network with random weights, such that windows differ, some are confident, and boxes are boxes."""
     keras.utils.set_random_seed(1)
     network = build("tiny", 3, background=True)
-    outputs = network.whole()(tf.cast(picture(100, 100)[None], tf.float32))
+    outputs = network.as_model()(tf.cast(picture(100, 100)[None], tf.float32))
     standardize(network.classifier, outputs["scores"], 0.0, 1.5)
     standardize(network.regressor, outputs["boxes"], np.array([0.2, 0.2, 0.8, 0.8]), 0.15)
     return network

@@ -114,7 +114,7 @@ def test_forms_round_trip(rows, form):
     values = box_ops.encode(edges, form).numpy()
     for row, (y, x, h, w) in zip(values, rows, strict=True):
         plain = (y, x, y + h, x + w)
-        if form == "centre_size":
+        if form == "center_size":
             plain = (y + h / 2 - 0.5, x + w / 2 - 0.5, math.log(h), math.log(w))
         np.testing.assert_allclose(row, plain, rtol=1e-3, atol=2e-3)  # y + h - y loses what float32 does
     np.testing.assert_allclose(box_ops.decode(values, form), edges, rtol=1e-4, atol=1e-4)
@@ -125,11 +125,11 @@ def test_absurd_sizes_decode_to_finite_boxes_with_finite_gradients(values):
     numbers = tensor(values)
     with tf.GradientTape() as tape:
         tape.watch(numbers)
-        found = box_ops.decode(numbers, "centre_size")
+        found = box_ops.decode(numbers, "center_size")
     assert np.isfinite(found).all() and np.isfinite(tape.gradient(found, numbers)).all()
 
 
 def test_a_box_without_size_has_finite_numbers_and_the_window_is_zero():
     for box in ([0, 0, 0, 0], [1, 1, 0, 0]):
-        assert np.isfinite(box_ops.encode(tensor(box), "centre_size")).all()
-    np.testing.assert_array_equal(box_ops.encode(tensor([0, 0, 1, 1]), "centre_size"), [0, 0, 0, 0])
+        assert np.isfinite(box_ops.encode(tensor(box), "center_size")).all()
+    np.testing.assert_array_equal(box_ops.encode(tensor([0, 0, 1, 1]), "center_size"), [0, 0, 0, 0])

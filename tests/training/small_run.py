@@ -23,7 +23,7 @@ from training.recipes import Recipe, Schedule, override
 from training.views.augmentation import ViewOptions
 
 EPOCHS = 2
-SCHEDULE = Schedule(steps=4, batch=4, rate=0.02, drops=(0.5,), factor=0.1, epochs=EPOCHS)
+SCHEDULE = Schedule(steps=4, batch=4, learning_rate=0.02, drops=(0.5,), factor=0.1, epochs=EPOCHS)
 RECIPE = Recipe(
     name="small",
     data=None,

@@ -38,7 +38,7 @@ class FiniteLoss(keras.callbacks.Callback):
 
     def _stop(self, what: str) -> None:
         raise FloatingPointError(
-            f"{what}; lower the learning rate (--set {self._stage}.rate=...) and start again with another --run"
+            f"{what}; lower the learning rate with --set {self._stage}.learning_rate=... and another --run"
         )
 
 

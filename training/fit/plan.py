@@ -108,7 +108,9 @@ def make_plan(network: Network, recipe: Recipe, steps: Mapping[str, int], measur
 
 def _step_of_forward(stage: str, recipe: Recipe) -> float:
     """Return the time of a stage's step over that of the features' forward pass."""
-    frozen = getattr(recipe, stage).backbone_rate == 0 or (stage == "localization" and not recipe.through_features)
+    frozen = getattr(recipe, stage).backbone_multiplier == 0 or (
+        stage == "localization" and not recipe.through_features
+    )
     return FROZEN_STEP_OF_FORWARD if frozen else STEP_OF_FORWARD
 
 

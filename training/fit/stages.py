@@ -49,7 +49,7 @@ def localization_model(network: Network, recipe: Recipe) -> StageModel:
     if recipe.through_features:
         return _everything(network, recipe, recipe.localization)
     _let_learn(network, recipe, recipe.localization, network.regressor)
-    dense = network.whole(_view_side(recipe), recipe.fine)
+    dense = network.as_model(_view_side(recipe), recipe.fine)
     criterion = Criterion({"boxes": BoxLoss(recipe.box_loss, network.box_form)})
     outputs = {"boxes": dense.output["boxes"]}
     return _compiled(dense.input, outputs, criterion, network, recipe, recipe.localization)
@@ -63,7 +63,7 @@ def detection_model(network: Network, recipe: Recipe) -> StageModel:
 def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> StageModel:
     """Let both losses through the whole network: where the features move, each head has to follow them."""
     _let_learn(network, recipe, schedule, network.features, network.classifier, network.regressor)
-    dense = network.whole(_view_side(recipe), recipe.fine)
+    dense = network.as_model(_view_side(recipe), recipe.fine)
     negatives = (recipe.negatives, recipe.negatives_per_object, recipe.negatives_at_least)
     weights = recipe.weights_of_classes()
     scores = DetectionLoss(*negatives, weights) if network.background else ObjectLoss(weights)
@@ -74,7 +74,7 @@ def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> StageMo
 
 def _view_side(recipe: Recipe) -> int | None:
     """Return the side of the spatial stages' views in pixels; None where it varies from batch to batch."""
-    return None if recipe.views.whole else recipe.side
+    return None if recipe.views.whole_image else recipe.side
 
 
 def _compiled(
@@ -99,7 +99,7 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
     backbone = network.backbone
     if network.features not in parts:
         return
-    backbone.trainable = schedule.backbone_rate > 0
+    backbone.trainable = schedule.backbone_multiplier > 0
     leaves = list(leaf_layers(backbone))
     names = [name for _, name in leaves]
     if recipe.frozen_to is not None and recipe.frozen_to not in names:
@@ -111,15 +111,15 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
     for number, (layer, _) in enumerate(leaves):
         fixed = isinstance(layer, layers.BatchNormalization) and recipe.batch_norm == "inference"
         # Each by itself: a model that is trainable already does not tell the layers that a stage before has frozen.
-        layer.trainable = schedule.backbone_rate > 0 and number >= frozen and not fixed
+        layer.trainable = schedule.backbone_multiplier > 0 and number >= frozen and not fixed
 
 
 def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimizer:
     """Build the optimizer of a stage, with its learning-rate schedule."""
     rate = _learning_rate(schedule)
     slow = {}
-    if schedule.backbone_rate != 1:
-        slow = {variable.path: schedule.backbone_rate for variable in network.backbone.variables}
+    if schedule.backbone_multiplier != 1:
+        slow = {variable.path: schedule.backbone_multiplier for variable in network.backbone.variables}
     if schedule.optimizer == "adamw":
         adamw = StageAdamW(
             schedule.clip, slow=slow, learning_rate=rate, beta_1=schedule.momentum, weight_decay=schedule.weight_decay
@@ -140,7 +140,7 @@ def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimiz
 
 def _learning_rate(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule | float:
     """Return the rate by step: it falls in steps (3.1) or along a cosine, after a warm-up if there is one."""
-    rate, boundaries = schedule.rate, schedule.boundaries
+    rate, boundaries = schedule.learning_rate, schedule.boundaries
     if schedule.schedule == "cosine":
         rate = keras.optimizers.schedules.CosineDecay(rate, schedule.steps, alpha=COSINE_END)
     elif boundaries:

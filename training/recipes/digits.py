@@ -19,14 +19,14 @@ def digits() -> Recipe:
         name="digits",
         data="digits",
         preset="tiny",
-        classification=Schedule(steps=900, batch=128, rate=0.05, epochs=5),
-        localization=Schedule(steps=100, batch=64, rate=0.05, epochs=1),
-        detection=Schedule(steps=1400, batch=64, rate=0.05, epochs=7),
+        classification=Schedule(steps=900, batch=128, learning_rate=0.05, epochs=5),
+        localization=Schedule(steps=100, batch=64, learning_rate=0.05, epochs=1),
+        detection=Schedule(steps=1400, batch=64, learning_rate=0.05, epochs=7),
         side=68,
         scales="auto",
         fine=False,  # views fall at random offsets as it is: more views for the same work
         precision="auto",
-        box_form="centre_size",  # 0.015 more mAP than edges, three seeds (docs/results.md)
+        box_form="center_size",  # 0.015 more mAP than edges, three seeds (docs/results.md)
         ema=0.99,
         matching=Matching(sizes=(0.48, 0.92)),
         # Narrower and wider than they were written: train has few digits that are more than three times as high as

@@ -21,14 +21,14 @@ def finetune() -> Recipe:
         name="finetune",
         data=None,
         preset="EfficientNetV2B0",
-        classification=_adamw(10, most=20_000, batch=32, epochs=4, backbone_rate=0.0),
+        classification=_adamw(10, most=20_000, batch=32, epochs=4, backbone_multiplier=0.0),
         localization=_adamw(2, most=2_000, batch=16, epochs=1),
-        detection=_adamw(60, most=100_000, batch=16, epochs=8, backbone_rate=0.1),
+        detection=_adamw(60, most=100_000, batch=16, epochs=8, backbone_multiplier=0.1),
         side=240,
         scales="auto",
         fine=False,
         precision="auto",
-        box_form="centre_size",
+        box_form="center_size",
         box_loss="giou",
         box_weight=2.0,
         # The receptive fields of a deep backbone reach beyond the window, so objects may be larger, with more detail.
@@ -56,18 +56,18 @@ def finetune_classify() -> Recipe:
             steps=100_000,
             passes=4,
             batch=32,
-            rate=0.02,
+            learning_rate=0.02,
             drops=(0.5, 0.75, 0.9),
             decay="l2",
             epochs=4,
             warm_up=50,
-            backbone_rate=0.2,
+            backbone_multiplier=0.2,
         ),
         inference=InferenceOptions(flips=True),
     )
 
 
-def _adamw(passes: float, most: int, batch: int, epochs: int, backbone_rate: float = 1.0) -> Schedule:
+def _adamw(passes: float, most: int, batch: int, epochs: int, backbone_multiplier: float = 1.0) -> Schedule:
     """Make a schedule that shows each image so often.
 
     On frozen features of 150 raccoons, SGD at a rate of 0.02 and L2 on the box left 37 % of the validation windows'
@@ -79,11 +79,11 @@ def _adamw(passes: float, most: int, batch: int, epochs: int, backbone_rate: flo
         batch=batch,
         optimizer="adamw",
         schedule="cosine",
-        rate=1e-3,
+        learning_rate=1e-3,
         weight_decay=0.02,
         epochs=epochs,
         warm_up=50,
-        backbone_rate=backbone_rate,
+        backbone_multiplier=backbone_multiplier,
     )
 
 
@@ -96,9 +96,9 @@ def _finetuned(name: str, preset: str, classification: int, localization: int, d
         name=name,
         data=None,
         preset=preset,
-        classification=replace(WINDOWS, steps=classification, batch=64, rate=5e-3, epochs=10),
+        classification=replace(WINDOWS, steps=classification, batch=64, learning_rate=5e-3, epochs=10),
         localization=replace(WINDOWS, steps=localization, epochs=5),
-        detection=replace(WINDOWS, steps=detection, rate=5e-3, epochs=20),
+        detection=replace(WINDOWS, steps=detection, learning_rate=5e-3, epochs=20),
         side=SIDES[preset],
         views=ViewOptions(object_share=0.7),
         validation_images=200,

@@ -21,7 +21,7 @@ BATCH, EPOCHS = 128, 90
 CLASSIFICATION = Schedule(  # 3.1
     steps=EPOCHS * (IMAGES // BATCH),
     batch=BATCH,
-    rate=5e-2,
+    learning_rate=5e-2,
     drops=(),
     drop_epochs=(30, 50, 60, 70, 80),
     factor=0.5,
@@ -31,7 +31,7 @@ CLASSIFICATION = Schedule(  # 3.1
     clip=None,
     epochs=EPOCHS,
 )
-WINDOWS = replace(CLASSIFICATION, batch=32, rate=1e-2, drops=(0.4, 0.6, 0.8), drop_epochs=(), clip=3.0)
+WINDOWS = replace(CLASSIFICATION, batch=32, learning_rate=1e-2, drops=(0.4, 0.6, 0.8), drop_epochs=(), clip=3.0)
 SIDES = {"fast": 311, "accurate": 317}  # of Table 5's kind, the third scale: 6 x 6 and 9 x 9 windows at fine stride
 
 

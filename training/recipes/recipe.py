@@ -42,32 +42,33 @@ class Schedule:
     Attributes:
         steps: Batches in all.
         batch: Images (views) in a global batch, over all devices.
-        rate: Initial learning rate.
-        drops: Fractions of `steps` after which the rate is multiplied by `factor`.
-        factor: Of the rate at each drop (3.1: 0.5).
+        learning_rate: Initial learning rate.
+        drops: Fractions of `steps` after which the learning rate is multiplied by `factor`.
+        factor: Of the learning rate at each drop (3.1: 0.5).
         momentum: Of SGD (3.1: 0.6).
         weight_decay: How strongly weights are pulled to 0 (3.1: 1e-5); `decay` says how.
-        clip: Largest norm of the gradient; small networks on high rates start unsteadily. None clips nothing (3.1).
+        clip: Largest norm of the gradient; small networks unsteadily at high learning
+            rates. None clips nothing (3.1).
         epochs: Into how many epochs the steps are divided: checkpoints and validations.
-        drop_epochs: Epochs after which the rate is multiplied by `factor` (3.1), in place of `drops`.
-        warm_up: Steps over which the rate rises from a tenth of `rate`.
-        backbone_rate: Factor on the rate of the backbone's layers; 0 freezes them, and spends no time on their
-            gradients.
+        drop_epochs: Epochs after which the learning rate is multiplied by `factor` (3.1), in place of `drops`.
+        warm_up: Steps over which the learning rate rises from a tenth of `learning_rate`.
+        backbone_multiplier: Factor on the learning rate of the backbone's layers; 0 freezes them, and spends no
+            time on their gradients.
         passes: How often each image of the training split is shown, from which `steps` follow, at least `LEAST_STEPS`
             and at most `steps`; None takes `steps`.
         decay: "l2" adds weight_decay * w to the gradient of each kernel before momentum, as the L2 term of 3.1 does;
-            "decoupled" takes rate * weight_decay * w from each weight beside the step.
+            "decoupled" takes learning_rate * weight_decay * w from each weight beside the step.
         accumulate: Into how many parts each device's share of a batch is divided, where it does not fit; the step is
             that of the whole batch.
-        optimizer: "sgd", or "adamw", for which `rate` should be some twenty times smaller; `momentum` is then its first
-            decay rate, and `weight_decay` is decoupled and leaves biases and normalisation alone.
-        schedule: How the rate falls: "step", by `factor` after `drops` or `drop_epochs`; or "cosine", along half a
-            cosine to a hundredth.
+        optimizer: "sgd", or "adamw", for which `learning_rate` should be some twenty times smaller; `momentum` is
+            then its first decay rate, and `weight_decay` is decoupled and leaves biases and normalisation alone.
+        schedule: How the learning rate falls: "step", by `factor` after `drops` or `drop_epochs`; or "cosine", along
+            half a cosine to a hundredth.
     """
 
     steps: int
     batch: int
-    rate: float
+    learning_rate: float
     drops: tuple[float, ...] = (0.6, 0.85)
     factor: float = 0.3
     momentum: float = 0.9
@@ -78,7 +79,7 @@ class Schedule:
     decay: str = DECAYS[0]
     accumulate: int = 1
     warm_up: int = 0
-    backbone_rate: float = 1.0
+    backbone_multiplier: float = 1.0
     passes: float | None = None
     optimizer: str = "sgd"
     schedule: str = SCHEDULES[0]
@@ -90,12 +91,12 @@ class Schedule:
         check_choice("decay", self.decay, DECAYS)
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("schedule", self.schedule, SCHEDULES)
-        check_range("rate", self.rate, self.rate > 0, "more than 0")
+        check_range("learning_rate", self.learning_rate, self.learning_rate > 0, "more than 0")
         check_range("momentum", self.momentum, 0 <= self.momentum < 1, "from 0 to less than 1")
         check_range("weight_decay", self.weight_decay, self.weight_decay >= 0, "0 or more")
         check_range("clip", self.clip, self.clip is None or self.clip > 0, "None or more than 0")
         check_range("warm_up", self.warm_up, self.warm_up >= 0, "0 or more")
-        check_range("backbone_rate", self.backbone_rate, self.backbone_rate >= 0, "0 or more")
+        check_range("backbone_multiplier", self.backbone_multiplier, self.backbone_multiplier >= 0, "0 or more")
         check_range("passes", self.passes, self.passes is None or self.passes > 0, "None or more than 0")
         check_range("factor", self.factor, self.factor > 0, "more than 0")
         rising = _rising(0, *self.drops, 1)
@@ -140,7 +141,7 @@ class Schedule:
 
     @property
     def boundaries(self) -> list[int]:
-        """The last step, counted from 0, before each drop of the rate: Keras keeps a rate until past its boundary."""
+        """The last step, counted from 0, before each drop of the learning rate: Keras drops it after its boundary."""
         if self.drop_epochs:
             return [round(epoch * self.epoch_steps) - 1 for epoch in self.drop_epochs]
         return [round(self.steps * drop) - 1 for drop in self.drops]
@@ -174,7 +175,7 @@ class Recipe:
         matching: Which windows show an object.
         views: How views are drawn.
         per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
-        box_form: What the regressor's four numbers are: "edges" (4.2), or "centre_size", the centre and the logarithm
+        box_form: What the regressor's four numbers are: "edges" (4.2), or "center_size", the centre and the logarithm
             of the size (6, iii).
         box_loss: What the regressor learns by: "l2" (4.2); "iou" or "giou" (6, ii), which are some ten times as large,
             as `box_weight` may have to undo.

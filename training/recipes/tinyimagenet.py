@@ -20,13 +20,13 @@ def tinyimagenet() -> Recipe:
         preset="thumbnail",
         # So few pictures, so often: decay and views that differ much hold top-1 up by as much as more steps do.
         classification=Schedule(
-            steps=4000, batch=64, rate=0.02, drops=(0.5, 0.75, 0.9), weight_decay=5e-4, decay="l2", epochs=16
+            steps=4000, batch=64, learning_rate=0.02, drops=(0.5, 0.75, 0.9), weight_decay=5e-4, decay="l2", epochs=16
         ),
-        localization=Schedule(steps=3000, batch=32, rate=0.03, epochs=5),
-        detection=Schedule(steps=1500, batch=32, rate=0.01, epochs=5),
+        localization=Schedule(steps=3000, batch=32, learning_rate=0.03, epochs=5),
+        detection=Schedule(steps=1500, batch=32, learning_rate=0.01, epochs=5),
         side=72,
         precision="auto",
         matching=Matching(sizes=(0.5, 1.2), shift=0.2),
-        views=ViewOptions(per_image=2, stretch=0.3, colour=0.3, whole=True),
+        views=ViewOptions(per_image=2, stretch=0.3, colour=0.3, whole_image=True),
         inference=InferenceOptions(scales=(1, 2, 3), flips=True, merge_threshold=0.3),
     )

@@ -36,7 +36,7 @@ def describe(path: Path) -> str:
     if not is_dir(path):
         return ""
     own = _looks_like(path)
-    if "write" not in own and (split_of(path.name, whole=True) or path.name.lower() in PARTS):
+    if "write" not in own and (split_of(path.name, folder=True) or path.name.lower() in PARTS):
         above = _looks_like(path.resolve().parent)
         if "write" in above:
             return f"above it, {above}"
@@ -67,7 +67,7 @@ def _looks_like(folder: Path) -> str:
             f"'{folder}' looks like YOLO without a data.yaml: write one with path, train, val and names, and yolo:FILE"
         )
     classes = [below for below in folders_below(folder, 2) if any(is_image(entry.name) for entry in below.iterdir())]
-    plain = [below for below in classes if not split_of(below.name, whole=True) and below.name.lower() not in PARTS]
+    plain = [below for below in classes if not split_of(below.name, folder=True) and below.name.lower() not in PARTS]
     if plain and len(plain) == len(classes):
         return f"'{folder}' looks like a folder of images a class: write folder:{folder}"
     if classes or any(is_image(entry.name) for entry in folder.iterdir()):

@@ -49,15 +49,15 @@ FLAT = 2.0  # standard deviation of the luma below which there is nothing to com
 log = logging.getLogger(__name__)
 
 
-def split_of(name: str, whole: bool = False) -> str | None:
+def split_of(name: str, folder: bool = False) -> str | None:
     """Return the split that a name has in it: "val" for `instances_val2017`, `valid` or `Raccoon_validation`.
 
-    `whole` is for folders: nothing else may be in the name but digits and `NEUTRAL` words, as in `train2017`.
+    With `folder` nothing else may be in the name but digits and `NEUTRAL` words, as in `train2017`.
     """
     words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^A-Za-z\d\s_.-]+", name)
     found = [NAMES[word.lower()] for word in words if word.lower() in NAMES]
     others = [word for word in words if word.lower() not in (*NAMES, *NEUTRAL) and not word.isdigit()]
-    return found[0] if found and not (whole and (others or len(found) > 1)) else None
+    return found[0] if found and not (folder and (others or len(found) > 1)) else None
 
 
 def names_of_splits(names: Iterable[str]) -> list[str]:
@@ -72,7 +72,7 @@ def names_of_splits(names: Iterable[str]) -> list[str]:
 
 def split_of_path(parts: Sequence[str]) -> str | None:
     """Return the split of the first folder in a path that is named for one."""
-    return next((split for part in parts if (split := split_of(part, whole=True))), None)
+    return next((split for part in parts if (split := split_of(part, folder=True))), None)
 
 
 def fill_hole(pattern: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ def fill_hole(pattern: str) -> dict[str, str]:
     written = re.escape(pattern).replace(re.escape(HOLE), "(?P<split>[^/]+)", 1).replace(re.escape(HOLE), "(?P=split)")
     found = (re.fullmatch(written, path) for path in sorted(glob(escape(pattern).replace(HOLE, "*"))))
     words = [match["split"] for match in found if match]
-    return {split_of(word, whole=True) or word: word for word in words}
+    return {split_of(word, folder=True) or word: word for word in words}
 
 
 def by_split(files: Sequence[Path], folder: Path, form: str) -> dict[str, Path]:

@@ -36,8 +36,8 @@ class ViewOptions:
         mosaic: Share of the views that show four images as the quarters of one, so that objects appear half as large.
         erasing: Share of the views in which a rectangle is painted over; an object of which it hides more than half is
             not learnt.
-        whole: Whether localization and detection see each image once at every scale (5), as much of it as fits the
-            scale's square, rather than `per_image` views of a part. `object_share` is not used then.
+        whole_image: Whether localization and detection see each image once at every scale (5), as much of it as fits
+            the scale's square, rather than `per_image` views of a part. `object_share` is not used then.
         plain: Whether classification sees plain crops of the whole image and their mirror images (3.1,
             `training.views.crops`), `per_image` of each, rather than windows that show an object. Of the other changes
             it sees the mirror images alone, and boxes are not used.
@@ -50,7 +50,7 @@ class ViewOptions:
     scale_jitter: float = 1.18
     colour: float = 0.2
     mirror: bool = True
-    whole: bool = False
+    whole_image: bool = False
     plain: bool = False
     vertical_flip: bool = False
     rotation: float = 0.0

@@ -127,8 +127,8 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
     others.
 
     Args:
-        drawing: What is drawn. With `views.whole`, a view of each scale in turn, of `square_side` pixels; else views
-            of `side` pixels, of which `views.object_share` show a positive window.
+        drawing: What is drawn. With `views.whole_image`, a view of each scale in turn, of `square_side` pixels; else
+            views of `side` pixels, of which `views.object_share` show a positive window.
         scores: Whether to give "scores".
         voting_only: Whether boxes are learnt only at windows that are not background. In detection, background windows
             have no vote. Many of them show several small objects at once, whose boxes cannot all be told: without
@@ -184,7 +184,7 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
 
         return draw
 
-    whole, count = drawing.views.whole, drawing.views.per_image
+    whole, count = drawing.views.whole_image, drawing.views.per_image
     views = [at_scale(number) for number in range(len(drawing.scales))] if whole else [part()] * count
     return Views(has_boxes, _each(views), partners=drawing.views.partners)
 

@@ -249,12 +249,12 @@ def layer_table(network: Network) -> str:
         (name, f"{side} x {side}", windows, *(f"{rate:.2f}" for rate in rates), f"{100 * work / total:.0f}")
         for name, side, windows, *rates, work in rows
     ]
-    rates = ("direct, of the product's rate", "transformed", "expected")
+    rates = ("direct, of the product's rate", "winograd", "expected")
     return markdown_table(("layer", "tiles", "windows", *rates, "multiply-adds, %"), cells)
 
 
 def _layer_rows(network: Network, limit: MatrixProduct) -> Iterator[tuple]:
-    execution, preset = Execution(network, "transformed"), network.preset
+    execution, preset = Execution(network, "winograd"), network.preset
     sizes = [preset.backbone.map_sizes(*scale) for scale in preset.scales]
     for number, row in enumerate(preset.backbone.layers):
         layer = network.features.get_layer(row.name)

@@ -128,9 +128,9 @@ def test_the_recipes_and_their_settings_are_listed(monkeypatch, capsys):
     assert run(monkeypatch, "train", "--help") == 0
     listed = capsys.readouterr().out
     assert not [name for name in RECIPES if not re.search(rf"\b{name}\b(?!-)", listed)]
-    assert run(monkeypatch, "settings", "voc", "--set", "detection.rate=0.5") == 0
+    assert run(monkeypatch, "settings", "voc", "--set", "detection.learning_rate=0.5") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert any(re.match(r"detection\.rate=0\.5 +Initial learning rate\.$", line) for line in lines)
+    assert any(re.match(r"detection\.learning_rate=0\.5 +Initial learning rate\.$", line) for line in lines)
 
 
 def test_a_failure_is_status_1(monkeypatch, capsys):

@@ -62,7 +62,7 @@ def test_few_windows_stay_direct_and_many_do_not():
 def test_the_dense_network_is_the_same_by_either(everything_pays, fine, context):
     keras.utils.set_random_seed(2)
     network = build(replace(PRESET, window=57) if context else PRESET, 3, context=context)
-    tiled = execution_of(network, "transformed")
+    tiled = execution_of(network, "winograd")
     assert {"conv2", "conv3", "conv4", "full5", "regress5"} == set(tiled.sides)
     pixels = [tf.random.stateless_uniform([n, *size, 3], [n, 1], 0, 255) for n, size in ((2, (90, 77)), (1, (57, 99)))]
 
@@ -72,11 +72,11 @@ def test_the_dense_network_is_the_same_by_either(everything_pays, fine, context)
         heads = [network.classifier, network.regressor]
         return [*maps, *run_heads(heads, windows, execution=execution_of(network, name))]
 
-    direct, transformed = (tf.function(answers, autograph=False)(name) for name in ("direct", "transformed"))
+    direct, transformed = (tf.function(answers, autograph=False)(name) for name in ("direct", "winograd"))
     for found, expected in zip(transformed, direct, strict=True):
         assert found.shape == expected.shape and np.ptp(expected) > 0.01
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    for one, other in zip(feature_maps(network, pixels, "transformed"), feature_maps(network, pixels), strict=True):
+    for one, other in zip(feature_maps(network, pixels, "winograd"), feature_maps(network, pixels), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
@@ -85,17 +85,17 @@ def test_it_runs_tiles_and_not_only_says_so(everything_pays, monkeypatch):
     monkeypatch.setattr("overfeat_tf.compute.dense.run_tiles", lambda *args: run.append(args[-1]) or seen(*args))
     network = build(PRESET, 3)
     pixels = tf.random.stateless_uniform([1, 90, 77, 3], [1, 2], 0, 255)
-    direct, transformed = (feature_maps(network, [pixels], name)[0] for name in ("direct", "transformed"))
-    assert run == [execution_of(network, "transformed").sides[name] for name in ("conv2", "conv3", "conv4")]
+    direct, transformed = (feature_maps(network, [pixels], name)[0] for name in ("direct", "winograd"))
+    assert run == [execution_of(network, "winograd").sides[name] for name in ("conv2", "conv3", "conv4")]
     assert np.abs(direct - transformed).max() > 0  # of other roundings
 
 
 def test_weights_that_change_are_followed(everything_pays):
     network = build(PRESET, 3)
     pixels = tf.random.stateless_uniform([1, 90, 77, 3], [1, 2], 0, 255)
-    before = feature_maps(network, [pixels], "transformed")[0]
+    before = feature_maps(network, [pixels], "winograd")[0]
     network.features.get_layer("conv4").kernel.assign_add(tf.ones([3, 3, 24, 24]))
-    after = feature_maps(network, [pixels], "transformed")[0]
+    after = feature_maps(network, [pixels], "winograd")[0]
     assert np.abs(after - before).max() > 1
     expected = feature_maps(network, [pixels])[0]
     np.testing.assert_allclose(after, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
@@ -110,7 +110,7 @@ def test_a_layers_output_and_every_inference_call_are_the_same(everything_pays, 
     network.classifier.layers[-1].kernel.assign(network.classifier.layers[-1].kernel * 300)
     network.regressor.layers[-1].bias.assign([0.1, 0.1, 0.9, 0.9])
     model = Model(network, ("a", "b", "c"), InferenceOptions(min_score=0.0, flips=True))
-    other = model.with_options(arithmetic="transformed")
+    other = model.with_options(arithmetic="winograd")
     images = np.random.default_rng(0).integers(0, 256, (2, 80, 90, 3), np.uint8)
     found, expected = getattr(other, call)(images), getattr(model, call)(images)
     assert call == "classify" or expected["num_detections"].min() > 0
@@ -119,8 +119,7 @@ def test_a_layers_output_and_every_inference_call_are_the_same(everything_pays, 
             np.testing.assert_allclose(found[key], values, rtol=1e-4, atol=1e-4)
     for layer in ("full5", "scores", "conv3"):
         one, two = (
-            extract(model.network, [tf.constant(images)], layer, arithmetic=name)[0]
-            for name in ("direct", "transformed")
+            extract(model.network, [tf.constant(images)], layer, arithmetic=name)[0] for name in ("direct", "winograd")
         )
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5 * np.abs(one).max())
 

@@ -97,20 +97,20 @@ def test_weights_that_change_are_followed_and_any_layer_can_be_had(chain):
 @pytest.mark.parametrize(
     ("gain", "trial", "expected", "why"),
     [
-        (1.0, None, "transformed", "multiplies 1.0 times as fast as float32"),
+        (1.0, None, "winograd", "multiplies 1.0 times as fast as float32"),
         (1.9, Trial(2.0, 0.001, 0.2), "bfloat16", "runs 2.0 times as fast as float32"),
-        (1.9, Trial(1.4, 0.001, 0.2), "transformed", "by the cost model"),
-        (1.9, Trial(2.0, 0.02, 0.2), "transformed", "allowed are 0.01 and 1"),
-        (1.9, Trial(2.0, 0.001, 1.2), "transformed", "allowed are 0.01 and 1"),
+        (1.9, Trial(1.4, 0.001, 0.2), "winograd", "by the cost model"),
+        (1.9, Trial(2.0, 0.02, 0.2), "winograd", "allowed are 0.01 and 1"),
+        (1.9, Trial(2.0, 0.001, 1.2), "winograd", "allowed are 0.01 and 1"),
     ],
 )
 def test_the_fastest_whose_answers_are_near_is_chosen(monkeypatch, gain, trial, expected, why):
     network = build(PRESET, 3, weights=False)
-    monkeypatch.setattr(choice, "suits_this_machine", lambda: "transformed")
+    monkeypatch.setattr(choice, "suits_this_machine", lambda: "winograd")
     monkeypatch.setattr(choice, "tiles_gain", lambda _: 1.5)
     monkeypatch.setattr(choice, "bfloat16_gain", lambda: gain)
     monkeypatch.setattr(choice, "try_bfloat16", lambda _: trial)
-    assert choose_arithmetic([network])[0] == "transformed"  # too small to be measured
+    assert choose_arithmetic([network])[0] == "winograd"  # too small to be measured
     monkeypatch.setattr(choice, "LEAST_WORK", 0)
     found = choose_arithmetic([network])
     assert found.arithmetic == expected and why in found.reason
@@ -120,7 +120,7 @@ def test_a_run_keeps_the_choice_until_its_weights_or_the_processor_change(monkey
     (tmp_path / "weights").mkdir()
     weights = tmp_path / "weights" / "classifier.weights.h5"
     weights.write_bytes(b"one")
-    chosen = iter([Choice("bfloat16", "first"), Choice("direct", "second"), Choice("transformed", "third")])
+    chosen = iter([Choice("bfloat16", "first"), Choice("direct", "second"), Choice("winograd", "third")])
     monkeypatch.setattr(choice, "choose_arithmetic", lambda _: next(chosen))
     assert [choose_for_run([], tmp_path) for _ in range(2)] == [Choice("bfloat16", "first")] * 2
     os.utime(weights, ns=(1, 1))

@@ -120,7 +120,7 @@ class TestModel:
         assert again.with_options(scores="accumulated").display_threshold == 0.7
         assert not again.calibration.changed_options(again.options)
         assert KNOWN.changed_options(
-            InferenceOptions(scales=(1,), min_score=0.0, max_windows=50, arithmetic="transformed")
+            InferenceOptions(scales=(1,), min_score=0.0, max_windows=50, arithmetic="winograd")
         ) == [
             "scales",
             "max_windows",

@@ -300,7 +300,7 @@ def test_localize_by_accumulation_is_4_3_step_by_step(network, size, scales, fli
     if per_class:
         keras.utils.set_random_seed(4)
         network = build("tiny", 3, background=True, per_class=True)
-        outputs = network.whole()(tf.cast(picture(100, 100)[None], tf.float32))
+        outputs = network.as_model()(tf.cast(picture(100, 100)[None], tf.float32))
         standardize(network.classifier, outputs["scores"], 0.0, 1.5)
         standardize(network.regressor, outputs["boxes"], np.tile([0.2, 0.2, 0.8, 0.8], 3), 0.15)
     image = picture(*size, 6)

@@ -87,7 +87,7 @@ def test_a_scan_answers_as_the_model_that_is_trained(options):
         head.layers[-1].kernel.assign(head.layers[-1].kernel * gain)
     image = tf.constant(np.random.default_rng(0).integers(0, 256, (70, 58, 3), np.uint8))
     chosen = InferenceOptions(**options)
-    scans, dense = scan(network, image, chosen), network.whole(fine=chosen.fine)
+    scans, dense = scan(network, image, chosen), network.as_model(fine=chosen.fine)
     if chosen.views == "ten":
         assert len(scans) == 10 and all(one.logits.shape == (1, 1, 4) for one in scans)
         return
@@ -105,7 +105,7 @@ def test_context_lets_a_window_see_farther_beyond_itself():
     other[:, :, 44:] = rng.integers(0, 256, (1, 100, 56, 3))  # 12 pixels right of the first window
     for context in (False, True):
         keras.utils.set_random_seed(0)
-        dense = build(TINY, 2, context=context).whole()
+        dense = build(TINY, 2, context=context).as_model()
         a, b = (dense(pixels)["scores"][0, 0, 0].numpy() for pixels in (image, other))
         assert np.allclose(a, b, atol=1e-6) is not context
 
@@ -117,7 +117,7 @@ def test_without_context_nothing_is_larger_and_with_it_only_the_heads_first_laye
         old, new = (getattr(network, part).get_weights() for network in (plain, wide))
         assert [w.shape for w in old[1:]] == [w.shape for w in new[1:]]
         assert new[0].shape[2] == 2 * old[0].shape[2]
-    assert not any("context" in layer.name for layer in plain.whole().layers)
+    assert not any("context" in layer.name for layer in plain.as_model().layers)
 
 
 def test_a_model_with_context_comes_back_from_disk_and_gives_features(tmp_path):
@@ -135,7 +135,7 @@ def test_a_model_with_context_comes_back_from_disk_and_gives_features(tmp_path):
     full, pooled = (loaded.extract_features(images, layer, fine=True)[0] for layer in ("full6", "pool4"))
     assert pooled.shape[-1] == 96 and full.shape == (5, 8, 128)
     first = loaded.extract_features(images, "scores", fine=True)[0][0, 0]
-    dense = network.whole()(images[0][None].astype(np.float32))["scores"][0, 0, 0]
+    dense = network.as_model()(images[0][None].astype(np.float32))["scores"][0, 0, 0]
     np.testing.assert_allclose(first, dense, rtol=1e-3, atol=1e-4)
 
 

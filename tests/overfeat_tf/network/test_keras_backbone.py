@@ -170,9 +170,9 @@ def test_a_backbone_scans_as_windows_do(tmp_path):
     rng, step = np.random.default_rng(2), preset.coarse_stride
     side = preset.smallest_input + 3 * step
     pixels = rng.uniform(0, 255, (1, side, side, 3)).astype(np.float32)
-    fine, coarse = (network.whole(fine=each)(pixels)["scores"].numpy() for each in (True, False))
+    fine, coarse = (network.as_model(fine=each)(pixels)["scores"].numpy() for each in (True, False))
     np.testing.assert_allclose(fine[:, :: preset.last_pool, :: preset.last_pool], coarse, rtol=1e-4, atol=1e-5)
-    window = network.whole(fine=False)(pixels[:, step : step + preset.window, : preset.window])["scores"]
+    window = network.as_model(fine=False)(pixels[:, step : step + preset.window, : preset.window])["scores"]
     np.testing.assert_allclose(coarse[:, 1:2, :1], window, rtol=1e-4, atol=1e-5)
 
 
@@ -181,7 +181,7 @@ def test_from_config_reads_what_config_writes():
     assert KerasBackbone.from_config(json.loads(json.dumps(backbone.config()))) == backbone
 
 
-@pytest.mark.parametrize("arithmetic", ["direct", "transformed"])
+@pytest.mark.parametrize("arithmetic", ["direct", "winograd"])
 def test_context_and_pcr_scan_as_the_keras_model_does(arithmetic, tmp_path, monkeypatch):
     monkeypatch.setattr(execution, "SAVED", -1e15)  # tiles, however few windows
     monkeypatch.setattr(execution, "GAINED", 0.0)
@@ -189,10 +189,10 @@ def test_context_and_pcr_scan_as_the_keras_model_does(arithmetic, tmp_path, monk
     network = of.build(saved(chain(CHAINS["same"]), tmp_path), 3, layer="row3", context=True, per_class=True)
     scale = network.preset.scales[0]
     image = np.random.default_rng(3).integers(0, 256, (*scale, 3), np.uint8)
-    expected = network.whole()(image[None].astype(np.float32))
+    expected = network.as_model()(image[None].astype(np.float32))
     (found,) = scan(network, tf.constant(image), of.InferenceOptions(scales=(1,), arithmetic=arithmetic))
     tiled = set(execution_of(network, arithmetic).sides)
-    assert tiled == ({"full1", "regress1"} if arithmetic == "transformed" else set())
+    assert tiled == ({"full1", "regress1"} if arithmetic == "winograd" else set())
     np.testing.assert_allclose(found.logits, expected["scores"][0], rtol=1e-3, atol=1e-4)
     places = found.windows.numpy()  # normalised; the regressor tells boxes in window sides
     edges = expected["boxes"][0].numpy().reshape(*places.shape[:2], 3, 4)

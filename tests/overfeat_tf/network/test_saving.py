@@ -36,7 +36,7 @@ def backbone(folder) -> str:
 def test_a_saved_network_loads_with_equal_outputs(kind, options, tmp_path):
     name, layer = (backbone(tmp_path), "last") if kind == "backbone" else (kind, None)
     network = of.build(name, 3, layer=layer, **options)
-    whole = network.whole()
+    whole = network.as_model()
     side = network.preset.smallest_input + 13
     pixels = np.random.default_rng(0).uniform(0, 255, (2, side, side + 9, 3)).astype(np.float32)
     expected = whole(pixels)
@@ -51,7 +51,7 @@ def test_a_saved_network_loads_with_equal_outputs(kind, options, tmp_path):
 def test_a_program_that_imports_keras_and_then_us_loads_it(tmp_path):
     network = of.build("tiny", 2, context=True)
     pixels = np.random.default_rng(0).uniform(0, 255, (1, 60, 70, 3)).astype(np.float32)
-    whole = network.whole()
+    whole = network.as_model()
     whole.save(tmp_path / "w.keras")
     np.savez(tmp_path / "given.npz", pixels=pixels, **{key: value.numpy() for key, value in whole(pixels).items()})
     command = [sys.executable, "-c", CODE, str(tmp_path / "w.keras"), str(tmp_path / "given.npz")]

@@ -145,7 +145,7 @@ def test_every_window_answers_as_its_crop_does_alone(name, number):
     plain = [(e * window + (y, x, y, x)) / (*size, *size) for e, (y, x) in zip(edges, places, strict=True)]
     np.testing.assert_allclose(np.reshape(dense.boxes, (-1, 4)), plain, rtol=1e-4, atol=1e-4)
     # The network that is trained on single windows is this one.
-    dense = network.whole(window)(crops)
+    dense = network.as_model(window)(crops)
     np.testing.assert_allclose(dense["scores"].numpy(), logits, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(np.reshape(dense["boxes"], (-1, 4)), edges, rtol=1e-4, atol=1e-4)
 
@@ -186,11 +186,11 @@ def test_coarse_windows_are_every_kth_of_the_fine_ones(name):
 def test_the_whole_network_has_the_shapes_it_declares(fine):
     network = network_of("pool3")
     image = random_image(29, 41)  # sides that do not suit every offset
-    dense = network.whole(fine=fine)
+    dense = network.as_model(fine=fine)
     shapes = {key: value.shape for key, value in dense(image[None].astype(np.float32)).items()}
     counts = tuple(network.preset.window_count(side, fine) for side in (29, 41))
     assert shapes == {"scores": (1, *counts, 4), "boxes": (1, *counts, 4)}
-    declared = {key: value.shape for key, value in network.whole(29, fine).output.items()}
+    declared = {key: value.shape for key, value in network.as_model(29, fine).output.items()}
     assert declared == {key: (None, counts[0], counts[0], 4) for key in ("scores", "boxes")}
 
 
@@ -265,7 +265,7 @@ def test_a_box_told_by_centre_and_size_is_the_box_told_by_edges():
     top, left, bottom, right = edges = (0.1, 0.25, 0.5, 1.1)
     told = {
         "edges": edges,
-        "centre_size": ((top + bottom) / 2 - 0.5, (left + right) / 2 - 0.5, np.log(bottom - top), np.log(right - left)),
+        "center_size": ((top + bottom) / 2 - 0.5, (left + right) / 2 - 0.5, np.log(bottom - top), np.log(right - left)),
     }
     found = {}
     for form, numbers in told.items():
@@ -275,7 +275,7 @@ def test_a_box_told_by_centre_and_size_is_the_box_told_by_edges():
         scans = scan(network, tf.constant(random_image(60, 44)), InferenceOptions(flips=True))
         found[form] = [one.boxes for one in scans]
     assert len(found["edges"]) == 4
-    for ours, theirs in zip(found["centre_size"], found["edges"], strict=True):
+    for ours, theirs in zip(found["center_size"], found["edges"], strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    with pytest.raises(ValueError, match=r"^expected box_form to be one of edges, centre_size; got 'corners'$"):
+    with pytest.raises(ValueError, match=r"^expected box_form to be one of edges, center_size; got 'corners'$"):
         build(TINY, 2, box_form="corners")

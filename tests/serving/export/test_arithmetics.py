@@ -33,7 +33,7 @@ def version(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setattr(arithmetic, "SAVED", -1e15)
         patch.setattr(arithmetic, "GAINED", 0.0)
         patch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
-        transformed = detector.with_options(arithmetic="transformed")
+        transformed = detector.with_options(arithmetic="winograd")
         yield export(transformed, tmp_path_factory.mktemp("models") / "pets")
         for network in transformed.networks:  # which the other tests' model shares
             network.executions.clear()
@@ -50,7 +50,7 @@ def strangers(
 ) -> dict[str, dict]:
     """What a process without this project makes of both."""
     transformed, bfloat16 = ask(tmp_path_factory.mktemp("stranger"), images, version, reduced)
-    return {"transformed": transformed, "bfloat16": bfloat16}
+    return {"winograd": transformed, "bfloat16": bfloat16}
 
 
 def variable_bytes(version: Path) -> int:
@@ -84,7 +84,7 @@ def test_bfloat16_reloaded_is_as_live_in_half_the_bytes(detector: Model, reduced
 
 @pytest.mark.long
 def test_a_stranger_gets_the_direct_answers(detector: Model, strangers: dict, images: list[bytes]):
-    found, live = strangers["transformed"], detector.detect(images)
+    found, live = strangers["winograd"], detector.detect(images)
     assert live["num_detections"][:6].min() > 0
     for answers in (found["session"]["serving_default"], found["callables"]["detect"]):
         assert_alike(answers, live)
@@ -107,23 +107,23 @@ def test_a_stranger_gets_the_live_answers_of_bfloat16(
     assert found["gradients"]["trainable"] == 20 and found["gradients"]["learning"] == 8
     assert read_config(reduced)["exported"]["arithmetic"] == "bfloat16"
     card = model_card(live_model, "pets", 1, reduced, {}, {"date": "", "tensorflow": ""})
-    assert "stored in bfloat16" in card and "--arithmetic transformed" in card
+    assert "stored in bfloat16" in card and "--arithmetic winograd" in card
 
 
 def test_no_more_is_written_than_of_a_direct_one(detector: Model, version: Path):
     assert abs(variable_bytes(version) - float32_bytes(detector)) < 20_000
     reader = tf.train.load_checkpoint(str(version / "variables" / "variables"))
-    assert not [name for name in reader.get_variable_to_shape_map() if "transformed" in name]
+    assert not [name for name in reader.get_variable_to_shape_map() if "winograd" in name]
 
 
 @pytest.mark.long
 def test_the_card_has_all(detector: Model, version: Path, monkeypatch):
     # At scale 4 random weights let so little through that rounding is a large part of the scores.
-    transformed = detector.with_options(arithmetic="transformed", scales=(1,))
+    transformed = detector.with_options(arithmetic="winograd", scales=(1,))
     monkeypatch.setattr("serving.export.footprint.worth_measuring", lambda _: ARITHMETICS)
     found = compare(transformed, version)
-    assert found is not None and set(found.footprints) == {"direct", "transformed", "bfloat16"}
-    assert 0 < found.errors["transformed"] < 1e-4 < found.errors["bfloat16"] < 0.02
+    assert found is not None and set(found.footprints) == {"direct", "winograd", "bfloat16"}
+    assert 0 < found.errors["winograd"] < 1e-4 < found.errors["bfloat16"] < 0.02
     made = {"date": "2026-01-01", "tensorflow": tf.__version__}
     card = model_card(transformed, "pets", 1, version, {}, made, comparison=found)
     assert "| **transformed**, this version |" in card and "| direct |" in card and "The error is" in card

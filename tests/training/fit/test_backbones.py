@@ -24,7 +24,7 @@ from training.recipes import get_recipe
 
 SOURCE = coloured_rectangles()
 IMAGES = [record.image_bytes for record in SOURCE.records("train")]
-STEPS = replace(SCHEDULE, steps=2, batch=2, epochs=2, rate=1e-3)
+STEPS = replace(SCHEDULE, steps=2, batch=2, epochs=2, learning_rate=1e-3)
 
 
 def keras_file(folder: Path) -> str:
@@ -62,9 +62,9 @@ def recipe_for(name: str, weights: str | None):
         preset=name,
         weights=weights,
         layer=None,
-        classification=replace(STEPS, backbone_rate=0.0),
+        classification=replace(STEPS, backbone_multiplier=0.0),
         localization=STEPS,
-        detection=replace(STEPS, warm_up=1, backbone_rate=0.5),
+        detection=replace(STEPS, warm_up=1, backbone_multiplier=0.5),
         views=replace(get_recipe("finetune").views, per_image=2),
         scales="preset",
         precision="float32",
@@ -141,8 +141,10 @@ def test_what_is_frozen_stays_and_the_rest_moves(tmp_path):
         fitted.train_on_batch(pixels, targets)
         return {v.name + v.path for v in network.backbone.variables if not np.array_equal(v.numpy(), before[v.path])}
 
-    recipe = replace(recipe, side=network.preset.smallest_input, fine=True, detection=replace(STEPS, rate=0.01))
-    assert not trained(detection=replace(STEPS, rate=0.01, backbone_rate=0.0))
+    recipe = replace(
+        recipe, side=network.preset.smallest_input, fine=True, detection=replace(STEPS, learning_rate=0.01)
+    )
+    assert not trained(detection=replace(STEPS, learning_rate=0.01, backbone_multiplier=0.0))
     moved = trained()
     assert any("conv0" in path for path in moved) and not any("norm" in path for path in moved)
     moved = trained(frozen_to="act1")

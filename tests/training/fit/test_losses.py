@@ -112,7 +112,7 @@ def plain_forms(form, truth, found):
     return numbers, (y + 0.5 - half[0], x + 0.5 - half[1], y + 0.5 + half[0], x + 0.5 + half[1])
 
 
-@pytest.mark.parametrize("form", ["edges", "centre_size"])
+@pytest.mark.parametrize("form", ["edges", "center_size"])
 @pytest.mark.parametrize("kind", ["l2", "iou", "giou"])
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000))
@@ -166,7 +166,7 @@ def test_centres_and_sizes_have_a_finite_gradient_whatever_they_are(kind, truth,
     found = tf.constant([[[values, values]]], tf.float32)
     with tf.GradientTape() as tape:
         tape.watch(found)
-        value = BoxLoss(kind, "centre_size").call(packed, found)
+        value = BoxLoss(kind, "center_size").call(packed, found)
     gradient = tape.gradient(value, found).numpy()
     assert np.isfinite(value).all() and np.isfinite(gradient).all() and not gradient[0, 0, 1].any()
 

@@ -30,12 +30,12 @@ SHORT_RECIPE = replace(
     inference=replace(RECIPE.inference, scales=(1,)),
 )
 # What was added after the first runs were made.
-LATER = {"per_class": True, "box_form": "centre_size", "box_loss": "iou", "through_features": True, "context": True}
+LATER = {"per_class": True, "box_form": "center_size", "box_loss": "iou", "through_features": True, "context": True}
 
 
 ALL = (
     "per_class=True",
-    "box_form=centre_size",
+    "box_form=center_size",
     "box_loss=giou",
     "through_features=True",
     "context=True",
@@ -59,7 +59,7 @@ def assert_same(found, expected):
 
 OPTIONS = (
     "per_class=True",
-    "box_form=centre_size",
+    "box_form=center_size",
     "box_loss=iou",
     "box_loss=giou",
     "through_features=True",
@@ -133,10 +133,10 @@ def test_each_class_learns_its_own_box():
     ("kind", "form"),
     [
         ("iou", "edges"),
-        ("giou", "centre_size"),
+        ("giou", "center_size"),
         *(
             pytest.param(kind, form, marks=pytest.mark.long)
-            for kind, form in (("l2", "edges"), ("l2", "centre_size"), ("iou", "centre_size"), ("giou", "edges"))
+            for kind, form in (("l2", "edges"), ("l2", "center_size"), ("iou", "center_size"), ("giou", "edges"))
         ),
     ],
 )

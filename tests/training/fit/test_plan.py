@@ -53,7 +53,7 @@ def test_as_many_images_are_validated_on_as_are_scanned_in_the_time_of_an_epochs
     assert scored_images("detection", free, [(100, 100), (100, 140)]) == round(shown / 24000) == 30
     assert scored_images("detection", free, [(1000, 1000)]) == 20
     assert scored_images("detection", free, [(10, 10)]) == 200
-    frozen = replace(free, detection=replace(free.detection, backbone_rate=0.0))
+    frozen = replace(free, detection=replace(free.detection, backbone_multiplier=0.0))
     assert scored_images("detection", frozen, [(90, 90)]) == round(20 * 4 * 50 * 50 * 1.6 / 8100)
     assert scored_images("detection", RECIPE, [(1000, 1000)]) == RECIPE.validation_images == 2
 

@@ -30,7 +30,9 @@ def test_a_background_class_changes_no_other_score(plain):
     assert grown.network.background and not plain.network.background
     assert (grown.labels, grown.options, grown.tasks) == (plain.labels, plain.options, plain.tasks)
     pixels = np.random.default_rng(0).uniform(0, 255, (2, 40, 44, 3)).astype(np.float32)
-    old, old_edges, new, new_edges = (m.network.whole()(pixels)[k] for m in (plain, grown) for k in ("scores", "boxes"))
+    old, old_edges, new, new_edges = (
+        m.network.as_model()(pixels)[k] for m in (plain, grown) for k in ("scores", "boxes")
+    )
     assert np.ptp(old) > 0
     np.testing.assert_allclose(new[..., 1:], old, atol=1e-5)
     np.testing.assert_array_equal(new[..., 0], np.zeros_like(new[..., 0]))
@@ -75,17 +77,17 @@ def rates(plain: Model, schedule: Schedule) -> list[float]:
 
 @pytest.mark.parametrize("drops", [{"drops": (0.5, 0.8)}, {"drop_epochs": (2.5, 4)}])
 def test_the_rate_drops_with_the_first_step_after_its_share_of_them(plain, drops):
-    schedule = Schedule(steps=10, batch=4, rate=0.02, factor=0.1, epochs=5, **drops)
+    schedule = Schedule(steps=10, batch=4, learning_rate=0.02, factor=0.1, epochs=5, **drops)
     np.testing.assert_allclose(rates(plain, schedule), [0.02] * 5 + [0.002] * 3 + [0.0002] * 2, rtol=1e-6)
 
 
 def test_of_drops_before_the_first_step_all_are_made(plain):
-    schedule = Schedule(steps=3, batch=4, rate=0.02, drops=(0.1, 0.15, 0.5), factor=0.5)
+    schedule = Schedule(steps=3, batch=4, learning_rate=0.02, drops=(0.1, 0.15, 0.5), factor=0.5)
     np.testing.assert_allclose(rates(plain, schedule), [0.005, 0.005, 0.0025], rtol=1e-6)
 
 
 def test_a_cosine_falls_from_the_rate_to_a_hundredth_after_the_warm_up(plain):
-    found = rates(plain, Schedule(steps=9, batch=4, rate=0.02, schedule="cosine", warm_up=2))
+    found = rates(plain, Schedule(steps=9, batch=4, learning_rate=0.02, schedule="cosine", warm_up=2))
     share = (1 + np.cos(np.pi * np.arange(9) / 9)) / 2
     expected = 0.02 * ((1 - COSINE_END) * share + COSINE_END) * np.minimum(0.1 + 0.45 * np.arange(9), 1)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -101,7 +103,7 @@ def test_a_slow_variable_moves_at_its_share_of_the_rate(kind):
 
 
 def test_adam_decays_kernels_alone(plain):
-    schedule = replace(RECIPE.classification, optimizer="adamw", weight_decay=0.5, rate=0.1, drops=())
+    schedule = replace(RECIPE.classification, optimizer="adamw", weight_decay=0.5, learning_rate=0.1, drops=())
     fitted = TRAINED_TASKS["classification"].model(plain.network, replace(RECIPE, classification=schedule))
     variables = fitted.trainable_variables
     before = [variable.numpy() for variable in variables]
@@ -132,7 +134,7 @@ def test_l2_decay_goes_through_the_momentum_and_leaves_biases_alone():
 
 @pytest.mark.parametrize("steps, epochs", [(90, 90), (99, 7), (3, 7), (20, 3), (1, 1)])
 def test_the_epochs_that_are_left_have_the_steps_that_are_left(steps, epochs):
-    schedule = Schedule(steps=steps, batch=1, rate=1.0, epochs=epochs)
+    schedule = Schedule(steps=steps, batch=1, learning_rate=1.0, epochs=epochs)
     for done in range(steps + 1):
         at, ended = done, -1
         for first, last, each in schedule.epochs_left(done):
@@ -145,9 +147,9 @@ def test_the_epochs_that_are_left_have_the_steps_that_are_left(steps, epochs):
 
 def test_the_rate_halves_after_the_papers_epochs():
     """The last step of each, counted from 0."""
-    schedule = Schedule(steps=90, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50))
+    schedule = Schedule(steps=90, batch=1, learning_rate=1.0, epochs=90, drop_epochs=(30, 50))
     assert schedule.boundaries == [29, 49]
-    assert Schedule(steps=900, batch=1, rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [299, 499]
+    assert Schedule(steps=900, batch=1, learning_rate=1.0, epochs=90, drop_epochs=(30, 50)).boundaries == [299, 499]
 
 
 @pytest.mark.parametrize("kind", [StageSGD, StageAdamW])

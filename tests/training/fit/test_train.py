@@ -99,7 +99,7 @@ def test_a_run_leaves_its_configuration(finished):
     assert config["model"]["tasks"] == list(TASKS) and config["model"]["background"] is True
     assert config["model"]["labels"] == list("0123456789") and config["model"]["options"]["scales"] == [1, 2]
     assert config["training"]["data"] == "small" and config["training"]["seed"] == RECIPE.seed
-    assert config["training"]["detection"]["rate"] == SCHEDULE.rate
+    assert config["training"]["detection"]["rate"] == SCHEDULE.learning_rate
     assert set(config["training"]["versions"]) == {"tensorflow", "keras"}
 
 
@@ -138,7 +138,7 @@ def test_a_run_leaves_logs_for_tensorboard(finished, stage):
     losses = [figures["loss"] for figures in finished.epochs[stage]]
     np.testing.assert_allclose(logs["epoch_loss"], losses, rtol=1e-5)
     # Keras reads the rate as an epoch has ended: it is the next step's, and the first epoch's end is where it drops.
-    np.testing.assert_allclose(logs["epoch_learning_rate"], [SCHEDULE.rate * SCHEDULE.factor] * 2, rtol=1e-5)
+    np.testing.assert_allclose(logs["epoch_learning_rate"], [SCHEDULE.learning_rate * SCHEDULE.factor] * 2, rtol=1e-5)
 
 
 def test_detection_is_validated_by_map(finished):
@@ -190,7 +190,7 @@ def test_a_training_is_one_row_of_hyperparameters_by_their_keys(finished):
         read_events(finished.run / "logs").SummaryMetadata(tag).plugin_data.content
     )
     assert began.group_name == str(finished.run)
-    assert began.hparams["detection.rate"].number_value == SCHEDULE.rate
+    assert began.hparams["detection.learning_rate"].number_value == SCHEDULE.learning_rate
     assert began.hparams["negatives"].string_value == "offending"
     for stage in TASKS:
         assert tag not in logged(finished.run / "logs" / stage / "train")
@@ -353,8 +353,8 @@ def test_stages_one_after_the_other_are_as_all_at_once(source, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(source, tmp_path, no_boards):
-    wild = replace(SCHEDULE, rate=1e30, clip=1e30, steps=6, epochs=3)
-    message = r"^the loss of localization is (nan|inf) at step [12]; lower .*localization\.rate=.*another --run$"
+    wild = replace(SCHEDULE, learning_rate=1e30, clip=1e30, steps=6, epochs=3)
+    message = r"^the loss of localization is (nan|inf) at step [12]; lower .*localization\.learning_rate=.*--run$"
     with pytest.raises(FloatingPointError, match=message):
         train(replace(RECIPE, localization=wild, val_split="none"), source, tmp_path, ["localization"])
     assert read_config(tmp_path)["model"]["tasks"] == []
@@ -362,8 +362,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(source, tmp_path
 
 
 def test_a_last_step_after_which_no_loss_is_finite_stops_the_run(source, tmp_path, no_boards):
-    wild = replace(SCHEDULE, rate=3.4e38, clip=1e38, steps=1, epochs=1, drops=())
-    message = r"^the validation loss of localization is nan after step 0; lower .*localization\.rate=.*another --run$"
+    wild = replace(SCHEDULE, learning_rate=3.4e38, clip=1e38, steps=1, epochs=1, drops=())
+    message = r"^the validation loss of localization is nan after step 0; lower .*localization\.learning_rate=.*--run$"
     with pytest.raises(FloatingPointError, match=message):
         train(replace(RECIPE, localization=wild), source, tmp_path, ["localization"])
     assert not (tmp_path / "weights").exists() and not list(tmp_path.rglob("ckpt-*"))

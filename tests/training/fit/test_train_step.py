@@ -46,7 +46,7 @@ def trained(shown: str, *settings: str):
     """Take a few steps on batches in turn: (network, weights, figures)."""
     stage = shown
     if shown == "whole images":
-        stage, settings = "detection", ("views.whole=True", *settings)
+        stage, settings = "detection", ("views.whole_image=True", *settings)
     keras.utils.set_random_seed(0)
     schedule = replace(SCHEDULE, clip=0.5)  # so that it does clip
     recipe = override(replace(RECIPE, **{stage: schedule}), list(settings))
@@ -103,7 +103,7 @@ def test_reduced_precision_stays_within_the_step(plain, precision, dtype):
     assert {variable.dtype for variable in model.trainable_variables} == {"float32"}
     # Others who use the network compute in float32.
     assert network.features(pixels).dtype == tf.float32
-    exact, near = (m.get_layer("scores")(network.head_maps(pixels)) for m in (network.whole(RECIPE.side), model))
+    exact, near = (m.get_layer("scores")(network.head_maps(pixels)) for m in (network.as_model(RECIPE.side), model))
     np.testing.assert_array_equal(exact, near)
 
 

@@ -49,7 +49,7 @@ def test_of_other_classes_all_but_the_last_layer_is_taken(run, caplog):
 
 
 @pytest.mark.parametrize(
-    ("box_form", "done"), [("edges", ("classification", "localization")), ("centre_size", ("classification",))]
+    ("box_form", "done"), [("edges", ("classification", "localization")), ("center_size", ("classification",))]
 )
 def test_boxes_of_another_form_are_learnt_afresh_and_classes_are_not(box_form, done, tmp_path):
     old = Model(build("tiny", 10), TEN, tasks=("classification", "localization"))

@@ -19,7 +19,7 @@ def step_multiply_adds(recipe: Recipe, stage: str, classes: int) -> int:
         head = sum(layer.multiply_adds for layer in preset.head("classifier", classes))
         return 3 * batch * (preset.backbone.multiply_adds(window, window) + head)
     scales = recipe.inference.scale_sizes(preset)  # of scales=auto nobody knows yet: the preset's
-    sides = [square_side(preset, scale) for scale in scales] if recipe.views.whole else [recipe.side]
+    sides = [square_side(preset, scale) for scale in scales] if recipe.views.whole_image else [recipe.side]
     features = sum(preset.backbone.multiply_adds(side, side) for side in sides) // len(sides)
     windows = sum(preset.window_count(side, recipe.fine) ** 2 for side in sides) / len(sides)
     outputs = 4 * classes if recipe.per_class else 4

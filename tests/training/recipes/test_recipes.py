@@ -9,13 +9,14 @@ import pytest
 from small_source import SmallSource
 from step_work import step_multiply_adds
 
+from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import TASKS
 from overfeat_tf.network.presets import get_preset
 from training.recipes import RECIPES, Recipe, Schedule, get_recipe, override, read_recipe
 from training.recipes.settings import describe
 from training.sources.record import Record
 
-SCHEDULE = Schedule(steps=600, batch=32, rate=0.05)
+SCHEDULE = Schedule(steps=600, batch=32, learning_rate=0.05)
 RECIPE = Recipe("mine", None, "tiny", SCHEDULE, SCHEDULE, SCHEDULE, side=96)
 
 
@@ -35,7 +36,7 @@ def test_the_papers_recipe_has_the_papers_numbers(name, window):
     preset, schedule = get_preset(recipe.preset), recipe.classification
     assert (preset.window, preset.shorter_side, preset.init_std, preset.dropout) == (window, 256, 0.01, 0.5)
     assert (schedule.momentum, schedule.weight_decay, schedule.decay) == (0.6, 1e-5, "l2")
-    assert (schedule.rate, schedule.factor, schedule.drop_epochs) == (5e-2, 0.5, (30, 50, 60, 70, 80))
+    assert (schedule.learning_rate, schedule.factor, schedule.drop_epochs) == (5e-2, 0.5, (30, 50, 60, 70, 80))
     assert schedule.batch == 128 and schedule.clip is None
     options = recipe.inference
     assert (options.flips, options.merge_average, options.localize_by) == (True, "plain", "accumulated")
@@ -65,6 +66,23 @@ def test_a_run_of_an_earlier_version_is_still_the_same_recipe():
         read_recipe(now | {"views": {"new": 1}})
 
 
+def test_names_of_an_earlier_version_are_read_as_those_of_this_one(tmp_path):
+    inference = replace(RECIPE.inference, arithmetic="winograd")
+    recipe = replace(RECIPE, box_form="center_size", inference=inference)
+    began = json.loads(json.dumps(asdict(recipe)))
+    for stage in TASKS:
+        began[stage]["rate"] = began[stage].pop("learning_rate")
+        began[stage]["backbone_rate"] = began[stage].pop("backbone_multiplier")
+    began["views"]["whole"] = began["views"].pop("whole_image")
+    began["box_form"], began["inference"]["arithmetic"] = "centre_size", "transformed"
+    labels = ["rate", "whole", "transformed", "centre_size"]  # a user's own, which stay
+    model = {"labels": labels, "box_form": "centre_size", "options": {"arithmetic": "transformed"}}
+    (tmp_path / "config.json").write_text(json.dumps({"model": model, "training": began}))
+    config = read_config(tmp_path)
+    assert read_recipe(config["training"]) == recipe
+    assert config["model"] == {"labels": labels, "box_form": "center_size", "options": {"arithmetic": "winograd"}}
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match=r"^expected a recipe, one of digits.*; got 'digit'; did you mean 'digits'\?$"):
         get_recipe("digit")
@@ -82,13 +100,13 @@ def test_an_unknown_recipe_names_the_nearest():
         ("box_loss=giou", "box_loss", "giou"),
         ("through_features=true", "through_features", True),
         ("context=true", "context", True),
-        ("box_form=centre_size", "box_form", "centre_size"),
+        ("box_form=center_size", "box_form", "center_size"),
         ("fine=false", "fine", False),
         ("views.mirror=True", "views.mirror", True),
         ("negatives_per_object=5", "negatives_per_object", 5),
         ("inference.scale_fit=exact", "inference.scale_fit", "exact"),
         ("box_weight=2", "box_weight", 2.0),
-        ("detection.rate=1e-3", "detection.rate", 1e-3),
+        ("detection.learning_rate=1e-3", "detection.learning_rate", 1e-3),
         ("detection.steps=2000", "detection.steps", 2000),
         ("detection.drops=0.5,.9", "detection.drops", (0.5, 0.9)),
         ("detection.drops=[0.5]", "detection.drops", (0.5,)),
@@ -133,7 +151,7 @@ def test_settings_that_do_together_come_in_any_order():
         ("detection.step=1", "got 'detection.step'; did you mean 'detection.steps'?"),
         ("detectio.steps=1", "got 'detectio.steps'; did you mean 'detection.steps'?"),
         ("per_image=1", "got 'per_image'; there is views.per_image"),
-        ("rate=1", "got 'rate'; there is classification.rate, localization.rate, detection.rate"),
+        ("clip=1", "got 'clip'; there is classification.clip, localization.clip, detection.clip"),
         ("zzz=1", "expected a key of the recipe; got 'zzz'; there is name, data, preset, classification.*, "),
         ("seed", "expected key=value; got 'seed'"),
         ("=1", "expected a key of the recipe; got ''; there is name, data, "),
@@ -142,14 +160,14 @@ def test_settings_that_do_together_come_in_any_order():
         ("seed=1.5", "expected seed to be of type int, like 0; got '1.5'"),
         ("seed=true", "expected seed to be of type int, like 0; got 'true'"),
         ("fine=1", "expected fine to be of type bool, like True; got '1'"),
-        ("detection.rate=high", "expected detection.rate to be of type float, like 0.05; got 'high'"),
+        ("detection.learning_rate=high", "expected detection.learning_rate to be of type float, like 0.05; got 'high'"),
         ("detection.drops=a,b", "expected detection.drops to be of type tuple[float, ...], like (0.6, 0.85); got"),
         ("matching.sizes=0.5", "expected matching.sizes to be of type tuple[float, float], like (0.42, 0.84); got"),
         (
             "inference.scales=all",
             "expected inference.scales to be of type tuple[int, ...] | None, like None; got 'all'",
         ),
-        ("box_form=corners", "expected box_form to be one of edges, centre_size; got 'corners'"),
+        ("box_form=corners", "expected box_form to be one of edges, center_size; got 'corners'"),
         ("box_loss=l1", "expected box_loss to be one of l2, iou, giou; got 'l1'"),
         ("negatives=worst", "expected negatives to be one of offending, random; got 'worst'"),
         ("negatives_per_object=-1", "expected negatives_per_object to be 0 or more; got -1"),
@@ -161,10 +179,10 @@ def test_settings_that_do_together_come_in_any_order():
         ),
         ("detection.accumulate=5", "expected accumulate to divide the batch of 32; got 5"),
         ("detection.decay=l1", "expected decay to be one of decoupled, l2; got 'l1'"),
-        ("detection.rate=-1", "expected rate to be more than 0; got -1.0"),
+        ("detection.learning_rate=-1", "expected learning_rate to be more than 0; got -1.0"),
         ("detection.momentum=1", "expected momentum to be from 0 to less than 1; got 1.0"),
-        ("detection.rate=nan", "expected rate to be more than 0; got nan"),
-        ("detection.rate=inf", "expected rate to be more than 0, and finite; got inf"),
+        ("detection.learning_rate=nan", "expected learning_rate to be more than 0; got nan"),
+        ("detection.learning_rate=inf", "expected learning_rate to be more than 0, and finite; got inf"),
         ("detection.weight_decay=inf", "expected weight_decay to be 0 or more, and finite; got inf"),
         ("detection.clip=inf", "expected clip to be None or more than 0, and finite; got inf"),
         ("detection.factor=inf", "expected factor to be more than 0, and finite; got inf"),
@@ -199,7 +217,7 @@ def test_a_mistake_is_refused_in_one_line(setting, message):
 
 def test_a_schedule_has_something_to_do():
     with pytest.raises(ValueError, match=r"^expected at least one step"):
-        Schedule(steps=0, batch=1, rate=0.1)
+        Schedule(steps=0, batch=1, learning_rate=0.1)
 
 
 def test_settings_are_listed_with_their_values_and_meanings():

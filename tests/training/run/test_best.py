@@ -91,7 +91,7 @@ def test_averages_follow_the_weights_and_are_shown_to_validation_alone():
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run whose second epoch of three is the best one, and one that was broken off after it and resumed."""
-    schedule = replace(SCHEDULE, steps=STEPS, epochs=EPOCHS, optimizer="adamw", schedule="cosine", rate=0.002)
+    schedule = replace(SCHEDULE, steps=STEPS, epochs=EPOCHS, optimizer="adamw", schedule="cosine", learning_rate=0.002)
     recipe, source = replace(RECIPE, classification=schedule, ema=0.9), few_digits(8, 2)
     shown: dict[tuple[str, int], list[np.ndarray]] = {}
     judge, broken = BestWeights.on_epoch_end, []

@@ -32,7 +32,11 @@ def begun(source, tmp_path, monkeypatch):
     "recipe, renamed, differ",
     [
         (replace(RECIPE, seed=1), "small", "seed"),
-        (replace(RECIPE, detection=replace(SCHEDULE, rate=0.1), box_weight=1.0), "small", "detection.rate, box_weight"),
+        (
+            replace(RECIPE, detection=replace(SCHEDULE, learning_rate=0.1), box_weight=1.0),
+            "small",
+            "detection.learning_rate, box_weight",
+        ),
         (RECIPE, "other", "data"),
     ],
 )

@@ -21,7 +21,7 @@ from training.views.augmentation import ViewOptions
 
 SIZE = (80, 60)  # width and height
 COLOURS = ("red", "lime", "blue")
-SCHEDULE = Schedule(steps=4, batch=4, rate=0.02, epochs=2)
+SCHEDULE = Schedule(steps=4, batch=4, learning_rate=0.02, epochs=2)
 RECIPE = Recipe(
     name="source",
     data=None,

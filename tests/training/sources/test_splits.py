@@ -131,7 +131,7 @@ def test_a_list_that_is_named_for_validation_or_a_test_is_not_divided(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "whole"),
+    ("name", "split", "of_folder"),
     [
         ("train", "train", "train"),
         ("valid", "val", "val"),
@@ -146,5 +146,5 @@ def test_a_list_that_is_named_for_validation_or_a_test_is_not_divided(tmp_path):
         ("default", None, None),
     ],
 )
-def test_a_split_is_told_by_a_word_and_a_folders_by_all_of_its_name(name, split, whole):
-    assert split_of(name) == split and split_of(name, whole=True) == whole
+def test_a_split_is_told_by_a_word_and_a_folders_by_all_of_its_name(name, split, of_folder):
+    assert split_of(name) == split and split_of(name, folder=True) == of_folder

@@ -23,7 +23,7 @@ from training.views.targets import IGNORED, Matching
 
 TINY, BATCH = PRESETS["tiny"], 4
 SIDES = [square_side(TINY, scale) for scale in TINY.scales]
-STILL = ViewOptions(stretch=0.0, zoom=1.0, scale_jitter=1.0, colour=0.0, mirror=False, whole=True)
+STILL = ViewOptions(stretch=0.0, zoom=1.0, scale_jitter=1.0, colour=0.0, mirror=False, whole_image=True)
 
 
 def batches(source, fine=True, views=STILL, scales=TINY.scales, marks=None):
@@ -65,7 +65,7 @@ class BrokenError(Exception):
 @pytest.mark.parametrize("stages", [["localization"], ["detection"]])
 def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch, no_boards, stages):
     schedule = replace(RECIPE.detection, steps=5, epochs=1)
-    views = replace(RECIPE.views, whole=True)
+    views = replace(RECIPE.views, whole_image=True)
     recipe = replace(RECIPE, localization=schedule, detection=schedule, views=views, val_split="none")
     source = few_digits(6, 1)
     unbroken = train(recipe, source, tmp_path / "unbroken", stages).model
@@ -91,7 +91,7 @@ def test_a_run_on_whole_images_is_taken_up_within_an_epoch(tmp_path, monkeypatch
 
 def test_the_stream_depends_on_its_seed_alone_and_goes_on_at_any_step():
     source, two, marks = few_digits(6, 1), TINY.scales[:2], Bookmarks()
-    views, once, places = ViewOptions(whole=True), [], []
+    views, once, places = ViewOptions(whole_image=True), [], []
     for batch in batches(source, views=views, scales=two, marks=marks).take(5):
         once.append(batch)
         places.append(marks.at(len(once)))

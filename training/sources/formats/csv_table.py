@@ -51,7 +51,7 @@ class CsvTable(FileSource):
         elif is_dir(path):
             self._files = by_split(csv_files_in(path), path, "csv:FILE")
         else:
-            self._files = {split_of(path.stem) or split_of(path.parent.name, whole=True) or "train": path}
+            self._files = {split_of(path.stem) or split_of(path.parent.name, folder=True) or "train": path}
         if not self._files or not all(map(is_file, self._files.values())):
             raise ValueError(f"expected csv:FILE, a table with the columns {FORM}; there is none in '{rest}'")
         self._root = path if is_dir(path) else None

@@ -39,7 +39,7 @@ class ImageFolder(FileSource):
         self._within = {split: _folders(self.folder / above) for split, above in self._above.items()}
         self.splits = tuple(self._above)
         labels = sorted({name for names in self._within.values() for name in names})
-        if not labels or all(split_of(name, whole=True) or name.lower() in PARTS for name in labels):
+        if not labels or all(split_of(name, folder=True) or name.lower() in PARTS for name in labels):
             got = f"only folders of splits or parts: {', '.join(labels)}" if labels else "no folders"
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
         if alike := names_of_splits(labels):
@@ -94,7 +94,7 @@ def _pass_through(folder: Path) -> Path:
     while True:
         below = _folders(folder)
         has_images = any(is_image(name) and not is_junk(name) for name in os.listdir(folder))
-        if len(below) != 1 or has_images or not _folders(folder / below[0]) or split_of(below[0], whole=True):
+        if len(below) != 1 or has_images or not _folders(folder / below[0]) or split_of(below[0], folder=True):
             return folder
         if any(map(is_image, os.listdir(folder / below[0]))):  # a class, with folders within
             return folder
@@ -105,7 +105,7 @@ def _splits(folder: Path, names: list[str]) -> dict[str, str]:
     """Return the folders of splits by what the splits are called: of several the one that is called just so."""
     found: dict[str, str] = {}
     for name in names:
-        split = split_of(name, whole=True)
+        split = split_of(name, folder=True)
         if split and _folders(folder / name) and (split not in found or name == split):
             found[split] = name
     return {split: found[split] for split in ("train", "val", "test") if split in found}

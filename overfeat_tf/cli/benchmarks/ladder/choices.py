@@ -7,7 +7,7 @@ from typing import Any
 # IoU losses are larger than L2. These keep the weighted box loss, and the steps of a stage with only that loss, about
 # as large as before: see `Recipe.box_loss`.
 IOU_BOX_WEIGHT = 0.5
-IOU_RATE = "localization.rate=0.003"
+IOU_RATE = "localization.learning_rate=0.003"
 IOUS = (0.3, 0.5)  # of non-maximum suppression
 
 
@@ -140,7 +140,7 @@ def _context(protocol: str, name: str = "Context (5)") -> Choice:
 
 def _box_form(protocol: str) -> Choice:
     return Choice(
-        "Box form (6, iii)", protocol, (Variant("edges"), Variant("centre and size", ("box_form=centre_size",)))
+        "Box form (6, iii)", protocol, (Variant("edges"), Variant("centre and size", ("box_form=center_size",)))
     )
 
 
@@ -250,7 +250,7 @@ LADDERS = {
             Choice(
                 "Features (5)",
                 "detection",
-                (Variant("fine-tuned"), Variant("frozen", ("detection.backbone_rate=0",))),
+                (Variant("fine-tuned"), Variant("frozen", ("detection.backbone_multiplier=0",))),
             ),
             Choice("Average of the weights", "detection", (Variant("none"), Variant("decay 0.99", ("ema=0.99",)))),
             _context("detection"),

@@ -182,7 +182,7 @@ def of_pytorch(
     batch, schedule = _batch_in_memory(preset), recipe.classification
     fitted.train_on_batch(*batch)
     ratios = []
-    hyper = (schedule.rate, schedule.momentum, schedule.weight_decay)
+    hyper = (schedule.learning_rate, schedule.momentum, schedule.weight_decay)
     with timed_steps(preset, CLASSES, BATCH, *hyper, recipe.precision == MIXED) as theirs:
         theirs(1)
         for number in range(1, repetitions + 1):
