@@ -11,7 +11,7 @@ these cells tile, and boxes are placed by it as by a window of the paper's netwo
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import product, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 from overfeat_tf.network.backbone import GREY, INIT_STD, Backbone, Layer, initializer
@@ -124,6 +124,11 @@ class KerasBackbone(Backbone):
         lasts = 2 if self.neck else 1
         below = [maps[step].side if step is not None else 1 for _, step in self._rows[:-lasts]]
         return below + [self._last(side)] * lasts
+
+    def layers_to_stride(self, stride: int) -> list[str]:
+        """List the layers before the first one whose map has a larger stride, in pixels."""
+        maps = zip(self._steps, self.along(self._steps, 1024), strict=True)
+        return [step.name for step, _ in takewhile(lambda pair: pair[1].stride <= stride, maps)]
 
     def build(self, weights: bool = True, init_std: float | None = INIT_STD) -> "keras.Model":
         """Build the model, with the padding that places its cells, and normalise each cell of its last map.

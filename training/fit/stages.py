@@ -1,14 +1,15 @@
 """The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from overfeat_tf.network.backbone import Backbone
 from overfeat_tf.network.convnet import DenseHead, Network
-from overfeat_tf.network.keras_backbone import leaf_layers
+from overfeat_tf.network.keras_backbone import KerasBackbone, leaf_layers
 from overfeat_tf.suggestion import suggest
 from training.fit.losses import BoxLoss, ClassLoss, Criterion, DetectionLoss, ObjectLoss
 from training.fit.train_step import StageModel
@@ -102,16 +103,27 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
     backbone.trainable = schedule.backbone_multiplier > 0
     leaves = list(leaf_layers(backbone))
     names = [name for _, name in leaves]
-    if recipe.frozen_to is not None and recipe.frozen_to not in names:
-        raise ValueError(
-            f"expected frozen_to to be a layer of the backbone; got '{recipe.frozen_to}'"
-            f"{suggest(recipe.frozen_to, names)}"
-        )
-    frozen = len(names) - names[::-1].index(recipe.frozen_to) if recipe.frozen_to is not None else 0
+    frozen = _count_frozen(recipe, network.preset.backbone, names)
     for number, (layer, _) in enumerate(leaves):
         fixed = isinstance(layer, layers.BatchNormalization) and recipe.batch_norm == "inference"
         # Each by itself: a model that is trainable already does not tell the layers that a stage before has frozen.
         layer.trainable = schedule.backbone_multiplier > 0 and number >= frozen and not fixed
+
+
+def _count_frozen(recipe: Recipe, backbone: Backbone, names: Sequence[str]) -> int:
+    """Count the first ones of a backbone's layers that `frozen_to` freezes."""
+    last = recipe.frozen_to
+    if last is not None and last.isdigit():
+        pretrained = isinstance(backbone, KerasBackbone) and recipe.weights is not None
+        below = backbone.layers_to_stride(int(last)) if pretrained else []
+        last = next((name for name in reversed(below) if name in names), None)
+    if last is None:
+        return 0
+    if last not in names:
+        raise ValueError(
+            f"expected frozen_to to be a layer of the backbone, or a stride; got '{last}'{suggest(last, names)}"
+        )
+    return len(names) - names[::-1].index(last)
 
 
 def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimizer:

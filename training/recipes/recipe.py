@@ -163,7 +163,9 @@ class Recipe:
         averaged: Whether a backbone's last map is averaged over each window and classified by one linear layer, as
             Keras's own classifiers do: for classes alone, since a mean does not tell where in the window an object is.
         weights: What a backbone starts from: "imagenet", the path of a weights file, or None for fresh ones.
-        frozen_to: Name of the last of the backbone's layers that are frozen throughout; None freezes none.
+        frozen_to: Up to where a backbone is frozen throughout: the name of its last frozen layer, or the largest stride
+            of a frozen map in pixels. A stride freezes none of a backbone that starts from random weights. None freezes
+            none.
         batch_norm: Whether the backbone's batch normalisation stays as it is ("inference") or is fitted ("training").
         train_split, val_split: Splits to fit and to validate on.
         classification, localization, detection: The schedules of the three stages.

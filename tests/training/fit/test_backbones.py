@@ -145,10 +145,13 @@ def test_what_is_frozen_stays_and_the_rest_moves(tmp_path):
         recipe, side=network.preset.smallest_input, fine=True, detection=replace(STEPS, learning_rate=0.01)
     )
     assert not trained(detection=replace(STEPS, learning_rate=0.01, backbone_multiplier=0.0))
-    moved = trained()
+    moved = trained(frozen_to=None)
     assert any("conv0" in path for path in moved) and not any("norm" in path for path in moved)
     moved = trained(frozen_to="act1")
     assert not any("conv0" in path or "conv1" in path for path in moved) and any("conv2" in path for path in moved)
+    for weights, stayed in (("imagenet", True), (None, False)):  # a stride of 2: conv1 is the first of a larger one
+        moved = trained(frozen_to="2", weights=weights)
+        assert any("conv1" in path for path in moved) and stayed != any("conv0" in path for path in moved)
     assert any("moving_mean" in path for path in trained(batch_norm="training"))
     with pytest.raises(ValueError, match="did you mean 'act1'"):
         trained(frozen_to="atc1")
