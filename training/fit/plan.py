@@ -108,9 +108,8 @@ def make_plan(network: Network, recipe: Recipe, steps: Mapping[str, int], measur
 
 def _step_of_forward(stage: str, recipe: Recipe) -> float:
     """Return the time of a stage's step over that of the features' forward pass."""
-    frozen = getattr(recipe, stage).backbone_multiplier == 0 or (
-        stage == "localization" and not recipe.through_features
-    )
+    heads_alone = stage == "localization" and not recipe.through_features
+    frozen = heads_alone or getattr(recipe, stage).backbone_multiplier == 0
     return FROZEN_STEP_OF_FORWARD if frozen else STEP_OF_FORWARD
 
 

@@ -111,7 +111,7 @@ def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: ker
 
 
 def _count_frozen(recipe: Recipe, backbone: Backbone, names: Sequence[str]) -> int:
-    """Count the first ones of a backbone's layers that `frozen_to` freezes."""
+    """Count the backbone's first layers, of the given names, that `frozen_to` freezes."""
     last = recipe.frozen_to
     if last is not None and last.isdigit():
         pretrained = isinstance(backbone, KerasBackbone) and recipe.weights is not None

@@ -31,7 +31,7 @@ def finetune() -> Recipe:
         box_form="center_size",
         box_loss="giou",
         box_weight=2.0,
-        frozen_to="4",  # edges and colours: a fifth less time, and raccoons no worse
+        frozen_to="4",  # as detectron2 does: a fifth less time; raccoons and trees are no worse
         # The receptive fields of a deep backbone reach beyond the window, so objects may be larger, with more detail.
         matching=Matching(sizes=(0.6, 1.2)),
         views=ViewOptions(object_share=0.7, stretch=0.3, colour=0.4),

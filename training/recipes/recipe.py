@@ -47,8 +47,8 @@ class Schedule:
         factor: Of the learning rate at each drop (3.1: 0.5).
         momentum: Of SGD (3.1: 0.6).
         weight_decay: How strongly weights are pulled to 0 (3.1: 1e-5); `decay` says how.
-        clip: Largest norm of the gradient; small networks unsteadily at high learning
-            rates. None clips nothing (3.1).
+        clip: Largest norm of the gradient; small networks start unsteadily at high learning rates. None clips nothing
+            (3.1).
         epochs: Into how many epochs the steps are divided: checkpoints and validations.
         drop_epochs: Epochs after which the learning rate is multiplied by `factor` (3.1), in place of `drops`.
         warm_up: Steps over which the learning rate rises from a tenth of `learning_rate`.
@@ -163,9 +163,9 @@ class Recipe:
         averaged: Whether a backbone's last map is averaged over each window and classified by one linear layer, as
             Keras's own classifiers do: for classes alone, since a mean does not tell where in the window an object is.
         weights: What a backbone starts from: "imagenet", the path of a weights file, or None for fresh ones.
-        frozen_to: Up to where a backbone is frozen throughout: the name of its last frozen layer, or the largest stride
-            of a frozen map in pixels. A stride freezes none of a backbone that starts from random weights. None freezes
-            none.
+        frozen_to: How far a backbone is frozen throughout: the name of the last frozen layer, or the stride of the last
+            frozen maps in pixels, which freezes nothing in a backbone that starts from random weights. None freezes
+            nothing.
         batch_norm: Whether the backbone's batch normalisation stays as it is ("inference") or is fitted ("training").
         train_split, val_split: Splits to fit and to validate on.
         classification, localization, detection: The schedules of the three stages.
