@@ -114,8 +114,8 @@ def _count_frozen(recipe: Recipe, backbone: Backbone, names: Sequence[str]) -> i
     """Count the backbone's first layers, of the given names, that `frozen_to` freezes."""
     last = recipe.frozen_to
     if last is not None and last.isdigit():
-        pretrained = isinstance(backbone, KerasBackbone) and recipe.weights is not None
-        below = backbone.layers_to_stride(int(last)) if pretrained else []
+        pretrained = recipe.weights is not None
+        below = backbone.layers_to_stride(int(last)) if pretrained and isinstance(backbone, KerasBackbone) else []
         last = next((name for name in reversed(below) if name in names), None)
     if last is None:
         return 0
