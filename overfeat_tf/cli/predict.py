@@ -197,7 +197,8 @@ class Writer(AbstractContextManager):
         """Write an image's picture, text and crops; return the names of the first two."""
         out, stem = self._wanted.out, self.stem(image)
         if "detection_boxes" in outputs:
-            picture = draw_boxes(image.data, outputs, least_score=self.threshold, several=several)
+            still = not is_moving(image.source)
+            picture = draw_boxes(image.data, outputs, least_score=self.threshold, several=several, enlarge=still)
         else:
             picture = draw_classes(image.data, [(each["label"], each["score"]) for each in best])
         files = {"picture": str(self._save_picture(image, picture))}

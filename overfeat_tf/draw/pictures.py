@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -14,8 +15,22 @@ from overfeat_tf.merge.calibration import displayed
 
 LONGEST_NAME = 230  # bytes; file systems take 255, and suffixes follow
 LONGEST = 1600  # pixels: enough for a picture to look at
+LEAST_SIDE = 240  # pixels; a smaller picture is enlarged so that a label can be read
+LEAST_OBJECT = 48  # pixels: pictures of smaller objects are enlarged likewise, up to `ENLARGED`
+ENLARGED = 1200
+HIDDEN = 0.25  # of another box's area: a label that would cover more of it is put elsewhere
 FILTER = 44  # side in pixels of a filter's picture
 Truth = tuple[np.ndarray, Sequence[str]]  # boxes normalised yxyx [n, 4], and their names
+Rectangle = tuple[float, float, float, float]  # pixels: left, top, right, bottom
+
+
+class _Mark(NamedTuple):
+    """A box [4], normalised yxyx, with its colour, the texts that it may have, longest first, and where they belong."""
+
+    box: np.ndarray
+    colour: str | tuple[int, int, int]
+    texts: tuple[str, ...]
+    below: bool = False
 
 
 def file_stem(text: str) -> str:
@@ -34,8 +49,11 @@ def draw_boxes(
     truth: Truth | None = None,
     least_score: float = 0.0,
     several: bool = False,
+    enlarge: bool = True,
 ) -> Image.Image:
     """Draw the detections of one image, labelled with class and score, and the true boxes in white beneath.
+
+    A label that would hide another box or label goes below its box, is shortened to the score, or is left out.
 
     Args:
         image: Encoded, or uint8 [H, W, 3].
@@ -43,24 +61,40 @@ def draw_boxes(
         truth: True boxes and names.
         least_score: Leave out detections that score less.
         several: Draw detections that overlap a better one, too.
+        enlarge: Enlarge a picture of small objects; not the frames of a video, whose sizes have to be equal.
 
     Raises:
         ValueError: the image can't be read.
     """
-    picture = _open(image)
-    pen = ImageDraw.Draw(picture)
-    line = max(1, round(max(picture.size) / 300))
-    font = ImageFont.load_default(max(11, round(max(picture.size) / 45)))
+    marks: list[_Mark] = []
     if truth is not None:
-        for box, name in zip(*truth, strict=True):
-            _box(pen, box, picture.size, "white", name, font, line, below=answer is not None)
+        marks += [_Mark(box, "white", (name,), answer is not None) for box, name in zip(*truth, strict=True)]
     if answer is not None:
         count = int(answer["num_detections"])
         boxes, scores = answer["detection_boxes"][:count], answer["detection_scores"][:count]
-        for i in np.flatnonzero(displayed(boxes, scores, least_score, several))[::-1]:  # the best one's label on top
-            name = answer["detection_class_entities"][i].decode()
+        for i in np.flatnonzero(displayed(boxes, scores, least_score, several))[::-1]:  # the best one on top
+            name, score = answer["detection_class_entities"][i].decode(), f"{scores[i]:.2f}"
             colour = class_colour(int(answer["detection_classes"][i]))
-            _box(pen, boxes[i], picture.size, colour, f"{name}: {scores[i]:.2f}", font, line)
+            marks.append(_Mark(boxes[i], colour, (f"{name}: {score}", score)))
+    picture = _open(image, [mark.box for mark in marks] if enlarge else ())
+    pen = ImageDraw.Draw(picture)
+    line = max(1, round(max(picture.size) / 300))
+    font = ImageFont.load_default(max(11, round(max(picture.size) / 45)))
+    corners = [_corners(mark.box, picture.size) for mark in marks]
+    for mark, edges in zip(marks, corners, strict=True):
+        xmin, ymin, xmax, ymax = edges
+        pen.rectangle((xmin - 1, ymin - 1, xmax + 1, ymax + 1), outline="black", width=line + 2)  # on bright images too
+        pen.rectangle(edges, outline=mark.colour, width=line)
+    labels: list[Rectangle] = []
+    for number in reversed(range(len(marks))):  # the best one has the first choice
+        others = corners[:number] + corners[number + 1 :]
+        placed = _place_label(pen, font, marks[number], corners[number], picture.size, labels, others)
+        if placed is not None:
+            text, label = placed
+            labels.append(label)
+            left, top, *_ = pen.textbbox((0, 0), text, font=font)
+            pen.rectangle(label, fill=marks[number].colour, outline="black")
+            pen.text((label[0] + 2 - left, label[1] + 2 - top), text, fill="black", font=font)
     return picture
 
 
@@ -119,7 +153,8 @@ def class_colour(number: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _open(image: bytes | np.ndarray) -> Image.Image:
+def _open(image: bytes | np.ndarray, boxes: Sequence[np.ndarray] = ()) -> Image.Image:
+    """Open a picture to draw boxes on, normalised yxyx; it is shrunk or enlarged to be looked at."""
     if isinstance(image, bytes):
         pixels, status = decode_image(image)
         if status.numpy():
@@ -128,22 +163,56 @@ def _open(image: bytes | np.ndarray) -> Image.Image:
     else:
         picture = Image.fromarray(image)
     picture.thumbnail((LONGEST, LONGEST))
-    if max(picture.size) < 240:  # too small for a label to be read
-        factor = 240 / max(picture.size)
+    longest = max(picture.size)
+    wanted = float(LEAST_SIDE)
+    if len(boxes):
+        edges = np.reshape(boxes, [-1, 4]) * ([picture.height, picture.width] * 2)
+        shorter = np.minimum(edges[:, 2] - edges[:, 0], edges[:, 3] - edges[:, 1])
+        wanted = max(wanted, min(ENLARGED, longest * LEAST_OBJECT / max(float(np.median(shorter)), 1.0)))
+    if longest < wanted:
+        factor = wanted / longest
         picture = picture.resize((max(1, round(picture.width * factor)), max(1, round(picture.height * factor))))
     return picture
 
 
-def _box(pen, box, size, colour, text, font, line, below: bool = False) -> None:
+def _corners(box: np.ndarray, size: tuple[int, int]) -> Rectangle:
+    """Return where a normalised yxyx box lies on a picture of (width, height): pixels (xmin, ymin, xmax, ymax)."""
     width, height = size
     ymin, xmin, ymax, xmax = (float(edge) for edge in box)
-    corners = [xmin * width, ymin * height, max(xmax * width - 1, xmin * width), max(ymax * height - 1, ymin * height)]
-    around = [corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1]
-    pen.rectangle(around, outline="black", width=line + 2)  # seen on bright images too
-    pen.rectangle(corners, outline=colour, width=line)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    x = min(max(0, corners[0]), max(0, width - (right - left) - 4))
-    y = corners[3] if below else corners[1] - (bottom - top) - 6
-    y = min(max(0, y), height - (bottom - top) - 6)
-    pen.rectangle((x, y, x + right - left + 4, y + bottom - top + 5), fill=colour, outline="black")
-    pen.text((x + 2 - left, y + 2 - top), text, fill="black", font=font)
+    return xmin * width, ymin * height, max(xmax * width - 1, xmin * width), max(ymax * height - 1, ymin * height)
+
+
+def _place_label(
+    pen: ImageDraw.ImageDraw,
+    font: Any,
+    mark: _Mark,
+    corners: Rectangle,
+    size: tuple[int, int],
+    labels: Sequence[Rectangle],
+    others: Sequence[Rectangle],
+) -> tuple[str, Rectangle] | None:
+    """Find a text of a mark's and a place for it, above its box or below, that hides no other label or box.
+
+    Returns:
+        The text and its label's rectangle; None where nothing fits.
+    """
+    width, height = size
+    for text in mark.texts:
+        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        wide, high = right - left + 4, bottom - top + 5
+        x = min(max(0.0, corners[0]), max(0.0, width - wide))
+        ys = [corners[1] - high - 1, corners[3]]
+        for y in reversed(ys) if mark.below else ys:
+            y = min(max(0.0, y), max(0.0, float(height - high - 1)))
+            label = (x, y, x + wide, y + high)
+            free = all(_overlap(label, other) == 0 for other in labels)
+            if free and all(_overlap(label, other) <= HIDDEN * _overlap(other, other) for other in others):
+                return text, label
+    return None
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> float:
+    """Return the area that two rectangles share."""
+    across = min(one[2], other[2]) - max(one[0], other[0])
+    down = min(one[3], other[3]) - max(one[1], other[1])
+    return max(across, 0.0) * max(down, 0.0)

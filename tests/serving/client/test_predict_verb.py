@@ -70,8 +70,8 @@ def test_pictures_show_what_reaches_the_display_threshold(model, images, tmp_pat
     monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda *_: loaded)
     monkeypatch.setattr(
         "overfeat_tf.cli.predict.draw_boxes",
-        lambda data, answer, least_score, several: (
-            drawn.append(least_score) or draw_boxes(data, answer, None, least_score, several)
+        lambda data, answer, least_score, **options: (
+            drawn.append(least_score) or draw_boxes(data, answer, None, least_score, **options)
         ),
     )
     middle = float(np.median(scores))  # so that some are shown and some are not
