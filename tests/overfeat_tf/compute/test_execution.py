@@ -72,8 +72,8 @@ def test_the_dense_network_is_the_same_by_either(everything_pays, fine, context)
         heads = [network.classifier, network.regressor]
         return [*maps, *run_heads(heads, windows, execution=execution_of(network, name))]
 
-    direct, transformed = (tf.function(answers, autograph=False)(name) for name in ("direct", "winograd"))
-    for found, expected in zip(transformed, direct, strict=True):
+    direct, winograd = (tf.function(answers, autograph=False)(name) for name in ("direct", "winograd"))
+    for found, expected in zip(winograd, direct, strict=True):
         assert found.shape == expected.shape and np.ptp(expected) > 0.01
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     for one, other in zip(feature_maps(network, pixels, "winograd"), feature_maps(network, pixels), strict=True):
@@ -85,9 +85,9 @@ def test_it_runs_tiles_and_not_only_says_so(everything_pays, monkeypatch):
     monkeypatch.setattr("overfeat_tf.compute.dense.run_tiles", lambda *args: run.append(args[-1]) or seen(*args))
     network = build(PRESET, 3)
     pixels = tf.random.stateless_uniform([1, 90, 77, 3], [1, 2], 0, 255)
-    direct, transformed = (feature_maps(network, [pixels], name)[0] for name in ("direct", "winograd"))
+    direct, winograd = (feature_maps(network, [pixels], name)[0] for name in ("direct", "winograd"))
     assert run == [execution_of(network, "winograd").sides[name] for name in ("conv2", "conv3", "conv4")]
-    assert np.abs(direct - transformed).max() > 0  # of other roundings
+    assert np.abs(direct - winograd).max() > 0  # of other roundings
 
 
 def test_weights_that_change_are_followed(everything_pays):
@@ -125,7 +125,7 @@ def test_a_layers_output_and_every_inference_call_are_the_same(everything_pays, 
 
 
 def test_an_unknown_arithmetic_is_refused():
-    with pytest.raises(ValueError, match="expected arithmetic to be one of direct, transformed, bfloat16; got 'fast'"):
+    with pytest.raises(ValueError, match="expected arithmetic to be one of direct, winograd, bfloat16; got 'fast'"):
         InferenceOptions(arithmetic="fast")
-    with pytest.raises(ValueError, match="expected an arithmetic of direct, transformed, bfloat16; got 'fast'"):
+    with pytest.raises(ValueError, match="expected an arithmetic of direct, winograd, bfloat16; got 'fast'"):
         execution_of(build("tiny", 2), "fast")

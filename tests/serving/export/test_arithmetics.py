@@ -1,4 +1,4 @@
-"""An export with transformed arithmetic or in bfloat16: the same answers to whoever loads it."""
+"""An export with Winograd arithmetic or in bfloat16: the same answers to whoever loads it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,9 +33,9 @@ def version(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         patch.setattr(arithmetic, "SAVED", -1e15)
         patch.setattr(arithmetic, "GAINED", 0.0)
         patch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
-        transformed = detector.with_options(arithmetic="winograd")
-        yield export(transformed, tmp_path_factory.mktemp("models") / "pets")
-        for network in transformed.networks:  # which the other tests' model shares
+        winograd = detector.with_options(arithmetic="winograd")
+        yield export(winograd, tmp_path_factory.mktemp("models") / "pets")
+        for network in winograd.networks:  # which the other tests' model shares
             network.executions.clear()
 
 
@@ -49,8 +49,8 @@ def strangers(
     version: Path, reduced: Path, images: list[bytes], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, dict]:
     """What a process without this project makes of both."""
-    transformed, bfloat16 = ask(tmp_path_factory.mktemp("stranger"), images, version, reduced)
-    return {"winograd": transformed, "bfloat16": bfloat16}
+    winograd, bfloat16 = ask(tmp_path_factory.mktemp("stranger"), images, version, reduced)
+    return {"winograd": winograd, "bfloat16": bfloat16}
 
 
 def variable_bytes(version: Path) -> int:
@@ -119,11 +119,11 @@ def test_no_more_is_written_than_of_a_direct_one(detector: Model, version: Path)
 @pytest.mark.long
 def test_the_card_has_all(detector: Model, version: Path, monkeypatch):
     # At scale 4 random weights let so little through that rounding is a large part of the scores.
-    transformed = detector.with_options(arithmetic="winograd", scales=(1,))
+    winograd = detector.with_options(arithmetic="winograd", scales=(1,))
     monkeypatch.setattr("serving.export.footprint.worth_measuring", lambda _: ARITHMETICS)
-    found = compare(transformed, version)
+    found = compare(winograd, version)
     assert found is not None and set(found.footprints) == {"direct", "winograd", "bfloat16"}
     assert 0 < found.errors["winograd"] < 1e-4 < found.errors["bfloat16"] < 0.02
     made = {"date": "2026-01-01", "tensorflow": tf.__version__}
-    card = model_card(transformed, "pets", 1, version, {}, made, comparison=found)
-    assert "| **transformed**, this version |" in card and "| direct |" in card and "The error is" in card
+    card = model_card(winograd, "pets", 1, version, {}, made, comparison=found)
+    assert "| **winograd**, this version |" in card and "| direct |" in card and "The error is" in card

@@ -99,7 +99,7 @@ def test_a_run_leaves_its_configuration(finished):
     assert config["model"]["tasks"] == list(TASKS) and config["model"]["background"] is True
     assert config["model"]["labels"] == list("0123456789") and config["model"]["options"]["scales"] == [1, 2]
     assert config["training"]["data"] == "small" and config["training"]["seed"] == RECIPE.seed
-    assert config["training"]["detection"]["rate"] == SCHEDULE.learning_rate
+    assert config["training"]["detection"]["learning_rate"] == SCHEDULE.learning_rate
     assert set(config["training"]["versions"]) == {"tensorflow", "keras"}
 
 
