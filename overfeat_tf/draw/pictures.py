@@ -49,7 +49,7 @@ def draw_boxes(
     truth: Truth | None = None,
     least_score: float = 0.0,
     several: bool = False,
-    enlarge: bool = True,
+    enlarge: bool = False,
 ) -> Image.Image:
     """Draw the detections of one image, labelled with class and score, and the true boxes in white beneath.
 
@@ -61,7 +61,7 @@ def draw_boxes(
         truth: True boxes and names.
         least_score: Leave out detections that score less.
         several: Draw detections that overlap a better one, too.
-        enlarge: Enlarge a picture of small objects; not the frames of a video, whose sizes have to be equal.
+        enlarge: Enlarge a picture of small objects, to be looked at by itself: not on a sheet, nor in a video.
 
     Raises:
         ValueError: the image can't be read.

@@ -42,8 +42,11 @@ class Prediction:
         """Return how many objects or classes there are."""
         return len(self.names)
 
-    def draw(self) -> Image.Image:
+    def draw(self, enlarge: bool = True) -> Image.Image:
         """Draw the boxes with names and scores, or write the classes, on the image.
+
+        Args:
+            enlarge: Enlarge a picture of small objects, so that their labels fit.
 
         Raises:
             ValueError: the image could not be read.
@@ -62,7 +65,7 @@ class Prediction:
             "detection_classes": self.classes + 1,
             "detection_class_entities": [name.encode() for name in self.names],
         }
-        return draw_boxes(image, answer, several=True)
+        return draw_boxes(image, answer, several=True, enlarge=enlarge)
 
     def to_coco(self, image_id: int = 0, category_ids: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
         """Return the detections as COCO's results, a dictionary each, for `json` and pycocotools.
@@ -110,7 +113,7 @@ class Predictions(list[Prediction]):
 
     def draw(self, columns: int = 4) -> Image.Image:
         """Draw the images that could be read on one sheet."""
-        pictures = [each.draw() for each in self if not each.status]
+        pictures = [each.draw(enlarge=False) for each in self if not each.status]
         return contact_sheet(pictures, max(1, min(columns, len(pictures))))
 
     def _repr_jpeg_(self) -> bytes:

@@ -28,7 +28,7 @@ def answer_of(boxes: np.ndarray) -> dict:
 @pytest.mark.parametrize(("number", "side"), [(2, 0.3), (4, 0.12), (7, 0.07), (12, 0.05)])
 def test_no_label_hides_another_box(number, side):
     boxes = grid(number, side)
-    picture = np.asarray(draw_boxes(np.full((192, 192, 3), GREY, np.uint8), answer_of(boxes)))
+    picture = np.asarray(draw_boxes(np.full((192, 192, 3), GREY, np.uint8), answer_of(boxes), enlarge=True))
     size = len(picture)
     for ymin, xmin, ymax, xmax in np.round(boxes * size).astype(int):
         inside = picture[ymin + 5 : ymax - 5, xmin + 5 : xmax - 5]
@@ -37,10 +37,10 @@ def test_no_label_hides_another_box(number, side):
     assert coloured > len(boxes) * 4 * side * size
 
 
-def test_small_objects_enlarge_a_picture_but_not_a_videos():
+def test_small_objects_enlarge_a_picture_where_asked():
     image, boxes = np.full((192, 256, 3), GREY, np.uint8), grid(7, 0.07)
-    assert draw_boxes(image).size == (256, 192)
-    assert draw_boxes(image, answer_of(grid(2, 0.4))).size == (256, 192)
-    assert draw_boxes(image, answer_of(boxes)).size == (914, 686)
-    assert draw_boxes(image, answer_of(boxes), enlarge=False).size == (256, 192)
-    assert max(draw_boxes(image, answer_of(grid(7, 0.01))).size) == 1200
+    assert draw_boxes(image, enlarge=True).size == (256, 192)
+    assert draw_boxes(image, answer_of(grid(2, 0.4)), enlarge=True).size == (256, 192)
+    assert draw_boxes(image, answer_of(boxes), enlarge=True).size == (914, 686)
+    assert draw_boxes(image, answer_of(boxes)).size == (256, 192)
+    assert max(draw_boxes(image, answer_of(grid(7, 0.01)), enlarge=True).size) == 1200
