@@ -56,7 +56,7 @@ class InferenceOptions:
     fine: bool = True
     top_k: int = 5
     min_score: float = 0.3
-    max_windows: int = 1500  # some thirty small objects are seen by 3000; the rest gain nothing (docs/results.md)
+    max_windows: int = 1500  # thirty small objects are seen by 3000; merging grows with the square
     merge_threshold: float = 0.4
     merge_average: str = AVERAGES[0]
     merge_across_classes: bool = False

@@ -265,6 +265,6 @@ LADDERS = {
             ),
             _NEGATIVES,
         ),
-        pinned=("inference.min_score=0.3",),
+        pinned=("inference.min_score=0.3", "inference.max_windows=400", "frozen_to=None"),
     ),
 }
