@@ -59,6 +59,8 @@ def _leaves(part: Any, before: str = "") -> Iterator[tuple[str, tuple[Any, Any]]
 def _meant(key: str, known: Iterable[str]) -> str:
     """Give the end of a message that names what may be meant: the keys that end or begin so, else the nearest."""
     such = [name for name in known if name.endswith(f".{key}") or name.startswith(f"{key.rstrip('.')}.")]
+    section, dot, word = key.rpartition(".")  # detection.rate for detection.learning_rate
+    such = such or [name for name in known if dot and name.startswith(f"{section}.") and name.endswith(f"_{word}")]
     if such:
         return f"; there is {', '.join(such)}"
     parts = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in known)

@@ -151,6 +151,7 @@ def test_settings_that_do_together_come_in_any_order():
         ("detection.step=1", "got 'detection.step'; did you mean 'detection.steps'?"),
         ("detectio.steps=1", "got 'detectio.steps'; did you mean 'detection.steps'?"),
         ("per_image=1", "got 'per_image'; there is views.per_image"),
+        ("detection.rate=1", "got 'detection.rate'; there is detection.learning_rate"),
         ("clip=1", "got 'clip'; there is classification.clip, localization.clip, detection.clip"),
         ("zzz=1", "expected a key of the recipe; got 'zzz'; there is name, data, preset, classification.*, "),
         ("seed", "expected key=value; got 'seed'"),
