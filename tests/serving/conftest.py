@@ -6,7 +6,7 @@ from pathlib import Path
 import grpc
 import pytest
 import tensorflow as tf
-from exported_model import exported, images, model  # noqa: F401 - fixtures
+from exported_model import exported, images, model, reloaded  # noqa: F401 - fixtures
 from small_model import SmallModel, png
 from stock_requests import classify_request, predict_request, write_warmup
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from overfeat_tf.merge.calibration import Calibration, relevant_options
+from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
@@ -42,6 +43,11 @@ def model() -> Model:
 @pytest.fixture(scope="session")
 def exported(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(model, tmp_path_factory.mktemp("models") / "pets", None, TRAINING, METRICS)
+
+
+@pytest.fixture(scope="session")
+def reloaded(exported: Path) -> Exported:
+    return load(exported.parent)
 
 
 def encode(pixels: np.ndarray, kind: str = "PNG", mode: str | None = None, **options) -> bytes:

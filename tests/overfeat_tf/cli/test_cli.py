@@ -18,6 +18,7 @@ from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.options import InferenceOptions
+from serving.client.client import Client
 from serving.export.footprint import Footprint
 from training.recipes import RECIPES
 
@@ -134,6 +135,8 @@ def test_the_recipes_and_their_settings_are_listed(monkeypatch, capsys):
 
 
 def test_a_failure_is_status_1(monkeypatch, capsys):
+    wait = Client.wait_until_ready
+    monkeypatch.setattr(Client, "wait_until_ready", lambda client, seconds: wait(client, 0.5))
     assert run(monkeypatch, "check", "127.0.0.1:1", "--model", "none") == 1
     assert "FAILED" in capsys.readouterr().out
 

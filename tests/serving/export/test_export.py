@@ -39,9 +39,8 @@ def test_each_image_has_its_own_answer(model: Model, images: list[bytes]):
         assert_equal_answers(model.detect([image]), {k: v[row : row + 1] for k, v in together.items()})
 
 
-def test_reloaded_answers_as_live_for_every_signature(model: Model, exported: Path, images: list[bytes]):
-    reloaded = load(exported.parent)
-    assert isinstance(reloaded, Exported) and reloaded.labels == LABELS
+def test_reloaded_answers_as_live_for_every_signature(model: Model, reloaded: Exported, images: list[bytes]):
+    assert reloaded.labels == LABELS
     assert reloaded.display_threshold == model.display_threshold == 0.42
     pixels = np.random.default_rng(0).integers(0, 256, (2, 50, 70, 3), dtype=np.uint8)
     for name in ("detect", "localize"):
@@ -122,11 +121,10 @@ def test_run_export_and_server_score_the_same(
     assert remote["images"] == 2 and len(remote) > 10 and remote["map50"] > 0
 
 
-def test_a_bomb_costs_no_memory(exported: Path):
-    model = load(exported)
-    model.detect([encode(np.zeros((40, 40, 3), np.uint8))])
+def test_a_bomb_costs_no_memory(reloaded: Exported):
+    reloaded.detect([encode(np.zeros((40, 40, 3), np.uint8))])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    answer = model.detect([bomb()] * 4)
+    answer = reloaded.detect([bomb()] * 4)
     assert all(b"60000" in status for status in answer["status"])
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # kB; one would need 10 GB
 

@@ -15,7 +15,7 @@ from exported_model import LABELS, METRICS, TRAINING, ask, assert_equal_answers
 from PIL import Image
 from tensorflow_serving.apis import prediction_log_pb2
 
-from overfeat_tf.models.loading import load
+from overfeat_tf.models.loading import Exported
 from overfeat_tf.models.model import Model
 from serving.contract import DEFAULT_KEY, SIGNATURES, differences
 from serving.export.card import model_card, read_metrics, run_figures, run_weights
@@ -67,16 +67,15 @@ def test_a_stranger_gets_the_same_answers(model: Model, stranger: dict, images: 
     np.testing.assert_allclose(features, model.extract_features(pixels), rtol=1e-4, atol=1e-4)
 
 
-def test_an_export_predicts_as_its_run(model: Model, exported: Path, images: list[bytes], capsys):
-    loaded = load(exported)
-    assert repr(loaded) == "<Exported: 3 classes (cat, dog, owl); classification, localization, detection>"
-    loaded.summary()
+def test_an_export_predicts_as_its_run(model: Model, reloaded: Exported, images: list[bytes], capsys):
+    assert repr(reloaded) == "<Exported: 3 classes (cat, dog, owl); classification, localization, detection>"
+    reloaded.summary()
     exported_summary = capsys.readouterr().out
     model.summary()
     assert capsys.readouterr().out == exported_summary and "worth showing from 0.42" in exported_summary
     pixels = tf.io.decode_png(images[0]).numpy()
     for task in model.tasks:
-        many = loaded.predict([*images, pixels], task=task)
+        many = reloaded.predict([*images, pixels], task=task)
         for found, expected in zip(many, model.predict([*images, pixels], task=task), strict=True):
             assert (found.names, found.status, found.size) == (expected.names, expected.status, expected.size)
             np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-3)

@@ -12,6 +12,7 @@ from small_run import SCHEDULE
 from small_source import coloured_rectangles
 
 import overfeat_tf as of
+from overfeat_tf.network.keras_backbone import leaf_layers
 from overfeat_tf.options import InferenceOptions
 from serving.client.client import Client
 from serving.embedded.server import start
@@ -127,34 +128,34 @@ def test_a_backbone_goes_through_the_whole_system(kind, tmp_path, monkeypatch, n
 
 
 def test_what_is_frozen_stays_and_the_rest_moves(tmp_path):
-    """By schedule, by layer and by kind: batch normalisation keeps its statistics unless asked otherwise."""
+    """By schedule, by layer, by stride and by kind: batch normalisation keeps its statistics unless asked otherwise."""
     recipe = recipe_for(keras_file(tmp_path), "imagenet")
     network = of.build(recipe.preset, 3, background=True, box_form=recipe.box_form)
+    side, steps = network.preset.smallest_input, replace(STEPS, learning_rate=0.01)
+    recipe = replace(recipe, side=side, fine=True, detection=steps)
 
-    def trained(**changes) -> set[str]:
-        changed = replace(recipe, **changes)
-        fitted = detection_model(network, changed)
-        before = {v.path: v.numpy() for v in network.backbone.variables}
-        side = network.preset.smallest_input
-        pixels = np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
-        targets = {"scores": np.ones((2, 2, 2), np.int32), "boxes": np.ones((2, 2, 2, 5), np.float32)}
-        fitted.train_on_batch(pixels, targets)
-        return {v.name + v.path for v in network.backbone.variables if not np.array_equal(v.numpy(), before[v.path])}
+    def learning(**changes) -> set[str]:
+        detection_model(network, replace(recipe, **changes))
+        return {layer.name for layer, _ in leaf_layers(network.backbone) if layer.trainable and layer.weights}
 
-    recipe = replace(
-        recipe, side=network.preset.smallest_input, fine=True, detection=replace(STEPS, learning_rate=0.01)
-    )
-    assert not trained(detection=replace(STEPS, learning_rate=0.01, backbone_multiplier=0.0))
-    moved = trained(frozen_to=None)
-    assert any("conv0" in path for path in moved) and not any("norm" in path for path in moved)
-    moved = trained(frozen_to="act1")
-    assert not any("conv0" in path or "conv1" in path for path in moved) and any("conv2" in path for path in moved)
-    for weights, stayed in (("imagenet", True), (None, False)):  # a stride of 2: conv1 is the first of a larger one
-        moved = trained(frozen_to="2", weights=weights)
-        assert any("conv1" in path for path in moved) and stayed != any("conv0" in path for path in moved)
-    assert any("moving_mean" in path for path in trained(batch_norm="training"))
+    convolutions, norms = {"conv0", "conv1", "conv2", "conv3"}, {f"norm{n}" for n in range(4)}
+    assert learning(frozen_to=None) == convolutions
+    assert learning(frozen_to=None, batch_norm="training") == convolutions | norms
+    assert not learning(detection=replace(steps, backbone_multiplier=0.0))
+    # A stride of 2: conv1 is the first of a larger one. What starts from random weights is not frozen.
+    assert learning(frozen_to="2") == convolutions - {"conv0"}
+    assert learning(frozen_to="2", weights=None) == convolutions
     with pytest.raises(ValueError, match="did you mean 'act1'"):
-        trained(frozen_to="atc1")
+        learning(frozen_to="atc1")
+    assert learning(frozen_to="act1") == convolutions - {"conv0", "conv1"}
+
+    fitted = detection_model(network, replace(recipe, frozen_to="act1"))
+    before = network.backbone.get_weights()
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
+    fitted.train_on_batch(pixels, {"scores": np.ones((2, 2, 2), int), "boxes": np.ones((2, 2, 2, 5), np.float32)})
+    changed = [not np.array_equal(*pair) for pair in zip(before, network.backbone.get_weights(), strict=True)]
+    moved = {w.path.split("/")[-2] for w, new in zip(network.backbone.weights, changed, strict=True) if new}
+    assert moved == {"conv2", "conv3"}
 
 
 def test_steps_follow_from_the_size_of_the_set():
