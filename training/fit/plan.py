@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import tensorflow as tf
@@ -29,10 +29,12 @@ class Plan:
     Attributes:
         steps: Of each stage, those that are left.
         seconds: An estimate of each stage's step; empty where nothing was measured.
+        scored: How many validation images are scored after each epoch, of the stages whose answers are.
     """
 
     steps: Mapping[str, int]
     seconds: Mapping[str, float]
+    scored: Mapping[str, int] = field(default_factory=dict)
 
     def seconds_left(self, stage: str, steps: int, a_step: float) -> float:
         """Return the time that is left over all stages, with so many steps of one that take so long each."""
@@ -93,17 +95,20 @@ def report_data(source: Source, recipe: Recipe, scored: Mapping[str, int], strat
     log.info("device: %s", device_name(strategy))
 
 
-def make_plan(network: Network, recipe: Recipe, steps: Mapping[str, int], measure: bool) -> Plan:
+def make_plan(
+    network: Network, recipe: Recipe, steps: Mapping[str, int], measure: bool, scored: Mapping[str, int] | None = None
+) -> Plan:
     """Plan the stages that have steps left, with times if they are to be measured, which takes a few seconds."""
+    scored = scored or {}
     if not measure:
-        return Plan(steps, {})
+        return Plan(steps, {}, scored)
     sides = {stage: network.preset.window if stage == "classification" else recipe.side for stage in steps}
     an_image = {side: _forward_seconds(network, side) for side in dict.fromkeys(sides.values())}
 
     def step_of(stage: str) -> float:
         return an_image[sides[stage]] * getattr(recipe, stage).batch * _step_of_forward(stage, recipe)
 
-    return Plan(steps, {stage: step_of(stage) for stage in steps})
+    return Plan(steps, {stage: step_of(stage) for stage in steps}, scored)
 
 
 def _step_of_forward(stage: str, recipe: Recipe) -> float:

@@ -55,7 +55,7 @@ def stage_boards(
     Args:
         stage: One of `TASKS`.
         model: What is fitted, as inference sees it.
-        recipe, source: What it is fitted to.
+        recipe, source: What it is fitted to. With 0 `validation_images` no answers are scored.
         logs: The stage's folder of logs.
         steps: In an epoch.
         shown: Makes the weights those to be validated, for as long as it takes.
@@ -66,7 +66,8 @@ def stage_boards(
     validation = None
     if recipe.val_split in source.splits:
         validation = tf.summary.create_file_writer(str(logs / "validation"))
-        boards.append(Validation(validation, stage, model, source, recipe, shown))
+        if stage == "classification" or recipe.validation_images:
+            boards.append(Validation(validation, stage, model, source, recipe, shown))
     boards += [Weights(train, model), Epochs(train, validation)]
     return [*boards, ProfiledSteps(logs / "train", min(PROFILED[1], steps))] if profile else boards
 

@@ -157,9 +157,12 @@ def train(
         done = set(model.tasks) - {continued(run)}
         left = [stage for stage in TASKS if stage in stages and stage not in done]
         barrier(strategy)
+        alone = len(model.labels) == 1 and "detection" in left  # a class, with nothing to be told from
+        # Until detection tells a single class from the background, all windows vote alike, and any box may win.
+        answering = {"detection"} if alone else {"localization", "detection"}
+        scales = model.options.scale_sizes(model.network.preset)
+        scored = {stage: scored_images(stage, recipe, scales) for stage in left if stage in answering}
         if chief and left:
-            scales = model.options.scale_sizes(model.network.preset)
-            scored = {stage: scored_images(stage, recipe, scales) for stage in left if stage != "classification"}
             report_data(source, recipe, scored, strategy)
         if chief and set(left) - {"classification"}:
             _report_coverage(preset, model, recipe, objects())
@@ -171,10 +174,10 @@ def train(
 
         # 3. Fit each stage that is left, and commit it.
         history = {}
-        alone = len(model.labels) == 1 and "detection" in left  # a class, with nothing to be told from
         idle = "classification" if alone else None
         steps = {stage: _steps_left(stage, recipe, run) for stage in left if stage != idle}
-        plan = make_plan(model.network, recipe, steps, measure=chief and bool(left) and sys.stderr.isatty())
+        measure = chief and bool(left) and sys.stderr.isatty()
+        plan = make_plan(model.network, recipe, steps, measure, scored)
         if chief and left:
             for line in plan.lines(recipe):
                 log.info("%s", line)
@@ -247,8 +250,7 @@ def _fit(
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
-        scored = scored_images(stage, recipe, model.options.scale_sizes(model.network.preset))
-        boards = replace(recipe, validation_images=scored)
+        boards = replace(recipe, validation_images=plan.scored.get(stage, 0))
         callbacks += stage_boards(stage, model, boards, source, run / "logs" / stage, each, shown, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]

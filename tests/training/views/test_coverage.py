@@ -146,9 +146,16 @@ def test_what_a_pyramid_for_small_objects_costs_is_said_as_the_run_begins(tmp_pa
 def test_one_class_needs_no_classification_stage_before_detection(tmp_path, monkeypatch):
     boxes = [[0.1, 0.1, 0.9, 0.9]]
     source = SmallSource({"train": [Record.of_objects(picture(60, 60), "a", boxes, [0])]}, class_names=("raccoon",))
-    fitted = []
-    monkeypatch.setattr(module, "_fit", lambda stage, *_: (fitted.append(stage) or {}, {}))
+    fitted, scored = [], []
+
+    def noted(stage, *arguments):
+        fitted.append(stage)
+        scored.append({*arguments[-2].scored})
+        return {}, {}
+
+    monkeypatch.setattr(module, "_fit", noted)
     assert train(RECIPE, source, tmp_path / "all").model.tasks == ("classification", "localization", "detection")
     assert fitted == ["localization", "detection"]
+    assert scored[0] == {"detection"}  # before it, all windows vote for the only class
     train(RECIPE, source, tmp_path / "alone", ["classification"])
     assert fitted[2:] == ["classification"]
