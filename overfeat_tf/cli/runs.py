@@ -47,7 +47,7 @@ RECIPE_LIST = """
 @click.option("--data", metavar="SOURCE", help="The data, as for `inspect` [the recipe's own].")
 @click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]. An existing run resumes.")
 @click.option("--backbone", metavar="NAME", help="A model of keras.applications, keras_hub:PRESET, or a .keras file.")
-@click.option("--layer", metavar="NAME", help="The backbone's layer whose output is the feature map.")
+@click.option("--layer", metavar="NAME", help="The layer, or a stride, at which the backbone ends [stride 16].")
 @click.option("--stage", metavar="NAMES", help="Stages out of classification,localization,detection [all].")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."

@@ -145,7 +145,7 @@ def build(
             to be loaded: drawing takes seconds, and for a moment three times their memory.
         box_form: How the regressor tells a box, one of `boxes.BOX_FORMS`.
         context: Let the heads also see the features of half the resolution (5).
-        layer: Where a backbone that is named is cut; `pretrained.default_layer` if None.
+        layer: Where a backbone that is named is cut, as for `pretrained.read_backbone`.
 
     Raises:
         ValueError: unknown network, layer or form, no class, a window too small for context, or pretrained weights

@@ -75,7 +75,8 @@ def read_backbone(
     Args:
         name: Of `keras.applications`, such as "EfficientNetV2B0"; "keras_hub:" and a preset of KerasHub; or the path
             of a `.keras` file.
-        layer: Where to cut it; by default the last activation with the most channels at a stride of 16 pixels.
+        layer: Where to cut it: the name of a layer, or a stride in pixels, at which `default_layer` finds one; 16 if
+            None.
         weights: "imagenet" for the weights that Keras or KerasHub download; the path of a weights file; None for random
             ones. A `.keras` file brings its own with "imagenet".
 
@@ -93,7 +94,8 @@ def read_backbone(
     if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or model.inputs[0].shape[-1] != 3:
         shapes = ", ".join(str(list(each.shape)) for each in model.inputs)
         raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
-    layer = layer or default_layer(model, name)
+    if layer is None or layer.isdigit():
+        layer = default_layer(model, name, int(layer or STRIDE))
     names = [each.name for each in model.layers]
     if layer not in names:
         raise ValueError(f"expected a layer of '{name}'; got '{layer}'{suggest(layer, names)}")
@@ -163,7 +165,7 @@ def of_any_size(model: "keras.Model") -> "keras.Model":
     return free
 
 
-def default_layer(model: "keras.Model", name: str, stride: int = STRIDE) -> str:
+def default_layer(model: "keras.Model", name: str, stride: int) -> str:
     """Return the last activation with the most channels at a stride, in pixels.
 
     In a network of inverted residuals that is the expansion of the first block at stride 32, before its stride is

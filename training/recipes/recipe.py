@@ -159,7 +159,9 @@ class Recipe:
         name: What the command line calls it.
         data: Default SOURCE; None where the user must name one.
         preset: The network: a preset, or a backbone as `overfeat_tf.build` takes it.
-        layer: Where a backbone is cut; the default of `pretrained.default_layer` if None.
+        layer: Where a backbone is cut: the name of a layer, or a stride in pixels, of whose layers one is chosen
+            (`pretrained.default_layer`); 16 if None.
+        classifier_channels, regressor_channels: Channels of each head's hidden layers; the network's own if None.
         averaged: Whether a backbone's last map is averaged over each window and classified by one linear layer, as
             Keras's own classifiers do: for classes alone, since a mean does not tell where in the window an object is.
         weights: What a backbone starts from: "imagenet", the path of a weights file, or None for fresh ones.
@@ -214,6 +216,8 @@ class Recipe:
     side: int
     scales: str = "preset"
     layer: str | None = None
+    classifier_channels: tuple[int, ...] | None = None
+    regressor_channels: tuple[int, ...] | None = None
     averaged: bool = False
     weights: str | None = IMAGENET
     frozen_to: str | None = None
@@ -249,8 +253,11 @@ class Recipe:
             ValueError, OSError, ImportError: see `pretrained.read_backbone`.
         """
         if self.preset in PRESETS:
-            return get_preset(self.preset)
-        return (classifier_preset if self.averaged else backbone_preset)(self.backbone()[0])
+            preset = get_preset(self.preset)
+        else:
+            preset = (classifier_preset if self.averaged else backbone_preset)(self.backbone()[0])
+        heads = {"full": self.classifier_channels, "regressor": self.regressor_channels}
+        return replace(preset, **{head: channels for head, channels in heads.items() if channels is not None})
 
     def backbone(self) -> "tuple[KerasBackbone, keras.Model]":
         """Read the backbone, if the network is not a preset, and its weights."""
@@ -306,6 +313,9 @@ class Recipe:
         check_range("class_weights", self.class_weights, positive, "none, balanced, or numbers above 0 such as 1,1,4")
         counted = self.validation_images is None or self.validation_images >= 1
         check_range("validation_images", self.validation_images, counted, "None, or 1 or more")
+        for name in ("classifier_channels", "regressor_channels"):
+            channels = getattr(self, name)
+            check_range(name, channels, channels is None or all(each >= 1 for each in channels), "None, or 1 or more")
         check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
         check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")

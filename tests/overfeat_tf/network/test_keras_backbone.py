@@ -83,8 +83,11 @@ def test_map_sides_are_those_of_the_model(name, tmp_path):
 
 def test_counts_what_keras_counts(tmp_path):
     model = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(96, 96, 3))
-    backbone, cut = read_backbone(saved(model, tmp_path))
+    file = saved(model, tmp_path)
+    backbone, cut = read_backbone(file)
     assert (backbone.layer, backbone.stride, backbone.channels) == ("block_13_expand_relu", 16, backbone.neck)
+    finer, _ = read_backbone(file, "8")
+    assert (finer.layer, finer.stride, finer.pool) == ("block_6_expand_relu", 8, 4)
     assert backbone.layers[-1].inputs == cut.output.shape[-1]
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     kernels = [layer.kernel for layer in cut.layers if isinstance(layer, convolutions)]

@@ -30,6 +30,13 @@ def test_a_recipe_goes_by_its_name_and_fits_its_network(name):
     assert json.loads(json.dumps(asdict(recipe)))["preset"] == recipe.preset
 
 
+def test_the_channels_of_the_heads_are_the_networks_own_unless_set():
+    recipe = get_recipe("digits")
+    wide = override(recipe, ["classifier_channels=20,30", "regressor_channels=40,50"])
+    assert wide.network == replace(recipe.network, full=(20, 30), regressor=(40, 50))
+    assert [row.channels for row in wide.network.head("regressor", 4)] == [40, 50, 4]
+
+
 @pytest.mark.parametrize("name, window", [("fast", 231), ("accurate", 221)])
 def test_the_papers_recipe_has_the_papers_numbers(name, window):
     recipe = get_recipe(f"imagenet-{name}")

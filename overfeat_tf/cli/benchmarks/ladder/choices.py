@@ -252,6 +252,30 @@ LADDERS = {
                 "detection",
                 (Variant("fine-tuned"), Variant("frozen", ("detection.backbone_multiplier=0",))),
             ),
+            Choice(
+                "Layer: its stride in pixels",
+                "detection",
+                (
+                    Variant("16"),
+                    Variant("8", ("layer=8",), from_scratch=True),
+                    Variant("32", ("layer=32",), from_scratch=True),
+                ),
+            ),
+            Choice(
+                "Channels of the heads",
+                "detection",
+                (
+                    Variant("256, 256 and 256, 128"),
+                    *(
+                        Variant(
+                            f"{n}, {n} and {n}, {n // 2}",
+                            (f"classifier_channels={n},{n}", f"regressor_channels={n},{n // 2}"),
+                            from_scratch=True,
+                        )
+                        for n in (64, 512)
+                    ),
+                ),
+            ),
             Choice("Average of the weights", "detection", (Variant("none"), Variant("decay 0.99", ("ema=0.99",)))),
             _context("detection"),
             Choice(
