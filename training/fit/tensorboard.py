@@ -45,6 +45,7 @@ def stage_boards(
     model: Model,
     recipe: Recipe,
     source: Source,
+    images: int,
     logs: Path,
     steps: int,
     shown: Callable[[], AbstractContextManager] = nullcontext,
@@ -55,7 +56,8 @@ def stage_boards(
     Args:
         stage: One of `TASKS`.
         model: What is fitted, as inference sees it.
-        recipe, source: What it is fitted to. With 0 `validation_images` no answers are scored.
+        recipe, source: What it is fitted to.
+        images: How many validation images are scored after each epoch.
         logs: The stage's folder of logs.
         steps: In an epoch.
         shown: Makes the weights those to be validated, for as long as it takes.
@@ -66,8 +68,8 @@ def stage_boards(
     validation = None
     if recipe.val_split in source.splits:
         validation = tf.summary.create_file_writer(str(logs / "validation"))
-        if stage == "classification" or recipe.validation_images:
-            boards.append(Validation(validation, stage, model, source, recipe, shown))
+        if stage == "classification" or images:
+            boards.append(Validation(validation, stage, model, source, recipe.val_split, images, shown))
     boards += [Weights(train, model), Epochs(train, validation)]
     return [*boards, ProfiledSteps(logs / "train", min(PROFILED[1], steps))] if profile else boards
 
@@ -184,12 +186,13 @@ class Validation(keras.callbacks.Callback):
         stage: str,
         model: Model,
         source: Source,
-        recipe: Recipe,
+        split: str,
+        images: int,
         shown: Callable[[], AbstractContextManager],
     ):
         super().__init__()
         self._writer, self._stage, self._scored, self._shown = writer, stage, model, shown
-        self._source, self._split, self._images = source, recipe.val_split, recipe.validation_images
+        self._source, self._split, self._images = source, split, images
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Score, draw and write."""

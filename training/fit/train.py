@@ -250,8 +250,8 @@ def _fit(
     callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
-        boards = replace(recipe, validation_images=plan.scored.get(stage, 0))
-        callbacks += stage_boards(stage, model, boards, source, run / "logs" / stage, each, shown, profile)
+        images = plan.scored.get(stage, 0)
+        callbacks += stage_boards(stage, model, recipe, source, images, run / "logs" / stage, each, shown, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
     bar: AbstractContextManager = nullcontext()

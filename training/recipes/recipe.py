@@ -256,8 +256,12 @@ class Recipe:
             preset = get_preset(self.preset)
         else:
             preset = (classifier_preset if self.averaged else backbone_preset)(self.backbone()[0])
-        heads = {"full": self.classifier_channels, "regressor": self.regressor_channels}
-        return replace(preset, **{head: channels for head, channels in heads.items() if channels is not None})
+        classifier, regressor = self.classifier_channels, self.regressor_channels
+        return replace(
+            preset,
+            full=preset.full if classifier is None else classifier,
+            regressor=preset.regressor if regressor is None else regressor,
+        )
 
     def backbone(self) -> "tuple[KerasBackbone, keras.Model]":
         """Read the backbone, if the network is not a preset, and its weights."""
