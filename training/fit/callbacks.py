@@ -67,13 +67,14 @@ class StageBar(keras.callbacks.Callback):
     def __init__(self, plan: Plan, stage: str, done: int, steps: int, epochs: int):
         super().__init__()
         self._plan, self._stage, self._epochs = plan, stage, epochs
-        self._left, self._timed, self._began = steps - done, 0, 0.0
+        self._left, self._timed, self._began, self._epoch = steps - done, 0, 0.0, stage
         layout = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
         self._bar = tqdm(total=steps, initial=done, file=sys.stderr, bar_format=layout, dynamic_ncols=True)
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         """Name the epoch."""
-        self._bar.set_description_str(f"{self._stage} {epoch + 1}/{self._epochs}")
+        self._epoch = f"{self._stage} {epoch + 1}/{self._epochs}"
+        self._bar.set_description_str(self._epoch)
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Advance; the first step, which traces, does not count in the rate."""
@@ -88,6 +89,8 @@ class StageBar(keras.callbacks.Callback):
         else:
             self._began = now
         self._bar.update()
+        if self.params and batch + 1 == self.params["steps"]:  # what follows may take as long as the steps
+            self._bar.set_description_str(f"{self._epoch}, validating")
 
     def close(self) -> None:
         """Leave the bar as it is."""
