@@ -12,7 +12,8 @@ from training.limits import check_choice
 from training.views.targets import BACKGROUND, IGNORED
 
 NEGATIVES = ("offending", "random")
-BOX_LOSSES = ("l2", "iou", "giou")
+BOX_LOSSES = ("l2", "iou", "giou", "giou_l1")
+SMOOTHED = 0.05  # distance up to which L1 is squared (Girshick 2015), in window sides; pretrained boxes end nearer
 
 
 class Criterion:
@@ -84,8 +85,10 @@ class BoxLoss(keras.losses.Loss):
     Args:
         kind: "l2" is the squared distance (4.2). "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with the
             squared distance added where the boxes share nothing: IoU has a gradient only "provided there is some
-            overlap", and generalised IoU has none for a box turned inside out.
-        form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the squared distance is between these.
+            overlap", and generalised IoU has none for a box turned inside out. "giou_l1" adds half the smoothed L1
+            distance to generalised IoU wherever the boxes are, in the manner of DETR (Carion et al. 2020): alone it
+            makes boxes too large.
+        form: What the four numbers of `y_pred` are, one of `BOX_FORMS`; the distances are between these.
     """
 
     def __init__(self, kind: str = BOX_LOSSES[0], form: str = BOX_FORMS[0], **kw):
@@ -96,12 +99,16 @@ class BoxLoss(keras.losses.Loss):
     def call(self, y_true, y_pred):
         truth, box_classes = y_true[..., :4], tf.cast(y_true[..., 4], tf.int32)
         values = own_boxes(y_pred, box_classes)
-        distance = tf.reduce_sum(tf.square(box_ops.encode(truth, self.form) - values), axis=-1)
+        numbers = box_ops.encode(truth, self.form)
+        distance = tf.reduce_sum(tf.square(numbers - values), axis=-1)
         if self.kind != "l2":
             found = box_ops.decode(values, self.form)
             overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
-            apart = box_ops.intersection(truth, found) <= 0.0
-            distance = 1.0 - overlap + tf.where(apart, distance, 0.0)
+            if self.kind == "giou_l1":  # Keras's is the mean of four numbers, and rises by `delta`
+                distance = keras.losses.huber(numbers, values, delta=SMOOTHED) * (2.0 / SMOOTHED)
+            else:
+                distance = tf.where(box_ops.intersection(truth, found) <= 0.0, distance, 0.0)
+            distance = 1.0 - overlap + distance
         return _mean_where(box_classes > 0, distance)
 
     def get_config(self):

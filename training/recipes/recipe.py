@@ -181,8 +181,8 @@ class Recipe:
         per_class: Whether the regressor has a box for each class (PCR, 4.3) rather than one for all (SCR).
         box_form: What the regressor's four numbers are: "edges" (4.2), or "center_size", the centre and the logarithm
             of the size (6, iii).
-        box_loss: What the regressor learns by: "l2" (4.2); "iou" or "giou" (6, ii), which are some ten times as large,
-            as `box_weight` may have to undo.
+        box_loss: What the regressor learns by: "l2" (4.2); "iou", "giou" or "giou_l1" (6, ii; `fit.losses.BoxLoss`),
+            which are some ten times as large, as `box_weight` may have to undo.
         through_features: Whether the second stage's loss goes through the whole network (6, i) rather than stopping
             at the regressor; the classifier then learns along, so as to follow the features.
         context: Whether each scale also takes a lower-resolution one as input (5).

@@ -176,7 +176,7 @@ def test_settings_that_do_together_come_in_any_order():
             "expected inference.scales to be of type tuple[int, ...] | None, like None; got 'all'",
         ),
         ("box_form=corners", "expected box_form to be one of edges, center_size; got 'corners'"),
-        ("box_loss=l1", "expected box_loss to be one of l2, iou, giou; got 'l1'"),
+        ("box_loss=l1", "expected box_loss to be one of l2, iou, giou, giou_l1; got 'l1'"),
         ("negatives=worst", "expected negatives to be one of offending, random; got 'worst'"),
         ("negatives_per_object=-1", "expected negatives_per_object to be 0 or more; got -1"),
         ("negatives_at_least=0", "expected negatives_at_least to be 1 or more; got 0"),

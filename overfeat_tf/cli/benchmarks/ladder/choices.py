@@ -285,10 +285,11 @@ LADDERS = {
                     Variant("GIoU"),
                     Variant("IoU", ("box_loss=iou",)),
                     Variant("L2", ("box_loss=l2", "box_weight=20")),  # a tenth as large as GIoU, whose weight is 2
+                    Variant("GIoU and L1", ("box_loss=giou_l1",)),
                 ),
             ),
             _NEGATIVES,
         ),
-        pinned=("inference.min_score=0.3", "inference.max_windows=400", "frozen_to=None"),
+        pinned=("box_loss=giou", "inference.min_score=0.3", "inference.max_windows=400", "frozen_to=None"),
     ),
 }
