@@ -94,8 +94,7 @@ def read_backbone(
     if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or model.inputs[0].shape[-1] != 3:
         shapes = ", ".join(str(list(each.shape)) for each in model.inputs)
         raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
-    if layer is None or layer.isdigit():
-        layer = default_layer(model, name, int(layer or STRIDE))
+    layer = _layer_name(model, name, layer or str(STRIDE))
     names = [each.name for each in model.layers]
     if layer not in names:
         raise ValueError(f"expected a layer of '{name}'; got '{layer}'{suggest(layer, names)}")
@@ -116,6 +115,7 @@ def read_averaged(
 
     model = open_model(name, weights)
     maps = [each.name for each in model.layers if len(getattr(each.output, "shape", ())) == 4]
+    layer = None if layer is None else _layer_name(model, name, layer)
     if layer is not None and layer not in maps:
         raise ValueError(f"expected a layer of '{name}' with a map; got '{layer}'{suggest(layer, maps)}")
     backbone, cut = averaged(model, model.get_layer(layer or maps[-1]).output, name, normalise=True)
@@ -163,6 +163,11 @@ def of_any_size(model: "keras.Model") -> "keras.Model":
     free = keras.models.clone_model(model, input_tensors=keras.Input((None, None, 3), name="pixels"))
     free.set_weights(model.get_weights())
     return free
+
+
+def _layer_name(model: "keras.Model", name: str, layer: str) -> str:
+    """Return the name of a layer that may be given by its stride."""
+    return default_layer(model, name, int(layer)) if layer.isdigit() else layer
 
 
 def default_layer(model: "keras.Model", name: str, stride: int) -> str:

@@ -92,6 +92,10 @@ class StageBar(keras.callbacks.Callback):
         if self.params and batch + 1 == self.params["steps"]:  # what follows may take as long as the steps
             self._bar.set_description_str(f"{self._epoch}, validating")
 
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Name the epoch alone again, once what comes before has validated it."""
+        self._bar.set_description_str(self._epoch)
+
     def close(self) -> None:
         """Leave the bar as it is."""
         self._bar.close()

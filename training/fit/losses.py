@@ -13,7 +13,7 @@ from training.views.targets import BACKGROUND, IGNORED
 
 NEGATIVES = ("offending", "random")
 BOX_LOSSES = ("l2", "iou", "giou", "giou_l1")
-SMOOTHED = 0.05  # distance up to which L1 is squared (Girshick 2015), in window sides; pretrained boxes end nearer
+SMOOTHED = 0.05  # distance of two numbers up to which L1 is squared (Girshick 2015)
 
 
 class Criterion:
@@ -104,7 +104,7 @@ class BoxLoss(keras.losses.Loss):
         if self.kind != "l2":
             found = box_ops.decode(values, self.form)
             overlap = box_ops.iou(truth, found) if self.kind == "iou" else box_ops.giou(truth, found)
-            if self.kind == "giou_l1":  # Keras's is the mean of four numbers, and rises by `delta`
+            if self.kind == "giou_l1":  # Keras averages the four numbers; beyond `delta` its slope is `delta`
                 distance = keras.losses.huber(numbers, values, delta=SMOOTHED) * (2.0 / SMOOTHED)
             else:
                 distance = tf.where(box_ops.intersection(truth, found) <= 0.0, distance, 0.0)

@@ -95,20 +95,17 @@ def report_data(source: Source, recipe: Recipe, scored: Mapping[str, int], strat
     log.info("device: %s", device_name(strategy))
 
 
-def make_plan(
-    network: Network, recipe: Recipe, steps: Mapping[str, int], measure: bool, scored: Mapping[str, int] | None = None
-) -> Plan:
+def make_plan(network: Network, recipe: Recipe, steps: Mapping[str, int], measure: bool) -> Plan:
     """Plan the stages that have steps left, with times if they are to be measured, which takes a few seconds."""
-    scored = scored or {}
     if not measure:
-        return Plan(steps, {}, scored)
+        return Plan(steps, {})
     sides = {stage: network.preset.window if stage == "classification" else recipe.side for stage in steps}
     an_image = {side: _forward_seconds(network, side) for side in dict.fromkeys(sides.values())}
 
     def step_of(stage: str) -> float:
         return an_image[sides[stage]] * getattr(recipe, stage).batch * _step_of_forward(stage, recipe)
 
-    return Plan(steps, {stage: step_of(stage) for stage in steps}, scored)
+    return Plan(steps, {stage: step_of(stage) for stage in steps})
 
 
 def _step_of_forward(stage: str, recipe: Recipe) -> float:

@@ -177,7 +177,7 @@ def train(
         idle = "classification" if alone else None
         steps = {stage: _steps_left(stage, recipe, run) for stage in left if stage != idle}
         measure = chief and bool(left) and sys.stderr.isatty()
-        plan = make_plan(model.network, recipe, steps, measure, scored)
+        plan = replace(make_plan(model.network, recipe, steps, measure), scored=scored)
         if chief and left:
             for line in plan.lines(recipe):
                 log.info("%s", line)

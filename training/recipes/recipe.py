@@ -319,7 +319,9 @@ class Recipe:
         check_range("validation_images", self.validation_images, counted, "None, or 1 or more")
         for name in ("classifier_channels", "regressor_channels"):
             channels = getattr(self, name)
-            check_range(name, channels, channels is None or all(each >= 1 for each in channels), "None, or 1 or more")
+            check_range(
+                name, channels, channels is None or all(each >= 1 for each in channels), "None, or numbers from 1"
+            )
         check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
         check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")

@@ -136,7 +136,13 @@ def test_each_class_learns_its_own_box():
         ("giou", "center_size"),
         *(
             pytest.param(kind, form, marks=pytest.mark.long)
-            for kind, form in (("l2", "edges"), ("l2", "center_size"), ("iou", "center_size"), ("giou", "edges"))
+            for kind, form in (
+                ("l2", "edges"),
+                ("l2", "center_size"),
+                ("iou", "center_size"),
+                ("giou", "edges"),
+                ("giou_l1", "center_size"),
+            )
         ),
     ],
 )

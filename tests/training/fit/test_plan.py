@@ -64,10 +64,11 @@ def test_a_bar_names_its_stage_and_epoch_and_the_time_that_is_left(capsys):
     bar.on_epoch_begin(1)
     for step in range(3):
         bar.on_train_batch_end(step, {"loss": 0.25})
+    assert "classification 2/2, validating |" in capsys.readouterr().err.split("\r")[-1]
+    bar.on_epoch_end(1)
     bar.close()
-    *before, last = capsys.readouterr().err.split("\r")
-    assert any("classification 2/2 |" in line for line in before)
-    assert "classification 2/2, validating |" in last and "3/3" in last
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "classification 2/2 |" in last and "3/3" in last
     assert "loss 0.25, " in last and "min left in all" in last
 
 
