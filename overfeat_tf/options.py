@@ -1,6 +1,7 @@
 """The options of inference, a frozen dataclass that is written with every run and export."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -81,6 +82,11 @@ class InferenceOptions:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{getattr(self, name)}'")
+        if self.scales is not None:
+            numbers = tuple(self.scales) if isinstance(self.scales, Sequence) else (self.scales,)
+            if not isinstance(self.scales, Sequence) or not all(isinstance(number, Integral) for number in numbers):
+                raise ValueError(f"expected scales to be None or numbers from 1, such as (1, 2); got {self.scales!r}")
+            object.__setattr__(self, "scales", numbers)
         for name in ("top_k", "max_windows", "max_detections", "images_at_once"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:

@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -37,7 +38,7 @@ class Choice(NamedTuple):
     """What was chosen, and why; no reason where the scan is too small for a choice to matter.
 
     Attributes:
-        arithmetic: Of `options.ARITHMETICS`; for training, a precision of `training.recipes`.
+        arithmetic: Of `options.ARITHMETICS`; for training, "float32" or "mixed_bfloat16".
         reason: What the choice rests on.
     """
 
@@ -51,14 +52,15 @@ def choose_precision(network: Network) -> Choice:
     if product < LEAST_GAIN:
         return Choice("float32", f"bfloat16 multiplies {product:.1f} times as fast as float32 on this machine")
     side = network.preset.window
-    dense = network.as_model(side, fine=False)
-    heads = [layer for layer in dense.layers if isinstance(layer, DenseHead)]
+    # Features and classifier: a network that only classifies has no regressor, and must not get one.
+    view = keras.Input((side, side, 3))
+    head = DenseHead.of(network.classifier, network.preset, fine=False)
+    dense = keras.Model(view, head(network.head_maps(view)))
     pixels = tf.random.stateless_uniform([TRAINED_WINDOWS, side, side, 3], [1, 1], 0.0, 255.0)
 
     def gradients(policy: str) -> tf.Tensor:
-        with in_precision(network, policy, heads), tf.GradientTape() as tape:
-            outputs = dense(pixels, training=False)  # so that no statistics move
-            loss = tf.add_n([tf.reduce_mean(output) for output in outputs.values()])
+        with in_precision(network, policy, [head]), tf.GradientTape() as tape:
+            loss = tf.reduce_mean(dense(pixels, training=False))  # so that no statistics move
         return tf.add_n([tf.reduce_sum(gradient) for gradient in tape.gradient(loss, dense.trainable_variables)])
 
     def on_each_device(policy: str) -> tuple[tf.Tensor, ...]:  # of mirrored variables there are gradients only there
@@ -113,18 +115,18 @@ def choose_arithmetic(networks: Sequence[Network]) -> Choice:
     winograd = suits_this_machine() == "winograd"
     expected = min(tiles_gain(network) for network in networks) if winograd else 1.0
     plain = "winograd" if expected > 1 else "direct"
-    also = f", {expected:.1f} times as fast as direct by the cost model" if expected > 1 else ""
+    expected_gain = f", {expected:.1f} times as fast as direct by the cost model" if expected > 1 else ""
     if min(scan_work(network) for network in networks) < LEAST_WORK:
         return Choice(plain, "")
     product = bfloat16_gain()
     if product < LEAST_GAIN:
-        return Choice(plain, f"bfloat16 multiplies {product:.1f} times as fast as float32 on this processor{also}")
+        return Choice(plain, f"bfloat16 multiplies {product:.1f} times as fast as float32 here{expected_gain}")
     trials = [try_bfloat16(network) for network in networks]
     gain, (scores, pixels) = min(t.gain for t in trials), np.max([t[1:] for t in trials], axis=0)
-    told = f"bfloat16 runs {gain:.1f} times as fast as float32 here, scores within {scores:.3f}, boxes {pixels:.1f} px"
+    found = f"bfloat16 runs {gain:.1f} times as fast as float32 here, scores within {scores:.3f}, boxes {pixels:.1f} px"
     if scores > MOST_SCORE or pixels > MOST_PIXELS:
-        return Choice(plain, f"{told}; allowed are {MOST_SCORE:g} and {MOST_PIXELS:g}{also}")
-    return Choice("bfloat16" if gain > LEAST_GAIN * expected else plain, f"{told}; {plain}{also}")
+        return Choice(plain, f"{found}; allowed are {MOST_SCORE:g} and {MOST_PIXELS:g}{expected_gain}")
+    return Choice("bfloat16" if gain > LEAST_GAIN * expected else plain, f"{found}; {plain}{expected_gain}")
 
 
 def worth_measuring(networks: Sequence[Network]) -> tuple[str, ...]:

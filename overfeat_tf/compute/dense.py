@@ -1,6 +1,6 @@
 """The network run densely: its large layers as matrix products over all maps, offsets, scales and flips (3.3, 3.5).
 
-A head's first full layer sees k-apart cells of the last feature map pooled with stride 1 (k the last pooling's side):
+A head's first full layer sees cells k apart of the last feature map pooled with stride 1 (k the last pooling's side):
 window (i, j) takes the m x m cells from (i, j). Gathering each window's cells into a row makes the layer a plain matrix
 product, whose rate on a CPU is nearly twice that of the dilated convolution that it stands for, and whose rows come
 out interleaved (3.3 e) as they are. The windows of every map share one product, since a product of few rows waits for
@@ -31,21 +31,21 @@ DIRECT = ARITHMETICS[0]
 
 
 class Windows(NamedTuple):
-    """The windows of some maps, in order: `taps` x `taps` cells, `apart` from one to the next, at every place.
+    """The windows of some maps, in order: `taps` x `taps` cells, `dilation` from one to the next, at every place.
 
     Attributes:
         cells: float32 or bfloat16 [n, C], the cells of all maps, row by row.
         maps: int32 [maps, 3], the images, and the cells down and across, of each map.
         shapes: int32 [maps, 3], the images, and the windows down and across, of each map.
         taps: Cells along a window's side.
-        apart: Cells from one of these to the next.
+        dilation: Cells from one of these to the next.
     """
 
     cells: tf.Tensor
     maps: tf.Tensor
     shapes: tf.Tensor
     taps: int
-    apart: int
+    dilation: int
 
     @property
     def counts(self) -> tf.Tensor:
@@ -55,7 +55,7 @@ class Windows(NamedTuple):
     def places(self) -> tf.Tensor:
         """List which cells each window sees: int32 [windows, taps * taps]."""
         firsts = tf.cumsum(tf.reduce_prod(self.maps, axis=1), exclusive=True)
-        each = _places_of(self.taps, self.apart)
+        each = _places_of(self.taps, self.dilation)
         number = self.maps.shape[0]
         return tf.concat(
             [each(*one) for one in zip(*(tf.unstack(t, number) for t in (self.maps, firsts)), strict=True)], axis=0
@@ -64,7 +64,7 @@ class Windows(NamedTuple):
     def tiles(self, side: int) -> tf.Tensor:
         """Count the tiles of `side` x `side` windows that hold them all: int32 scalar."""
         images, down, across = tf.unstack(self.shapes, axis=1)
-        return tf.reduce_sum(images * tiles_along(down, self.apart, side) * tiles_along(across, self.apart, side))
+        return tf.reduce_sum(images * tiles_along(down, self.dilation, side) * tiles_along(across, self.dilation, side))
 
     def split(self, values: tf.Tensor) -> list[tf.Tensor]:
         """Split values of all windows [windows, ...] by map: [B, h, w, ...] each."""
@@ -77,7 +77,7 @@ class Windows(NamedTuple):
 
 
 @cache
-def _places_of(taps: int, apart: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def _places_of(taps: int, dilation: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     """Return the tf.function that lists `Windows.places` of one map, int32 [3], given the number of its first cell.
 
     All maps of all layers and signatures share it: tracing the indices of each map would make most of a graph.
@@ -85,9 +85,9 @@ def _places_of(taps: int, apart: int) -> Callable[[tf.Tensor, tf.Tensor], tf.Ten
 
     def places(shape: tf.Tensor, first: tf.Tensor) -> tf.Tensor:
         images, height, width = tf.unstack(shape)
-        down, across = (tf.maximum(side - apart * (taps - 1), 0) for side in (height, width))
+        down, across = (tf.maximum(side - dilation * (taps - 1), 0) for side in (height, width))
         origins = (tf.range(images)[:, None, None] * height + tf.range(down)[:, None]) * width + tf.range(across)
-        steps = apart * (tf.range(taps)[:, None] * width + tf.range(taps))
+        steps = dilation * (tf.range(taps)[:, None] * width + tf.range(taps))
         return first + tf.reshape(origins, [-1, 1]) + tf.reshape(steps, [-1])
 
     return tf.function(places, [tf.TensorSpec([3], tf.int32), tf.TensorSpec([], tf.int32)], autograph=False)
@@ -129,9 +129,9 @@ def find_windows(preset: Preset, maps: Sequence[tf.Tensor], fine: bool = True) -
     the map is smaller than a window.
     """
     pool = preset.last_pool
-    stride, apart = (1, pool) if fine else (pool, 1)
+    stride, dilation = (1, pool) if fine else (pool, 1)
     pooled = [tf.nn.max_pool2d(m, pool, stride, "VALID") if pool > 1 else m for m in maps]
-    return windows_of(pooled, preset.head_kernel, apart)
+    return windows_of(pooled, preset.head_kernel, dilation)
 
 
 def run_heads(
@@ -196,7 +196,7 @@ def _by_tiles_or(
         return directly()
 
     def by_tiles() -> list[tf.Tensor]:
-        tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
+        tiles = lay_tiles(windows.maps, windows.taps, windows.dilation, side)
         kernels = [tf.convert_to_tensor(layer.kernel.value) for layer in firsts]
         found = []
         for stack, first, rows in zip(stacks, firsts, run_tiles(kernels, windows.cells, tiles, side), strict=True):
@@ -204,18 +204,18 @@ def _by_tiles_or(
             found += shaped(_run_layers(stack[stack.index(first) + 1 :], biased))
         return found
 
-    shapes = [Shape(windows.taps, windows.apart, windows.cells.shape[1], layer.filters) for layer in firsts]
+    shapes = [Shape(windows.taps, windows.dilation, windows.cells.shape[1], layer.filters) for layer in firsts]
     tiles, count = (tf.cast(n, tf.float32) for n in (windows.tiles(side), tf.reduce_sum(windows.counts)))
     by_tiles_cost = sum(winograd_cost(shape, side, tiles) for shape in shapes)
     return tf.cond(by_tiles_cost < sum(direct_cost(shape, count) for shape in shapes), by_tiles, directly)
 
 
-def windows_of(maps: Sequence[tf.Tensor], taps: int, apart: int) -> Windows:
-    """List the windows of taps x taps cells, `apart` from one to the next, at every place of maps [B, n, m, C]."""
+def windows_of(maps: Sequence[tf.Tensor], taps: int, dilation: int) -> Windows:
+    """List the windows of taps x taps cells, `dilation` from one to the next, at every place of maps [B, n, m, C]."""
     cells = tf.concat([tf.reshape(each, [-1, each.shape[-1]]) for each in maps], axis=0)
     sizes = tf.stack([tf.shape(each)[:3] for each in maps])
-    reach = tf.constant([0, 1, 1]) * apart * (taps - 1)
-    return Windows(cells, sizes, tf.maximum(sizes - reach, 0), taps, apart)
+    reach = tf.constant([0, 1, 1]) * dilation * (taps - 1)
+    return Windows(cells, sizes, tf.maximum(sizes - reach, 0), taps, dilation)
 
 
 def _run_pieces(stacks: Sequence[Sequence[keras.layers.Layer]], windows: Windows) -> list[tf.Tensor]:

@@ -44,7 +44,7 @@ class Execution:
     """A network's layers with what it takes to compute them by an arithmetic.
 
     Attributes:
-        network: The network, whose variables and definition are what they are.
+        network: The network.
         sides: The windows along a tile of each layer that is computed by tiles, by its name.
         dtype: What its maps are.
         traced: The features of so many views as one tf.function: `overfeat_tf.compute.dense`.
@@ -108,7 +108,7 @@ class Shape(NamedTuple):
     """A layer's taps along a side r, cells from one tap to the next, and channels in and out."""
 
     taps: int
-    apart: int
+    dilation: int
     channels: int
     outputs: int
 
@@ -175,7 +175,7 @@ def _price(name: str, shape: Shape, windows: Any, convolved: float | None = None
         direct = min(direct, count * shape.taps**2 * shape.channels * shape.outputs * convolved)
     costs = {}
     for side in range(2, MOST_POINTS - shape.taps + 2) if tiled and shape.taps > 1 else ():
-        along = [[tiles_along(length, shape.apart, side) for length in each] for each in windows]
+        along = [[tiles_along(length, shape.dilation, side) for length in each] for each in windows]
         costs[side] = winograd_cost(shape, side, sum(down * across for down, across in along))
     best = min(costs, key=lambda side: costs[side], default=None)
     pays = best is not None and direct - costs[best] > SAVED and direct > GAINED * costs[best]

@@ -1,6 +1,6 @@
 """A network in less than float32: its layers' compute type for as long as they are traced, and weights stored so.
 
-Products and convolutions of bfloat16 sum in float32; what they give is rounded to 8 significant bits, as are weights
+Products and convolutions of bfloat16 sum in float32; their results are rounded to 8 significant bits, as are weights
 and maps. Layers below the first with a kernel, which normalise the pixels, stay in float32, and so does the last layer
 of each head, which gives scores and boxes.
 """

@@ -6,7 +6,7 @@ products evaluate polynomials at t points and interpolate them again, transposed
 their matrices from that definition, in exact fractions. In two dimensions each side is transformed by itself:
 F(m x m, r x r) has t^2 products instead of m^2 r^2.
 
-A tile is m x m windows of one offset of a map: t x t cells, t = m + r - 1, each `apart` from the next. The tiles of
+A tile is m x m windows of one offset of a map: t x t cells, t = m + r - 1, `dilation` from one to the next. Tiles of
 all maps (scales, flips, offsets, images) are gathered cell by cell, so that one place of all of them is one matrix.
 The transforms are then products with small matrices, and between them each of the t x t places has a product of its
 own, of all tiles, with the layer's weights as transformed for that place.
@@ -112,26 +112,26 @@ class Tiles(NamedTuple):
     place: tf.Tensor
 
 
-def lay_tiles(maps: tf.Tensor, taps: int, apart: int, side: int) -> Tiles:
+def lay_tiles(maps: tf.Tensor, taps: int, dilation: int, side: int) -> Tiles:
     """Lay tiles of `side` x `side` windows over maps.
 
     Args:
         maps: int32 [maps, 3]: the images, and the cells down and across, of each.
         taps: Cells that a window sees along either side.
-        apart: From one of these to the next.
+        dilation: From one of these to the next.
         side: Windows along a tile.
     """
     images, down, across = tf.unstack(maps, axis=1)
-    each = images * _tiles_along(down, taps, apart, side) * _tiles_along(across, taps, apart, side)
+    each = images * _tiles_along(down, taps, dilation, side) * _tiles_along(across, taps, dilation, side)
     firsts = (tf.cumsum(count, exclusive=True) for count in (tf.reduce_prod(maps, axis=1), each))
-    number, lay = maps.shape[0], _tile_layout(taps, apart, side)
+    number, lay = maps.shape[0], _tile_layout(taps, dilation, side)
     found = [lay(*one) for one in zip(*(tf.unstack(t, number) for t in (maps, *firsts)), strict=True)]
     cells, tile, place = zip(*found, strict=True)
     return Tiles(tf.concat(cells, axis=1), tf.concat(tile, axis=0), tf.concat(place, axis=0))
 
 
 @cache
-def _tile_layout(taps: int, apart: int, side: int) -> Callable[..., tuple]:
+def _tile_layout(taps: int, dilation: int, side: int) -> Callable[..., tuple]:
     """Return the tf.function that lays tiles over one map, int32 [3], given the numbers of its first cell and tile.
 
     All maps share it: tracing the indices of each map would make most of a graph.
@@ -139,7 +139,7 @@ def _tile_layout(taps: int, apart: int, side: int) -> Callable[..., tuple]:
 
     def lay(shape: tf.Tensor, first_cell: tf.Tensor, first_tile: tf.Tensor) -> tuple:
         images, height, width = tf.unstack(shape)
-        (down, tops, rows), (across, lefts, columns) = (_along(n, taps, apart, side) for n in (height, width))
+        (down, tops, rows), (across, lefts, columns) = (_along(n, taps, dilation, side) for n in (height, width))
         numbers = tf.range(images)
         seen = (numbers[:, None, None] * height + tops[:, None, None, :, None]) * width + lefts[:, None, None, :]
         (row_tiles, row_places), (column_tiles, column_places) = rows, columns
@@ -210,26 +210,26 @@ def _block(width: int) -> int:
     return most if most >= LEAST_BLOCK else width
 
 
-def tiles_along(windows: int, apart: int, side: int) -> int:
-    """Count tiles along a side of a map: each offset of taps that lie `apart` has tiles of its own."""
-    each = -(-windows // apart)
-    return apart * -(-each // side)
+def tiles_along(windows: int, dilation: int, side: int) -> int:
+    """Count tiles along a side of a map: each of the `dilation` offsets of its taps has tiles of its own."""
+    each = -(-windows // dilation)
+    return dilation * -(-each // side)
 
 
-def _along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tuple:
+def _along(cells: tf.Tensor, taps: int, dilation: int, side: int) -> tuple:
     """Lay tiles along one side of a map.
 
     Returns:
         How many tiles there are; int32 [t, tiles], the cells of each; and for each window its tile and place in it.
     """
-    windows = tf.maximum(cells - apart * (taps - 1), 0)
-    each = _tiles_along(cells, taps, apart, side) // apart  # tiles of one offset
-    starts = tf.reshape(tf.range(apart)[:, None] + apart * side * tf.range(each), [-1])
-    reached = tf.range(side + taps - 1)[:, None] * apart + starts
+    windows = tf.maximum(cells - dilation * (taps - 1), 0)
+    each = _tiles_along(cells, taps, dilation, side) // dilation  # tiles of one offset
+    starts = tf.reshape(tf.range(dilation)[:, None] + dilation * side * tf.range(each), [-1])
+    reached = tf.range(side + taps - 1)[:, None] * dilation + starts
     seen = tf.clip_by_value(reached, 0, tf.maximum(cells - 1, 0))  # cells beyond the map are in no window
-    offset, number = tf.range(windows) % apart, tf.range(windows) // apart
-    return apart * each, seen, (offset * each + number // side, number % side)
+    offset, number = tf.range(windows) % dilation, tf.range(windows) // dilation
+    return dilation * each, seen, (offset * each + number // side, number % side)
 
 
-def _tiles_along(cells: tf.Tensor, taps: int, apart: int, side: int) -> tf.Tensor:
-    return tiles_along(tf.maximum(cells - apart * (taps - 1), 0), apart, side)
+def _tiles_along(cells: tf.Tensor, taps: int, dilation: int, side: int) -> tf.Tensor:
+    return tiles_along(tf.maximum(cells - dilation * (taps - 1), 0), dilation, side)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from overfeat_tf.draw.pictures import class_colour
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.models.inference import Stages, answer_scores, window_scores
+from overfeat_tf.models.inference import Stages, window_scores
 from overfeat_tf.models.model import Model
 from overfeat_tf.scan.dense_scan import ScaleScan, vote
 
@@ -224,12 +224,15 @@ def boxes_panel(scene: Scene, stages: Stages, view: int | None, name: str) -> Pa
 
 def merged_panel(scene: Scene, stages: Stages, least_score: float) -> Panel:
     """Draw the merged boxes with their accumulated scores, those below the least score faintly."""
-    merged = stages.merged
+    merged, answer = stages.merged, stages.answer
     assert merged is not None
+    count = int(answer.count)
+    rows = zip(answer.classes[:count], answer.boxes[:count], answer.scores[:count], strict=True)
+    labelled = {(int(number), *box.tolist()) for number, box, score in rows if score >= least_score}
+    kept = [(int(number), *box.tolist()) in labelled for number, box in zip(merged.classes, merged.boxes, strict=True)]
 
     def paint(axes) -> None:
         _show(axes, scene.picture)
-        kept = np.asarray(answer_scores(merged, scene.model.options, scene.model.calibration)) >= least_score
         for i in range(len(merged.scores))[::-1]:
             colour = scene.colour(merged.classes[i])
             _frame(axes, merged.boxes[i], colour, 2.5 if kept[i] else 1.0, 1.0 if kept[i] else 0.6)
@@ -256,10 +259,10 @@ def legend_panel(scene: Scene, stages: Stages, least_score: float) -> Panel:
         )
     else:
         note = (
-            "The number at a merged box is s, the sum of the scores\nof the boxes that it was merged from;"
-            " detection answers\nthe probability of being right that s stands for, or\ns / (1 + s) where it is not"
-            " calibrated; localization\nanswers the vote for the class."
-            f"\nFaint and without a number: scores below {least_score:.2g}."
+            "The number at a merged box is s, the sum of the scores\nof the boxes that it was merged from."
+            " Detection answers\nthe probability of being right that s stands for, or\ns / (1 + s) where it is not"
+            " calibrated; localization\nthe vote for the class, or s / (1 + s) if it ranks by s."
+            f"\nFaint and without a number: not in the answer, or below\na score of {least_score:.2g}."
         )
     if len(set(np.ravel(stages.merged.classes if stages.merged else []))) > MOST_CLASSES:
         note += "\nBoxes of further classes are in grey."

@@ -30,7 +30,7 @@ def as_pixels(image: object) -> np.ndarray:
         if not (least >= 0 and most <= 1):  # nan neither
             raise ValueError(f"expected float pixels from 0 to 1; got {least:g} to {most:g}: convert them to uint8")
         array = np.round(array.astype(np.float32) * 255).astype(np.uint8)
-    elif array.dtype == np.uint16:
+    elif np.issubdtype(array.dtype, np.uint16):  # of either byte order
         array = (array >> 8).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise ValueError(f"expected pixels of uint8, uint16 or float; got {describe(image)}: convert them to uint8")

@@ -9,14 +9,14 @@ import numpy as np
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"  # before a camera's number
-DEFAULT_RATE = 25.0  # frames a second where a camera does not say
+DEFAULT_FPS = 25.0  # where a camera does not say
 
 
 class Video(AbstractContextManager):
     """A video file or a camera, `camera:0`, that is open for reading.
 
     Attributes:
-        rate: Frames a second.
+        fps: Frames a second.
         count: How many frames there are, if known.
 
     Raises:
@@ -33,7 +33,7 @@ class Video(AbstractContextManager):
         if not self._capture.isOpened():
             self._capture.release()
             raise ValueError(f"expected a video or a camera that OpenCV can open; it cannot open '{name}'")
-        self.rate = self._capture.get(self._cv2.CAP_PROP_FPS) or DEFAULT_RATE
+        self.fps = self._capture.get(self._cv2.CAP_PROP_FPS) or DEFAULT_FPS
         count = int(self._capture.get(self._cv2.CAP_PROP_FRAME_COUNT))
         self.count = count if count > 0 and number == name else None
 
@@ -55,8 +55,8 @@ class Video(AbstractContextManager):
 class VideoWriter:
     """A video file that is made of pictures of one size, RGB uint8 [H, W, 3], and made with the first one."""
 
-    def __init__(self, path: Path, rate: float):
-        self._cv2, self._path, self._rate = opencv(), path, rate
+    def __init__(self, path: Path, fps: float):
+        self._cv2, self._path, self._fps = opencv(), path, fps
         self._writer: Any = None
 
     def write(self, picture: np.ndarray) -> None:
@@ -64,7 +64,7 @@ class VideoWriter:
         if self._writer is None:
             size = picture.shape[1::-1]
             code = self._cv2.VideoWriter_fourcc(*"mp4v")
-            self._writer = self._cv2.VideoWriter(str(self._path), code, self._rate, size)
+            self._writer = self._cv2.VideoWriter(str(self._path), code, self._fps, size)
             if not self._writer.isOpened():
                 raise OSError(f"cannot write the video '{self._path}'")
         self._writer.write(self._cv2.cvtColor(picture, self._cv2.COLOR_RGB2BGR))

@@ -55,9 +55,9 @@ def merge(
     first = tf.math.segment_min(tf.range(tf.size(box)), box)
     rows = to_rows(tf.gather(boxes, first), tf.math.segment_sum(tf.ones_like(scores), box))
     rows, root = _merge_each(rows, tf.gather(group, first), threshold, average)
-    there = rows[:, -1] > 0
-    rows = tf.boolean_mask(rows, there)
-    part_of = tf.gather(tf.cumsum(tf.cast(there, tf.int32)) - 1, tf.gather(root, box))
+    valid = rows[:, -1] > 0
+    rows = tf.boolean_mask(rows, valid)
+    part_of = tf.gather(tf.cumsum(tf.cast(valid, tf.int32)) - 1, tf.gather(root, box))
     sums, labels = _accumulate(scores, classes, part_of, tf.shape(rows)[0])
     order = tf.argsort(sums, direction="DESCENDING", stable=True)
     return Merged(*(tf.gather(each, order) for each in (rows[:, :4], sums, labels, rows[:, -1])))
@@ -104,14 +104,14 @@ def _merge_each(rows: tf.Tensor, group: tf.Tensor, threshold: float, average: st
         stop = tf.math.count_nonzero(falling * 2 >= largest, dtype=tf.int32)
         members = by_size[done:stop]
         slots, first = tf.range(largest), tf.gather(starts, members)[:, None]
-        there = slots < tf.gather(sizes, members)[:, None]
-        boxes = tf.where(there[..., None], tf.gather(rows, tf.where(there, first + slots, 0)), NO_BOX)
+        valid = slots < tf.gather(sizes, members)[:, None]
+        boxes = tf.where(valid[..., None], tf.gather(rows, tf.where(valid, first + slots, 0)), NO_BOX)
         # Classes with the same boxes, as those of one regressor are (SCR), are merged once.
         unlike, which = tf.raw_ops.UniqueV2(x=boxes, axis=[0])
         left, roots = (tf.gather(each, which) for each in merge_groups(unlike, threshold, average))
-        places = tf.boolean_mask(first + slots, there)[:, None]
-        merged = tf.tensor_scatter_nd_update(merged, places, tf.boolean_mask(left, there))
-        root = tf.tensor_scatter_nd_update(root, places, tf.boolean_mask(first + roots, there))
+        places = tf.boolean_mask(first + slots, valid)[:, None]
+        merged = tf.tensor_scatter_nd_update(merged, places, tf.boolean_mask(left, valid))
+        root = tf.tensor_scatter_nd_update(root, places, tf.boolean_mask(first + roots, valid))
         return stop, merged, root
 
     state = [tf.constant(0), rows, tf.range(tf.shape(rows)[0])]

@@ -111,8 +111,10 @@ def displayed(boxes: np.ndarray, scores: np.ndarray, threshold: float, several: 
     return shown
 
 
-def display_threshold(calibration: Calibration | None, scores: str) -> float:
-    """Return the score from which a detection is worth showing, where `scores` of `options.SCORES` are answered."""
+def display_threshold(config: Mapping) -> float:
+    """Return the score from which a detection of a model is worth showing, from what `Model.config` gives."""
+    calibration = Calibration.from_config(config.get("calibration"))
     if calibration is None:
         return UNCALIBRATED_THRESHOLD
-    return calibration.threshold if scores == "calibrated" else calibration.accumulated_threshold
+    accumulated = config.get("options", {}).get("scores") == "accumulated"
+    return calibration.accumulated_threshold if accumulated else calibration.threshold

@@ -114,12 +114,12 @@ def _start(rows: tf.Tensor) -> State:
     )
     nearest, place, second = (tf.reshape(tf.transpose(each, [1, 0, 2]), [groups, -1])[:, :m] for each in found)
     partner = place + tf.range(groups)[:, None] * m
-    there, slots = tf.reshape(rows[..., -1] > 0, [-1]), tf.range(groups * m)
+    valid, slots = tf.reshape(rows[..., -1] > 0, [-1]), tf.range(groups * m)
     return State(
         rows=tf.reshape(rows, [-1, ROW]),
-        nearest=tf.where(there, tf.reshape(nearest, [-1]), FAR),
-        partner=tf.where(there, tf.reshape(partner, [-1]), slots),
-        second=tf.where(there, tf.reshape(second, [-1]), FAR),
+        nearest=tf.where(valid, tf.reshape(nearest, [-1]), FAR),
+        partner=tf.where(valid, tf.reshape(partner, [-1]), slots),
+        second=tf.where(valid, tf.reshape(second, [-1]), FAR),
         names=slots,
         parents=slots,
         left=tf.math.count_nonzero(rows[..., -1], axis=1, dtype=tf.int32),
@@ -156,7 +156,7 @@ class Lines(NamedTuple):
     """The scores of a round: of the k boxes that it tries with all slots and each other, and of r boxes with all slots.
 
     Attributes:
-        scores: float32 [G, k + r, m + k]; FAR with what a box is made of, and with itself.
+        scores: float32 [G, k + r, m + k]; FAR for the two boxes that one is merged from, and for itself.
         nearest: float32 [G, k + r], the smallest.
         place: int32 [G, k + r], the first place in the line that has it.
         second: float32 [G, k + r], the next smallest.
@@ -241,12 +241,12 @@ class Round:
 
     def _search(self, state: State, lines: Lines, searched: tf.Tensor) -> State:
         """Record the nearest boxes of those that were searched again."""
-        there = searched < self._last
+        valid = searched < self._last
         nearest, place, second = (each[:, self._k :] for each in lines[1:])
         return state._replace(
-            nearest=put(state.nearest, searched, tf.where(there, nearest, FAR)),
-            partner=put(state.partner, searched, tf.where(there, place + self._base, searched)),
-            second=put(state.second, searched, tf.where(there, second, FAR)),
+            nearest=put(state.nearest, searched, tf.where(valid, nearest, FAR)),
+            partner=put(state.partner, searched, tf.where(valid, place + self._base, searched)),
+            second=put(state.second, searched, tf.where(valid, second, FAR)),
         )
 
     def _update(self, state: State, lines: Lines, accepted: tf.Tensor, kept: tf.Tensor, gone: tf.Tensor) -> State:

@@ -145,7 +145,7 @@ class Inference:
 
     def _over_encoded(self, task: Task, image_bytes: tf.Tensor):
         """Decode and run each image; one that can't be read gets `_nothing` and says why in its status."""
-        if self.options.images_at_once > 1:
+        if self._runs_together(task):
             read = lambda index: decode_image(image_bytes[index])  # noqa: E731
             return answer_batch(self._groups[task.name], read, tf.size(image_bytes))
         function, nothing = self._functions[task.name], self._nothing(task)
@@ -161,7 +161,7 @@ class Inference:
 
     def _over_pixels(self, task: Task, images: tf.Tensor):
         """Run each image [H, W, 3] of a batch; images without a pixel get `_nothing`."""
-        if self.options.images_at_once > 1:
+        if self._runs_together(task):
             status = tf.where(tf.size(images) > 0, "", "no pixel")
             return answer_batch(self._groups[task.name], lambda index: (images[index], status), tf.shape(images)[0])[0]
         function, nothing = self._functions[task.name], self._nothing(task)
@@ -171,6 +171,10 @@ class Inference:
 
         return tf.map_fn(one, images, fn_output_signature=_specs(nothing), parallel_iterations=1)
 
+    def _runs_together(self, task: Task) -> bool:
+        """Return whether images share products: not in a committee of different networks, whose canvases differ."""
+        return self.options.images_at_once > 1 and len({each.preset for each in self._members(task.name)}) == 1
+
     def _nothing(self, task: Task):
         """Return the answer for an image that cannot be read."""
         if task == CLASSIFICATION:
@@ -179,11 +183,12 @@ class Inference:
 
     @cached_property
     def _functions(self) -> dict[str, Callable]:
-        return {task: self._one_image(task) for task in TASKS}
+        """Each task's tf.function of one image, traced once whatever signatures call it."""
 
-    def _one_image(self, task: str) -> Callable:
-        """Make a task's tf.function of one image, traced once whatever signatures call it."""
-        return tf.function(lambda image: self.stages(task, image).answer, [ONE_IMAGE], autograph=False)
+        def one_image(task: str) -> Callable:
+            return tf.function(lambda image: self.stages(task, image).answer, [ONE_IMAGE], autograph=False)
+
+        return {task: one_image(task) for task in TASKS}
 
     @cached_property
     def _groups(self) -> dict[str, GroupAnswer]:

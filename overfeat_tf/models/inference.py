@@ -1,7 +1,7 @@
 """The inference functions: classify, localize and detect one image, in the graph.
 
 Everything else calls these: the Python calls, evaluation, the command line and the exported signatures. Each returns
-its `Stages`, so that what is drawn of an answer is what made it.
+its `Stages`, so that a drawing shows the numbers behind the answer.
 """
 
 from collections.abc import Sequence
@@ -152,7 +152,7 @@ def detect(
     probabilities = tf.concat(proposed, axis=0)  # [windows, classes]
     flat = tf.reshape(probabilities, [-1])
     scores, picked = tf.math.top_k(flat, tf.minimum(options.max_windows, tf.size(flat)))
-    voting = scores >= options.min_score
+    voting = (scores >= options.min_score) & (scores > 0)  # 0 is of a class that its scale does not propose
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
     candidates = _candidates(scans, picked // network.num_classes, picked % network.num_classes, scores)
     merged = merge_candidates(candidates, size, options)

@@ -62,10 +62,11 @@ def _ending(model: "keras.Model", name: str) -> "tuple[keras.Layer, keras.layers
     """
     import keras
 
-    rows = [row for row in model.layers if not isinstance(row, keras.layers.Dropout | keras.layers.Softmax)]
-    rows = [row for row in rows if not (isinstance(row, keras.layers.Activation) and row is model.layers[-1])]
-    *_, pooling, dense = [None, None, *rows]
     known = (keras.activations.linear, keras.activations.softmax)
+    rows = [row for row in model.layers if not isinstance(row, keras.layers.Dropout | keras.layers.Softmax)]
+    if isinstance(rows[-1], keras.layers.Activation) and rows[-1].activation in known:
+        rows.pop()
+    *_, pooling, dense = [None, None, *rows]
     if (
         not isinstance(pooling, keras.layers.GlobalAveragePooling2D)
         or not isinstance(dense, keras.layers.Dense)

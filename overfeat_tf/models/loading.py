@@ -8,11 +8,9 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.images.files import image_example
-from overfeat_tf.merge.calibration import Calibration, display_threshold
 from overfeat_tf.models.model import CONFIG, LAST, Model
 from overfeat_tf.models.predictor import Answers, Loaded
 from overfeat_tf.models.tasks import CLASSIFICATION
-from overfeat_tf.options import SCORES
 
 # Keys of configurations by the names that earlier versions wrote them under, and their values likewise.
 RENAMED_KEYS = {"rate": "learning_rate", "backbone_rate": "backbone_multiplier", "whole": "whole_image"}
@@ -29,17 +27,11 @@ class Exported(Loaded):
 
     def __init__(self, folder: Path):
         config = self._config = read_config(folder)["model"]
-        self.labels, self.tasks = tuple(config["labels"]), tuple(config["tasks"])
         try:
+            self.labels, self.tasks = tuple(config["labels"]), tuple(config["tasks"])
             self._loaded = tf.saved_model.load(str(folder))
-        except OSError as error:
+        except (OSError, KeyError, IndexError, tf.errors.OpError) as error:  # IndexError of a file that is cut short
             raise ValueError(f"expected a SavedModel in '{folder}'; it is damaged: {error}") from None
-
-    @property
-    def display_threshold(self) -> float:
-        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
-        scores = self._config.get("options", {}).get("scores", SCORES[0])
-        return display_threshold(Calibration.from_config(self._config.get("calibration")), scores)
 
     def config(self) -> dict:
         """Describe the model that was exported, as `Model.config` does."""
@@ -74,7 +66,8 @@ def load_run(folder: Path, last: bool = False) -> Model:
         ValueError: there is none, or it has no weights yet.
     """
     if not (folder / "weights").is_dir():
-        raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which has no weights yet")
+        problem = "has no weights yet" if folder.is_dir() else "is a file" if folder.exists() else "is not there"
+        raise ValueError(f"expected the folder of a run or of a SavedModel; got '{folder}', which {problem}")
     model = Model.from_config(read_config(folder)["model"], weights=False)
     if last and (folder / "weights" / LAST).is_dir():
         model.load_weights(folder / "weights" / LAST)
@@ -115,9 +108,12 @@ def find_model(folder: str | Path) -> Path:
     folder = Path(folder)
     if (folder / CONFIG).is_file() or not folder.is_dir():
         return folder
-    return max(
-        (each for each in folder.iterdir() if each.name.isdigit()), key=lambda each: int(each.name), default=folder
-    )
+    versions = [
+        each
+        for each in folder.iterdir()
+        if each.name.isascii() and each.name.isdecimal() and (each / "saved_model.pb").is_file()
+    ]
+    return max(versions, key=lambda each: int(each.name), default=folder)
 
 
 def read_config(folder: Path) -> dict:
@@ -133,7 +129,7 @@ def read_config(folder: Path) -> dict:
         raise ValueError(f"expected the folder of a run or of a SavedModel; '{folder}' has no {CONFIG}") from None
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"expected JSON in '{path}'; it is damaged: {error}") from None
-    if not isinstance(config, dict) or "model" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise ValueError(f"expected a section 'model' in '{path}'; there is none")
     return _renamed(config)
 

@@ -11,10 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.merge.calibration import Calibration, display_threshold
+from overfeat_tf.merge.calibration import Calibration
 from overfeat_tf.models.batches import Inference
 from overfeat_tf.models.predictor import Answers, Images, Loaded
-from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
@@ -92,10 +92,11 @@ class Model(Loaded):
         """The network's tf.functions."""
         return Inference(self.network, self.labels, self.options, self.others, self.calibration)
 
-    @property
-    def display_threshold(self) -> float:
-        """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
-        return display_threshold(self.calibration, self.options.scores)
+    def _answer(self, task: Task, images: Images) -> Answers:
+        if task.has_boxes and not self._has_boxes:
+            trained = ", ".join(self.tasks) or "nothing"
+            raise ValueError(f"expected a model that was trained for boxes; this one was trained for {trained}")
+        return super()._answer(task, images)
 
     def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
         (value,) = inputs.values()
@@ -151,8 +152,7 @@ class Model(Loaded):
         """
         try:
             networks = [_build(each, weights) for each in (config, *config.get("others", ()))]
-            scales = config["options"]["scales"]
-            options = InferenceOptions(**{**config["options"], "scales": None if scales is None else tuple(scales)})
+            options = InferenceOptions(**config["options"])
             calibration = Calibration.from_config(config.get("calibration"))  # not in the first runs
             labels, tasks = tuple(config["labels"]), tuple(config["tasks"])
             return cls(networks[0], labels, options, tasks, tuple(networks[1:]), calibration)

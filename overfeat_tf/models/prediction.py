@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from overfeat_tf.draw.pictures import contact_sheet, draw_boxes, draw_classes
+from overfeat_tf.images.files import read_image
 
 SHOWN = 3  # names in a representation
 SHEET = 16  # pictures of a list
@@ -49,11 +50,15 @@ class Prediction:
             enlarge: Enlarge a picture of small objects, so that their labels fit.
 
         Raises:
-            ValueError: the image could not be read.
+            ValueError: the image could not be read, or not any more.
         """
         if self.status:
             raise ValueError(f"expected an image that could be read; {self.status}")
-        image = self.image.read_bytes() if isinstance(self.image, Path) else self.image
+        image = self.image
+        if isinstance(image, Path):
+            image, problem = read_image(image)
+            if problem:
+                raise ValueError(f"expected an image that can still be read; {self.image!s}: {problem}")
         if self.boxes is None or self.classes is None:
             return draw_classes(
                 image, [(name, float(score)) for name, score in zip(self.names, self.scores, strict=True)]

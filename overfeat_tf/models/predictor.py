@@ -3,6 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -13,10 +14,11 @@ from PIL import Image
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.images.files import read_image
 from overfeat_tf.images.pixels import as_pixels, describe
-from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
+from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, display_threshold, displayed
 from overfeat_tf.models.prediction import Prediction, Predictions
 from overfeat_tf.models.summary import summarize
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
+from overfeat_tf.suggestion import suggest
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
 Answers = dict[str, np.ndarray]
@@ -44,6 +46,11 @@ class Predictor(ABC):
     def display_threshold(self) -> float | None:
         """The score from which a detection is worth showing; None of a served model, which does not tell it."""
         return None
+
+    def least_score(self, task: Task) -> float:
+        """Return the score from which an answer is shown: the display threshold, or 0 where a task ranks guesses."""
+        known = self.display_threshold
+        return 0.0 if task != DETECTION else UNCALIBRATED_THRESHOLD if known is None else known
 
     @property
     def answered_tasks(self) -> tuple[str, ...]:
@@ -111,9 +118,7 @@ class Predictor(ABC):
             ValueError: a task that the model does not answer, or a single image that can't be read.
         """
         chosen = BY_NAME[choose_task(self, task)]
-        if threshold is None:
-            known = self.display_threshold
-            threshold = 0.0 if chosen != DETECTION else UNCALIBRATED_THRESHOLD if known is None else known
+        threshold = self.least_score(chosen) if threshold is None else threshold
         several = several or chosen != DETECTION
         if not _is_one(images):
             many = cast(Iterable[AnyImage], images)
@@ -143,11 +148,17 @@ class Predictor(ABC):
         answer = self._answer(task, [data] if data or isinstance(held, bytes | Path) else held[None])
         row = {key: values[0] for key, values in answer.items()}
         if task == CLASSIFICATION:
-            return _classified(held, data, row, threshold)
-        return _placed(held, row, threshold, several)
+            found = _classified(held, data, row, threshold)
+        else:
+            found = _placed(held, row, threshold, several)
+        if found.status and isinstance(held, Path):
+            return replace(found, status=f"{held}: {found.status}")
+        return found
 
     def _answer(self, task: Task, images: Images) -> Answers:
         encoded, pixels = task.signatures
+        if isinstance(images, tf.Tensor):
+            images = images.numpy()
         if isinstance(images, np.ndarray) and images.ndim == 4:
             return self._run(pixels, images=_pixels(images))
         if isinstance(images, bytes | str | np.ndarray) or not isinstance(images, Sequence):
@@ -176,9 +187,9 @@ class Loaded(Predictor):
         """Describe the model in JSON's types."""
 
     @property
-    @abstractmethod
     def display_threshold(self) -> float:
         """The score from which a detection is worth showing; 0.5 where the model is not calibrated."""
+        return display_threshold(self.config())
 
     def summary(self) -> None:
         """Print what it is: classes, tasks, network, scales, options and parameters."""
@@ -207,6 +218,7 @@ def choose_task(model: Predictor, task: str | None = None) -> str:
     if chosen not in model.answered_tasks:
         raise ValueError(
             f"expected a task that the model answers, of {', '.join(model.answered_tasks) or 'none'}; got '{chosen}'"
+            f"{suggest(chosen, model.answered_tasks)}"
         )
     return chosen
 
@@ -229,7 +241,6 @@ def _placed(
     count = int(row["num_detections"])
     boxes, scores = row["detection_boxes"][:count], row["detection_scores"][:count]
     shown = np.flatnonzero(displayed(boxes, scores, threshold, several))
-    status = bytes(row["status"]).decode()
     return Prediction(
         image,
         (height, width),
@@ -237,7 +248,7 @@ def _placed(
         scores[shown],
         boxes[shown] * np.array([height, width, height, width], np.float32),
         row["detection_classes"][:count][shown].astype(np.int64) - 1,
-        f"{image}: {status}" if status and isinstance(image, Path) else status,
+        bytes(row["status"]).decode(),
     )
 
 
@@ -249,10 +260,4 @@ def _classified(
     status = "" if any(row["classes"]) else decode_image(data)[1].numpy().decode()
     size = image.shape[:2] if isinstance(image, np.ndarray) else (0, 0)
     names = tuple(row["classes"][i].decode() for i in kept)
-    return Prediction(
-        image,
-        size,
-        names,
-        row["scores"][kept],
-        status=f"{image}: {status}" if status and isinstance(image, Path) else status,
-    )
+    return Prediction(image, size, names, row["scores"][kept], status=status)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
-from overfeat_tf.merge.calibration import Calibration, display_threshold
+from overfeat_tf.merge.calibration import display_threshold
+from overfeat_tf.models.tasks import BY_NAME
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
 
@@ -16,15 +17,13 @@ def summarize(config: Mapping) -> str:
     labels, options = config["labels"], config["options"]
     heads = config.get("per_class", False), config.get("context", False)
     parts = preset.parameters(count, config["background"], *heads)
-    if set(config["tasks"]) <= {"classification"}:
+    if not any(BY_NAME[task].has_boxes for task in config["tasks"]):
         del parts["regressor"]
     changed = [
         f"{field.name}={_text(options[field.name])}"
         for field in fields(InferenceOptions)
         if field.name in options and options[field.name] != field.default
     ]
-    calibration = Calibration.from_config(config.get("calibration"))
-    threshold = display_threshold(calibration, options.get("scores", "calibrated"))
     rows = {
         "network": preset.name + f", a committee of {1 + len(config['others'])}" * bool(config.get("others")),
         "tasks": ", ".join(config["tasks"]) or "none",
@@ -33,7 +32,8 @@ def summarize(config: Mapping) -> str:
         f"{preset.coarse_stride} (coarse)",
         "scales": ", ".join(f"{height}x{width}" for height, width in preset.scales),
         "options": ", ".join(changed) or "the defaults",
-        "scores": f"{'calibrated' if calibration else 'not calibrated'}; worth showing from {threshold:.2f}",
+        "scores": f"{'' if config.get('calibration') else 'not '}calibrated; worth showing from "
+        f"{display_threshold(config):.2f}",
         "parameters": f"{sum(parts.values()):,}: " + ", ".join(f"{part} {number:,}" for part, number in parts.items()),
     }
     return "\n".join(f"{key:12}{value}" for key, value in rows.items())

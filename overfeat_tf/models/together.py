@@ -41,8 +41,7 @@ class GroupAnswer:
         self.preset = networks[0].preset
         self.sizes = 1 if options.views != "dense" else len(options.scale_sizes(self.preset))
         self._networks, self._with_boxes, self._decide = networks, with_boxes, decide
-        views = len(mirrored_views(options))
-        self._views = views
+        self.views = views = len(mirrored_views(options))
         pixels = tf.TensorSpec([None, views, None, None, 3], tf.float32)
         signature = [
             [pixels] * self.sizes,
@@ -56,7 +55,7 @@ class GroupAnswer:
         """Answer the views of images: [n, V, h, w, 3] of each canvas, and what `Views` says of them, of each image."""
         flat = [_reshape(each, [-1], 2) for each in pixels]
         outputs = [run_views(network, flat, self.options, self._with_boxes) for network in self._networks]
-        split = tf.nest.map_structure(lambda values: _reshape(values, [-1, self._views], 1), outputs)
+        split = tf.nest.map_structure(lambda values: _reshape(values, [-1, self.views], 1), outputs)
 
         def one(values: tuple) -> object:
             each, origin, shown, size = values
@@ -99,7 +98,7 @@ def answer_batch(group: GroupAnswer, read: Read, count: tf.Tensor) -> tuple:
 
 
 def _answer_block(group: GroupAnswer, read: Read, indices: tf.Tensor, count: tf.Tensor) -> tuple:
-    views = len(mirrored_views(group.options))
+    views = group.views
 
     def draw(index: tf.Tensor) -> tuple:
         empty = (tf.zeros([0, 0, 3], tf.uint8), tf.constant("no image"))
@@ -148,7 +147,7 @@ def _answer_block(group: GroupAnswer, read: Read, indices: tf.Tensor, count: tf.
         pixels = [tf.ensure_shape(each, [None, views, None, None, 3]) for each in pixels]
         found = group.answer(pixels, *(tf.gather(values, rows) for values in (origins, shown, sizes)))
         return number + 1, tf.nest.map_structure(
-            lambda whole, part: tf.tensor_scatter_nd_update(whole, rows[:, None], part), answers, found
+            lambda every, part: tf.tensor_scatter_nd_update(every, rows[:, None], part), answers, found
         )
 
     length = tf.size(indices)

@@ -61,7 +61,9 @@ class Network:
 
     def blank_regressor(self) -> keras.Model:
         """Build the regressor with zeros, where there is none yet: its weights are about to be loaded."""
-        return self.__dict__.setdefault("regressor", self._regressor(weights=False))
+        if "regressor" not in self.__dict__:
+            self.__dict__["regressor"] = self._regressor(weights=False)
+        return self.regressor
 
     @property
     def backbone(self) -> keras.Model:
@@ -149,13 +151,15 @@ def build(
 
     Raises:
         ValueError: unknown network, layer or form, no class, a window too small for context, or pretrained weights
-            asked of a preset, which has none.
+            or a layer asked of a preset, which has none.
         OSError: weights that cannot be downloaded or read.
     """
     pretrained = None
     if isinstance(preset, str) and preset not in PRESETS:
         backbone, pretrained = read_backbone(preset, layer, IMAGENET if weights is True else weights or None)
         preset = backbone_preset(backbone)
+    elif layer is not None:
+        raise ValueError(f"expected a backbone by its name for layer '{layer}'; a preset is not cut: leave it out")
     elif isinstance(weights, str):
         name = preset if isinstance(preset, str) else preset.name
         raise ValueError(
@@ -169,7 +173,9 @@ def build(
     if box_form not in BOX_FORMS:
         raise ValueError(f"expected box_form to be one of {', '.join(BOX_FORMS)}; got '{box_form}'")
     if context and preset.feature_side(preset.window // 2) < 1:
-        raise ValueError(f"expected a window for context of which half has features; '{preset.name}' is too small")
+        raise ValueError(
+            f"expected a window whose half still has features, for context; that of '{preset.name}' is too small"
+        )
     network = Network(
         preset=preset,
         num_classes=num_classes,

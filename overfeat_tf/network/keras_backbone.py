@@ -115,8 +115,9 @@ class KerasBackbone(Backbone):
 
     @property
     def map_names(self) -> list[str]:
+        named = {layer.name for layer in self._model.layers}  # a step may be an operation, which has no output to take
         added = [*["normalise"] * (not self.exact), *[NECK] * (self.neck > 0)]
-        return [*(step.name for step in self._steps), *added]
+        return [*(step.name for step in self._steps if step.name in named), *added]
 
     def sides(self, side: int) -> list[int]:
         before, after, _, _ = self.placement
@@ -200,7 +201,14 @@ class KerasBackbone(Backbone):
         rows = []
         for layer, outer in leaf_layers(self._model):
             number = numbers.get(outer)
-            if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            if isinstance(layer, keras.layers.Dense) and len(layer.output.shape) == 4:
+                rows.append((Layer(layer.name, *layer.kernel.shape), number))
+            elif isinstance(layer, keras.layers.SeparableConv2D):
+                kernel, (_, _, between, filters) = layer.kernel_size[0], layer.pointwise_kernel.shape
+                padding = kernel // 2 * (layer.padding == "same")
+                rows.append((Layer(f"{layer.name}_depthwise", 1, between, kernel, layer.strides[0], padding), number))
+                rows.append((Layer(layer.name, between, filters), number))
+            elif isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
                 inputs = 1 if isinstance(layer, keras.layers.DepthwiseConv2D) else layer.kernel.shape[-2]
                 down, across = layer.kernel_size
                 same = layer.padding == "same" and down > 1

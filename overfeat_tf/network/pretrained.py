@@ -25,7 +25,8 @@ CELLS = 5
 NECK_CHANNELS = 128  # of the map that the heads read
 LARGEST = 464  # the largest of a network's own scales: about that of Table 5
 SIDE = 224  # pixels of the pictures that a classifier was trained on, where it takes any size
-STEP, SCALES = 1.4, 4  # of a classifier's scales (4.2)
+STEP = 1.4  # from one scale to the next (4.2)
+SCALES = 4  # of a classifier
 
 
 def backbone_preset(backbone: KerasBackbone) -> Preset:
@@ -36,8 +37,8 @@ def backbone_preset(backbone: KerasBackbone) -> Preset:
     stride = backbone.stride
     window = CELLS * stride * backbone.pool
     smallest, coarse = window + stride * (backbone.pool - 1), stride * backbone.pool
-    count = 1 + round(log(LARGEST / smallest, 1.4))
-    sides = [smallest + coarse * round(smallest * (1.4**n - 1) / coarse) for n in range(max(count, 1))]
+    count = 1 + round(log(LARGEST / smallest, STEP))
+    sides = [smallest + coarse * round(smallest * (STEP**n - 1) / coarse) for n in range(max(count, 1))]
     return Preset(
         name=backbone.name,
         window=window,
@@ -91,9 +92,6 @@ def read_backbone(
     import keras
 
     model = open_model(name, weights)
-    if len(model.inputs) != 1 or len(model.inputs[0].shape) != 4 or model.inputs[0].shape[-1] != 3:
-        shapes = ", ".join(str(list(each.shape)) for each in model.inputs)
-        raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
     layer = _layer_name(model, name, layer or str(STRIDE))
     names = [each.name for each in model.layers]
     if layer not in names:
@@ -112,14 +110,12 @@ def read_averaged(
 
     Arguments, results and errors are those of `read_backbone`; `layer` is the last map by default.
     """
-
     model = open_model(name, weights)
     maps = [each.name for each in model.layers if len(getattr(each.output, "shape", ())) == 4]
     layer = None if layer is None else _layer_name(model, name, layer)
     if layer is not None and layer not in maps:
         raise ValueError(f"expected a layer of '{name}' with a map; got '{layer}'{suggest(layer, maps)}")
-    backbone, cut = averaged(model, model.get_layer(layer or maps[-1]).output, name, normalise=True)
-    return backbone, cut
+    return averaged(model, model.get_layer(layer or maps[-1]).output, name, normalise=True)
 
 
 def averaged(
@@ -201,7 +197,7 @@ def _activations(model: "keras.Model", stride: int) -> Iterator[tuple[str, int]]
 
 
 def open_model(name: str, weights: str | None) -> "keras.Model":
-    """Open a model of pixels 0..255, with weights as `read_backbone` has them."""
+    """Open a functional model of pixels [B, H, W, 3], 0..255; weights and errors are those of `read_backbone`."""
     import keras
 
     if name.startswith(HUB):
@@ -220,6 +216,13 @@ def open_model(name: str, weights: str | None) -> "keras.Model":
         model = _from_applications(name, weights)
     if weights not in (None, IMAGENET):
         model.load_weights(weights)
+    if not model.inputs or len(model.inputs) != 1 or model.inputs[0].shape[3:] != (3,):
+        shapes = ", ".join(str(list(each.shape)) for each in model.inputs or ()) or "inputs of unknown shape"
+        raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
+    if isinstance(model, keras.Sequential):  # whose layers know nothing of what they are connected to
+        functional = keras.models.clone_model(keras.Model(model.inputs[0], model.outputs[0]))
+        functional.set_weights(model.get_weights())
+        model = functional
     return model
 
 

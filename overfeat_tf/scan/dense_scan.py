@@ -98,13 +98,13 @@ def _placing(window: int, step: int, form: str, channels: int, mirrored: tuple[b
     def place(windows: tf.Tensor, origins: tf.Tensor, size: tf.Tensor, values: list[tf.Tensor]) -> tuple:
         rows, columns = (tf.cast(tf.range(windows[axis]) * step, tf.float32) for axis in (0, 1))
         corners = origins[:, None, None] + tf.stack(tf.meshgrid(rows, columns, indexing="ij"), axis=-1)
-        whole = in_image(tf.constant([0.0, 0.0, 1.0, 1.0]), corners, size)
+        window_boxes = in_image(tf.constant([0.0, 0.0, 1.0, 1.0]), corners, size)
         boxes: list = [None] * len(mirrored)
         if values:
             each = tf.reshape(values[0], tf.concat([tf.shape(values[0])[:3], [channels // 4, 4]], axis=0))
             each = tf.ensure_shape(each, [None, None, None, channels // 4, 4])
             boxes = in_image(box_ops.decode(each, form), corners, size)
-        return [field[:, :, 0] for field in whole], boxes
+        return [field[:, :, 0] for field in window_boxes], boxes
 
     return tf.function(place, autograph=False, reduce_retracing=True)
 

@@ -13,41 +13,41 @@ CHANNELS, OUTPUTS = 6, 5
 SIZES = [(m, r) for r in (2, 3, 5, 6, 7) for m in range(2, MOST_POINTS - r + 2)]
 
 
-def directly(cells, kernel, apart):
-    """Correlate cells [B, H, W, C] with a kernel [r, r, C, K] whose taps lie `apart`, by definition, in float64."""
+def directly(cells, kernel, dilation):
+    """Correlate cells [B, H, W, C] with a kernel [r, r, C, K] whose taps lie `dilation`, by definition, in float64."""
     taps = len(kernel)
-    down, across = (side - apart * (taps - 1) for side in cells.shape[1:3])
+    down, across = (side - dilation * (taps - 1) for side in cells.shape[1:3])
     found = np.zeros((len(cells), max(down, 0), max(across, 0), kernel.shape[-1]))
     for i, j in np.ndindex(*found.shape[1:3]):
-        seen = cells[:, i : i + apart * taps : apart, j : j + apart * taps : apart]
+        seen = cells[:, i : i + dilation * taps : dilation, j : j + dilation * taps : dilation]
         found[:, i, j] = np.tensordot(seen.astype(np.float64), kernel.astype(np.float64), axes=3)
     return found.reshape(-1, kernel.shape[-1])
 
 
-def by_tiles(maps, kernels, apart, side):
+def by_tiles(maps, kernels, dilation, side):
     flat = tf.concat([tf.reshape(each, [-1, CHANNELS]) for each in maps], axis=0)
-    laid = tiles.lay_tiles(tf.stack([tf.shape(each)[:3] for each in maps]), len(kernels[0]), apart, side)
+    laid = tiles.lay_tiles(tf.stack([tf.shape(each)[:3] for each in maps]), len(kernels[0]), dilation, side)
     return tiles.run_tiles([tf.constant(kernel) for kernel in kernels], flat, laid, side)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
     size=st.sampled_from(SIZES),
-    apart=st.integers(1, 3),
+    dilation=st.integers(1, 3),
     spares=st.lists(st.tuples(st.integers(-1, 12), st.integers(0, 12)), min_size=1, max_size=3),
     images=st.integers(1, 2),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_every_window_is_the_direct_product(size, apart, spares, images, seed):
+def test_every_window_is_the_direct_product(size, dilation, spares, images, seed):
     (side, taps), rng = size, np.random.default_rng(seed)
-    reach = apart * (taps - 1)
+    reach = dilation * (taps - 1)
     maps = [
         rng.normal(size=(images, reach + max(down, -reach), reach + across, CHANNELS)).astype(np.float32)
         for down, across in spares
     ]
     kernels = [rng.normal(size=(taps, taps, CHANNELS, width)).astype(np.float32) for width in (OUTPUTS, 3)]
-    for found, kernel in zip(by_tiles(maps, kernels, apart, side), kernels, strict=True):
-        expected = np.concatenate([directly(each, kernel, apart) for each in maps])
+    for found, kernel in zip(by_tiles(maps, kernels, dilation, side), kernels, strict=True):
+        expected = np.concatenate([directly(each, kernel, dilation) for each in maps])
         assert found.shape == expected.shape
         # Of what could add up: outputs may cancel.
         most = np.abs(kernel).sum(axis=(0, 1, 2)).max() * max((np.abs(each).max(initial=0) for each in maps), default=0)

@@ -267,6 +267,14 @@ def test_detect_is_proposing_and_merging(network, size, seed, flips):
     assert found.boxes.shape == (12, 4) and not found.classes[count:].numpy().any()
 
 
+def test_a_class_that_no_scale_proposes_has_no_vote_at_any_least_score(network):
+    image, found = picture(70, 100), []
+    for least in (0.0, 1e-9):
+        options = InferenceOptions(scales=(1, 2), top_k=1, min_score=least, max_windows=10_000)
+        found.append(detect(network, scan(network, tf.constant(image), options), tf.shape(image)[:2], options))
+    np.testing.assert_array_equal(found[0].candidates.classes, found[1].candidates.classes)
+
+
 @pytest.mark.parametrize(("size", "seed"), [((70, 100), 0), ((120, 55), 6)])
 def test_localize_gives_each_of_the_top_classes_its_best_merged_box(network, size, seed):
     options = InferenceOptions(scales=(1, 2, 3), top_k=2, max_windows=50, merge_threshold=0.8)

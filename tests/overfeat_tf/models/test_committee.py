@@ -50,6 +50,17 @@ def test_a_committee_votes_as_its_members_on_average(members):
     np.testing.assert_allclose(votes(nested), each.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
+def test_members_of_different_networks_see_their_own_views_whatever_goes_together():
+    networks = [of.build(name, 4) for name in ("tiny", "thumbnail")]
+    for network in networks:
+        last = network.classifier.layers[-1]
+        last.kernel.assign(last.kernel * 60)
+    one, other = (Model(network, LABELS, OPTIONS, ("classification",)) for network in networks)
+    for members in ((one, other), (other, one)):
+        committee = Model.committee(members)
+        np.testing.assert_allclose(votes(committee.with_options(images_at_once=2)), votes(committee), atol=1e-5)
+
+
 def test_a_committee_is_exported_as_one_model(members, tmp_path):
     committee = Model.committee(members)
     loaded = of.load(export(committee, tmp_path / "committee"))

@@ -58,6 +58,21 @@ def test_a_picture_of_its_own_size_gets_its_own_scores(imported):
     np.testing.assert_allclose(centre.classify(shown)["probs"], model(shown[:, :64, :64].astype(np.float32)), rtol=1e-4)
 
 
+def test_a_sequential_model_is_as_good_as_a_functional_one(tmp_path):
+    keras.utils.set_random_seed(5)
+    rows = [layers.Conv2D(6, 3, 2, "same", activation="relu") for _ in range(3)]
+    model = keras.Sequential([keras.Input((64, 64, 3)), *rows, layers.GlobalAveragePooling2D(), layers.Dense(4)])
+    model.save(tmp_path / "pets.keras")
+    (tmp_path / "labels.txt").write_text("\n".join(NAMES))
+    assert imports(tmp_path / "pets.keras", tmp_path / "labels.txt", tmp_path / "run").exit_code == 0
+    picture = np.random.default_rng(6).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    network = of.load(tmp_path / "run").network
+    found = network.classifier(network.features(picture)).numpy()[:, 0, 0]
+    np.testing.assert_allclose(found, model(picture), rtol=1e-3, atol=1e-3)
+    backbone, _ = read_averaged(str(tmp_path / "pets.keras"))
+    assert backbone.stride == 8
+
+
 def test_a_larger_picture_gets_the_mean_of_each_windows_cells(imported):
     """An oracle by hand: the classifier's map, averaged over each window's cells, and its dense layer."""
     model, run = imported
@@ -80,7 +95,12 @@ def test_a_larger_picture_gets_the_mean_of_each_windows_cells(imported):
 def test_refusals_leave_nothing(tmp_path):
     (tmp_path / "labels.txt").write_text("\n".join(NAMES))
     (tmp_path / "few.txt").write_text("cat\ndog\n")
+    activated = classifier()
+    activated = keras.Model(activated.input, layers.Activation("sigmoid", name="squashed")(activated.output))
+    grey = keras.Model(one := keras.Input((32, 32, 1)), layers.Dense(4)(layers.GlobalAveragePooling2D()(one)))
     cases = {
+        "squashed": (activated, "labels.txt", "its last layers are .*squashed"),
+        "grey": (grey, "labels.txt", "expected a model of pixels"),
         "flat": (classifier(pooling=False), "labels.txt", "its last layers are flatten"),
         "sigmoid": (classifier(activation="sigmoid"), "labels.txt", "linear or softmax"),
         "few": (classifier(), "few.txt", "expected 4 class names in .*few.txt', a line each; got 2"),

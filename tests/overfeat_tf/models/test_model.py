@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -92,11 +93,11 @@ def test_a_loop_over_images_traces_once_and_a_network_keeps_no_model_alive():
     network = of.build("tiny", 2)
     for _ in range(3):
         of.classify(network, IMAGES, of.InferenceOptions(scales=(1,)))
-        of.classify(network, IMAGES, of.InferenceOptions(scales=[1]))  # a list, which has no hash
-    one, other = network.models
+        of.classify(network, IMAGES, of.InferenceOptions(scales=[1]))
+    (one,) = network.models
     assert one._traced["classify_images"].experimental_get_tracing_count() == 1
     alive = [weakref.ref(one), weakref.ref(network)]
-    del one, other, network
+    del one, network
     gc.collect()
     assert [each() for each in alive] == [None, None]
 
@@ -113,7 +114,7 @@ def cut(path, length=5000):
 
 
 DAMAGES = {
-    "no folder": (shutil.rmtree, "no weights yet"),
+    "no folder": (shutil.rmtree, "is not there"),
     "no weights": (lambda run: shutil.rmtree(run / "weights"), "no weights yet"),
     "no config": (lambda run: (run / "config.json").unlink(), "has no config.json"),
     "half a config": (lambda run: cut(run / "config.json", 99), "expected JSON in .*config.json"),
@@ -124,6 +125,7 @@ DAMAGES = {
     "a part missing": (lambda run: (run / "weights" / "regressor.weights.h5").unlink(), "regressor in .*No such file"),
     "a part cut off": (lambda run: cut(run / "weights" / "features.weights.h5"), "features in .*truncated"),
     "other classes": (lambda run: damage(run, num_classes=5, labels=list("abcde")), "this network's classifier in"),
+    "no section": (lambda run: (run / "config.json").write_text('{"model": null}'), "section 'model' in"),
     "a bad SavedModel": (lambda run: (run / "saved_model.pb").write_bytes(b"junk"), "SavedModel in .*is damaged"),
 }
 
@@ -210,6 +212,14 @@ def test_what_is_no_image_is_refused(model, images):
         model.detect(images)
 
 
+def test_a_classifier_finds_no_boxes(model):
+    classifier = replace(model, tasks=("classification",))
+    for call in (classifier.detect, classifier.localize):
+        with pytest.raises(ValueError, match=r"expected a model that was trained for boxes; .* for classification"):
+            call(IMAGES)
+    assert classifier.classify(tf.constant(IMAGES))["probs"].shape == (2, 3)
+
+
 def test_with_options_keeps_the_weights(model):
     coarse = model.with_options(max_detections=2, fine=False)
     assert coarse.network is model.network and coarse.options.scales == OPTIONS.scales
@@ -235,8 +245,16 @@ def test_load_finds_a_saved_model_and_its_newest_version(model, tmp_path):
     for version, classes in ((9, model.labels), (10, ("x", "y", "z"))):
         folder = tmp_path / str(version)
         (folder / "config.json").write_text(json.dumps({"model": {**model.config(), "labels": classes}}))
+    (tmp_path / "11").mkdir()  # a version that is not there yet
     newest, older = of.load(tmp_path), of.load(tmp_path / "9")
     assert isinstance(newest, of.Exported) and newest.labels == ("x", "y", "z")
     assert_equal(older.detect(IMAGES), model.detect(IMAGES))
     with pytest.raises(ValueError, match=r"expected .* signature 'localize_images'; this one has detect_images"):
         newest.localize(IMAGES)
+    data = tmp_path / "9" / "variables" / "variables.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"expected a SavedModel in .*; it is damaged"):
+        of.load(tmp_path / "9")
+    for path, line in (("nowhere", "is not there"), ("9/saved_model.pb", "is a file")):
+        with pytest.raises(ValueError, match=line):
+            of.load(tmp_path / path)

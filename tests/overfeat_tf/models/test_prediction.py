@@ -56,6 +56,7 @@ def test_images_of_every_kind_are_answered_alike(model, tmp_path):
         "uint8": IMAGE,
         "alpha": alpha,
         "uint16": IMAGE.astype(np.uint16) * 257,
+        "uint16, the other byte order": (IMAGE.astype(np.uint16) * 257).astype(">u2"),
         "float32": IMAGE / np.float32(255),
         "float64": IMAGE / 255,
         "tensor": tf.constant(IMAGE),
@@ -112,6 +113,8 @@ def test_a_prediction_draws_itself_and_becomes_cocos_results(model, tmp_path):
     assert not np.array_equal(drawn, np.asarray(Image.fromarray(IMAGE).resize(drawn.shape[1::-1])))
     with Image.open(io.BytesIO(found._repr_jpeg_())) as shown:
         assert np.abs(np.asarray(shown, int) - drawn).mean() < 3
+    Image.fromarray(IMAGE).save(tmp_path / "image.tiff")
+    np.testing.assert_array_equal(model.predict(tmp_path / "image.tiff", threshold=0).draw(), drawn)
     with Image.open(io.BytesIO(model.predict([IMAGE] * 3, threshold=0)._repr_jpeg_())) as sheet:
         assert sheet.width > 900
     rows = json.loads(json.dumps(found.to_coco(7)))

@@ -142,6 +142,9 @@ def test_a_model_with_context_comes_back_from_disk_and_gives_features(tmp_path):
 def test_a_window_too_small_to_be_halved_is_refused():
     small = Preset("small5", 5, ConvBackbone((Conv(3, 4),)), (4, 4), (4, 4), ())
     build(small, 2)
-    with pytest.raises(ValueError, match=r"^expected a window for context of which half has features; 'small5' is too"):
+    with pytest.raises(
+        ValueError,
+        match=r"^expected a window whose half still has features, for context; that of 'small5' is too small",
+    ):
         build(small, 2, context=True)
     assert halve(tf.zeros([1, 7, 8, 3])).shape == (1, 3, 4, 3)

@@ -96,6 +96,20 @@ def test_counts_what_keras_counts(tmp_path):
     assert backbone.parameters == network.features.count_params()
 
 
+def test_every_kind_of_layer_with_weights_is_counted(tmp_path):
+    pixels = keras.Input((64, 64, 3))
+    x = layers.SeparableConv2D(8, 3, 2, "same", depth_multiplier=2)(pixels)
+    x = layers.Dense(12)(x[:, :, ::1])  # an operation that is no layer
+    x = layers.Conv2D(5, 3, 2, "same", activation="relu", name="last")(x)
+    backbone, cut = read_backbone(saved(keras.Model(pixels, x), tmp_path), "last")
+    by_hand = [9 * 6, 6 * 8, 8 * 12, 9 * 12 * 5, 5 * backbone.neck]
+    assert [layer.multiply_adds for layer in backbone.layers] == by_hand
+    assert sum(layer.parameters for layer in backbone.layers[:-1]) == cut.count_params() + 6  # no depthwise bias
+    network = of.build(backbone_preset(backbone), 2, weights=False)
+    for name in backbone.map_names:
+        network.features_until(name)
+
+
 def test_a_description_builds_the_same_network(tmp_path):
     path = saved(chain(CHAINS["same"]), tmp_path)
     network = of.build(path, 3, layer="row3")
@@ -142,6 +156,8 @@ def test_refusals(tmp_path, monkeypatch):
             ValueError, match=r"expected a backbone .* weights 'imagenet'; the preset 'tiny' has none: "
         ):
             of.build(preset, 2, weights="imagenet")
+    with pytest.raises(ValueError, match="expected a backbone by its name for layer 'conv3'"):
+        of.build("tiny", 2, layer="conv3")
     path = saved(chain(CHAINS["same"]), tmp_path)
     with pytest.raises(ValueError, match=r"expected a layer of .*did you mean 'row3'"):
         of.build(path, 2, layer="row33")
