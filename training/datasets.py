@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import tensorflow as tf
 
-from overfeat_tf.models.tasks import TASKS
+from overfeat_tf.models.tasks import CLASSIFICATION, TASKS
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.suggestion import suggest
 from training.recipes import Recipe, get_recipe
@@ -81,13 +81,21 @@ class Dataset:
             seed: Of the order and of the views; the recipe's if left out. The same seed gives the same batches.
 
         Raises:
-            ValueError: no such stage, recipe or split.
+            ValueError: no such stage, recipe or split, data that has nothing to learn, or a network whose windows are
+                larger than the recipe's views.
         """
         if stage not in TASKS:
             raise ValueError(f"expected a stage, one of {', '.join(TASKS)}; got '{stage}'{suggest(stage, TASKS)}")
+        if stage != CLASSIFICATION.name and not self.source.boxed:
+            raise ValueError(f"expected boxes for {stage}; {self.source.name} has classes alone")
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+        recipe.check_side(network.preset)
         options = replace(recipe.inference, scales=None) if recipe.scales != "preset" else recipe.inference
         views = stage_views(stage, network.preset, recipe, options)
+        if not any(map(views.shows, self.source.records(split))):
+            raise ValueError(
+                f"expected images with something to learn in split '{split}' of {self.source.name}; got none"
+            )
         size = getattr(recipe, stage).batch if batch is None else batch
         return training_batches(self.source, split, views, size, recipe.seed if seed is None else seed)
 

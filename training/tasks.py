@@ -45,14 +45,14 @@ TRAINED_TASKS: dict[str, TrainedTask] = {
         model=classification_model,
         views=lambda drawing, recipe: plain_crops(drawing) if recipe.views.plain else object_windows(drawing),
         judged_by=Judge("val_top1"),
-        metrics=(lambda *_: IlsvrcErrors(("top",)),),
+        metrics=(lambda *_: IlsvrcErrors("top"),),
         observers=(ClassConfusion, WrongClasses),
     ),
     "localization": TrainedTask(
         model=localization_model,
         views=lambda drawing, recipe: window_maps(drawing, scores=recipe.through_features),
         judged_by=Judge("val_localization1_error", falls=True),
-        metrics=(lambda *_: IlsvrcErrors(("localization",)),),
+        metrics=(lambda *_: IlsvrcErrors("localization"),),
         observers=(WrongPlaces,),
     ),
     "detection": TrainedTask(

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_run import RECIPE
-from small_source import coloured_rectangles, few_digits
+from small_source import SmallSource, coloured_rectangles, few_digits
 
 import overfeat_tf as of
 from overfeat_tf.images.decode import decode_image
 from training.sources import open_data
 from training.sources.checks import Kind
-from training.sources.record import as_dataset, count_images
+from training.sources.record import SCHEMA, Record, as_dataset, count_images
 from training.tasks import stage_views
 from training.views.pipeline import training_batches
 
@@ -65,6 +65,16 @@ def test_batches_are_those_that_training_takes(stage, source):
         tf.nest.map_structure(np.testing.assert_array_equal, ours, theirs)
 
 
+def test_batches_refuse_what_would_never_come(source):
+    network = of.build("tiny", 10, weights=False)
+    for boxed, line in ((False, "expected boxes for detection"), (True, "expected images with something to learn")):
+        bare = SmallSource({"train": [Record.of_class(b"0", "0", 1)]}, boxed=boxed)
+        with pytest.raises(ValueError, match=line):
+            of.datasets.open(bare).batches("detection", network, RECIPE)
+    with pytest.raises(ValueError, match="expected side to be at least 117 pixels for 'small'"):
+        of.datasets.open(source).batches("detection", of.build("small", 10, weights=False), RECIPE)
+
+
 def test_batches_refuse_unknown_stages_and_recipes(source):
     network = of.build("tiny", 10, weights=False)
     with pytest.raises(ValueError, match="did you mean 'detection'"):
@@ -97,6 +107,18 @@ def test_records_of_one_data_set_are_data_again(source):
             np.testing.assert_array_equal(ours.boxes, theirs.boxes)
 
 
+def test_a_crowd_is_difficult_whoever_says_so(source):
+    record = next(source.records("train"))
+    count = len(record.labels)
+    element = {"image_bytes": record.image_bytes, "boxes": record.boxes, "labels": record.labels}
+    crowded = {**element, "crowd": np.arange(count) == 0}
+    full = {**{key: getattr(record, key) for key in SCHEMA}, "crowd": crowded["crowd"]}
+    for each in (crowded, full):
+        data = tf.data.Dataset.from_tensors(each)
+        (found,) = open_data(data, source.class_names).records("train")
+        assert found.difficult.tolist() == found.crowd.tolist() == [True] + [False] * (count - 1)
+
+
 def test_pixels_are_counted_without_encoding_them(monkeypatch):
     pixels = tf.data.Dataset.from_tensor_slices({"image": np.zeros((5, 8, 9, 3), np.uint8), "label": [0, 1, 0, 1, 1]})
     source = open_data(pixels)
@@ -125,6 +147,11 @@ def test_classes_without_boxes_and_what_can_not_be_used(source):
         (
             lambda data: data.map(lambda each: {**each, "boxes": each["boxes"] * 100}),
             r"expected boxes \[ymin, xmin, ymax, xmax\] from 0 to 1; image '0' has",
+        ),
+        (lambda data: data.map(lambda each: {**each, "labels": tf.cast(each["labels"], tf.float32)}), "whole numbers"),
+        (
+            lambda data: data.map(lambda each: {"image_bytes": each["image_bytes"], "labels": [0, 0, 1]}),
+            "expected one label for image '0', which has no boxes; got 3",
         ),
         (
             lambda data: data.map(lambda each: {**each, "labels": each["labels"][:0]}),

@@ -1,4 +1,4 @@
-"""What happens beside the steps: a watch on the loss, a bar, plain lines. For TensorBoard: `boards`."""
+"""What happens beside the steps: a watch on the loss, a bar, plain lines. `tensorboard` has its own."""
 
 import sys
 import time

@@ -200,7 +200,8 @@ class DetectionLoss(keras.losses.Loss):
 
     def get_config(self):
         own = {"negatives": self.negatives, "per_positive": self.per_positive, "at_least": self.at_least}
-        return {**super().get_config(), **own}
+        weights = None if self.class_weights is None else self.class_weights[1:]
+        return {**super().get_config(), **own, "class_weights": weights}
 
 
 def _mean_where(chosen: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:

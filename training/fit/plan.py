@@ -117,8 +117,12 @@ def _step_of_forward(stage: str, recipe: Recipe) -> float:
 
 def duration(seconds: float) -> str:
     """Write a time in hours and minutes, or minutes and seconds."""
-    whole = round(seconds)
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min" if whole >= 3600 else f"{whole // 60}:{whole % 60:02} min"
+    seconds = round(seconds)
+    return (
+        f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
+        if seconds >= 3600
+        else f"{seconds // 60}:{seconds % 60:02} min"
+    )
 
 
 def _forward_seconds(network: Network, side: int) -> float:

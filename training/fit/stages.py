@@ -15,7 +15,7 @@ from training.fit.losses import BoxLoss, ClassLoss, Criterion, DetectionLoss, Ob
 from training.fit.train_step import StageModel
 from training.recipes import Recipe, Schedule
 
-COSINE_END = 0.01  # of the rate, at the end of the cosine
+COSINE_END = 0.01  # of the learning rate, at the end of the cosine
 
 
 def seed_stage(fitted: StageModel, seed: tuple[int, ...]) -> None:
@@ -128,79 +128,75 @@ def _count_frozen(recipe: Recipe, backbone: Backbone, names: Sequence[str]) -> i
 
 def _optimizer(schedule: Schedule, network: Network) -> keras.optimizers.Optimizer:
     """Build the optimizer of a stage, with its learning-rate schedule."""
-    rate = _learning_rate(schedule)
     slow = {}
     if schedule.backbone_multiplier != 1:
         slow = {variable.path: schedule.backbone_multiplier for variable in network.backbone.variables}
+    learning_rate, decay = _learning_rate(schedule), schedule.weight_decay
     if schedule.optimizer == "adamw":
-        adamw = StageAdamW(
-            schedule.clip, slow=slow, learning_rate=rate, beta_1=schedule.momentum, weight_decay=schedule.weight_decay
-        )
-        parts = network.parts.values()
-        adamw.exclude_from_weight_decay([v for part in parts for v in part.variables if len(v.shape) <= 1])
-        return adamw
-    decoupled = schedule.decay == "decoupled"
-    return StageSGD(
-        schedule.clip,
-        0.0 if decoupled else schedule.weight_decay,
-        slow,
-        learning_rate=rate,
-        momentum=schedule.momentum,
-        weight_decay=schedule.weight_decay if decoupled else None,
-    )
+        return StageAdamW(schedule.clip, 0.0, decay, slow, learning_rate=learning_rate, beta_1=schedule.momentum)
+    l2, decoupled = (0.0, decay) if schedule.decay == "decoupled" else (decay, 0.0)
+    return StageSGD(schedule.clip, l2, decoupled, slow, learning_rate=learning_rate, momentum=schedule.momentum)
 
 
 def _learning_rate(schedule: Schedule) -> keras.optimizers.schedules.LearningRateSchedule | float:
-    """Return the rate by step: it falls in steps (3.1) or along a cosine, after a warm-up if there is one."""
-    rate, boundaries = schedule.learning_rate, schedule.boundaries
+    """Return the learning rate by step: it falls in steps (3.1) or along a cosine, after a warm-up if there is one."""
+    learning_rate, boundaries = schedule.learning_rate, schedule.boundaries
     if schedule.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, schedule.steps, alpha=COSINE_END)
+        learning_rate = keras.optimizers.schedules.CosineDecay(learning_rate, schedule.steps, alpha=COSINE_END)
     elif boundaries:
-        values = [rate * schedule.factor**i for i in range(len(boundaries) + 1)]
-        rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
-    return WarmUp(rate, schedule.warm_up) if schedule.warm_up else rate
+        values = [learning_rate * schedule.factor**i for i in range(len(boundaries) + 1)]
+        learning_rate = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    return WarmUp(learning_rate, schedule.warm_up) if schedule.warm_up else learning_rate
 
 
 @keras.saving.register_keras_serializable("overfeat_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule, or a constant rate, that rises linearly from a tenth over the first steps."""
+    """A schedule, or a constant learning rate, that rises linearly from a tenth over the first steps."""
 
-    def __init__(self, rate: keras.optimizers.schedules.LearningRateSchedule | float, steps: int):
+    def __init__(self, after: keras.optimizers.schedules.LearningRateSchedule | float, steps: int):
         super().__init__()
-        self.rate, self.steps = rate, steps
+        self.after, self.steps = after, steps
 
     def __call__(self, step):
-        """Return the rate at a step."""
+        """Return the learning rate at a step."""
         share = keras.ops.minimum(keras.ops.cast(step, "float32") / self.steps, 1.0)
-        return (self.rate(step) if callable(self.rate) else self.rate) * (0.1 + 0.9 * share)
+        return (self.after(step) if callable(self.after) else self.after) * (0.1 + 0.9 * share)
 
     def get_config(self):
         """Return the schedule's arguments."""
-        return {"rate": keras.saving.serialize_keras_object(self.rate), "steps": self.steps}
+        return {"after": keras.saving.serialize_keras_object(self.after), "steps": self.steps}
 
     @classmethod
     def from_config(cls, config):
         """Build the schedule, and the one that it warms up."""
-        return cls(keras.saving.deserialize_keras_object(config["rate"]), config["steps"])
+        return cls(keras.saving.deserialize_keras_object(config["after"]), config["steps"])
 
 
 class StageOptimizer(keras.optimizers.Optimizer):
     """What the optimizers of stages have in common: the global batch's gradient, of norm `clip` at most (None: any).
 
     Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
-    many devices there are. Its own `weight_decay` is decoupled; `l2` goes through the momentum (3.1), and so pulls
-    1 / (1 - momentum) as hard. Biases have no part in it, as in the networks of that time. `slow` has factors on the
-    learning rates of variables, by their paths.
+    many devices there are. `slow` has factors on the learning rates of variables, by their paths. Weight decay is
+    `decoupled`, at each variable's own learning rate, which Keras's own is not; or `l2`, which goes through the
+    momentum (3.1), and so pulls 1 / (1 - momentum) as hard. Biases and normalisation have no part in either.
     """
 
-    def __init__(self, clip: float | None = None, l2: float = 0.0, slow: dict[str, float] | None = None, **kwargs):
+    def __init__(
+        self,
+        clip: float | None = None,
+        l2: float = 0.0,
+        decoupled: float = 0.0,
+        slow: dict[str, float] | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self._clip, self._l2, self._slow = clip, l2, slow or {}
+        self._clip, self._l2, self._decoupled, self._slow = clip, l2, decoupled, slow or {}
         self._factor: Callable[[tf.Variable], float] = lambda variable: 1.0
 
     def get_config(self):
         """Return the optimizer's arguments."""
-        return {**super().get_config(), "clip": self._clip, "l2": self._l2, "slow": self._slow}
+        own = {"clip": self._clip, "l2": self._l2, "decoupled": self._decoupled, "slow": self._slow}
+        return {**super().get_config(), **own}
 
     def build(self, variables):
         """Make the optimizer's variables, and know those that are slow on every device."""
@@ -229,9 +225,12 @@ class StageOptimizer(keras.optimizers.Optimizer):
         super().apply([grad / replicas.num_replicas_in_sync for grad in grads], trainable_variables)
 
     def update_step(self, gradient, variable, learning_rate):
-        """Move a variable, a device's own, at its rate."""
+        """Decay and move a variable, a device's own, at its learning rate."""
         factor = self._factor(variable)
-        super().update_step(gradient, variable, learning_rate * factor if factor != 1 else learning_rate)
+        own = learning_rate * factor if factor != 1 else learning_rate
+        if self._decoupled and len(variable.shape) > 1:
+            variable.assign_sub(tf.cast(self._decoupled * own, variable.dtype) * variable)
+        super().update_step(gradient, variable, own)
 
 
 @keras.saving.register_keras_serializable("overfeat_tf")
@@ -240,5 +239,5 @@ class StageSGD(StageOptimizer, keras.optimizers.SGD):
 
 
 @keras.saving.register_keras_serializable("overfeat_tf")
-class StageAdamW(StageOptimizer, keras.optimizers.AdamW):
+class StageAdamW(StageOptimizer, keras.optimizers.Adam):
     """Adam with decoupled weight decay."""

@@ -1,4 +1,4 @@
-"""One device, several, or several machines with the numbers of one device; and the memory of the process."""
+"""One device, several, or several machines, with the same results as one device; and the memory of the process."""
 
 import ctypes
 import json

@@ -1,4 +1,4 @@
-"""What a stage is fitted to: batches, and the supply of records, which ends where the data comes to nothing."""
+"""Batches for `fit`, and a source that raises an error when its data is gone."""
 
 import logging
 from collections.abc import Iterator
@@ -118,9 +118,10 @@ def validation_data(
     if stage == "detection" or recipe.val_split not in source.splits:
         return None, None
     schedule = getattr(recipe, stage)
-    # A view of each image: of as many images as there are views.
     once = replace(recipe, views=recipe.views.validating)
-    count = _validation_batches(stage, schedule, source, recipe.val_split)
+    at_every_scale = recipe.views.whole_image and stage != "classification"
+    views_each = len(model.options.scale_sizes(model.network.preset)) if at_every_scale else 1
+    count = _validation_batches(stage, schedule, source, recipe.val_split, views_each)
 
     def views(rows: range) -> tf.data.Dataset:
         return stage_batches(stage, model, once, supply, recipe.val_split, rows).take(count).repeat()
@@ -128,13 +129,14 @@ def validation_data(
     return shard_batches(tf.distribute.get_strategy(), views, schedule.batch), count
 
 
-def _validation_batches(stage: str, schedule: Schedule, source: Source, split: str) -> int:
-    """Return how many batches of views a stage is validated on after each epoch: a view of each image, where cheap.
+def _validation_batches(stage: str, schedule: Schedule, source: Source, split: str, views_each: int) -> int:
+    """Return how many batches of views a stage is validated on after each epoch: the views of each image, where cheap.
 
     A batch takes a third of a step of training, so they may be a quarter of an epoch's steps: a twelfth of its time.
     """
     most = max(VALIDATION_BATCHES, schedule.epoch_steps // 4)
-    images = count_images(source, split, most * schedule.batch + 1)
-    if images > most * schedule.batch:
-        log.info("%s: the loss is validated on %d images of split '%s', not on all", stage, images - 1, split)
-    return min(ceil(images / schedule.batch), most)
+    enough = most * schedule.batch // views_each
+    images = count_images(source, split, enough + 1)
+    if images > enough:
+        log.info("%s: the loss is validated on %d images of split '%s', not on all", stage, enough, split)
+    return min(ceil(images * views_each / schedule.batch), most)

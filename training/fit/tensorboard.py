@@ -144,8 +144,8 @@ class Epochs(keras.callbacks.Callback):
         self._train, self._validation = train, validation
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        for name, value in {**(logs or {}), "learning_rate": rate}.items():
+        learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        for name, value in {**(logs or {}), "learning_rate": learning_rate}.items():
             writer = self._validation if name.startswith("val_") else self._train
             if writer is not None:
                 with writer.as_default(step=epoch):
@@ -163,9 +163,11 @@ class Weights(keras.callbacks.Callback):
         self._writer, self._network = writer, model.network
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        first = next(layer for layer in self._network.features.layers if layer.weights)
+        kernels = (weight for weight in self._network.features.weights if len(weight.shape) == 4)
+        first = next((kernel for kernel in kernels if kernel.shape[2] == 3), None)  # none where a layer mixes colours
         with self._writer.as_default(step=epoch):
-            tf.summary.image("first_layer", np.asarray(draw_filters(first.get_weights()[0]))[None])
+            if first is not None:
+                tf.summary.image("first_layer", np.asarray(draw_filters(first.numpy()))[None])
             for weight in self.model.trainable_variables:
                 values = tf.reshape(weight.value, [-1])
                 tf.summary.histogram(f"weights/{weight.path}", values[:: -(-values.shape[0] // COUNTED)])
@@ -291,6 +293,11 @@ class ProfiledSteps(keras.callbacks.Callback):
             self._mark = None
             if self._step == self._last:
                 tf.profiler.experimental.stop()
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """End a trace whose last step the stage does not reach: there can be only one at a time."""
+        if self._first <= self._step < self._last:
+            tf.profiler.experimental.stop()
 
 
 def _boxes(source: Source, record: Record, answer: Answer, least_score: float = 0.0) -> Image.Image:

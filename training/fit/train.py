@@ -16,10 +16,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from overfeat_tf.models.loading import read_config
-from overfeat_tf.models.model import LAST, TASKS, Model
+from overfeat_tf.models.model import CONFIG, LAST, TASKS, Model
 from overfeat_tf.network.presets import Preset
+from overfeat_tf.suggestion import suggest
 from training.evaluation.calibration import calibrate
-from training.evaluation.inspection import require_faultless
+from training.evaluation.inspection import open_faultless
 from training.fit.averages import Averages
 from training.fit.callbacks import EpochLines, FiniteLoss, StageBar
 from training.fit.plan import Plan, make_plan, report_data, scored_images
@@ -74,7 +75,7 @@ def train(
     recipe: Recipe | str,
     data: Data | None = None,
     run: str | Path | None = None,
-    stages: Sequence[str] = TASKS,
+    stages: str | Sequence[str] | None = None,
     strategy: tf.distribute.Strategy | None = None,
     start: str | Path | None = None,
     profile: bool = False,
@@ -96,14 +97,14 @@ def train(
             dictionary of such by split (`training.sources.dataset`); the recipe's own data if left out.
         run: The run's folder, made if missing; `runs/` and the recipe's name if left out. Several workers share it, and
             one of them writes.
-        stages: Of classification, localization, detection.
+        stages: Of classification, localization, detection, one or several; the recipe's if left out.
         strategy: As `choose_strategy` gives it, which several workers have to call before anything else.
         start: A run whose weights a new run starts from (`training.fit.transfer`); one that is taken up has its own.
         profile: Trace a few steps of each stage for TensorBoard's profiler.
         callbacks: Keras callbacks for `fit`, the same for each stage, whose name is `callback.model.name`. One that
             sets `model.stop_training` ends its stage. Their own state begins anew when a run resumes.
         class_names: Of data that comes as tf.data.
-        strict: Check all of the data first, and stop if any of it can't be used; data named by a SOURCE.
+        strict: Check all of the data first, and stop if any of it can't be used; of data that is not open yet.
         data_service: The dispatcher of a tf.data service, "host:port", whose workers then decode and draw. They read a
             copy of the images in `run`, which has to be on a file system that they share. The weights are those of a
             run without it.
@@ -116,20 +117,21 @@ def train(
         FloatingPointError: a loss or a weight that is not finite.
         RuntimeError: a batch does not fit the device.
     """
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    stages = (stages,) if isinstance(stages, str) else recipe.stages if stages is None else stages
     unknown = [stage for stage in stages if stage not in TASKS]
     if unknown:
-        raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'")
+        hint = suggest(unknown[0], TASKS)
+        raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'{hint}")
     # 1. What would end the run later is said now.
     keep_freed_memory()
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     data = recipe.data if data is None else data
     if data is None:
         raise ValueError(f"expected --data SOURCE: the recipe '{recipe.name}' has no data of its own")
     strategy = strategy or choose_strategy()
     chief = is_chief(strategy)
-    if strict:
-        require_faultless(data, (recipe.train_split, recipe.val_split))
-    source = open_data(data, class_names)
+    checked = (recipe.train_split, recipe.val_split)
+    source = open_faultless(data, class_names, checked) if strict else open_data(data, class_names)
     run, start = Path("runs", recipe.name) if run is None else Path(run), None if start is None else Path(start)
     source = settle(source, run, recipe.val_split)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
@@ -138,7 +140,7 @@ def train(
     if data_service is not None:
         service = DataService(data_service, StoredSource(source, recipe.train_split, run / "records"))
         service.require()
-    if start is not None:
+    if start is not None and not (run / CONFIG).is_file():
         read_config(start)  # said before there is a folder
     keras.utils.set_random_seed(recipe.seed)
 
@@ -159,9 +161,9 @@ def train(
         barrier(strategy)
         alone = len(model.labels) == 1 and "detection" in left  # a class, with nothing to be told from
         # Until detection tells a single class from the background, all windows vote alike, and any box may win.
-        answering = {"detection"} if alone else {"localization", "detection"}
+        answered = {"detection"} if alone else {"localization", "detection"}
         scales = model.options.scale_sizes(model.network.preset)
-        scored = {stage: scored_images(stage, recipe, scales) for stage in left if stage in answering}
+        scored = {stage: scored_images(stage, recipe, scales) for stage in left if stage in answered}
         if chief and left:
             report_data(source, recipe, scored, strategy)
         if chief and set(left) - {"classification"}:
@@ -184,6 +186,8 @@ def train(
             write_settings(run, recipe, stages)
         fitted_recipe = with_precision(recipe, model.network, run, chief) if left else recipe
         for stage in left:
+            # Layers that the stage adds are drawn alike, whether the process has drawn those before or resumes.
+            keras.utils.set_random_seed((recipe.seed + 1 + TASKS.index(stage)) % 2**32)
             if stage == "classification" and model.network.background:
                 raise ValueError(
                     f"expected '{run}' to be fitted for classification before detection: use another --run"
@@ -236,7 +240,7 @@ def _fit(
     seed_stage(fitted, (recipe.seed, TASKS.index(stage)))
     averages = Averages(fitted, model.network, recipe.ema) if recipe.ema is not None else None
     folder, each = run / "checkpoints" / stage, schedule.epoch_steps
-    checkpoints = Checkpoints(folder, fitted, each, chief, averages.variables if averages else ())
+    checkpoints = Checkpoints(folder, fitted, schedule, chief, averages.variables if averages else ())
     done = checkpoints.resume()
     trained = replace(model, tasks=tuple(dict.fromkeys((*model.tasks, stage))))
     shown = averages.shown if averages else nullcontext
@@ -251,7 +255,7 @@ def _fit(
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
         images = plan.scored.get(stage, 0)
-        callbacks += stage_boards(stage, model, recipe, source, images, run / "logs" / stage, each, shown, profile)
+        callbacks += stage_boards(stage, trained, recipe, source, images, run / "logs" / stage, each, shown, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
     bar: AbstractContextManager = nullcontext()
@@ -316,9 +320,11 @@ def _keep_step_if_data_ends(supply: Supply, checkpoints: Checkpoints, on_signal:
     except tf.errors.OpError as error:
         if supply.problem is None:
             raise
-        checkpoints.save()
+        kept = "the same command resumes from the last checkpoint"
+        if not checkpoints.at_epoch_end:  # else the epoch is not validated yet, or has a checkpoint
+            checkpoints.save()
+            kept = f"step {checkpoints.step} is kept, and the same command resumes from there"
         on_signal.end_if_asked()
-        kept = f"step {checkpoints.step} is kept, and the same command resumes from there"
         raise OSError(f"{' '.join(str(supply.problem).split())}; {kept}") from error
 
 
@@ -332,6 +338,8 @@ def _report_coverage(preset: Preset, model: Model, recipe: Recipe, objects: Obje
         recipe, objects: What was chosen from what.
     """
     found = measure_coverage(objects, preset, model.options.scale_sizes(model.network.preset), recipe.matching)
+    if not found.objects:
+        return
     for line in (*found.lines(), *found.cost_remark()):
         log.info("%s", line)
     for line in found.warning(recipe.scales):

@@ -79,11 +79,11 @@ def with_background(model: Model) -> Model:
 
 def _copy(mine: keras.Model, theirs: keras.Model, without: tuple[str, ...] = ()) -> list[str]:
     """Copy each layer's weights, but for those of other shapes and those named; return the names of the latter."""
-    fresh = []
+    fresh, others = [], {layer.name: layer for layer in theirs.layers}
     for layer in mine.layers:
         if not layer.weights:
             continue
-        weights = theirs.get_layer(layer.name).get_weights()
+        weights = others[layer.name].get_weights() if layer.name in others else []
         if layer.name in without or [np.shape(w) for w in weights] != [tuple(w.shape) for w in layer.weights]:
             fresh.append(layer.name)
         else:

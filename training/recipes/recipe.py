@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from overfeat_tf.boxes import BOX_FORMS
+from overfeat_tf.models.tasks import TASKS
 from overfeat_tf.network.keras_backbone import KerasBackbone
 from overfeat_tf.network.presets import PRESETS, Preset, get_preset
 from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, classifier_preset, read_averaged, read_backbone
@@ -57,7 +58,7 @@ class Schedule:
         passes: How often each image of the training split is shown, from which `steps` follow, at least `LEAST_STEPS`
             and at most `steps`; None takes `steps`.
         decay: "l2" adds weight_decay * w to the gradient of each kernel before momentum, as the L2 term of 3.1 does;
-            "decoupled" takes learning_rate * weight_decay * w from each weight beside the step.
+            "decoupled" takes learning_rate * weight_decay * w from each kernel beside the step.
         accumulate: Into how many parts each device's share of a batch is divided, where it does not fit; the step is
             that of the whole batch.
         optimizer: "sgd", or "adamw", for which `learning_rate` should be some twenty times smaller; `momentum` is
@@ -101,7 +102,8 @@ class Schedule:
         check_range("factor", self.factor, self.factor > 0, "more than 0")
         rising = _rising(0, *self.drops, 1)
         check_range("drops", self.drops, rising, "rising fractions of the steps, more than 0 and less than 1")
-        check_range("drop_epochs", self.drop_epochs, _rising(0, *self.drop_epochs), "rising and more than 0")
+        rising = _rising(0, *self.drop_epochs, self.epochs) or not self.drop_epochs
+        check_range("drop_epochs", self.drop_epochs, rising, f"rising, more than 0 and less than {self.epochs} epochs")
         if self.accumulate < 1 or self.batch % self.accumulate:
             raise ValueError(f"expected accumulate to divide the batch of {self.batch}; got {self.accumulate}")
 
@@ -171,6 +173,7 @@ class Recipe:
         batch_norm: Whether the backbone's batch normalisation stays as it is ("inference") or is fitted ("training").
         train_split, val_split: Splits to fit and to validate on.
         classification, localization, detection: The schedules of the three stages.
+        stages: Those that are fitted unless others are asked for.
         scales: The pyramid that training and inference show: "preset", the network's own; "auto", chosen from the
             training split's boxes (`training.views.coverage`) and written into the run's configuration; or sizes in
             pixels, such as "117,165,229x325".
@@ -214,6 +217,7 @@ class Recipe:
     localization: Schedule
     detection: Schedule
     side: int
+    stages: tuple[str, ...] = TASKS
     scales: str = "preset"
     layer: str | None = None
     classifier_channels: tuple[int, ...] | None = None
@@ -263,6 +267,12 @@ class Recipe:
             regressor=preset.regressor if regressor is None else regressor,
         )
 
+    def check_side(self, preset: Preset) -> None:
+        """Raise ValueError unless the views of the spatial stages hold the network's windows."""
+        least = preset.smallest_input if self.fine else preset.window
+        if self.side < least:
+            raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {self.side}")
+
     def backbone(self) -> "tuple[KerasBackbone, keras.Model]":
         """Read the backbone, if the network is not a preset, and its weights."""
         return _read_backbone(self.preset, self.layer, self.weights, self.averaged)
@@ -298,6 +308,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         # Said here, before two stages have been fitted.
+        if self.preset in PRESETS:
+            for name, kept in (("layer", (None,)), ("averaged", (False,)), ("weights", (IMAGENET, None))):
+                if (value := getattr(self, name)) not in kept:
+                    raise ValueError(
+                        f"expected a backbone with {name}={value}; '{self.preset}' is a preset: leave it out"
+                    )
         check_choice("negatives", self.negatives, NEGATIVES)
         check_choice("batch_norm", self.batch_norm, BATCH_NORMS)
         check_choice("box_form", self.box_form, BOX_FORMS)

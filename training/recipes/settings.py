@@ -27,6 +27,8 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
         if key not in known:
             raise ValueError(f"expected a key of the recipe; got '{key}'{_meant(key, known)}")
         changes[key] = _value(key, *known[key], text)
+    for key in [key for key in changes if key.endswith(".steps")]:  # whoever says how many does not want them to follow
+        changes.setdefault(f"{key.removesuffix('steps')}passes", None)
     return _changed(recipe, changes)
 
 

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from training.fit.train_step import StageModel
+from training.recipes import Schedule
 from training.views.batching import Bookmarks
 from training.views.reading import Place
 
@@ -51,7 +52,7 @@ class Checkpoints(keras.callbacks.Callback):
     Args:
         folder: Where they are.
         model: The stage's compiled model.
-        steps_an_epoch: Steps in an epoch.
+        schedule: The stage's, whose epochs end with checkpoints of their own.
         is_chief: Whether this process writes them: among several workers, one.
         averages: Averages of weights, where they are taken.
     """
@@ -60,13 +61,13 @@ class Checkpoints(keras.callbacks.Callback):
         self,
         folder: Path,
         model: StageModel,
-        steps_an_epoch: int,
+        schedule: Schedule,
         is_chief: bool = True,
         averages: Sequence[tf.Variable] = (),
     ):
         super().__init__()
         model.optimizer.build(model.trainable_variables)  # else there is nothing to restore its momenta to
-        self._is_chief, self._steps_an_epoch = is_chief, steps_an_epoch
+        self._is_chief, self._schedule = is_chief, schedule
         self._position, self._bookmarks = Position(), Bookmarks()
         self._state = tf.train.Checkpoint(
             model=model,
@@ -117,7 +118,9 @@ class Checkpoints(keras.callbacks.Callback):
     @property
     def at_epoch_end(self) -> bool:
         """Whether the last of them is an epoch's last, whose end has a checkpoint of its own."""
-        return self._position.step % self._steps_an_epoch == 0
+        done, schedule = self._position.step, self._schedule
+        begins_another = done % schedule.epoch_steps == 0 and done // schedule.epoch_steps < schedule.epoch_count
+        return begins_another or done == schedule.steps  # the last epoch may be longer
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Save, where it is time."""

@@ -82,6 +82,8 @@ def commit(run: Path, config: dict, save_weights) -> None:
     (run / NEW_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     if (run / "weights").exists():
         (run / "weights").rename(run / OLD_WEIGHTS)
+    else:
+        (run / OLD_WEIGHTS).mkdir()  # empty: there were none
     (run / NEW_WEIGHTS).rename(run / "weights")
     os.replace(run / NEW_CONFIG, run / CONFIG)
     shutil.rmtree(run / OLD_WEIGHTS, ignore_errors=True)
@@ -93,7 +95,8 @@ def recover(run: Path) -> None:
     if old.exists() and (run / NEW_CONFIG).exists():  # not yet decided: back to the old pair
         if (run / "weights").exists():
             shutil.rmtree(run / "weights")
-        old.rename(run / "weights")
+        if any(old.iterdir()):
+            old.rename(run / "weights")
     for leftover in (old, run / NEW_WEIGHTS):
         if leftover.exists():
             shutil.rmtree(leftover)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.models.model import TASKS
+from overfeat_tf.models.tasks import BY_NAME, TASKS
 from overfeat_tf.network.presets import Preset
 from training.evaluation.average_precision import CocoDetection
 from training.fit.strategy import check_batch, check_compiled
@@ -14,7 +14,8 @@ from training.fit.tensorboard import PICTURES, SIDE
 from training.recipes import Recipe
 from training.recipes.recipe import OPTIMIZERS
 from training.run.checkpoints import KEPT
-from training.sources.record import Record, Source, check_split
+from training.sources.record import Source, check_split
+from training.views.drawing import has_boxes, has_objects
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,11 @@ def check(
     """
     if recipe.scales == "preset":
         recipe.inference.scale_sizes(preset)
-    least = preset.smallest_input if recipe.fine else preset.window
-    if recipe.side < least:
-        raise ValueError(f"expected side to be at least {least} pixels for '{preset.name}'; got {recipe.side}")
+    recipe.check_side(preset)
+    if recipe.averaged and (placing := [stage for stage in stages if BY_NAME[stage].has_boxes]):
+        raise ValueError(
+            f"expected --stage classification with averaged=true; got {placing[0]}: a mean has no place for a box"
+        )
     check_compiled(strategy, recipe.jit_compile)
     for stage in stages:
         schedule = getattr(recipe, stage)
@@ -54,14 +57,17 @@ def _check_data(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
         _check_images(source, recipe.val_split, bool(placing), ": --set val_split=none trains without")
     if recipe.val_split not in source.splits:
         missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
-        log.info("%s has %s but %s: nothing is validated; --set val_split=... is for that", source.name, missing, there)
+        log.info(
+            "%s has %s but %s: there is no validation; choose a split with --set val_split=NAME",
+            *(source.name, missing, there),
+        )
 
 
 def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -> None:
     """Raise ValueError unless an image with something to learn can be read; it looks no further than the first."""
     status = None
     for record in source.records(split):
-        if _teaches(record, placing):
+        if has_objects(record) and (has_boxes(record) or not placing):
             status = decode_image(record.image_bytes)[1].numpy().decode()
             if not status:
                 return
@@ -70,11 +76,6 @@ def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -
         raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none{remedy}")
     where = f"split '{split}' of {source.name}"
     raise ValueError(f"expected images that can be read in {where}; of the last one: {status}{remedy}")
-
-
-def _teaches(record: Record, placing: bool) -> bool:
-    """Return whether a record has an object, and each its box where it is about places."""
-    return bool((~record.crowd).any() and (record.boxed.all() or not placing))
 
 
 SPARE = 64 * 2**20  # bytes, for what is small: scalars, histograms, the graph

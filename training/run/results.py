@@ -32,8 +32,9 @@ class Results(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write the table beside the old one, and put it in its place."""
-        step, rate = self._checkpoints.step, float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        first = (self._stage, epoch + 1, step, round(time.monotonic() - self._began, 1), f"{rate:.4g}")
+        learning_rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        step, seconds = self._checkpoints.step, round(time.monotonic() - self._began, 1)
+        first = (self._stage, epoch + 1, step, seconds, f"{learning_rate:.4g}")
         row = dict(zip(FIRST, first, strict=True)) | {name: f"{value:.6g}" for name, value in (logs or {}).items()}
         rows = [one for one in read_results(self._path) if one["stage"] != self._stage or int(one["step"]) < step]
         names = dict.fromkeys(name for one in (*rows, row) for name in one)

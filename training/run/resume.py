@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from math import ceil
 from pathlib import Path
 
 import keras
@@ -64,8 +65,8 @@ def open_run(
     changed = _changes(json.loads(json.dumps(asdict(read_recipe(config["training"])))), _described(recipe, source))
     if changed:
         raise ValueError(
-            f"expected the settings that '{run}' began with; {', '.join(changed)} differ: use another --run, or "
-            f"`overfeat train --run {run}`, which resumes it as it is"
+            f"expected the settings that '{run}' began with, or another --run, or `overfeat train --run {run}`, which "
+            f"resumes it as it is; {', '.join(changed)} differ"
         )
     model = Model.from_config(config["model"])
     check_classes(model.labels, source)
@@ -100,7 +101,7 @@ def resumed(run: Path) -> tuple[Recipe, str, tuple[str, ...]]:
 
 
 def add_steps(run: Path, steps: int) -> None:
-    """Let the last stage of a finished run go on for more steps, on the learning rates of a stage as long as that.
+    """Let the last stage of a finished run go on for more steps, to the end of an epoch, as a stage as long as that.
 
     Raises:
         ValueError: the run is not finished, or its checkpoint is gone.
@@ -115,8 +116,9 @@ def add_steps(run: Path, steps: int) -> None:
     if tf.train.latest_checkpoint(str(run / "checkpoints" / stage)) is None:
         raise ValueError(f"expected the checkpoint of {stage} in '{run / 'checkpoints'}'; it is gone: use --from {run}")
     schedule = getattr(recipe, stage)
-    total = schedule.steps + steps
-    longer = replace(schedule, steps=total, epochs=max(schedule.epoch_count, total // schedule.epoch_steps))
+    epochs = ceil((schedule.steps + steps) / schedule.epoch_steps)  # of the length that they have had so far
+    longer = replace(schedule, steps=epochs * schedule.epoch_steps, epochs=epochs)
+    log.info("%s goes on to step %d, the end of epoch %d", stage, longer.steps, epochs)
     config["training"][stage] |= {"steps": longer.steps, "epochs": longer.epochs}
     with run_folder.held(run):
         run_folder.write_config(run, {**config, "continued": stage})

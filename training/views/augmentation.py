@@ -70,8 +70,8 @@ class ViewOptions:
 
     @property
     def validating(self) -> "ViewOptions":
-        """The options of the views that training is validated on: one of each image, whole and as it is turned."""
-        return replace(self, per_image=1, rotation=0.0, mosaic=0.0, erasing=0.0)
+        """The options of the views that training is validated on: one of each image, or one at each scale."""
+        return replace(self, per_image=1, mirror=False, rotation=0.0, mosaic=0.0, erasing=0.0)
 
     @property
     def partners(self) -> int:

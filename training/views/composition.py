@@ -44,7 +44,7 @@ def mosaic(position: tf.Tensor, scene: Scene, partners: dict[str, tf.Tensor], fi
     for number in range(PARTNERS + 1):
         quarter = (own + number) % 4
         second = tf.stack([quarter // 2, quarter % 2])  # whether it is below, and to the right of, the middle
-        room = tf.where(second > 0, tf.stack([height, width]) - middle, middle)
+        quarter_size = tf.where(second > 0, tf.stack([height, width]) - middle, middle)
         pixels = scene.pixels
         objects = (scene.boxes, scene.labels, scene.crowd)
         if number:
@@ -52,8 +52,8 @@ def mosaic(position: tf.Tensor, scene: Scene, partners: dict[str, tf.Tensor], fi
             mine = (partners["owner"] == number - 1) & (tf.size(pixels) > 0)
             objects = tuple(tf.boolean_mask(partners[key], mine) for key in ("boxes", "labels", "crowd"))
         size = tf.cast(tf.maximum(tf.shape(pixels)[:2], 1), tf.float32)
-        factor = tf.reduce_min(tf.cast(room, tf.float32) / size)
-        extent = tf.minimum(tf.maximum(tf.cast(tf.round(size * factor), tf.int32), 1), room)
+        factor = tf.reduce_min(tf.cast(quarter_size, tf.float32) / size)
+        extent = tf.minimum(tf.maximum(tf.cast(tf.round(size * factor), tf.int32), 1), quarter_size)
         first = tf.where(second > 0, middle, middle - extent)
 
         def shrunk(pixels: tf.Tensor = pixels, extent: tf.Tensor = extent) -> tf.Tensor:
@@ -83,8 +83,8 @@ def rotate(angle: tf.Tensor, pixels: tf.Tensor, boxes: tf.Tensor, fill: float) -
     """
     sides = tf.cast(tf.shape(pixels)[:2], tf.float32)
     cosine, sine = tf.cos(angle), tf.sin(angle)
-    spread = tf.abs(tf.stack([[cosine, sine], [sine, cosine]]))
-    grown = tf.math.ceil(tf.linalg.matvec(spread, sides) - 1e-3)
+    extents = tf.abs(tf.stack([[cosine, sine], [sine, cosine]]))
+    grown = tf.math.ceil(tf.linalg.matvec(extents, sides) - 1e-3)
     (cy, cx), (ny, nx) = tf.unstack(sides / 2.0), tf.unstack(grown / 2.0)
     # From the centre of each new pixel to where it was, which lies clockwise.
     to_x = [cosine, -sine, cx - 0.5 - cosine * (nx - 0.5) + sine * (ny - 0.5)]

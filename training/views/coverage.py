@@ -1,16 +1,17 @@
 """Which objects a pyramid of scales can find, and the pyramid that a data set needs (4.2, 5)."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.images.decode import decode_image
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.scan.pyramid import fit_scale
-from training.sources.record import Record, Source
+from training.sources.checks import read_size
+from training.sources.record import Source
 from training.views.targets import Matching
 
 Scales = tuple[tuple[int, int], ...]
@@ -118,9 +119,10 @@ def read_objects(source: Source, split: str) -> Objects:
     """Read the sizes of a split's objects, from its first `IMAGES` images; crowds and objects without a box are not."""
     images, sides = [np.zeros((0, 2), np.float32)], [np.zeros((0, 2), np.float32)]
     for record in islice(source.records(split), IMAGES):
-        size, boxes = _size(record), np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
-        if min(size) > 0 and len(boxes):  # an image that can't be read has no pixels
-            images.append(np.tile(np.asarray(size, np.float32), (len(boxes), 1)))
+        boxes = np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
+        with suppress(ValueError):  # an image that can't be read is said where it is used
+            width, height = read_size(record.image_bytes)[1]
+            images.append(np.tile(np.array([height, width], np.float32), (len(boxes), 1)))
             sides.append(boxes[:, 2:] - boxes[:, :2])
     return Objects(np.concatenate(images), np.concatenate(sides))
 
@@ -211,8 +213,3 @@ def _areas(objects: Objects, preset: Preset, scales: list[tuple[int, int]]) -> n
     images, counts = np.unique(objects.images, axis=0, return_counts=True)
     canvases = [fit_scale(preset, scale, tf.constant(images))[1].numpy().prod(axis=1) for scale in scales]
     return np.stack([np.average(areas, weights=counts) for areas in canvases])
-
-
-def _size(record: Record) -> tuple[int, int]:
-    height, width, _ = decode_image(tf.constant(record.image_bytes))[0].shape
-    return height, width

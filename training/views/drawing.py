@@ -98,7 +98,8 @@ def object_windows(drawing: Drawing) -> Views:
     def draw(seed: tf.Tensor, record: dict) -> Example:
         chances = _Chances(seed)
         subject = _random_object(chances.take(), record)
-        pyramid, index = _random_pyramid(chances, record, subject, drawing)
+        kept = tf.where(record["boxed"][subject], subject, -1)  # a class without a box is not in one place
+        pyramid, index = _random_pyramid(chances, record, kept, drawing)
         scale_chance, window_chances, colour_chances = chances.take(), chances.take(2), chances.take(5)
 
         def shown() -> tuple[tf.Tensor, tf.Tensor]:
@@ -184,8 +185,10 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
 
         return draw
 
-    whole, count = drawing.views.whole_image, drawing.views.per_image
-    views = [at_scale(number) for number in range(len(drawing.scales))] if whole else [part()] * count
+    if drawing.views.whole_image:
+        views = [at_scale(number) for number in range(len(drawing.scales))]
+    else:
+        views = [part()] * drawing.views.per_image
     return Views(has_boxes, _each(views), partners=drawing.views.partners)
 
 

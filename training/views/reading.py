@@ -21,8 +21,8 @@ PACKED_RECORDS = 16  # that pass from Python to TensorFlow at a time: alone, eac
 # to 22 s to let go of a pipeline that ends.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux has it
 
-# What is drawn for an image that can't be read, and then teaches nothing. It keeps its place in the batch: which images
-# a batch has must not depend on what only the worker that decodes them can know.
+# What is drawn for an image that can't be read, and is left out of the loss. It keeps its place in the batch: which
+# images a batch has must not depend on what only the worker that decodes them can know.
 BLANK = {
     "image": np.full((32, 32, 3), 128, np.uint8),
     "boxes": np.array([[0, 0, 1, 1]], np.float32),

@@ -15,6 +15,18 @@ from training.views.targets import BACKGROUND, IGNORED, pack_edges
 CLASSES = 4
 
 
+def test_a_loss_comes_back_from_its_configuration():
+    for loss in (
+        DetectionLoss(class_weights=(1.0, 4.0)),
+        DetectionLoss("random"),
+        ObjectLoss((1.0, 2.0)),
+        BoxLoss("iou"),
+    ):
+        again = type(loss).from_config(loss.get_config())
+        assert again.get_config() == loss.get_config()
+        assert getattr(again, "class_weights", None) == getattr(loss, "class_weights", None)
+
+
 def entropies(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Softmax cross-entropy of [n, classes] in float64."""
     logits = logits.astype(np.float64)

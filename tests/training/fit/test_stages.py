@@ -96,20 +96,29 @@ def test_a_cosine_falls_from_the_rate_to_a_hundredth_after_the_warm_up(plain):
 @pytest.mark.parametrize("kind", [StageSGD, StageAdamW])
 def test_a_slow_variable_moves_at_its_share_of_the_rate(kind):
     slow, usual = keras.Variable([[1.0]], name="slow"), keras.Variable([[1.0]], name="usual")
-    optimizer = kind(slow={slow.path: 0.25}, learning_rate=0.1, weight_decay=0.0)
+    optimizer = kind(slow={slow.path: 0.25}, learning_rate=0.1)
     optimizer.apply([tf.constant([[2.0]])] * 2, [slow, usual])
     np.testing.assert_allclose(1.0 - slow.numpy(), 0.25 * (1.0 - usual.numpy()), rtol=1e-4)
     assert usual.numpy() < 0.95
 
 
-def test_adam_decays_kernels_alone(plain):
-    schedule = replace(RECIPE.classification, optimizer="adamw", weight_decay=0.5, learning_rate=0.1, drops=())
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_decoupled_decay_is_of_kernels_alone(plain, optimizer):
+    schedule = replace(RECIPE.classification, optimizer=optimizer, weight_decay=0.5, learning_rate=0.1, drops=())
     fitted = TRAINED_TASKS["classification"].model(plain.network, replace(RECIPE, classification=schedule))
     variables = fitted.trainable_variables
     before = [variable.numpy() for variable in variables]
     fitted.optimizer.apply([tf.zeros(variable.shape) for variable in variables], variables)
     for old, variable in zip(before, variables, strict=True):
         np.testing.assert_allclose(variable.numpy(), old * (0.95 if len(variable.shape) > 1 else 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [StageSGD, StageAdamW])
+def test_a_slow_variable_decays_at_its_share_of_the_rate(kind):
+    slow, usual = keras.Variable([[1.0]], name="slow"), keras.Variable([[1.0]], name="usual")
+    optimizer = kind(slow={slow.path: 0.25}, decoupled=0.5, learning_rate=0.1)
+    optimizer.apply([tf.zeros([1, 1])] * 2, [slow, usual])
+    np.testing.assert_allclose([slow.numpy(), usual.numpy()], [[[1 - 0.25 * 0.05]], [[1 - 0.05]]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("length, moved", [(2.0, 2.0), (10.0, 5.0)])
@@ -159,7 +168,7 @@ def test_a_model_that_our_optimizers_train_is_saved_and_goes_on_as_it_was(kind, 
     model = keras.Model(pixels, keras.layers.Dense(1)(dense(pixels)))
     rate = WarmUp(keras.optimizers.schedules.CosineDecay(0.1, 9), 3)
     slow = {dense.kernel.path: 0.1}
-    model.compile(kind(0.5, slow=slow, learning_rate=rate, weight_decay=0.01), "mse")
+    model.compile(kind(0.5, decoupled=0.01, slow=slow, learning_rate=rate), "mse")
     inputs, targets = np.eye(3, dtype=np.float32), np.ones((3, 1), np.float32)
     model.train_on_batch(inputs, targets)
     model.save(tmp_path / "model.keras")

@@ -1,14 +1,18 @@
 """Data that goes away while a stage is fitted: one line, a checkpoint, and an end."""
 
+import math
 from dataclasses import replace
 from itertools import islice
 
 import pytest
+import tensorflow as tf
 from small_run import RECIPE
 from small_source import few_digits
 
+from overfeat_tf.models.model import Model
+from overfeat_tf.network.convnet import build
 from training.fit import supply as module
-from training.fit.supply import Supply
+from training.fit.supply import Supply, validation_data
 from training.fit.train import train
 from training.sources.checks import Finding, Kind
 
@@ -93,3 +97,18 @@ def test_a_run_whose_data_goes_away_ends_with_a_line_and_keeps_its_step(tmp_path
     (step,) = (int(word) for word in told.partition("step ")[2].split()[:1])
     assert step > 0 and (tmp_path / "run" / "checkpoints" / "classification" / f"ckpt-{step}.index").is_file()
     assert told.endswith(f"step {step} is kept, and the same command resumes from there")
+
+
+def test_validation_sees_each_image_once_or_at_each_scale():
+    """Views count, not images: mirrored crops are two of one image, complete images one at each scale."""
+    source = few_digits(3, 8)
+    model = Model(build("tiny", 10, weights=False), source.class_names, RECIPE.inference)
+    for stage, views, rows in (
+        ("classification", replace(RECIPE.views, plain=True), 8),
+        ("localization", replace(RECIPE.views, whole_image=True), 16),
+    ):
+        recipe = replace(RECIPE, views=views)
+        batches, count = validation_data(stage, model, recipe, source, Supply(source))
+        pixels = [tf.nest.flatten(batch)[0].numpy() for batch in batches.take(count)]
+        firsts = {each.tobytes() for batch in pixels for each in batch}
+        assert count == math.ceil(rows / 4) and len(firsts) >= 8

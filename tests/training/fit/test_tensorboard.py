@@ -1,10 +1,13 @@
 """Precision-recall counts by hand, settings as the table takes them, and a profile's steps."""
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
+import overfeat_tf as of
 from training.evaluation.recall import PrecisionRecall
-from training.fit.tensorboard import ProfiledSteps, flatten
+from training.fit.tensorboard import ProfiledSteps, Weights, flatten
 from training.sources.record import Record
 
 
@@ -62,3 +65,26 @@ def test_a_profile_tells_steps_apart(tmp_path):
         marks.on_train_batch_end(step)
     (trace,) = tmp_path.rglob("*.xplane.pb")
     assert b"step_num" in trace.read_bytes()
+
+
+def test_a_profile_ends_with_a_stage_that_is_shorter(tmp_path):
+    for folder in ("one", "two"):
+        marks = ProfiledSteps(tmp_path / folder, 9)
+        for step in range(6):
+            marks.on_train_batch_begin(step)
+            marks.on_train_batch_end(step)
+        marks.on_train_end()
+        assert len([*(tmp_path / folder).rglob("*.xplane.pb")]) == 1
+
+
+def test_weights_are_shown_of_a_backbone_that_begins_with_statistics(tmp_path):
+    pixels = keras.Input((None, None, 3))
+    x = keras.layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 1.0, 1.0])(pixels)
+    x = keras.layers.Conv2D(4, 3, 16, "same", activation="relu")(keras.layers.BatchNormalization()(x))
+    keras.Model(pixels, x).save(tmp_path / "small.keras")
+    model = of.Model(of.build(str(tmp_path / "small.keras"), 2), ("a", "b"))
+    boards = Weights(tf.summary.create_file_writer(str(tmp_path / "logs")), model)
+    boards.set_model(model.network.classifier)
+    boards.on_epoch_end(0)
+    (file,) = (tmp_path / "logs").iterdir()
+    assert b"first_layer" in file.read_bytes()

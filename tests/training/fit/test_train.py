@@ -259,7 +259,7 @@ def test_classification_after_detection_is_refused(source, tmp_path, monkeypatch
 
 
 def test_an_unknown_stage_is_refused_before_anything_is_made(source, tmp_path):
-    message = "expected stages of classification, localization, detection; got 'detect'"
+    message = "expected stages of classification, localization, detection; got 'detect'; did you mean 'detection'\\?"
     with pytest.raises(ValueError, match=f"^{message}$"):
         train(RECIPE, source, tmp_path / "run", ["classification", "detect"])
     assert not (tmp_path / "run").exists()
@@ -286,7 +286,9 @@ def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_
     message = f"^expected objects with boxes in split '{split}' of small; there are none{remedy}$"
     with pytest.raises(ValueError, match=message):
         train(RECIPE, empty, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'training'$"):
+    with pytest.raises(
+        ValueError, match=r"^expected a split of small, one of train, val; got 'training'; did you mean 'train'\?$"
+    ):
         train(replace(RECIPE, train_split="training"), source, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -310,7 +312,10 @@ def test_a_set_without_the_split_to_validate_on_is_fitted_and_said(source, tmp_p
     monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     caplog.set_level("INFO", "training.run.preflight")
     train(replace(RECIPE, val_split="valid"), source, tmp_path)
-    assert "small has no split 'valid' but train, val: nothing is validated; --set val_split=" in caplog.text
+    assert (
+        "small has no split 'valid' but train, val: there is no validation; choose a split with --set val_split="
+        in caplog.text
+    )
 
 
 def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, tmp_path, no_boards):

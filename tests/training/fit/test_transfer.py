@@ -1,6 +1,7 @@
 """What a new run takes over from another."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from small_source import few_digits
 
 from overfeat_tf.models.model import CONFIG, Model
 from overfeat_tf.network.convnet import build
+from overfeat_tf.network.presets import PRESETS
 from training.fit import train as module
 from training.fit.train import train
 from training.fit.transfer import start_from
@@ -59,6 +61,13 @@ def test_boxes_of_another_form_are_learnt_afresh_and_classes_are_not(box_form, d
     new = start_from(Model(build("tiny", 10, box_form=box_form), TEN, tasks=()), tmp_path)
     assert new.tasks == done and same(new.network.classifier, old.network.classifier)
     assert same(new.network.regressor, old.network.regressor) == (box_form == "edges")
+
+
+def test_heads_of_other_depths_start_afresh_where_they_differ(run, caplog):
+    deeper = replace(PRESETS["tiny"], full=(128, 128, 16))
+    with caplog.at_level("INFO"):
+        model = start_from(Model(build(deeper, 10), TEN, tasks=()), run[0])
+    assert "full7" in caplog.text and model.tasks == ()
 
 
 def test_other_features_are_refused_in_one_line(run):

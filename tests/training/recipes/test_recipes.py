@@ -151,6 +151,13 @@ def test_settings_that_do_together_come_in_any_order():
         assert override(RECIPE, settings).detection.accumulate == 5
 
 
+def test_steps_that_are_asked_for_do_not_follow_from_passes():
+    recipe = get_recipe("finetune")
+    assert override(recipe, ["detection.steps=50"]).detection.sized(1000).steps == 50
+    assert override(recipe, ["detection.steps=500", "detection.passes=1"]).detection.sized(1600).steps == 200
+    assert override(recipe, ["localization.steps=50"]).detection == recipe.detection
+
+
 @pytest.mark.parametrize(
     "setting, message",
     [
@@ -198,9 +205,13 @@ def test_settings_that_do_together_come_in_any_order():
         ("detection.drops=60,85", "more than 0 and less than 1; got (60.0, 85.0)"),
         ("detection.drops=0,0.5", "more than 0 and less than 1; got (0.0, 0.5)"),
         ("detection.drops=0.5,nan", "more than 0 and less than 1; got (0.5, nan)"),
-        ("detection.drop_epochs=2,2", "expected drop_epochs to be rising and more than 0; got (2.0, 2.0)"),
-        ("detection.drop_epochs=-1,2", "expected drop_epochs to be rising and more than 0; got (-1.0, 2.0)"),
-        ("detection.drop_epochs=1,inf", "to be rising and more than 0, and finite; got (1.0, inf)"),
+        (
+            "detection.drop_epochs=2,2",
+            "expected drop_epochs to be rising, more than 0 and less than 5 epochs; got (2.0, 2.0)",
+        ),
+        ("detection.drop_epochs=-1,2", "rising, more than 0 and less than 5 epochs; got (-1.0, 2.0)"),
+        ("detection.drop_epochs=1,inf", "more than 0 and less than 5 epochs; got (1.0, inf)"),
+        ("layer=block4", "expected a backbone with layer=block4; 'tiny' is a preset: leave it out"),
         ("detection.clip=0", "expected clip to be None or more than 0; got 0.0"),
         ("views.per_image=0", "expected views.per_image to be 1 or more; got 0"),
         ("views.stretch=-2", "expected views.stretch to be 0 or more; got -2.0"),

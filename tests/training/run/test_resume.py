@@ -42,8 +42,8 @@ def begun(source, tmp_path, monkeypatch):
 )
 def test_other_settings_are_refused_in_one_line(begun, source, recipe, renamed, differ):
     config = (begun / "config.json").read_text()
-    message = f"expected the settings that '{begun}' began with; {differ} differ: use another --run, or "
-    message += f"`overfeat train --run {begun}`, which resumes it as it is"
+    message = f"expected the settings that '{begun}' began with, or another --run, or `overfeat train "
+    message += f"--run {begun}`, which resumes it as it is; {differ} differ"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(recipe, replace(source, name=renamed), begun)
     assert (begun / "config.json").read_text() == config

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -23,6 +24,7 @@ from training.run.checkpoints import Checkpoints, Position
 from training.tasks import TRAINED_TASKS
 
 Usage = namedtuple("Usage", "total used free")
+SCHEDULE = replace(RECIPE.classification, steps=8, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +135,37 @@ def test_weights_and_configuration_are_of_one_stage_wherever_a_process_dies(tmp_
     assert pair(tmp_path) == ("newer", "newer")
 
 
+def test_the_first_stage_leaves_no_weights_without_their_configuration(tmp_path, monkeypatch):
+    """A process that dies before the last rename: with weights there, and none before."""
+    (tmp_path / "config.json").write_text(json.dumps("begun"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.commit(tmp_path, "done", lambda folder: folder.mkdir())
+    run_folder.recover(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    run_folder.commit(tmp_path, "done", lambda folder: folder.mkdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "weights"]
+
+
+@pytest.mark.parametrize(("steps", "ends"), [(7, [2, 4, 7]), (8, [2, 4, 8]), (9, [3, 6, 9])])
+def test_the_last_epoch_ends_with_the_stage(steps, ends, tmp_path):
+    model = TRAINED_TASKS["classification"].model(build("tiny", 2), RECIPE)
+    checkpoints = Checkpoints(tmp_path, model, replace(RECIPE.classification, steps=steps, epochs=3))
+    found = []
+    for step in range(1, steps + 1):
+        checkpoints._position.step = step
+        found += [step] * checkpoints.at_epoch_end
+    assert found == ends
+
+
 @pytest.mark.parametrize("position", ["[3, 0, [0, 1, 2], 5]", "[3, 0, [0, 1]]"])
 def test_a_checkpoint_of_an_earlier_version_is_one_line(position, tmp_path, monkeypatch):
     model = TRAINED_TASKS["localization"].model(build("tiny", 2), RECIPE)
     monkeypatch.setattr(Position, "serialize", lambda self: position)
-    Checkpoints(tmp_path, model, 4).save()
+    Checkpoints(tmp_path, model, SCHEDULE).save()
     with pytest.raises(ValueError, match=r"^expected a checkpoint [^\n]*earlier version: use another --run$"):
-        Checkpoints(tmp_path, model, 4).resume()
+        Checkpoints(tmp_path, model, SCHEDULE).resume()
 
 
 def state(model: keras.Model) -> list[keras.Variable]:
@@ -154,7 +180,7 @@ def cut_off(path: Path) -> None:
 def two_checkpoints(tmp_path) -> list[np.ndarray]:
     """Write those of steps 3 and 5, of which all differs, and give the state of the first."""
     model = TRAINED_TASKS["classification"].model(build("tiny", 2), RECIPE)
-    checkpoints = Checkpoints(tmp_path, model, 4)
+    checkpoints = Checkpoints(tmp_path, model, SCHEDULE)
     first = [variable.numpy().copy() for variable in state(model)]
     for step in (3, 5):
         checkpoints._position.step = step
@@ -170,7 +196,7 @@ def test_the_checkpoint_before_a_damaged_one_is_all_that_is_restored(
 ):
     damage(tmp_path / f"ckpt-5.{damaged}")
     model = TRAINED_TASKS["classification"].model(build("tiny", 2), RECIPE)
-    checkpoints = Checkpoints(tmp_path, model, 4)
+    checkpoints = Checkpoints(tmp_path, model, SCHEDULE)
     assert checkpoints.resume() == 3
     for found, wanted in zip(state(model), two_checkpoints, strict=True):
         np.testing.assert_array_equal(found.numpy(), wanted, err_msg=found.path)
@@ -178,12 +204,12 @@ def test_the_checkpoint_before_a_damaged_one_is_all_that_is_restored(
     assert re.fullmatch(r"'[^']*ckpt-5' cannot be read \([^\n]*\): resuming from the checkpoint before", line)
     checkpoints._position.step = 5  # and written again, it is as good as any
     checkpoints.save()
-    assert Checkpoints(tmp_path, model, 4).resume() == 5
+    assert Checkpoints(tmp_path, model, SCHEDULE).resume() == 5
 
 
 def test_where_all_checkpoints_are_damaged_it_is_one_line(two_checkpoints, tmp_path):
     for path in tmp_path.glob("*.data-*"):
         cut_off(path)
-    checkpoints = Checkpoints(tmp_path, TRAINED_TASKS["classification"].model(build("tiny", 2), RECIPE), 4)
+    checkpoints = Checkpoints(tmp_path, TRAINED_TASKS["classification"].model(build("tiny", 2), RECIPE), SCHEDULE)
     with pytest.raises(ValueError, match=r"^expected a checkpoint [^\n]*ckpt-5'; [^\n]*: use another --run$"):
         checkpoints.resume()
