@@ -18,7 +18,7 @@ from training.sources.record import Record
 
 Curve = tuple[np.ndarray, np.ndarray]  # precision and recall, best detection first
 Area = Callable[[np.ndarray, np.ndarray], float]
-Judge = Callable[[Record, Answer], np.ndarray]  # tells what each detection is: int [n]
+Verdicts = Callable[[Record, Answer], np.ndarray]  # tells what each detection is: int [n]
 # What a detection is: right, wrong, or left out of the count.
 RIGHT, WRONG, EXCUSED = 1, 0, -1
 
@@ -236,7 +236,7 @@ class IlsvrcDetection:
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
         if record.boxed.all():
-            self._counts.add(record, answer, np.ones(len(record.labels), bool), _ilsvrc_verdicts)
+            self._counts.add(record, answer, ~record.crowd, _ilsvrc_verdicts)
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield ilsvrc_map."""
@@ -251,7 +251,7 @@ class _Counts:
         self._found = Rows(label="i4", score="f8", right="i1")
         self._objects = np.zeros(len(self._names), int)
 
-    def add(self, record: Record, answer: Answer, counting: np.ndarray, judge: Judge) -> None:
+    def add(self, record: Record, answer: Answer, counting: np.ndarray, judge: Verdicts) -> None:
         np.add.at(self._objects, record.labels[counting], 1)
         labels, verdicts = predicted_labels(answer), judge(record, answer)
         scores = answer["detection_scores"][: len(labels)]
@@ -293,7 +293,8 @@ def _ilsvrc_verdicts(record: Record, answer: Answer) -> np.ndarray:
         predicted_labels(answer),
         record.boxes,
         record.labels,
-        np.zeros(len(record.labels), bool),
+        record.crowd,
         np.minimum(0.5, sides.prod(axis=1) / (sides + 10.0).prod(axis=1)),
+        crowd=record.crowd,
     )
-    return np.where(matches.right, RIGHT, WRONG)
+    return np.select([matches.right, matches.ignored], [RIGHT, EXCUSED], WRONG)

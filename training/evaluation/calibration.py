@@ -93,7 +93,7 @@ def calibrate(model: Model, source: Source, split: str, images: int = IMAGES, se
         answers = detector.detect([record.image_bytes for record in batch])
         for row, record in enumerate(batch):
             _add(found, record, {key: values[row] for key, values in answers.items()})
-            objects += int((~record.difficult & ~record.crowd).sum())
+            objects += int((~record.difficult).sum())
         seen += len(batch)
     rows = found.table()
     if not objects or not len(rows):

@@ -10,6 +10,7 @@ import numpy as np
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.models.tasks import CLASSIFICATION, DETECTION, LOCALIZATION
+from overfeat_tf.suggestion import suggest
 from training.evaluation.metrics import Answer
 from training.progress import progress
 from training.sources.record import Record, Source, check_classes, check_split
@@ -53,7 +54,8 @@ def evaluate(
     """
     unknown = [name for name in protocols or [""] if name not in PROTOCOLS]
     if unknown:
-        raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'")
+        hint = suggest(unknown[0], PROTOCOLS)
+        raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'{hint}")
     check_split(source, split)
     placing = [name for name in protocols if name != "classification"]
     if placing and not source.boxed:
@@ -95,7 +97,7 @@ def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, pro
 
 
 def _check_names(answers: Answer, source: Source) -> None:
-    """Raise ValueError where an answer names a class otherwise than the source: a server tells its classes so alone."""
+    """Raise ValueError where an answer names a class otherwise than the source: a server has no list of classes."""
     for classes, entities in zip(
         answers["detection_classes"], answers.get("detection_class_entities", ()), strict=False
     ):

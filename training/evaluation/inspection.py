@@ -4,17 +4,18 @@ import hashlib
 import os
 import unicodedata
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
 from training.progress import progress
 from training.recipes import Recipe
 from training.sources import open_data
-from training.sources.checks import Finding, Kind, ReportFinding, read_orientation
+from training.sources.checks import Finding, Kind, Log, ReportFinding, read_orientation
 from training.sources.dataset import Data
 from training.sources.record import Record, Source, check_split
 from training.views.coverage import Coverage, Objects, measure_coverage
@@ -242,18 +243,32 @@ def inspect(
     return inspection
 
 
-def require_faultless(data: Data, splits: Sequence[str]) -> None:
-    """Check every image and object of some splits of the data, those that it has, before anything is fitted to them.
+def open_faultless(data: Data, class_names: Sequence[str] | None, splits: Sequence[str]) -> Source:
+    """Open data, and check every image and object of some of its splits, those that it has.
+
+    Args:
+        data, class_names: As for `open_data`, not yet open.
+        splits: Their names.
 
     Raises:
-        ValueError: there are faults; the message has the first.
+        ValueError: there are faults; the message has the first. Or a source that is open already.
     """
-    source = open_data(data)
-    found = inspect(lambda report: open_data(data, report=report), [each for each in splits if each in source.splits])
+    if not isinstance(data, str | tf.data.Dataset | Mapping):
+        raise ValueError("expected a SOURCE such as 'voc:DIR' or tf.data to check strictly; got a source that is open")
+    reports: list[ReportFinding] = [Log()]
+    source = open_data(data, class_names, lambda finding: reports[-1](finding))
+
+    def opened(report: ReportFinding) -> Source:
+        reports.append(report)
+        return source
+
+    found = inspect(opened, [split for split in splits if split in source.splits])
+    reports.pop()
     if found.faults:
         rest = f"; all of them: overfeat inspect {data}" if isinstance(data, str) else ""
         got = f"got {found.faults} in {source.name}, the first in {found.first_fault()}"
         raise ValueError(f"expected data without faults; {got}{rest}")
+    return source
 
 
 def _plain(name: str) -> str:

@@ -44,7 +44,7 @@ class FixedBox:
 
     def __init__(self, box: np.ndarray):
         """Take the box, normalised yxyx [4]."""
-        self._box, self._metric = box, IlsvrcErrors(("localization",))
+        self._box, self._metric = box, IlsvrcErrors("localization")
 
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image, with the classes of an answer of `localize`."""

@@ -4,8 +4,7 @@ A metric is fed one image at a time and yields (name, value) pairs at the end. A
 one image's rows of them.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -56,47 +55,37 @@ def by_label(rows: np.ndarray, count: int) -> list[np.ndarray]:
 
 
 class IlsvrcErrors:
-    """ILSVRC's errors over images with objects: top-1 and top-5 classification, and localization.
+    """ILSVRC's top-1 and top-5 errors over images with objects: of classification, or of localization.
 
     A guess is right when its class is one of the image's; for localization, when its box also has an IoU of at
     least 0.5 with an object of that class. Answers are those of `localize`, best guess first.
+
+    Args:
+        kind: "top" or "localization", which begins the figures' names.
     """
 
-    KINDS = ("top", "localization")
-
-    def __init__(self, kinds: Sequence[str] = KINDS):
-        """Choose the kinds of error."""
-        self._kinds = tuple(kinds)
-        self._images: Counter[str] = Counter()
-        self._right: Counter[str] = Counter()
+    def __init__(self, kind: str):
+        self._kind, self._images, self._right = kind, 0, np.zeros(2, int)
 
     def process(self, record: Record, answer: Answer) -> None:
         """Add an image and its guesses; one without objects counts for nothing, without boxes not for localization."""
-        if len(record.labels) == 0:
+        if len(record.labels) == 0 or (self._kind == "localization" and not record.boxed.all()):
             return
-        self._images["objects"] += 1
-        for kind in self._kinds:
-            if kind == "localization" and not record.boxed.all():
-                continue
-            right = (right_classes if kind == "top" else right_boxes)(record, answer)
-            self._images[kind] += 1
-            for guesses in (1, 5):
-                self._right[f"{kind}{guesses}"] += bool(right[:guesses].any())
+        right = (right_classes if self._kind == "top" else right_boxes)(record, answer)
+        self._images += 1
+        self._right += [right[:1].any(), right[:5].any()]
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
-        """Yield each error, in 0..1; of several kinds without localization's where no image has boxes.
+        """Yield the error of one guess and of five, in 0..1.
 
         Raises:
-            ValueError: no image with an object, or only localization asked for and no image with boxes.
+            ValueError: no image counts.
         """
-        images = self._images["objects"]
-        if not images:
-            raise ValueError("expected images with objects to score against; there are none")
-        if not any(self._images[kind] for kind in self._kinds):
-            raise ValueError(f"expected boxes to score against; the {images} images with objects have classes alone")
-        for kind in (kind for kind in self._kinds if self._images[kind]):
-            for guesses in (1, 5):
-                yield f"{kind}{guesses}_error", 1.0 - self._right[f"{kind}{guesses}"] / self._images[kind]
+        if not self._images:
+            wanted = "objects" if self._kind == "top" else "boxes"
+            raise ValueError(f"expected images with {wanted} to score against; there are none")
+        for guesses, right in zip((1, 5), self._right.tolist(), strict=True):
+            yield f"{self._kind}{guesses}_error", 1.0 - right / self._images
 
 
 def predicted_labels(answer: Answer) -> np.ndarray:

@@ -44,7 +44,8 @@ def measures(sides: np.ndarray, longest: np.ndarray | float) -> np.ndarray:
     sides, longest = np.asarray(sides, float).reshape(-1, 2), np.asarray(longest, float)
     longer, shorter = sides.max(axis=1), sides.min(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):  # boxes without width, images that were not read
-        found = np.stack([longer * shorter, longer / longest, longer / shorter], axis=1)
+        area = np.round(longer * shorter, 3)  # 32 x 32 pixels are so still after normalisation
+        found = np.stack([area, longer / longest, longer / shorter], axis=1)
     found = np.minimum(np.nan_to_num(found, nan=1.0, posinf=LARGEST), LARGEST)
     return np.where((longest > 0.0)[..., None], found, UNKNOWN)
 

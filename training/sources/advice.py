@@ -5,7 +5,7 @@ from pathlib import Path
 from training.sources.formats.annotation_xml import UNREADABLE, parse_xml
 from training.sources.formats.coco import coco_files_in
 from training.sources.formats.csv_table import csv_files_in
-from training.sources.formats.yolo import yolo_files_in
+from training.sources.formats.yolo import holds_labels, yolo_files_in
 from training.sources.listing import files_below, folders_below, is_dir, is_file, is_image
 from training.sources.splits import DEPTH, PARTS, split_of
 from training.sources.text import read_head
@@ -62,7 +62,7 @@ def _looks_like(folder: Path) -> str:
     for suffix, word, text in TOOLS:
         if any(word in read_head(path) for path in files if path.suffix.lower() == suffix):
             return f"'{folder}' looks like {text}"
-    if any(_is_yolo(path) for path in files if path.suffix == ".txt"):
+    if any(holds_labels(path) for path in files if path.suffix == ".txt"):
         return (
             f"'{folder}' looks like YOLO without a data.yaml: write one with path, train, val and names, and yolo:FILE"
         )
@@ -85,12 +85,3 @@ def _is_voc(path: Path) -> bool:
     except UNREADABLE:
         return False
     return True
-
-
-def _is_yolo(path: Path) -> bool:
-    """Return whether a text file's first line is five numbers."""
-    try:
-        words = read_head(path).partition("\n")[0].split()
-        return len(words) >= 5 and all(-1 <= float(word) <= 2 for word in words[1:])
-    except (OSError, ValueError):
-        return False

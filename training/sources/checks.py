@@ -20,6 +20,7 @@ from training.sources.record import Record
 
 FLAGS = ("difficult", "crowd", "truncated", "occluded")  # of an object
 SAME_DECIMALS = 4  # decimals of normalised corners in which two boxes of one object agree
+FARTHEST = 2.0  # edges beyond it are pixels, not shares of the image
 ROUNDING = 1.0  # pixels that a box may lie beyond the edge before it is worth a word
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Kind(Enum):
     ONE_SPLIT = "class in one split only", "kept", False
     NO_OBJECTS = "class without objects", "kept", False
     ALIKE = "class names that look alike", "kept", False
+    NO_SPLIT = "split that is not there", "skipped", False
     GROUP = "category that only groups others", "no class", False
 
     def __init__(self, words: str, action: str, fault: bool):
@@ -140,8 +142,8 @@ def read_orientation(data: bytes) -> int:
 
 
 def are_shares(edges: np.ndarray) -> bool:
-    """Return whether a file's edges of boxes, nan or not, are shares of the image: all at most 1, and one between."""
-    return bool((edges <= 1).any() and not (edges > 1).any() and ((edges > 0) & (edges < 1)).any())
+    """Return whether a file's edges of boxes, nan or not, are shares of the image: some are, and none is far beyond."""
+    return bool(((edges > 0) & (edges < 1)).any() and not (edges > FARTHEST).any())
 
 
 def make_record(
@@ -181,6 +183,7 @@ def make_record(
             return None
         known = set()
         for thing in things:
+            thing = replace(thing, difficult=thing.difficult or thing.crowd)
             if normalised:
                 sides = (size[1], size[0]) * 2
                 corners = tuple(edge * side for edge, side in zip(thing.corners, sides, strict=True))

@@ -9,11 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.images.pixels import as_pixels
-from training.sources.checks import FLAGS, ReportFinding, Thing, make_record, read_size
+from training.sources.checks import FARTHEST, FLAGS, ReportFinding, Thing, make_record, read_size
 from training.sources.record import SCHEMA, Record, Source, check_split
 from training.sources.text import one_line
-
-FARTHEST = 2.0  # normalised edges beyond it are pixels
 
 Data: TypeAlias = str | Source | tf.data.Dataset | Mapping[str, tf.data.Dataset]  # what `open_data` opens
 
@@ -21,11 +19,11 @@ Data: TypeAlias = str | Source | tf.data.Dataset | Mapping[str, tf.data.Dataset]
 class DatasetSource:
     """Records of a `tf.data.Dataset` for each split.
 
-    An element is a dictionary. Its keys are those of `SCHEMA`, of which some may be missing, and others are ignored:
+    An element is a dictionary. It has keys of `SCHEMA`. Some may be missing; other keys are ignored:
 
     - "image_bytes", an encoded image; or "image", pixels as `images.pixels.as_pixels` takes them;
     - "labels" int [n] from 0, or the classes' names, string [n]; or "label", a scalar;
-    - "boxes" float [n, 4], [ymin, xmin, ymax, xmax] normalised to 0..1; without it the images have classes alone;
+    - "boxes" float [n, 4], [ymin, xmin, ymax, xmax] normalised to 0..1; without it each image has one class alone;
     - "image_id", and "difficult", "crowd", "truncated" and "occluded", bool [n].
 
     A run that resumes needs the records in the order that they had.
@@ -77,9 +75,11 @@ class DatasetSource:
         name, data = _name(element, number), _image(element)
         if element.keys() >= SCHEMA.keys():  # a record already
             fields = {key: element[key] for key in SCHEMA if key not in ("image_bytes", "image_id")}
-            return Record(data, name, **fields)
+            return Record(data, name, **{**fields, "difficult": fields["difficult"] | fields["crowd"]})
         labels = [self._class_name(label) for label in np.ravel(_labels(element))]
         if "boxes" not in element:
+            if len(labels) > 1:
+                raise ValueError(f"expected one label for image '{name}', which has no boxes; got {len(labels)}")
             return make_record(data, name, (), classes, self._report, image_class=labels[0] if labels else None)
         boxes = np.reshape(element["boxes"], (-1, 4)).astype(np.float64)
         if len(boxes) != len(labels):
@@ -132,6 +132,12 @@ def _check_elements(split: str, data: object) -> None:
         found = ", ".join(sorted(keys)) if keys else f"'{type(spec).__name__}'"
         needed = "image or image_bytes, labels, and perhaps boxes"
         raise ValueError(f"expected dictionaries with {needed} in split '{split}'; got {found}")
+    for key in {"labels", "label"} & spec.keys():
+        if not (spec[key].dtype.is_integer or spec[key].dtype == tf.string):
+            raise ValueError(
+                f"expected {key} of whole numbers or names in split '{split}'; got {spec[key].dtype.name}: cast them, "
+                "or take the argmax of one-hot labels"
+            )
     for key, rank in (("image", 3), ("image_bytes", 0), ("boxes", 2)):
         found_rank = spec[key].shape.rank if key in spec else None
         if found_rank not in (None, rank) and not (key == "image" and found_rank == 2):

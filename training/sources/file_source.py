@@ -145,3 +145,20 @@ class FileSource(NamedSource):
                 findings.append(Finding(Kind.LISTED_TWICE, name, f"{count} times in '{split}'"))
         unique = {entry.name: entry for entry in reversed(entries) if is_utf8(entry.name)}
         return mixed(list(unique.values())[::-1]), findings
+
+
+class IdSource(FileSource):
+    """A source of files whose annotations call the classes by ids."""
+
+    @property
+    def _named(self) -> dict[str, str]:
+        """Class names by what annotations call them."""
+        raise NotImplementedError
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(self._named.values())
+
+    @cached_property
+    def _classes(self) -> dict[str, int]:
+        return {key: label for label, key in enumerate(self._named)}

@@ -17,6 +17,8 @@ NO_IMAGES = (
     *(".txt", ".md", ".html", ".log", ".xml", ".json", ".yaml", ".yml", ".csv", ".tsv", ".pbtxt"),
     *(".npy", ".npz", ".mat", ".pkl", ".py", ".ini", ".db", ".cache"),
 )
+# Folders of images that tell each pixel's class, named as the images are: never taken for these.
+MASKS = {"masks", "trimaps", "segmentationclass", "segmentationobject"}
 SAMPLE = 100  # images that tell in which folder all are
 URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/?#]*([^?#]*)", re.IGNORECASE)  # urlsplit refuses some
 LOCAL_FILES = re.compile(r".*/local-files/\?d=")  # Label Studio's address of a file on its own disk
@@ -25,6 +27,10 @@ LOCAL_FILES = re.compile(r".*/local-files/\?d=")  # Label Studio's address of a 
 def is_junk(name: str) -> bool:
     """Return whether a file or folder is hidden, or one of `JUNK`: no data of the user's."""
     return name in JUNK or name.startswith(".")
+
+
+def _is_passed_over(folder: str) -> bool:
+    return is_junk(folder) or folder.lower() in MASKS
 
 
 def is_file(path: Path) -> bool:
@@ -94,15 +100,15 @@ def _walk(
     for folder, folders, files, links in walk(root / below, onerror):
         linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         links += [n for n in linked if os.path.join(os.path.realpath(os.path.join(folder, n)), "").startswith(inside)]
-        folders[:] = [name for name in folders if name not in links and not is_junk(name)]
+        folders[:] = [name for name in folders if name not in links and not _is_passed_over(name)]
         yield folder, folders, files, sorted(link for link in links if not is_junk(link))
 
 
 def folders_below(root: Path, depth: int) -> Iterator[Path]:
-    """Yield the folders below a folder, those that are entered at most `depth` deep, without `JUNK`."""
+    """Yield the folders below a folder, those that are entered at most `depth` deep, without `JUNK` and masks."""
     try:
         with os.scandir(root) as entries:  # which tells folders without looking at each file
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not is_junk(entry.name))
+            names = sorted(entry.name for entry in entries if entry.is_dir() and not _is_passed_over(entry.name))
     except OSError:
         return
     for folder in (root / name for name in names if is_utf8(name)):
@@ -114,9 +120,9 @@ def folders_below(root: Path, depth: int) -> Iterator[Path]:
 class Locator:
     """Finds the images that annotations name, wherever their tool has kept them.
 
-    A path is tried in each of the folders as it is, then decoded: from a URL, %20, backslashes, or a disk C:. Else it
-    is the file below `root` that shares the longest end of the path, if there is one such file alone. The name alone
-    does only where no other of the `stated` paths has it.
+    A path is tried in each of the folders as it is, then decoded: from a URL, %20, backslashes, or a disk C:.
+    Otherwise the file below `root` is taken whose last folders match most of the path, if there is only one. A match of
+    the name alone counts only if no other of the `stated` paths has that name.
     """
 
     def __init__(self, folders: Sequence[Path], root: Path, stated: Iterable[str]):
@@ -154,10 +160,13 @@ class Locator:
 
 
 def best_locator(folders: Sequence[Path], stated: Sequence[str]) -> Locator:
-    """Return what finds images in the folder that has most of the first ones, or else in the last."""
+    """Return what finds images in any of the folders, first in that which has most of the first ones.
+
+    What none of them has by its own path is looked for below that folder, or else below the last.
+    """
     hits = [sum(is_file(folder / decoded(name)) for name in stated[:SAMPLE]) for folder in folders]
     best = folders[hits.index(max(hits))] if any(hits) else folders[-1]
-    return Locator([best], best, stated)
+    return Locator([best, *folders], best, stated)
 
 
 def decoded(path: str) -> str:

@@ -8,6 +8,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.suggestion import suggest
+
 SCHEMA = {
     "image_bytes": tf.TensorSpec([], tf.string),  # encoded: whatever overfeat_tf.images.decode reads
     "image_id": tf.TensorSpec([], tf.string),
@@ -111,7 +113,9 @@ def check_split(source: Source, split: str) -> None:
     """Raise ValueError, naming those that exist, unless the source has the split; a divided one also has "all"."""
     known = (*source.splits, *getattr(source, "united", ()))
     if split not in known:
-        raise ValueError(f"expected a split of {source.name}, one of {', '.join(known)}; got '{split}'")
+        raise ValueError(
+            f"expected a split of {source.name}, one of {', '.join(known)}; got '{split}'{suggest(split, known)}"
+        )
 
 
 def check_classes(labels: Sequence[str], source: Source) -> None:
@@ -130,5 +134,5 @@ def check_classes(labels: Sequence[str], source: Source) -> None:
 
 
 def mixed(items: Sequence[Item]) -> list[Item]:
-    """Deal items into a fixed random order: as they lie on disk, class after class, batches would be of one class."""
+    """Shuffle items with a fixed seed: in the order on disk, a batch would hold one class."""
     return [items[index] for index in np.random.default_rng(0).permutation(len(items))]

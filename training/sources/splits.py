@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from glob import escape, glob
 from pathlib import Path
@@ -18,7 +18,7 @@ from PIL import Image
 
 from overfeat_tf.models.model import SPLIT
 from training.progress import progress
-from training.sources.listing import folders_below
+from training.sources.listing import MASKS, folders_below
 from training.sources.record import Record, Source, check_split
 
 NAMES = {
@@ -30,8 +30,8 @@ NEUTRAL = ("set", "data", "images", "imgs", "labels", "annotations")  # beside t
 HOLE = "{split}"
 IMAGES = ("JPEGImages", "images", "Images", "imgs", "img")  # folders of images, by preference
 # Folders that are parts of a set and no classes, in lower case.
-PARTS = {"images", "imgs", "img", "jpegimages", "labels", "annotations", "annots", "xmls", "masks", "imagesets"}
-PARTS |= {"segmentationclass", "segmentationobject"}
+PARTS = {"images", "imgs", "img", "jpegimages", "labels", "annotations", "annots", "xmls", "imagesets"}
+PARTS |= MASKS
 DEPTH = 3  # folders below the one that is named, in which annotations and images are looked for
 ALL = "all"  # both splits of a divided source
 
@@ -101,16 +101,15 @@ def by_split(files: Sequence[Path], folder: Path, form: str) -> dict[str, Path]:
 
 def folders_around(path: Path, root: Path, split: str | None = None) -> list[Path]:
     """Return the folders where the images of a file of annotations may be, the likeliest first, the root last."""
-    if path.parent == root:  # a file alone: its folder, and those of images beside that
-        beside = [folder for name in IMAGES if (folder := root.parent / name).is_dir()]
-        beside += [folder for above in beside for folder in folders_below(above, 1)]
-    else:
-        beside = []
-    inner = [*folders_below(root, DEPTH), *beside]
+    siblings = []
+    if path.parent == root:  # a file alone: its folder, and those of images next to that
+        siblings = [folder for name in IMAGES if (folder := root.parent / name).is_dir()]
+        siblings += [folder for above in siblings for folder in folders_below(above, 1)]
+    inner = [*folders_below(root, DEPTH), *siblings]
     splits = {folder: split_of_path(folder.parts[len(root.parent.parts) :]) for folder in inner}
     own = [folder for folder in inner if split and splits[folder] == split]
     others = [folder for folder in inner if splits[folder] is None]
-    return list(dict.fromkeys([path.parent, *own, *others, root]))
+    return [*dict.fromkeys([path.parent, *own, *others]), root]
 
 
 class Dividable(Source, Protocol):
@@ -265,47 +264,44 @@ def _thumbnail(data: bytes) -> np.ndarray:
 
 def _groups(names: Sequence[str], luma: np.ndarray, digests: Sequence[bytes]) -> list[list[int]]:
     """Return the places of near-duplicates together: by name, by equal bytes, and by thumbnails [n, SIDE * SIDE]."""
-    spread = luma.std(axis=1, keepdims=True)
-    plain = np.nan_to_num((luma - luma.mean(axis=1, keepdims=True)) / np.maximum(spread, FLAT) / SIDE)
+    deviation = luma.std(axis=1, keepdims=True)
+    plain = np.nan_to_num((luma - luma.mean(axis=1, keepdims=True)) / np.maximum(deviation, FLAT) / SIDE)
     mirrored = plain.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(len(plain), -1)
-    keys: list[dict] = [defaultdict(list) for _ in range(3)]
-    for index, (name, digest) in enumerate(zip(names, digests, strict=True)):
-        flat = round(float(luma[index].mean()) / 8) if spread[index] < FLAT else name
-        for key, table in zip((_original(name), digest, flat), keys, strict=True):
-            table[key].append(index)
-    groups: list[list[int]] = []
+    flat = np.where(deviation[:, 0] < FLAT, np.round(luma.mean(axis=1) / 8), -1.0 - np.arange(len(names)))
+    named = _components([_numbered(each) for each in (map(_original, names), digests, flat.tolist())])
     for threshold in ALIKE:
-        parents = np.arange(len(names))
-        for table in keys:
-            for first, *others in table.values():
-                for other in others:
-                    _join(parents, first, other)
+        group = named.copy()
         if threshold <= 1 and len(names) <= COMPARED:
             for start in range(0, len(plain), 1024):
                 part = plain[start : start + 1024]
-                alike = np.maximum(part @ plain.T, part @ mirrored.T) > threshold
-                for row, column in np.argwhere(alike):
-                    _join(parents, start + int(row), int(column))
-        found = defaultdict(list)
-        for index in range(len(names)):
-            found[_root(parents, index)].append(index)
-        groups = list(found.values())
-        if max(map(len, groups)) <= len(names) / 2:
+                for alike in np.maximum(part @ plain.T, part @ mirrored.T) > threshold:
+                    joined = np.unique(group[alike])
+                    if len(joined) > 1:
+                        group[np.isin(group, joined)] = joined[0]
+        _, counts = np.unique(group, return_counts=True)
+        if counts.max() <= len(names) / 2:
             break
-    return groups
+    return [part.tolist() for part in np.split(np.argsort(group, kind="stable"), np.cumsum(counts)[:-1])]
+
+
+def _numbered(values: Iterable[Hashable]) -> np.ndarray:
+    """Number values by their first occurrence, equal ones alike: int [n]."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(value, len(numbers)) for value in values])
+
+
+def _components(keys: Sequence[np.ndarray]) -> np.ndarray:
+    """Number the places that share any of their keys, each int [n] from 0, by the first such place: int [n]."""
+    group, before = np.arange(len(keys[0])), None
+    while before is None or (group != before).any():
+        before = group
+        for key in keys:
+            least = np.full(key.max() + 1, len(key))
+            np.minimum.at(least, key, group)
+            group = least[key]
+    return group
 
 
 def _original(name: str) -> str:
     """Return the name of the image that Roboflow's variants are made from: before `.rf.HASH`."""
     return re.sub(r"\.rf\.[^/]*$", "", name)
-
-
-def _root(parents: np.ndarray, index: int) -> int:
-    while parents[index] != index:
-        parents[index] = parents[parents[index]]
-        index = parents[index]
-    return int(index)
-
-
-def _join(parents: np.ndarray, one: int, other: int) -> None:
-    parents[_root(parents, one)] = _root(parents, other)

@@ -88,7 +88,7 @@ def to_float(text: str | None) -> float:
 
 
 def as_number(value: object) -> object:
-    """Return the number that a text spells, whole and of all digits where it is one; anything else as it is."""
+    """Convert text to an int or a float; return anything else unchanged."""
     if not isinstance(value, str):
         return value
     plain = value.strip()

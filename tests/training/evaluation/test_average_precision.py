@@ -81,6 +81,12 @@ def test_a_second_find_is_wrong_and_a_difficult_object_excuses_any_number():
     assert figures(VocDetection, [(truth, twice), other])["voc_map"] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
+def test_a_crowd_is_no_object_and_excuses_what_lies_in_it():
+    truth = Record.of_objects(b"", "", [BOX, [0.5, 0.5, 1, 1]], [0, 0], crowd=[False, True], difficult=[False, True])
+    found = answer([[0.6, 0.6, 0.7, 0.7], BOX], [0, 0], [0.9, 0.8])
+    assert figures(IlsvrcDetection, [(truth, found)])["ilsvrc_map"] == 1
+
+
 def test_ilsvrc_asks_less_of_small_objects():
     small = [0.5, 0.5, 0.5 + 10 / SIZE[0], 0.5 + 10 / SIZE[1]]  # 10 x 10 pixels: an IoU of 0.25 is enough
     shifted = np.add(small, np.array([0, 5.5, 0, 5.5]) / SIZE[1])  # 0.29

@@ -197,11 +197,16 @@ def test_a_model_that_tells_names_alone_is_scored_by_them():
 @pytest.mark.parametrize(
     "split, protocols, limit, message",
     [
-        ("val", ("detect",), None, "expected protocols of classification, localization, detection; got 'detect'"),
+        (
+            "val",
+            ("detect",),
+            None,
+            r"expected protocols of classification, localization, detection; got 'detect'; did you mean 'detection'\?",
+        ),
         ("test", ("detection",), None, "expected a split of small, one of val; got 'test'"),
         ("val", ("detection",), 0, "expected images in split 'val' of small; there are none"),
         ("val", ("detection",), 1, "expected objects to score against; the 1 images have none"),
-        ("val", ("localization",), 1, "expected images with objects to score against; there are none"),
+        ("val", ("localization",), 1, "expected images with boxes to score against; there are none"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(split, protocols, limit, message):
@@ -230,7 +235,7 @@ def test_a_set_of_classes_is_scored_by_classification_alone(protocol, boxed):
     source = SmallSource({"val": [Record.of_class(b"0", "0", 1)]}, class_names=("a", "b", "c"), boxed=boxed)
     model = Echo(source)
     assert evaluate(model, source, "val", ("classification",), quiet=True)["top1_error"] == 0
-    with pytest.raises(ValueError, match=r"^expected (boxes|objects) [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^expected (boxes|objects|images with boxes) [^\n]*$"):
         evaluate(model, source, "val", (protocol,), quiet=True)
 
 

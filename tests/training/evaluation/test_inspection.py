@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from small_source import SmallSource, few_digits, picture
 
-from training.evaluation.inspection import EXAMPLES, TINY, inspect, require_faultless
+from training.evaluation.inspection import EXAMPLES, TINY, inspect, open_faultless
 from training.sources import open_source
 from training.sources.checks import Kind, ReportFinding
 from training.sources.record import Record
@@ -117,12 +117,12 @@ def test_strict_training_is_refused_at_a_fault_and_not_at_a_remark(tmp_path):
     for name, number in (("cat/1.png", 1), ("dog/1.png", 2), ("dog/2.png", 2)):  # a duplicate
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(image(number))
-    require_faultless(f"folder:{tmp_path}", ("train", "val"))
+    open_faultless(f"folder:{tmp_path}", None, ("train", "val"))
     (tmp_path / "dog" / "3.png").write_bytes(image(3)[:-30])
     with pytest.raises(
         ValueError, match=r"^expected data without faults; got 1 in folder:.*: skipped dog/3.png: [^\n]*$"
     ):
-        require_faultless(f"folder:{tmp_path}", ("train", "val"))
+        open_faultless(f"folder:{tmp_path}", None, ("train", "val"))
 
 
 @pytest.mark.skipif(not (DATASETS / "bad_input").is_dir(), reason="no bad_input beside the checkout")

@@ -188,10 +188,11 @@ def test_iou_is_what_it_says():
 
 
 def guess_errors(pairs) -> dict[str, float]:
-    metric = IlsvrcErrors()
-    for pair in pairs:
-        metric.process(*pair)
-    return dict(metric.evaluate())
+    both, pairs = [IlsvrcErrors("top"), IlsvrcErrors("localization")], list(pairs)
+    for metric in both:
+        for pair in pairs:
+            metric.process(*pair)
+    return {name: error for metric in both for name, error in metric.evaluate()}
 
 
 def guessing(seed: int, images: int):
@@ -220,33 +221,34 @@ def test_only_the_first_five_guesses_count():
     truth, box = record([EASY], [2]), [EASY] * 6
     errors = []
     for labels in ([0, 0, 0, 0, 2, 0], [0, 0, 0, 0, 0, 2], []):
-        metric = IlsvrcErrors()
-        metric.process(truth, answer(box[: len(labels)], labels))
-        errors.append(dict(metric.evaluate()))
+        errors.append(guess_errors([(truth, answer(box[: len(labels)], labels))]))
     assert [error["top5_error"] for error in errors] == [0, 1, 1]
     assert [error["localization5_error"] for error in errors] == [0, 1, 1]
     assert [error["top1_error"] for error in errors] == [1, 1, 1]
 
 
 def test_images_without_objects_count_for_nothing():
-    metric = IlsvrcErrors()
-    metric.process(record([], []), answer([EASY], [0]))
-    with pytest.raises(ValueError, match=r"^expected images with objects to score against; there are none$"):
-        dict(metric.evaluate())
-    metric.process(record([EASY], [0]), answer([EASY], [0]))
-    assert dict(metric.evaluate())["localization1_error"] == 0
+    for kind, wanted in (("top", "objects"), ("localization", "boxes")):
+        metric = IlsvrcErrors(kind)
+        metric.process(record([], []), answer([EASY], [0]))
+        with pytest.raises(ValueError, match=f"^expected images with {wanted} to score against; there are none$"):
+            dict(metric.evaluate())
+        metric.process(record([EASY], [0]), answer([EASY], [0]))
+        assert dict(metric.evaluate())[f"{kind}1_error"] == 0
 
 
 def test_a_class_without_a_box_counts_for_classification_alone():
-    guesses, detection = IlsvrcErrors(), CocoDetection(("a", "b"))
-    for metric in (guesses, detection):
+    classes, places, detection = IlsvrcErrors("top"), IlsvrcErrors("localization"), CocoDetection(("a", "b"))
+    for metric in (classes, places, detection):
         metric.process(Record.of_class(b"", "bare", 1), answer([EASY], [1]))
-    assert dict(guesses.evaluate()) == {"top1_error": 0, "top5_error": 0}
+    assert dict(classes.evaluate()) == {"top1_error": 0, "top5_error": 0}
+    with pytest.raises(ValueError, match=r"^expected images with boxes to score against; there are none$"):
+        dict(places.evaluate())
     with pytest.raises(ValueError, match=r"^expected objects to score against; the 0 images have none$"):
         dict(detection.evaluate())
-    for metric in (guesses, detection):
+    for metric in (places, detection):
         metric.process(record([EASY], [0]), answer([EASY], [0]))
-    assert dict(guesses.evaluate())["localization1_error"] == 0
+    assert dict(places.evaluate())["localization1_error"] == 0
     assert dict(detection.evaluate())["map50"] == pytest.approx(1)
 
 

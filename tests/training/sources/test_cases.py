@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import coco, image, put, table, xml, yolo_lines
+from exports import coco, encoded, image, put, table, xml, yolo_lines
 from findings import found, read, said
 from PIL import Image
 
 from overfeat_tf.images.decode import decode_image
+from training.evaluation.inspection import open_faultless
 from training.sources import open_source
 from training.sources.checks import Kind, read_size
 
@@ -474,6 +475,47 @@ def test_missing_images_are_not_taken_from_elsewhere(tmp_path):
     put(tmp_path / "images" / "train.json", coco([1, 2], lambda i: f"{('one', 'two')[i - 1]}/a.jpg"))
     spec = f"coco:{tmp_path / 'images'}:{tmp_path / 'images' / 'train.json'}"
     assert set(read(spec)) == {"one/a.jpg"} and found(spec)[Kind.MISSING_IMAGE] == ["two/a.jpg"]
+
+
+def test_images_lie_in_any_folder_around_their_annotations_but_not_among_masks(tmp_path):
+    """Kaggle's trees: the table in the root, names without suffixes, images in parts, and other folders of images."""
+    for i in range(4):
+        image(tmp_path / f"part_{i % 2}", i)
+        image(tmp_path / "trimaps", i + 6)
+    put(tmp_path / "notebooks" / "look.ipynb", "{}")
+    put(tmp_path / "masks" / "photo 5.jpg", encoded(5))
+    put(tmp_path / "train.json", coco(range(6), lambda i: f"/home/me/pets/photo {i}.png"))
+    assert set(read(f"coco:{tmp_path}")) == {f"/home/me/pets/photo {i}.png" for i in range(4)}
+    assert len(found(f"coco:{tmp_path}")[Kind.MISSING_IMAGE]) == 2
+    (tmp_path / "train.json").unlink()
+    table(tmp_path / "boxes.csv", range(4), lambda i: f"photo {i}.jpg")
+    records = read(f"csv:{tmp_path / 'boxes.csv'}")
+    assert len(records) == 4 and all(record.image_bytes == encoded(int(name[6])) for name, record in records.items())
+
+
+def test_a_mask_is_no_image_of_its_own_and_text_beside_labels_no_label(tmp_path):
+    image(tmp_path / "pets" / "images", 1)
+    put(tmp_path / "pets" / "annotations" / "trimaps" / "photo 1.png", encoded(1))
+    put(tmp_path / "pets" / "annotations" / "xmls" / "photo 1.xml", xml(1, "photo 1.jpg"))
+    assert len(read(f"voc:{tmp_path / 'pets'}")) == 1 and said(f"voc:{tmp_path / 'pets'}") == []
+    image(tmp_path / "yolo", 1)
+    put(tmp_path / "yolo" / "photo 1.txt", yolo_lines(1))
+    put(tmp_path / "yolo" / "README.txt", "Pictures of pets, of ours and others.")
+    put(tmp_path / "yolo" / "data.yaml", "train: .\nnames: [cat, dog]\n")
+    assert said(f"yolo:{tmp_path / 'yolo' / 'data.yaml'}") == []
+
+
+def test_a_split_is_not_taken_from_the_folder_that_one_works_in(tmp_path, monkeypatch):
+    for i, split in enumerate(("train", "val")):
+        image(tmp_path / "a" / split / "images", i)
+        put(tmp_path / "a" / split / "labels" / f"photo {i}.txt", yolo_lines(i))
+    put(tmp_path / "a" / "data.yaml", "train: train/images\nval: val/images\ntest: ../test/images\nnames: [cat, dog]\n")
+    image(tmp_path / "b" / "test" / "images", 2)
+    monkeypatch.chdir(tmp_path / "b")
+    assert open_source("yolo:../a/data.yaml").splits == ("train", "val")
+    open_faultless("yolo:../a/data.yaml", None, ("train", "val"))  # that there is no test split is a remark
+    with pytest.raises(ValueError, match="got a source that is open"):
+        open_faultless(open_source("yolo:../a/data.yaml"), None, ("train",))
 
 
 def test_names_with_accents_are_found_however_they_are_composed(tmp_path):

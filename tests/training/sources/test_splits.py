@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from small_source import few_digits
 
 from overfeat_tf.models.model import SPLIT
 from training.sources import open_source
 from training.sources.record import count_images
-from training.sources.splits import Divided, settle, split_of, store
+from training.sources.splits import Divided, _components, settle, split_of, store
 
 
 def photograph(seed: int, size=(96, 80)) -> Image.Image:
@@ -46,6 +48,23 @@ def test_a_part_is_held_out_always_the_same_and_one_line_says_so(tmp_path, caplo
     assert len(val) == 6 and len(train | val) == 40 and not train & val
     assert ids(open_source(spec), "val") == val
     assert len(list(source.records("val", 2))) == 2 and ids(source, "all") == train | val
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 2**32), st.integers(1, 40))
+def test_what_shares_a_key_is_together(seed, count):
+    """An oracle: neighbours are visited one after the other."""
+    rng = np.random.default_rng(seed)
+    keys = [rng.integers(0, count, count) for _ in range(3)]
+    group = np.full(count, -1)
+    for start in range(count):
+        waiting = [start] if group[start] < 0 else []
+        while waiting:
+            one = waiting.pop()
+            if group[one] < 0:
+                group[one] = start
+                waiting += [other for other in range(count) if any(key[other] == key[one] for key in keys)]
+    np.testing.assert_array_equal(_components(keys), group)
 
 
 def variants(i: int) -> dict[str, bytes]:

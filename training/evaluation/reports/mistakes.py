@@ -1,4 +1,4 @@
-"""The worst mistakes as pictures: a sheet of each kind, of which no more images are kept than are drawn."""
+"""The worst mistakes as pictures, a sheet per kind. Only the images that are drawn are kept."""
 
 import heapq
 import math

@@ -134,7 +134,7 @@ class CocoFiles(FileSource):
             category = loaded.categories.get(owner)
             label = category["name"] if category else f"category_id {owner}"
             where = f"annotations[{place}]"
-            things.append(Thing(label, tuple(corners), difficult=crowd, crowd=crowd, where=where))
+            things.append(Thing(label, tuple(corners), crowd=crowd, where=where))
         stated = _size(loaded.images[entry.detail])
         return make_record(
             data, entry.name, things, self._classes, self._report, stated=stated, normalised=loaded.normalised

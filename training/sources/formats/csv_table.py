@@ -70,7 +70,7 @@ class CsvTable(FileSource):
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         rows = [row for split in self.splits for rows in self._rows(split).values() for row in rows]
-        names = sorted({row["class"] for row in rows} - {""})
+        names = sorted({row["class"] for row in rows if not _is_empty(row)} - {""})
         if not names:
             raise ValueError(f"expected classes in {self.name}; there are none")
         return tuple(names)
@@ -97,11 +97,7 @@ class CsvTable(FileSource):
             found = " and ".join(f"{width:g}x{height:g}" for width, height in sorted(sizes))
             self._report(Finding(Kind.BAD_ANNOTATION, entry.name, f"{self._files[split]}: its rows have sizes {found}"))
             return None
-        things = [
-            Thing(row["class"], _corners(row), where=f"line {row['line']}")
-            for row in rows
-            if row["class"] or any(row[edge] for edge in EDGES)
-        ]
+        things = [Thing(row["class"], _corners(row), where=f"line {row['line']}") for row in rows if not _is_empty(row)]
         stated = next(iter(sizes), (0.0, 0.0))
         return make_record(
             data, entry.name, things, self._classes, self._report, stated=stated, normalised=self._normalised
@@ -129,7 +125,8 @@ class CsvTable(FileSource):
             if wrong:
                 self._bad_rows[split].append(Finding(Kind.BAD_ANNOTATION, f"{path.name}, line {number}", wrong))
                 continue
-            row |= {"class": one_line(row["class"]), "line": str(number)}
+            complete = max(columns[edge] for edge in EDGES) < len(line)  # else the end of the line is missing
+            row |= {"class": one_line(row["class"]), "line": str(number), "complete": "yes" * complete}
             rows[names.setdefault(normal_path(row["filename"]), row["filename"])].append(row)
         return dict(rows)
 
@@ -170,6 +167,11 @@ def _columns(header: Sequence[str]) -> dict[str, int]:
     }
     found |= {name: plain.index(name) if name in plain else -1 for name in SIZE}
     return {name: place for name, place in found.items() if place >= 0}
+
+
+def _is_empty(row: dict[str, str]) -> bool:
+    """Return whether a row is of an image without objects: it has no edges, and perhaps a class such as "none"."""
+    return not any(row[edge] for edge in EDGES) and not (row["class"] and not row["complete"])
 
 
 def _corners(row: dict[str, str]) -> tuple[float, float, float, float]:

@@ -46,6 +46,11 @@ class ImageFolder(FileSource):
             ways = " or ".join(f"folder:{folder / name}" for name in alike)
             got = f"what seem to be splits: {', '.join(alike)}: name them train, val and test, or write {ways}"
             raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
+        if learnt := self._within.get("train"):  # as in Tiny ImageNet, whose val has a folder of images
+            parts = [name for name in labels if name.lower() in PARTS and name not in learnt]
+            labels = [name for name in labels if name not in parts]
+            self._findings += [Finding(Kind.NOT_TAKEN, printable(name), "no class of 'train'") for name in parts]
+            self.splits = tuple(split for split, names in self._within.items() if set(names) - set(parts))
         empty = [name for name in labels if not self._has_images(name)]
         if len(empty) < len(labels):
             labels = [name for name in labels if name not in empty]
@@ -102,7 +107,7 @@ def _pass_through(folder: Path) -> Path:
 
 
 def _splits(folder: Path, names: list[str]) -> dict[str, str]:
-    """Return the folders of splits by what the splits are called: of several the one that is called just so."""
+    """Return the folders of splits by their splits; if several match one, the one with exactly that name."""
     found: dict[str, str] = {}
     for name in names:
         split = split_of(name, folder=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from overfeat_tf.images.files import SUFFIXES
 from training.sources.checks import Finding, Kind, ReportFinding, make_record
-from training.sources.file_source import Entry, FileSource
+from training.sources.file_source import Entry, IdSource
 from training.sources.formats.annotation_xml import class_names_in, read_annotation, short_names
 from training.sources.listing import images_below, is_dir, is_file, is_junk
 from training.sources.record import Record
@@ -22,7 +22,7 @@ CLASS_LISTS = {"CLS-LOC": ("LOC_synset_mapping.txt", "map_clsloc.txt"), "DET": (
 RENAMED = {"train_cls": "train"}  # the list of all of CLS-LOC's training images; train_loc has those with boxes
 
 
-class IlsvrcFolder(FileSource):
+class IlsvrcFolder(IdSource):
     """The CLS-LOC or DET layout of the ImageNet challenge.
 
     `folder` has `Data` in it, or is `Data/CLS-LOC` or `Data/DET` itself, where both are there. Splits are the lists of
@@ -56,10 +56,6 @@ class IlsvrcFolder(FileSource):
             raise ValueError(f"expected annotated images in '{self._images}'; there are no folders train or val")
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self._named.values())
-
-    @cached_property
     def _named(self) -> dict[str, str]:
         """Class names by WordNet id."""
         above = (self.folder, self.folder / "devkit" / "data", self.folder.parent, self.folder.parent / "devkit/data")
@@ -75,10 +71,6 @@ class IlsvrcFolder(FileSource):
         if not found:
             raise ValueError(f"expected {' or '.join(CLASS_LISTS[self.task])} in '{self.folder}', or classes to list")
         return dict(zip(found, found, strict=True))
-
-    @cached_property
-    def _classes(self) -> dict[str, int]:
-        return {wnid: label for label, wnid in enumerate(self._named)}
 
     def _is_usable(self, folder: str) -> bool:
         """Return whether a folder of images has classes: annotations, or for CLS-LOC's training images folders."""

@@ -14,8 +14,8 @@ SPLITS = {"validation": "val"}  # as everywhere else
 FILE_NAMES = ("file_name", "image/filename")  # features that make an id; else the place in tfds's own files
 # Flags of objects, under the names that data sets have for them.
 FLAGS = {
-    "difficult": ("is_difficult", "is_crowd"),
-    "crowd": ("is_crowd",),
+    "difficult": ("is_difficult",),
+    "crowd": ("is_crowd", "is_group_of"),
     "truncated": ("is_truncated",),
     "occluded": ("is_occluded",),
 }
@@ -103,7 +103,8 @@ class TfdsSet(ExampleSource):
             ymin, xmin, ymax, xmax = (float(edge) for edge in objects[box][i])
             corners = (ymin * height, xmin * width, ymax * height, xmax * width)
             marks: dict[str, Any] = {
-                flag: any(bool(objects[name][i]) for name in names) for flag, names in flags.items()
+                flag: any(objects[name][i] > 0 for name in names)  # Open Images has -1 for what is not known
+                for flag, names in flags.items()
             }
             yield Thing(self.class_names[int(objects[label][i])], corners, **marks)
 

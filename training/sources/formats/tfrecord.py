@@ -110,7 +110,6 @@ class TfRecords(ExampleSource):
                 for flag, keys in FLAGS.items()
             }
             label = self._label(texts[i] if i < len(texts) else b"", labels[i] if i < len(labels) else None)
-            marks["difficult"] |= marks["crowd"]
             yield Thing(label, corners, **marks, where=f"object {i + 1}")  # type: ignore[arg-type]
 
     def _label(self, text: Value, label: Value | None) -> str:
@@ -123,8 +122,9 @@ class TfRecords(ExampleSource):
         places = dict.fromkeys(folder for path in paths for folder in (path.parent, path.parent.parent))
         maps = [path for folder in places for path in sorted(folder.glob("*.pbtxt")) if not is_junk(path.name)]
         texts, labels = self._found[0], set(self._found[2])
-        if maps and (items := read_label_map(maps[0])):
-            return self._named(maps[0], items, texts)
+        for path in maps:
+            if items := read_label_map(path):  # a graph's text has the suffix too
+                return self._named(path, items, texts)
         if texts and all(label is not None for label in texts.values()):
             by_label = {label: name for name, label in texts.items()}
             if len(by_label) == len(texts):

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from training.sources.checks import Finding, Kind, ReportFinding, make_record
-from training.sources.file_source import Entry, FileSource
+from training.sources.file_source import Entry, IdSource
 from training.sources.formats.annotation_xml import (
     Annotation,
     class_names_in,
@@ -37,7 +37,7 @@ FLAG = re.compile(r"\s+(-1|0|1)$")  # after each name in a class's list: absent,
 LISTS = "ImageSets/Main"
 
 
-class VocFolder(FileSource):
+class VocFolder(IdSource):
     """A folder of images with an annotation each.
 
     In VOC's own layout, and CVAT's, there are `JPEGImages/`, `Annotations/` and lists in `ImageSets/Main/`, of which
@@ -71,10 +71,6 @@ class VocFolder(FileSource):
             self.splits = tuple(sorted({split for split, _, _ in self._pairs}, key=list(NAMES.values()).index))
 
     @cached_property
-    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        return tuple(self._named.values())
-
-    @cached_property
     def _named(self) -> dict[str, str]:
         """Class names by what annotations call them."""
         listed = self.folder / "classes.txt"
@@ -94,10 +90,6 @@ class VocFolder(FileSource):
         if not found:
             raise ValueError(f"expected objects in the annotations of '{self.folder}'; there are none")
         return dict(zip(found, found, strict=True))
-
-    @cached_property
-    def _classes(self) -> dict[str, int]:
-        return {name: label for label, name in enumerate(self._named)}
 
     def _list(self, split: str, report: ReportFinding) -> list[Entry]:
         if self._lists:
@@ -149,9 +141,9 @@ class VocFolder(FileSource):
         return stem if is_image(name) and is_file(stem) and not is_file(path) else path
 
     def _is_flagged(self, split: str) -> bool:
-        """Return whether a list's first line has a flag after the name."""
-        first = next(iter(read_lines(self._lists[split])), "")
-        return self._named_in(first) != first
+        """Return whether a list's first line has a flag after the name; one without lines tells nothing else."""
+        lines = read_lines(self._lists[split])
+        return not lines or self._named_in(lines[0]) != lines[0]
 
     def _named_in(self, line: str) -> str:
         """Return the image's name without a flag; what looks like one may be part of a name, as in "photo 1"."""
@@ -170,13 +162,13 @@ class VocFolder(FileSource):
         if not files:
             raise ValueError(f"expected a Pascal VOC folder; '{self.folder}' has no XML files of annotations")
         images = images_below(self.folder, "", self._findings.append)
-        beside = {os.path.splitext(image)[0]: image for image in reversed(images)}
+        by_stem = {os.path.splitext(image)[0]: image for image in reversed(images)}
         inner = [str(path.relative_to(self.folder).with_suffix("")) for path in files]
         locator = Locator([], self.folder, inner)
         pairs: list[tuple[str | None, Path | None]] = []
         others = []
         for path, name in zip(files, inner, strict=True):
-            if image := beside.get(name):
+            if image := by_stem.get(name):
                 pairs.append((image, path))
             else:  # in a folder that is called alike, or as the annotation says
                 found = locator.find(name)

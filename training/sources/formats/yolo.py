@@ -18,7 +18,6 @@ from training.sources.text import ContentError, one_line, read_head, read_lines,
 KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 EDGE = 0.01  # that a coordinate may lie beyond 0 to 1, as in Ultralytics' check
 FAR = 1.0  # the same for points of an outline, which may be of an object at the edge
-NO_LABELS = ("classes.txt", "labels.txt", "train.txt", "val.txt", "valid.txt", "test.txt")  # that lie beside them
 
 
 class YoloFiles(FileSource):
@@ -50,7 +49,8 @@ class YoloFiles(FileSource):
             if found and all(found):
                 self._places[split] = [place for place in found if place]
             elif value:
-                missing.append(Finding(Kind.NOT_TAKEN, split, f"no folder or list '{value}' from '{self._file}'"))
+                kind = Kind.NO_SPLIT if split == "test" else Kind.NOT_TAKEN  # Roboflow lists one in any case
+                missing.append(Finding(kind, split, f"no folder or list '{value}' from '{self._file}'"))
         if not self._places:
             wrong = missing[0].detail if missing else f"'{self._file}' has none of them"
             raise ContentError(f"expected the images of train, val or test; {wrong}")
@@ -87,7 +87,7 @@ class YoloFiles(FileSource):
         """Return the folder or the list that the file names, wherever it was when the file was written."""
         stated = stated.replace("\\", "/")
         own, root = self._file.parent, str(self._content.get("path") or "").replace("\\", "/")
-        roots = list(dict.fromkeys([own / root, Path(root or "."), own]))
+        roots = list(dict.fromkeys([own / root, *([Path(root)] if root else []), own]))
         forms = [stated, stated.removeprefix("../")]  # Roboflow's begin with it
         parts = Path(stated).parts
         most = len(parts) if stated.endswith(".txt") else len(parts) - 1  # a folder "images" alone may be another's
@@ -196,8 +196,17 @@ def _label_of(image: Path) -> Path | None:
 
 
 def _labels_in(folder: Path) -> list[Path]:
-    """List a folder's label files."""
-    return [path for path in sorted(folder.glob("*.txt")) if path.name not in NO_LABELS and not is_junk(path.name)]
+    """List a folder's label files, without lists and other text."""
+    return [path for path in sorted(folder.glob("*.txt")) if not is_junk(path.name) and holds_labels(path)]
+
+
+def holds_labels(path: Path) -> bool:
+    """Return whether a text file's first line is a class and at least four shares."""
+    try:
+        words = read_head(path).partition("\n")[0].split()
+        return len(words) >= 5 and all(-1 <= float(word) <= 2 for word in words[1:])
+    except (OSError, ValueError):
+        return False
 
 
 def _relative(path: Path, base: Path) -> str:

@@ -63,6 +63,14 @@ def test_quotes_hold_commas_and_line_breaks_and_a_last_comma_is_none(folder):
     assert said(f"csv:{folder}") == [] and len(read(f"csv:{folder}")["a, b.jpg"].labels) == 2
 
 
+def test_a_row_without_edges_is_an_image_without_objects_whatever_its_class(folder):
+    image(folder, 2)
+    with (folder / "boxes.csv").open("a", newline="") as rows:
+        rows.write("photo 2.jpg,64,48,No finding,,,,\r\n")
+    assert open_source(f"csv:{folder}").class_names == ("dog",) and said(f"csv:{folder}") == []
+    assert len(read(f"csv:{folder}")["photo 2.jpg"].labels) == 0
+
+
 def test_boxes_that_are_all_at_most_1_are_shares_of_the_image(folder):
     put(folder / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\nphoto 1.jpg,cat,0.25,0.5,0.75,1\n")
     content = json.loads(coco([1], lambda i: "photo 1.jpg"))
@@ -71,6 +79,9 @@ def test_boxes_that_are_all_at_most_1_are_shares_of_the_image(folder):
     for spec in (f"csv:{folder}", f"coco:{folder}"):
         (record,) = read(spec).values()
         assert record.boxes.tolist() == [[0.5, 0.25, 1.0, 0.75]], spec
+    put(folder / "boxes.csv", (folder / "boxes.csv").read_text() + "photo 1.jpg,dog,0.5,0.5,1.00001,1\n")
+    (record,) = read(f"csv:{folder}").values()
+    assert record.boxes.tolist() == [[0.5, 0.25, 1.0, 0.75], [0.5, 0.5, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize(

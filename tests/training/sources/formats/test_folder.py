@@ -47,6 +47,14 @@ def test_folders_of_splits_above_share_their_classes(tmp_path):
     assert {(r.image_id, *r.labels) for r in source.records("val")} == {("val/dog/1.jpg", 2), ("val/bee/4.jpg", 1)}
 
 
+def test_a_folder_of_images_in_another_split_is_no_class(tmp_path):
+    """Tiny ImageNet's: of validation there are images without a folder a class, and of the test alike."""
+    write(tmp_path, "train/n1/images/1.jpg", "train/n2/images/2.jpg", "val/images/3.jpg", "test/images/4.jpg")
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ("n1", "n2") and "val" not in source.undivided.splits
+    assert not_used(tmp_path)["train"] == ["images"]
+
+
 def test_a_class_may_be_named_as_a_split_is(tmp_path):
     write(tmp_path, "train/1.jpg", "bus/2.jpg")  # vehicles
     source = open_source(f"folder:{tmp_path}")

@@ -73,6 +73,16 @@ def test_cocos_crowds_are_difficult_and_bad_boxes_left_out(mocked):
     ]
 
 
+def test_open_images_groups_are_crowds_and_what_is_unknown_is_not_so(mocked):
+    boxes = np.array([[0.1, 0.2, 0.5, 0.6], [0.5, 0.5, 0.9, 0.7]], np.float32)
+    flags = {"is_group_of": np.array([1, 0], np.int8), "is_occluded": np.array([-1, 1], np.int8)}
+    objects = {"label": np.array([3, 5], np.int64), "bbox": boxes, **flags}
+    mocked("coco/2017", [{"image": encoded(), "image/filename": b"1.jpg", "objects": objects}])
+    (record,) = open_source("tfds:coco/2017").records("train")
+    assert record.crowd.tolist() == record.difficult.tolist() == [True, False]
+    assert record.occluded.tolist() == [False, True]
+
+
 def test_objects_on_an_image_that_is_shown_turned_are_skipped_and_said_so(mocked):
     mocked("voc/2007", [{"image": encoded(orientation=6), "image/filename": b"7.jpg", "objects": OBJECTS}])
     found = []

@@ -89,6 +89,7 @@ def test_what_can_not_be_used_is_said(tmp_path):
 )
 def test_a_label_map_is_read_or_contradicts_itself(items, names, words, tmp_path):
     put(tmp_path / "map.pbtxt", f"item {{ {items} }}\nitem {{ {names} }}\n")
+    put(tmp_path / "graph.pbtxt", 'node { name: "pixels" op: "Placeholder" }')
     put(tmp_path / "._map.pbtxt", b"\0\5\x16\7\0\2\0\0Mac OS X")
     spec = write(tmp_path / "a.record", example())
     lines = [line for line in said(spec) if "map.pbtxt" in line]

@@ -234,6 +234,7 @@ def test_the_lists_of_single_classes_are_no_splits(folder):
     folder.split("cat_trainval", ["a  1"])
     folder.split("official_train", ["a"])  # a split of its own, whatever its name ends in
     folder.split("train_small", ["a"])
+    folder.split("dog_train", [])
     assert folder.open().splits == ("official_train", "train", "train_small", "trainval")
 
 
