@@ -7,9 +7,9 @@ import tensorflow as tf
 
 # TensorFlow's canonical error codes and gRPC's are the same numbers.
 _CODES = {code.value[0]: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
-# The message travels in an HTTP/2 header, and peers limit headers to 8 KiB: a longer one would reach the client as a
-# broken call. Many messages repeat names out of the request.
-_MAX_MESSAGE_CHARS = 1000
+# The message travels in an HTTP/2 header, a byte beyond ASCII as three, and peers limit headers to 8 KiB: a longer one
+# would reach the client as a broken call. Many messages repeat names out of the request.
+_MAX_MESSAGE_BYTES = 1000
 # What TensorFlow puts before (and, on one line, around) the reason of a failed graph.
 _NOISE_LINE = re.compile(
     r"Graph execution error:|Detected at node .*|<stack traces unavailable>|File \".*|Node: .*|\d+ root error.*|"
@@ -18,14 +18,21 @@ _NOISE_INLINE = re.compile(r"^(\{\{\S+ \S+?\}\}\s*)+|^\(\d+\) [A-Z_]+: |\s*\[Op:
 
 
 class StatusError(Exception):
-    """A request's error status: a gRPC status code and a message of one line."""
+    """A request's error status: a gRPC status code and a message of one line.
+
+    Attributes:
+        code, message: the status.
+        counted: whether the server's observer has been told of it.
+    """
+
+    counted = False
 
     def __init__(self, code: grpc.StatusCode, message: str):
         """Keep the code and the message, which is cut to what a status can carry."""
         self.code = code
-        message = " ".join(message.split())
-        too_long = len(message) > _MAX_MESSAGE_CHARS
-        self.message = message[: _MAX_MESSAGE_CHARS - 4] + " ..." if too_long else message
+        text = " ".join(message.split()).encode(errors="replace")
+        cut = text[: _MAX_MESSAGE_BYTES - 4].decode(errors="ignore") + " ..."
+        self.message = cut if len(text) > _MAX_MESSAGE_BYTES else text.decode()
         super().__init__(f"{code.name}: {self.message}")
 
 
@@ -41,6 +48,8 @@ def to_status_error(error: Exception) -> StatusError:
         return invalid(reason(error.object.decode(errors="backslashreplace")))
     if isinstance(error, StatusError):
         return error
+    if isinstance(error, UnicodeEncodeError):  # half of a surrogate pair, which JSON can write
+        return invalid("expected names in UTF-8; the request has text that is none")
     if isinstance(error, tf.errors.OpError):
         return StatusError(_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), reason(error.message))
     return StatusError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {reason(str(error))}")

@@ -10,6 +10,7 @@ GRAPH_FILE = "saved_model.pb"
 WARMUP_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 CONFIG_FILE = "config.json"  # our exports have it; other models do not
 _SERVE_TAG = "serve"
+MAX_VERSION = 2**63 - 1
 
 
 class LoadError(Exception):
@@ -23,7 +24,7 @@ def find_versions(base: Path) -> dict[int, Path]:
         FileNotFoundError: there is none.
     """
     children = sorted(base.iterdir()) if base.is_dir() else []
-    versions = {int(path.name): path for path in children if _is_number(path.name) and path.is_dir()}
+    versions = {int(path.name): path for path in children if is_version(path.name) and path.is_dir()}
     if versions:
         return versions
     if not base.is_dir():
@@ -76,5 +77,7 @@ def read_display_threshold(path: Path) -> float | None:
     return threshold if 0.0 <= threshold <= 1.0 else None
 
 
-def _is_number(name: str) -> bool:
-    return name.isascii() and name.isdecimal()  # str.isdecimal alone accepts other scripts' digits
+def is_version(name: str) -> bool:
+    """Return whether a folder's name is a version's number, an int64."""
+    # str.isdecimal alone accepts other scripts' digits, and int() thousands of digits takes long.
+    return name.isascii() and name.isdecimal() and len(name) < 30 and int(name) <= MAX_VERSION

@@ -42,7 +42,11 @@ _NUMBER = click.IntRange(min=1)
     "--max-requests", type=_NUMBER, default=128, show_default=True, help="Running or waiting; more are rejected."
 )
 @click.option(
-    "--max-megabytes", type=_NUMBER, default=64, show_default=True, help="Size of the largest request, decoded."
+    "--max-megabytes",
+    type=click.IntRange(1, 2047),  # gRPC's limit is an int32 of bytes
+    default=64,
+    show_default=True,
+    help="Size of the largest request, decoded.",
 )
 @click.option(
     "--max-images", type=_NUMBER, default=1024, show_default=True, help="Images in one request; more are rejected."

@@ -28,7 +28,7 @@ def open_channel(
     Args:
         address: HOST:PORT; with TLS, HOST is what the server's certificate is for.
         ca_cert: The PEM file of the authority that signed it, or of the certificate itself.
-        client_cert: What a server that asks for it is shown: the PEM file of one's own certificate.
+        client_cert: The client's own certificate, a PEM file, for servers that require one.
         client_key: Its private key, a PEM file.
 
     Raises:

@@ -18,7 +18,7 @@ _IMAGE_SIZE = 256
 
 
 @dataclass
-class Report:
+class CheckReport:
     """The result of a check.
 
     Attributes:
@@ -60,7 +60,7 @@ class Report:
             speed = f"p50 {self.p50_ms:.1f} ms, p95 {self.p95_ms:.1f} ms ({self.requests} requests of one image)"
             lines.append(f"  {self.timed}  {speed}")
         lines += [f"  FAILED  {failure}" for failure in self.failures]
-        return [*lines, "  in order" if self.ok else f"  {len(self.failures)} failed"]
+        return [*lines, "  all checks passed" if self.ok else f"  {len(self.failures)} failed"]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
@@ -74,7 +74,7 @@ def check(
     requests: int = 20,
     ready_seconds: float = _READY_SECONDS,
     **options: Any,
-) -> Report:
+) -> CheckReport:
     """Check a model on a server against the contract; failures are listed in the report, not raised.
 
     Args:
@@ -90,7 +90,7 @@ def check(
     """
     if "," in address:
         raise ValueError(f"expected one HOST:PORT to check; got '{address}'")
-    report = Report(address, model)
+    report = CheckReport(address, model)
     image_bytes = image_bytes or make_image()
     with Client(address, model, **options) as client:
         try:
@@ -101,19 +101,19 @@ def check(
             report.failures.append(str(error))
             return report
         report.signatures = sorted(key for key in found if not key.startswith("__"))
-        answering = []
+        passed = []
         for key, signature in _agreed_signatures(found):
             failures = differences(signature, found[key]) or list(_answer_failures(client, key, signature, image_bytes))
             report.failures += [f"{key}: {failure}" for failure in failures]
             if not failures:
-                answering.append((key, signature))
+                passed.append((key, signature))
         if DEFAULT_KEY in found and contract_key(found[DEFAULT_KEY]) is None:
             report.failures.append(f"{DEFAULT_KEY}: expected the inputs and outputs of a signature of the contract")
         if not any(key in SIGNATURES for key in found):
             report.failures.append(
                 f"expected at least one signature of {', '.join(SIGNATURES)}; got {', '.join(report.signatures)}"
             )
-        _measure(client, report, dict(answering), image_bytes, requests)
+        _measure(client, report, dict(passed), image_bytes, requests)
     return report
 
 
@@ -166,13 +166,13 @@ def _answer_failures(client: Client, key: str, signature: Signature, image_bytes
 
 
 def _measure(
-    client: Client, report: Report, answering: Mapping[str, Signature], image_bytes: bytes, requests: int
+    client: Client, report: CheckReport, passed: Mapping[str, Signature], image_bytes: bytes, requests: int
 ) -> None:
     """Time requests of one image: of detect, else the default, else the first that answers."""
-    key = next((key for key in ("detect", DEFAULT_KEY, *answering) if key in answering), None)
+    key = next((key for key in ("detect", DEFAULT_KEY, *passed) if key in passed), None)
     if key is None or requests < 1:
         return
-    value = {answering[key].input.name: _input_value(answering[key], image_bytes)}
+    value = {passed[key].input.name: _input_value(passed[key], image_bytes)}
     milliseconds = []
     try:
         for _ in range(requests):

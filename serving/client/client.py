@@ -32,16 +32,16 @@ from serving.tensors import to_tensor
 DEFAULT_TIMEOUT_SECONDS = 60.0
 IN_FLIGHT = 4  # requests a server: it works on one while others are sent, and memory stays bounded
 _POLL_SECONDS = 0.2
-# A server that is away, starting or busy: other codes would come again. What died has done nothing that lasts, so that
-# the same request may be sent to another server.
-_NOT_NOW = (
+# Of a server that is away, starting or busy; other errors would repeat. Calls change nothing on a server, so another
+# server may get the same request.
+_RETRYABLE_CODES = (
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 )
-_PAUSES = (0.2, 0.4, 0.8, 1.6)  # seconds, once no server answers
-_REST_SECONDS = 5.0  # for which a server that did not answer is called only if no other does
+_BACKOFF_SECONDS = (0.2, 0.4, 0.8, 1.6)  # once no server answers
+_COOLDOWN_SECONDS = 5.0  # for which a server that did not answer is called only if no other does
 _TOO_LARGE = "larger than max"  # gRPC's words, under the code that also means a busy server
 
 
@@ -77,7 +77,7 @@ class _Server:
         models = model_service_pb2_grpc.ModelServiceStub(channel)
         self.methods = {**vars(prediction), **vars(models)}
         self.running = self.calls = 0
-        self.resting_until = 0.0
+        self.cooldown_until = 0.0
 
 
 class Client(Predictor, AbstractContextManager):
@@ -207,7 +207,7 @@ class Client(Predictor, AbstractContextManager):
         """Wait until the server is there and the model (this client's version of it) is available.
 
         Raises:
-            ServingError: it is not, after so many seconds; with what was the matter last.
+            ServingError: it is not, after so many seconds; the last error.
         """
         deadline = time.monotonic() + seconds
         last: ServingError | None = None
@@ -253,7 +253,7 @@ class Client(Predictor, AbstractContextManager):
     def _call(self, method: str, request: Any, timeout: float | None = None, wait_for_ready: bool | None = None) -> Any:
         """Call a server, and others while it is not there; after a pause, as long as there is time, all again."""
         timeout = timeout or self.timeout
-        end, pauses = time.monotonic() + timeout, iter(_PAUSES)
+        end, pauses = time.monotonic() + timeout, iter(_BACKOFF_SECONDS)
         away: set[_Server] = set()
         while True:
             server = self._take(away)
@@ -266,14 +266,14 @@ class Client(Predictor, AbstractContextManager):
                 )
             except grpc.RpcError as error:
                 failure = ServingError(server.address, error.code(), error.details())
-                if self._closed or failure.about_the_request or failure.code not in _NOT_NOW:
+                if self._closed or failure.about_the_request or failure.code not in _RETRYABLE_CODES:
                     raise failure from error
             finally:
                 with self._lock:
                     server.running -= 1
             now = time.monotonic()
             hung = failure.code is grpc.StatusCode.DEADLINE_EXCEEDED
-            server.resting_until = now + (timeout if hung else _REST_SECONDS)
+            server.cooldown_until = now + (timeout if hung else _COOLDOWN_SECONDS)
             away.add(server)
             if len(away) < len(self._servers):
                 end = now + timeout if hung else end
@@ -289,7 +289,7 @@ class Client(Predictor, AbstractContextManager):
         now = time.monotonic()
         with self._lock:
             candidates = (server for server in self._servers if server not in away)
-            chosen = min(candidates, key=lambda each: (each.resting_until > now, each.running, each.calls))
+            chosen = min(candidates, key=lambda each: (each.cooldown_until > now, each.running, each.calls))
             chosen.running += 1
             chosen.calls += 1
         return chosen

@@ -106,7 +106,7 @@ def _rows(call: Call, images: Sequence[bytes]) -> list[tuple[Outputs, str]]:
             raise
         if len(images) == 1:
             return [({}, error.details)]
-        # What is too large for the server to receive says nothing of how much it takes: send the images one by one.
+        # A message too large to be received does not tell the limit: send the images one by one.
         size = 1 if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED else len(images) // 2
         return [row for first in range(0, len(images), size) for row in _rows(call, images[first : first + size])]
     return [({key: values[row] for key, values in outputs.items()}, "") for row in range(len(images))]

@@ -36,6 +36,7 @@ SERVICES = (
 # methods and models are empty, so that metrics have few labels.
 Observer = Callable[[str, str, int | None, grpc.StatusCode, float, str], None]
 _NO_DEADLINE = RequestContext()
+_MESSAGES_WAITING = 8  # of the largest size: as many bytes may wait
 _log = logging.getLogger(__name__)
 
 
@@ -51,11 +52,11 @@ def _observed(name: str) -> Callable[[Callable], Callable]:
                 response = method(self, request, context)
                 return response
             except StatusError as error:
-                code = error.code
+                code, error.counted = error.code, True
                 raise
             except Exception as error:
                 status = to_status_error(error)
-                code = status.code
+                code, status.counted = status.code, True
                 if code is grpc.StatusCode.INTERNAL:
                     _log.exception("%s failed", name)
                 try:
@@ -78,7 +79,7 @@ class RequestHandler:
 
     Attributes:
         models: what is served.
-        queue: where the callers run the methods that run a model.
+        queue: where the callers run the methods that run a model; these wait for their turn there.
         max_bytes: the most bytes that one tensor of a request may occupy.
         observer: called after every request; its exceptions are logged. May be set at any time.
     """
@@ -109,17 +110,21 @@ class RequestHandler:
         self._version_manager = version_manager
         self._max_rows = max_rows
         workers = min(workers or max(4, os.cpu_count() or 1), max_requests)
-        self.queue = RequestQueue(workers, max_requests - workers)
+        self.queue = RequestQueue(workers, max_requests - workers, _MESSAGES_WAITING * max_bytes)
 
     @_observed("Predict")
     def predict(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         inference.require_rows(request, self._max_rows)
-        return inference.predict(self.models.find(request), request, self.max_bytes, context.check)
+        servable = self.models.find(request)
+        with self.queue.turn(context, request.ByteSize()):
+            return inference.predict(servable, request, self.max_bytes, context.check)
 
     @_observed("Classify")
     def classify(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
         inference.require_rows(request, self._max_rows)
-        return inference.classify(self.models.find(request), request, context.check)
+        servable = self.models.find(request)
+        with self.queue.turn(context, request.ByteSize()):
+            return inference.classify(servable, request, self.max_bytes, context.check)
 
     @_observed("Regress")
     def regress(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
@@ -132,7 +137,7 @@ class RequestHandler:
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
         inference.require_rows(request, self._max_rows)
-        return inference.multi_inference(self.models.find(request.tasks[0]), request, context.check)
+        return inference.multi_inference(self.models.find(request.tasks[0]), request, self.max_bytes, context.check)
 
     @_observed("GetModelMetadata")
     def metadata(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
@@ -156,10 +161,12 @@ class RequestHandler:
         response.status.SetInParent()
         return response
 
-    def rejected(self, method: str, code: grpc.StatusCode) -> None:
-        """Tell the observer of a request that was rejected before it was read."""
+    def rejected(
+        self, method: str, code: grpc.StatusCode, request: Any = None, entrypoint: str = _NO_DEADLINE.entrypoint
+    ) -> None:
+        """Tell the observer of a request that was rejected before it was read, or could not be read in full."""
         known = any(method in service.methods_by_name for service in SERVICES)
-        self._observe(method if known else "", None, None, code, 0.0, _NO_DEADLINE.entrypoint)
+        self._observe(method if known else "", request, None, code, 0.0, entrypoint)
 
     def _observe(
         self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float, entrypoint: str

@@ -51,9 +51,11 @@ def predict(
 
 
 def classify(
-    servable: Servable, request: classification_pb2.ClassificationRequest, check: Check | None = None
+    servable: Servable, request: classification_pb2.ClassificationRequest, max_bytes: int, check: Check | None = None
 ) -> classification_pb2.ClassificationResponse:
     """Classify tf.Examples with a signature `inputs` -> `classes`, `scores`; one result per example, in order.
+
+    The examples, each with the context that they share, are of at most `max_bytes` in memory.
 
     Raises:
         StatusError: the signature is not a classifier, there is no example, or `check` raised it.
@@ -64,12 +66,12 @@ def classify(
     if signature is None:
         raise invalid(f"No signature was found with the name: {key}")
     _require_classifier(signature)
-    result = _classify(servable, key, _serialized_examples(request.input), check)
+    result = _classify(servable, key, _serialized_examples(request.input, max_bytes), check)
     return classification_pb2.ClassificationResponse(model_spec=servable.model_spec(key), result=result)
 
 
 def multi_inference(
-    servable: Servable, request: inference_pb2.MultiInferenceRequest, check: Check | None = None
+    servable: Servable, request: inference_pb2.MultiInferenceRequest, max_bytes: int, check: Check | None = None
 ) -> inference_pb2.MultiInferenceResponse:
     """Run several classification tasks on the same examples; one result per task. Raises as `classify` does."""
     keys: list[str] = []
@@ -96,7 +98,7 @@ def multi_inference(
         feeds.add(signature.inputs["inputs"].name)
     if len(feeds) > 1:
         raise invalid("Input tensor must be the same for all Signatures.")
-    examples = _serialized_examples(request.input)
+    examples = _serialized_examples(request.input, max_bytes)
     response = inference_pb2.MultiInferenceResponse()
     for key in keys:
         result = _classify(servable, key, examples, check)
@@ -186,11 +188,13 @@ def _require_classifier(signature: meta_graph_pb2.SignatureDef) -> None:
         raise invalid(f"{message} Outputs were: {_set(signature.outputs)}")
 
 
-def _serialized_examples(examples: input_pb2.Input) -> list[bytes]:
+def _serialized_examples(examples: input_pb2.Input, max_bytes: int) -> list[bytes]:
     with_context = examples.HasField("example_list_with_context")
     rows = examples.example_list_with_context.examples if with_context else examples.example_list.examples
     # Concatenated messages are merged messages: the context's features, if there are any, join each example's.
     context = examples.example_list_with_context.context.SerializeToString()
+    if (size := len(context) * len(rows) + examples.ByteSize()) > max_bytes:
+        raise invalid(f"expected examples of at most {max_bytes} bytes, each with the context; got {size}")
     serialized = [context + row.SerializeToString() for row in rows]
     if not serialized:
         raise invalid("Input is empty.")

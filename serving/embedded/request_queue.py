@@ -2,14 +2,18 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
 from serving.errors import StatusError
+
+_CHECK_SECONDS = 0.2  # between looks whether anybody still waits for a request that waits
 
 
 @dataclass(frozen=True)
@@ -36,24 +40,25 @@ class RequestContext:
 
 
 class RequestQueue(futures.ThreadPoolExecutor):
-    """Runs requests on a fixed number of threads, first come, first served, and limits how many wait.
+    """Threads for requests, and their turns: so many run at a time, first come, first served; and not too many wait.
 
-    `submit` never refuses: gRPC calls it after the interceptor has called `require_space`. gRPC submits a call before
-    it receives the message, so calls that wait hold next to no memory.
+    gRPC receives a call's message on its thread, so there is one for each request: slow senders hold up nobody.
+    `submit` never refuses: gRPC calls it after the interceptor has called `require_space`.
     """
 
-    def __init__(self, workers: int, max_waiting: int):
-        super().__init__(workers, "serving")
-        self._workers = workers
-        self._max_waiting = max_waiting
-        self._calls = 0
+    def __init__(self, workers: int, max_waiting: int, max_bytes: int):
+        """Let `workers` requests run; the messages of those that wait may take `max_bytes` together."""
+        super().__init__(workers + max_waiting, "serving")
+        self._workers, self._max_waiting, self._max_bytes = workers, max_waiting, max_bytes
+        self._calls = self._running = self._bytes = 0
+        self._turns: deque[object] = deque()
         self.on_start: Callable[[float], None] = lambda seconds: None  # called with the seconds that a request waited
         self._changed = threading.Condition()
 
     @property
     def waiting(self) -> int:
-        """Count the requests that wait for a thread."""
-        return max(self._calls - self._workers, 0)
+        """Count the requests that wait for their turn."""
+        return len(self._turns)
 
     def require_space(self) -> None:
         """Raise StatusError UNAVAILABLE, which clients retry, if the queue is full."""
@@ -61,16 +66,42 @@ class RequestQueue(futures.ThreadPoolExecutor):
             message = f"The queue of this server is full: {self._max_waiting} requests wait already"
             raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
 
+    @contextmanager
+    def turn(self, context: RequestContext, size: int = 0) -> Iterator[None]:
+        """Wait for a request's turn, and hold it for as long as the block runs.
+
+        Raises:
+            StatusError: nobody waits for the answer any more, or the messages that wait, of which this one has `size`
+                bytes, are too large together.
+        """
+        ticket, asked = object(), time.monotonic()
+        with self._changed:
+            if self._turns and self._bytes + size > self._max_bytes:
+                message = "too many large requests at a time; try again later"
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
+            self._turns.append(ticket)
+            self._bytes += size
+            try:
+                while self._running >= self._workers or self._turns[0] is not ticket:
+                    self._changed.wait(_CHECK_SECONDS)
+                    context.check()
+                self._running += 1
+            finally:
+                self._turns.remove(ticket)
+                self._bytes -= size
+                self._changed.notify_all()
+        try:
+            self.on_start(time.monotonic() - asked)
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
     def submit(self, function: Callable, /, *args: Any, **options: Any) -> futures.Future:
         with self._changed:
             self._calls += 1
-        submitted = time.monotonic()
-
-        def run() -> Any:
-            self.on_start(time.monotonic() - submitted)
-            return function(*args, **options)
-
-        future = super().submit(run)
+        future = super().submit(function, *args, **options)
         future.add_done_callback(self._done)
         return future
 

@@ -94,6 +94,12 @@ class Models:
             return frozenset(self._served)
 
     @property
+    def known(self) -> list[str]:
+        """List the names of all models of which a version has a state."""
+        with self._lock:
+            return sorted(self._states)
+
+    @property
     def loaded(self) -> list[tuple[str, int]]:
         """List the name and number of every served version."""
         with self._lock:
@@ -115,11 +121,8 @@ class Models:
             return any(state == State.UNLOADING for each in self._states.values() for state, _ in each.values())
 
     def __str__(self) -> str:
-        """Say what is loaded: `digits version 1, voc versions 3 and 4`."""
-        versions: dict[str, list[str]] = {}
-        for name, version in self.loaded:
-            versions.setdefault(name, []).append(str(version))
-        return ", ".join(f"{name} version{'s' * (len(n) > 1)} {' and '.join(n)}" for name, n in versions.items())
+        """Say what is loaded: `digits version 1, voc version 3, voc version 4`."""
+        return ", ".join(f"{name} version {version}" for name, version in self.loaded)
 
     def find(self, request) -> Servable:
         """Find the servable that a request's `model_spec` asks for.

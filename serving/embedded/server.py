@@ -20,7 +20,6 @@ import grpc
 from serving.embedded.access import Access, bracketed, listen
 from serving.embedded.config import Labels, ServedModel, from_directories
 from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
-from serving.embedded.rest.metrics import Metrics
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
 from serving.embedded.services import Interceptor, add_services, set_health
@@ -32,8 +31,10 @@ DEFAULT_MAX_BYTES = 64 << 20
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_CONTROL_THREADS = 4  # for status, metadata, health and rejections
+_CONTROL_THREADS = 4  # for status, metadata and rejections
+_STATUS_THREADS = 2  # for the status of the health
 _REFLECTION_THREADS = 2
+_WATCH_THREADS = 16  # watches of the health; further ones wait for one to end
 _CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
 _CONNECTION_RPCS = 64  # concurrent calls of one connection: half of the queue by default
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -94,7 +95,9 @@ class Server(AbstractContextManager):
         control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
         reloads = futures.ThreadPoolExecutor(1, "reload")
         reflections = futures.ThreadPoolExecutor(_REFLECTION_THREADS, "reflection")
-        self._threads = (self.handler.queue, control, reloads, reflections)
+        watches = futures.ThreadPoolExecutor(_WATCH_THREADS, "watch")
+        status = futures.ThreadPoolExecutor(_STATUS_THREADS, "health")
+        self._threads = (self.handler.queue, control, reloads, reflections, watches, status)
         self._server = grpc.server(
             control,
             interceptors=[Interceptor(self.handler, self.access)],
@@ -108,7 +111,7 @@ class Server(AbstractContextManager):
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        self._health = add_services(self._server, self.handler, reloads, reflections)
+        self._health = add_services(self._server, self.handler, reloads, reflections, watches, status)
         set_health(self._health, ready)
         credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
         try:
@@ -126,8 +129,7 @@ class Server(AbstractContextManager):
 
     def open_rest(self, port: int, page: bool = False) -> RestServer:
         """Also listen on a REST port, with metrics and perhaps a page to try it."""
-        metrics = Metrics(self.handler)
-        self.rest = RestServer(self.handler, self.host, port, access=self.access, metrics=metrics, page=page)
+        self.rest = RestServer(self.handler, self.host, port, access=self.access, metrics=True, page=page)
         return self.rest
 
     def set_ready(self) -> None:
@@ -143,13 +145,12 @@ class Server(AbstractContextManager):
         self._health.enter_graceful_shutdown()
         if self._version_manager:
             self._version_manager.close(0)
-        if self.rest is not None:
-            end = time.monotonic() + (grace or 0.0)
-            self.rest.stop(grace)  # first: its requests run here
-            grace = grace and max(end - time.monotonic(), min(grace, 1.0))
         time.sleep(notice)
-        stopped = self._server.stop(grace)
-        if grace is not None and self.handler.queue.wait_idle(grace):
+        end = time.monotonic() + (grace or 0.0)
+        stopped = self._server.stop(grace)  # returns at once: from now on both reject new requests
+        if self.rest is not None:
+            self.rest.stop(grace)
+        if grace is not None and self.handler.queue.wait_idle(max(end - time.monotonic(), 0.0)):
             # Clients that watch the health, or use reflection, would keep it open until the grace is over.
             stopped = self._server.stop(min(grace, 0.5))
         stopped.wait()
@@ -228,7 +229,7 @@ def run(
     grace: float = DEFAULT_GRACE_SECONDS,
     **options: Any,
 ) -> None:
-    """Serve and log until SIGTERM or SIGINT, then let requests finish; cancel those that take longer.
+    """Serve and log until SIGTERM or SIGINT, then let requests finish, cancel those that take longer, and exit with 0.
 
     A second signal ends the process the ordinary way. Must be called from the main thread.
 
@@ -238,11 +239,21 @@ def run(
         host, port, **options: see start_models, which may raise.
     """
     signalled = threading.Event()
+
+    def stop_loading(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop_loading) for number in _STOP_SIGNALS}
     for handler in logging.getLogger().handlers:
         handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
-    server = start_models(wanted, host, port, **options)
-    before = {number: signal.signal(number, lambda *_: signalled.set()) for number in _STOP_SIGNALS}
+    try:
+        server = start_models(wanted, host, port, **options)
+    except KeyboardInterrupt:
+        _log.info("stopped before all models were loaded")
+        return
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda *_: signalled.set())
     _log.info("serving %s on %s", server.models, server.address)
     try:
         while not signalled.wait(_SIGNAL_POLL_SECONDS):
@@ -252,10 +263,10 @@ def run(
             signal.signal(number, earlier)
         _log.info("stopping; requests have %g s to finish", grace)
         server.stop(grace, _NOTICE_SECONDS)
-    if not (server.handler.queue.wait_idle(_CANCEL_SECONDS) and _threads_end(_CANCEL_SECONDS)):
+    if not server.handler.queue.wait_idle(_CANCEL_SECONDS):
         _log.warning("requests that cannot be cancelled end with the process")
-        logging.shutdown()
-        os._exit(0)  # the interpreter would wait for their threads
+    logging.shutdown()
+    os._exit(0)  # the interpreter would wait for the threads of what cannot be cancelled
 
 
 class LogFormatter(logging.Formatter):
@@ -267,12 +278,3 @@ class LogFormatter(logging.Formatter):
             message = f"{record.getMessage()} {why}"
             record = logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, message, (), None)
         return super().format(record)
-
-
-def _threads_end(seconds: float) -> bool:
-    """Wait for all threads that the interpreter would wait for; return whether they ended within `seconds`."""
-    end = time.monotonic() + seconds
-    others = [each for each in threading.enumerate() if not each.daemon and each is not threading.main_thread()]
-    for thread in others:
-        thread.join(max(end - time.monotonic(), 0.0))
-    return not any(thread.is_alive() for thread in others)

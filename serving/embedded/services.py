@@ -54,10 +54,13 @@ def add_services(
     handler: RequestHandler,
     reloads: ThreadPoolExecutor,
     reflections: ThreadPoolExecutor,
+    watches: ThreadPoolExecutor,
+    status: ThreadPoolExecutor,
 ) -> health.HealthServicer:
     """Add all services to a server and return its health, which `set_health` sets.
 
-    Reloads take minutes, and clients of reflection hold a thread while connected: both have threads of their own.
+    Reloads take minutes, and clients of reflection and watches of the health hold a thread while connected: these have
+    threads of their own. So has the status of the health, on which the life of the process may depend.
     """
     prediction = prediction_service_pb2_grpc.PredictionServiceServicer()
     prediction.Predict = _run_on(handler.queue, _unary(handler.predict))
@@ -71,6 +74,11 @@ def add_services(
     model.HandleReloadConfigRequest = _run_on(reloads, _unary(handler.reload))
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
     checks = health.HealthServicer()
+    check, watch = checks.Check, checks.Watch
+    checks.Check = _run_on(status, lambda request, context: check(request, context))
+    # Blocking: as the library has it, two clients that watch deadlock the whole server
+    # (https://github.com/grpc/grpc/pull/43403); and what it is told of threads holds for all servers of a process.
+    checks.Watch = _run_on(watches, lambda request, context: watch(request, context))
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     servicer = reflection.ReflectionServicer((PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME))
     answer = servicer.ServerReflectionInfo

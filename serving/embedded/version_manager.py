@@ -126,11 +126,11 @@ class VersionManager:
             return
         self._config_seen = self._seen[self._config]
         try:
-            self._replace(from_file(self._config))
-            _log.info("%s: taken", self._config)
+            if not self._replace(from_file(self._config)):  # else each error has its line
+                _log.info("%s: configuration loaded", self._config)
         except (ValueError, OSError, StatusError) as error:
             why = " ".join((error.message if isinstance(error, StatusError) else str(error)).split())
-            _log.error("%s is not taken, and what is served stays: %s", self._config, why)
+            _log.error("%s: configuration refused, nothing changed: %s", self._config, why)
 
     def _replace(self, models: Sequence[ServedModel]) -> list[Exception]:
         """Replace the whole configuration; return the errors of what could not be loaded. Raises as `reload` does."""
@@ -138,8 +138,11 @@ class VersionManager:
         with self._changing:
             for model in wanted.values():
                 self._require_labels(model)
+                if not self._models.served(model.name):
+                    self._require_new(model)
             for name in self._wanted.keys() - wanted.keys():
                 self._withdraw(name, set(self._models.served(name)))
+                self._models.set_labels(name, {})
             self._wanted = wanted
             errors = []
             for model in wanted.values():
@@ -163,6 +166,13 @@ class VersionManager:
             if version not in (listed & served if label in used else listed):
                 message = f"Request to assign label to version {version} of model {model.name}, which is not currently "
                 raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message + "available for inference")
+
+    def _require_new(self, model: ServedModel) -> None:
+        """Raise StatusError if a new model has no version on disk."""
+        try:
+            require_versions(model)
+        except FileNotFoundError as error:
+            raise StatusError(grpc.StatusCode.NOT_FOUND, f"{model.name}: {error}") from None
 
     def _poll_until_closed(self) -> None:
         while not self._closed.wait(self._poll_seconds):
@@ -195,26 +205,20 @@ class VersionManager:
             found = find_versions(model.base)
         except OSError as error:
             if settled:
-                _log.warning("%s keeps what is loaded: %s", model.name, error)
+                _log.warning("%s: nothing loaded or unloaded: %s", model.name, error)
             return error
         first: LoadError | None = None
         for number, path in [*found.items()]:
             if path in self._broken and self._broken[path] == fingerprint(path):
                 del found[number]
-        while True:
-            wanted = model.wanted(found)
-            fresh = [number for number in wanted if self._paths.get((model.name, number)) != found[number]]
-            if not fresh:
-                break
-            ready = [number for number in fresh if settled or self._is_settled(found[number])]
-            for number in set(fresh) - set(ready):
+        while fresh := [n for n in model.wanted(found) if self._paths.get((model.name, n)) != found[n]]:
+            number = max(fresh)
+            unsettled = not settled and not self._is_settled(found[number])
+            broken = None if unsettled else self._load(model.name, number, found[number])
+            first = first or broken
+            if unsettled or broken:
                 del found[number]
-            for number in set(ready) - self._models.served(model.name).keys():
-                self._models.set_state(model.name, number, State.START)
-            if ready and (broken := self._load(model.name, max(ready), found[max(ready)])):
-                first = first or broken
-                del found[max(ready)]
-        served = set(self._models.served(model.name))
+        wanted, served = model.wanted(found), set(self._models.served(model.name))
         if wanted & served:  # never unload the last one
             self._withdraw(model.name, served - wanted)
         return first
@@ -311,8 +315,8 @@ def _replay(servable: Servable, log: prediction_log_pb2.PredictionLog, max_bytes
         case "predict_log":
             inference.predict(servable, log.predict_log.request, max_bytes)
         case "classify_log":
-            inference.classify(servable, log.classify_log.request)
+            inference.classify(servable, log.classify_log.request, max_bytes)
         case "multi_inference_log":
-            inference.multi_inference(servable, log.multi_inference_log.request)
+            inference.multi_inference(servable, log.multi_inference_log.request, max_bytes)
         case kind:
             raise ValueError(f"expected a Predict, Classify or MultiInference request, got {kind or 'an empty record'}")

@@ -93,7 +93,7 @@ def _scores(model: Model) -> list[str]:
         f"{threshold}, the score of the best F1 there; a program that draws boxes should leave out those below",
     ]
     if others := known.changed_options(model.options):
-        lines.append(f"- The scores were calibrated with other {', '.join(others)}: trust their order alone")
+        lines.append(f"- The scores were calibrated with other {', '.join(others)}: use only their ranking")
     return lines
 
 
@@ -169,8 +169,8 @@ def _native_bytes(preset: Preset) -> float:
 def _limits(model: Model) -> str:
     lines = [
         f"- Images of more than {MAX_PIXELS / 1e6:.0f} megapixels, and files that are no images, get a `status` and"
-        " no answer; they cost\n  no other image of the batch its own",
-        "- It knows its classes alone: what is none of them is not found, or is taken for the nearest",
+        " no answer;\n  other images of the batch are not affected",
+        "- Objects of other classes are missed or get the nearest class",
         f"- `batching_params.pbtxt` admits requests of up to {ALLOWED_BATCH_SIZES[-1]} images with batching on; without"
         " it, of any number",
     ]
@@ -230,7 +230,7 @@ def run_weights(config: Mapping, last: bool = False) -> str | None:
     if "best" not in kept:
         return f"of {stage} after its last step, {kept['step']}; it was not validated{average}"
     one, other = ("last", "best") if last else ("best", "last")
-    figure, beside = (
+    figure, alternative = (
         f"{kept['metric']} {kept[kind]['value']:.4g} in epoch {kept[kind]['epoch']}" for kind in (one, other)
     )
-    return f"the {one} of {stage}, {figure} (the {other}: {beside}){average}"
+    return f"the {one} of {stage}, {figure} (the {other}: {alternative}){average}"

@@ -141,7 +141,7 @@ def verify(model: Model, folder: Path) -> None:
 
 
 def _without_paths(value):
-    """Leave out where on this machine the data lay: of `voc:/home/me/cats` an export says `voc:cats`.
+    """Leave out where on this machine the data lay: `voc:/home/me/cats` becomes `voc:cats`.
 
     What has a slash is a path, but for the names of TensorFlow Datasets, such as `tfds:voc/2007`.
     """

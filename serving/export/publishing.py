@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serving.version_folders import MAX_VERSION, is_version
+
 PARTIAL = ".partial"
 
 
 def taken_versions(base: Path) -> list[int]:
     """List the version numbers that are taken in a model's folder, in order; gaps stay gaps."""
-    return sorted({int(p.name) for p in base.glob("*") if p.name.isascii() and p.name.isdecimal()})
+    return sorted({int(path.name) for path in base.glob("*") if is_version(path.name)})
 
 
 def check_version(base: Path, version: int | None) -> None:
     """Raise ValueError unless a version is new, or None, which stands for the one after the highest."""
     taken = taken_versions(base)
-    if version is not None and (version < 1 or version in taken):
-        raise ValueError(f"expected a new version of at least 1; got {version}, there are {taken} in '{base}'")
+    if version is not None and (not 1 <= version <= MAX_VERSION or version in taken):
+        raise ValueError(f"expected a new version from 1 to 2^63 - 1; got {version}, there are {taken} in '{base}'")
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
 from overfeat_tf.network.convnet import PIXELS
 from serving.contract import DEFAULT_KEY, SIGNATURES
 
-# What programs for the Object Detection API take a loaded model's answer to be: they cut every other output to the
-# image's `num_detections` detections, for which `status`, of one dimension, is no output of theirs.
+# The outputs of a loaded model that is called. Programs for the Object Detection API cut every output to the image's
+# `num_detections` detections, which `status`, of one dimension, does not have.
 OBJECT_DETECTION = ("detection_boxes", "detection_classes", "detection_scores", "num_detections")
 
 # What batch normalisation and `keras.layers.Normalization` measure, by Keras's names.
@@ -59,8 +59,8 @@ class Features(tf.Module):
 class ServingModule(tf.Module):
     """The module that is saved; each signature is also an attribute that takes its input by position.
 
-    One that has boxes is itself callable, on pixels uint8 [B, H, W, 3], with the outputs of `OBJECT_DETECTION`: as what
-    the Object Detection API exports is.
+    One that has boxes is itself callable, on pixels uint8 [B, H, W, 3], with the outputs of `OBJECT_DETECTION`, like an
+    export of the Object Detection API.
 
     Attributes:
         features: `Features`.

@@ -67,10 +67,10 @@ class RestApi:
         held: the requests that are read, wait or run.
     """
 
-    def __init__(self, handler: RequestHandler, max_bytes: int, timeout: float = DEFAULT_TIMEOUT_SECONDS):
+    def __init__(self, handler: RequestHandler, timeout: float = DEFAULT_TIMEOUT_SECONDS):
         self.held = 0
         self._handler = handler
-        self._max_bytes = max_bytes
+        self._max_bytes = handler.max_bytes  # of a body; an image in base64 is a third larger
         self._timeout = timeout
         self._bytes_held = 0
         # One body at a time is parsed: Python cannot parse two at once, and their memory would add up.
@@ -89,10 +89,18 @@ class RestApi:
         path = request.scope["raw_path"].decode("ascii")
         if request.method == "POST" and (match := _PREDICTION.fullmatch(path)):
             *asked, method = match.groups()
-            spec, deadline = _model_spec(*asked), time.monotonic() + self._timeout
-            answer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[method.lower()]
-            async with self._body(request) as body:
-                return await self._run(request, deadline, lambda context: answer(spec, body, context))
+            method, spec = method.lower(), _model_spec(*asked)
+            try:
+                answer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[method]
+                async with self._body(request) as body:
+                    deadline = time.monotonic() + self._timeout
+                    return await self._run(request, deadline, lambda context: answer(spec, body, context))
+            except Exception as error:
+                status = to_status_error(error) if not isinstance(error, HTTPException) else invalid(error.detail)
+                if not status.counted:  # it has not reached the handler, which counts the others
+                    about = predict_pb2.PredictRequest(model_spec={"name": spec.name})
+                    self._handler.rejected(method.title(), status.code, about, "REST")
+                raise
         if request.method in ("GET", "HEAD") and (match := _DESCRIPTION.fullmatch(path)):
             *asked, metadata = match.groups()
             return await run_in_threadpool(self._metadata if metadata else self._status, _model_spec(*asked))
@@ -210,7 +218,7 @@ def error_response(error: Exception) -> Response:
     else:
         converted = to_status_error(error)
         status, message = _HTTP_CODES.get(converted.code, 500), converted.message
-        if not isinstance(error, StatusError):
+        if converted.code is grpc.StatusCode.INTERNAL and not isinstance(error, StatusError):
             _log.error("a request failed", exc_info=error)
     headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
     return Response(json_messages.dumps({"error": message}), status, headers, "application/json")

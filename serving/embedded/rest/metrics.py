@@ -37,14 +37,16 @@ class Metrics(Collector):
         self.gauge("overfeat_requests_queued", "Requests that wait for their turn.", lambda: handler.queue.waiting)
         registry.register(self)
         ProcessCollector(registry=registry)
-        handler.observer = self.observe
+        self._next, handler.observer = handler.observer, self.observe
         waited = queuing.labels("serving")
         handler.queue.on_start = lambda seconds: waited.observe(seconds * 1e6)
 
     def observe(
         self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float, entrypoint: str
     ) -> None:
-        """Count a request and, if it was answered, time it, as TF Serving does."""
+        """Count a request and, if it was answered, time it, as TF Serving does; then tell the observer before."""
+        if self._next is not None:
+            self._next(method, model, version, code, seconds, entrypoint)
         if method not in _METHODS:
             return
         self._requests.labels(model, code.name).inc()
@@ -65,7 +67,7 @@ class Metrics(Collector):
         """Collect the states of all versions, broken ones included."""
         text = "1 for each version that the server knows, by its state."
         family = GaugeMetricFamily("overfeat_model_version", text, labels=["model", "version", "state"])
-        for name in sorted(self._models.names):
+        for name in self._models.known:
             with suppress(StatusError):  # withdrawn in the meantime
                 for each in self._models.states(ModelSpec(name=name)):
                     family.add_metric([name, str(each.version), ModelVersionStatus.State.Name(each.state)], 1)

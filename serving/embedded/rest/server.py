@@ -47,8 +47,7 @@ class RestServer(AbstractContextManager):
         port: int = DEFAULT_PORT,
         *,
         access: Access | None = None,
-        max_bytes: int | None = None,
-        metrics: Metrics | None = None,
+        metrics: bool = False,
         page: bool = False,
         timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ):
@@ -57,8 +56,7 @@ class RestServer(AbstractContextManager):
         Args:
             handler: answers the requests, on its queue.
             host, port, access: see serving.embedded.server.Server.
-            max_bytes: the largest body; by default the handler's limit. An image in base64 is a third larger.
-            metrics: what to show to Prometheus; None for nothing.
+            metrics: whether to show metrics to Prometheus, which observe the handler.
             page: whether to show the page to try it, at `/`.
             timeout: the seconds that a request may take.
 
@@ -66,11 +64,12 @@ class RestServer(AbstractContextManager):
             OSError: the address is taken or not ours.
         """
         self.host = host
-        self.api = RestApi(handler, handler.max_bytes if max_bytes is None else max_bytes, timeout)
+        self.api = RestApi(handler, timeout)
         routes = [Route("/v1/{path:path}", self.api.respond, methods=["GET", "POST"])]
-        if metrics is not None:
-            metrics.gauge("overfeat_rest_requests", "REST requests that are read, wait or run.", lambda: self.api.held)
-            routes.append(Route(METRICS_PATH, lambda _: Response(metrics.page(), media_type=CONTENT_TYPE)))
+        if metrics:
+            shown = Metrics(handler)
+            shown.gauge("overfeat_rest_requests", "REST requests that are read, wait or run.", lambda: self.api.held)
+            routes.append(Route(METRICS_PATH, lambda _: Response(shown.page(), media_type=CONTENT_TYPE)))
         if page:
             routes += page_routes(handler.models)
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})

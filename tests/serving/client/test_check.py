@@ -8,7 +8,7 @@ import tensorflow as tf
 from small_model import png
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from serving.client.check import Report, check
+from serving.client.check import CheckReport, check
 from serving.embedded.servables import Models, Servable
 from serving.embedded.server import Server
 
@@ -50,7 +50,7 @@ def test_a_server_in_order_passes_and_is_timed(server):
 
 
 def test_the_report_is_lines_and_json(server):
-    report = Report("h:1", "m", {2: "AVAILABLE"}, ["detect"], ["detect: wrong"], "detect", 20, 1.25, 3.0)
+    report = CheckReport("h:1", "m", {2: "AVAILABLE"}, ["detect"], ["detect: wrong"], "detect", 20, 1.25, 3.0)
     assert report.lines() == [
         "m at h:1",
         "  versions    2 AVAILABLE",

@@ -67,6 +67,13 @@ def test_reload_replaces_the_whole_configuration(model_dir, base, tmp_path):
         with pytest.raises(grpc.RpcError) as nothing:
             call(channel, "Predict", good_request())
         assert nothing.value.code() is grpc.StatusCode.NOT_FOUND
+        # A new model that is not there changes nothing, and after an empty list labels are new.
+        _reload(channel, {**everything, "version_labels": {"stable": 1}})
+        with pytest.raises(grpc.RpcError) as missing:
+            _reload(channel, {"name": "n", "base_path": str(tmp_path / "nowhere")})
+        assert missing.value.code() is grpc.StatusCode.NOT_FOUND and "no such directory" in missing.value.details()
+        assert call(channel, "Predict", good_request(label="stable")).model_spec.version.value == 1
+        call(channel, "HandleReloadConfigRequest", request)
         assert set(states(channel).values()) <= {State.UNLOADING, State.END}
 
 
@@ -161,7 +168,7 @@ def test_a_configuration_that_is_saved_again_is_read_again_and_a_broken_one_is_a
         labels = "version_labels { key: 'stable' value: 1 }"
         save(entry.format(name="m", more=labels), entry.format(name="n", more=""))
         until(lambda: server.models.loaded == [("m", 1), ("n", 1)])
-        until(lambda: f"{file}: taken" in caplog.messages)
+        until(lambda: f"{file}: configuration loaded" in caplog.messages)
         assert call(channel, "Predict", good_request(label="stable")).outputs
         for text, why in [("model_config", "is not a ModelServerConfig"), ("", "not supported")]:
             file.write_text(text)
@@ -173,5 +180,5 @@ def test_a_configuration_that_is_saved_again_is_read_again_and_a_broken_one_is_a
         assert server.models.loaded == [("m", 1), ("n", 1)]
         save(entry.format(name="m", more=""))
         until(lambda: server.models.loaded == [("m", 1)])
-    refused = [line for line in caplog.messages if "is not taken, and what is served stays" in line]
+    refused = [line for line in caplog.messages if "configuration refused, nothing changed" in line]
     assert len(refused) == 3 and not any("\n" in line for line in refused)

@@ -1,5 +1,7 @@
 """The request queue: in order, so many at a time, and requests that nobody waits for stop early."""
 
+import contextlib
+import socket
 import threading
 import time
 from concurrent import futures
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from gated_model import contract_models, function_models
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import predict_request
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 from waiting import until
@@ -61,11 +64,12 @@ def ask(server):
 
 
 def test_requests_run_in_order_and_too_many_are_refused():
-    queue, leave, order = RequestQueue(1, 3), threading.Event(), []
+    queue, leave, gone, order = RequestQueue(1, 3, 100), threading.Event(), threading.Event(), []
 
     def run(number):
-        order.append(number)
-        assert leave.wait(10)
+        with queue.turn(RequestContext(is_cancelled=gone.is_set if number == 3 else lambda: False), 30):
+            order.append(number)
+            assert leave.wait(10)
 
     waiting = []
     for number in range(4):
@@ -74,12 +78,42 @@ def test_requests_run_in_order_and_too_many_are_refused():
         until(lambda number=number: (queue.waiting, len(order)) == (number, 1))
     with pytest.raises(StatusError, match="UNAVAILABLE: The queue of this server is full: 3 requests wait already"):
         queue.require_space()
-    assert waiting.pop().cancel() and queue.waiting == 2  # a client that leaves frees its place
+    with pytest.raises(StatusError, match="too many large requests"), queue.turn(RequestContext(), 20):
+        pass
+    gone.set()  # a client that leaves frees its place
+    with pytest.raises(StatusError, match="CANCELLED"):
+        waiting.pop().result(5)
+    assert queue.waiting == 2
     queue.require_space()
     leave.set()
     futures.wait(waiting, 10)
     assert order == [0, 1, 2] and queue.wait_idle(1) and queue.waiting == 0
     queue.shutdown()
+
+
+def test_clients_that_send_slowly_hold_up_nobody(server, ask):
+    def begin(path: str) -> socket.socket:
+        """Open an HTTP/2 call that never sends its message."""
+        client = socket.create_connection(("127.0.0.1", server.port), 20)
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "localhost")]
+        fields += [("content-type", "application/grpc"), ("te", "trailers")]
+        block = b"".join(b"\0" + bytes([len(k)]) + k.encode() + bytes([len(v)]) + v.encode() for k, v in fields)
+        frames = b"\0\0\0\4\0\0\0\0\0" + len(block).to_bytes(3, "big") + b"\1\4\0\0\0\1" + block
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frames)
+        return client
+
+    with contextlib.ExitStack() as stack:
+        for path in [
+            "/tensorflow.serving.PredictionService/Predict",
+            "/tensorflow.serving.ModelService/GetModelStatus",
+        ]:
+            for _ in range(8):
+                stack.enter_context(begin(path))
+        until(lambda: server.handler.queue._calls == 8)
+        assert ask(_request(1), timeout=10).outputs
+        with grpc.insecure_channel(server.address) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_context_says_why_nobody_waits():

@@ -44,7 +44,7 @@ def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(m
         address = told[-1].split()[-1]
         assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO ", line) for line in told), told
         told = [line.split(" INFO ")[1] for line in told]
-        assert told[-1] == f"serving m versions 1 and 2 on {address}"
+        assert told[-1] == f"serving m version 1, m version 2 on {address}"
         assert told[1:3] == [f"listening on {address} while models are loaded", "loading m version 2"]
         assert "TF Serving" in told[0] and sum("TF Serving" in line for line in told) == 1
         assert [line.split(":")[0] for line in told if "loaded in" in line] == ["m version 2", "m version 1"]

@@ -1,9 +1,12 @@
 """What the two gRPC services answer, over a socket and the stock stubs."""
 
+from concurrent import futures
+
 import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from small_model import png
 from stock_requests import (
     asking,
@@ -75,6 +78,31 @@ def test_examples_share_their_context(channel):
     request.input.example_list_with_context.examples.add()
     (row,) = call(channel, "Classify", request).result.classifications
     assert row.classes[1].score == len(png())
+
+
+def test_a_context_is_counted_with_each_example(channel, max_bytes):
+    request = classify_request(*[png(51)] * 3)
+    request.input.example_list_with_context.examples.extend([*request.input.example_list.examples])
+    context = request.input.example_list_with_context.context.features.feature["note"].bytes_list
+    context.value.append(b"x" * (max_bytes // 3))
+    with pytest.raises(grpc.RpcError) as refused:
+        call(channel, "Classify", request)
+    assert "each with the context" in refused.value.details()
+
+
+def test_clients_that_watch_the_health_and_leave_hold_nobody(server):
+    def watch() -> None:
+        with grpc.insecure_channel(server.address) as own:
+            for _ in range(60):
+                watching = health_pb2_grpc.HealthStub(own).Watch(health_pb2.HealthCheckRequest(), timeout=20)
+                next(watching)
+                watching.cancel()
+
+    with futures.ThreadPoolExecutor(3) as pool:
+        for each in [pool.submit(watch) for _ in range(3)]:
+            each.result(60)
+    with grpc.insecure_channel(server.address) as channel:
+        assert call(channel, "Predict", good_request()).outputs
 
 
 def test_metadata_describes_the_signatures(channel):

@@ -67,7 +67,7 @@ def test_the_next_version_is_the_one_after_the_highest(tmp_path):
     assert _publish(tmp_path, 3).name == "3"  # a gap, if asked for
     assert _publish(tmp_path).name == "9"
     for version in (0, -1, 7):
-        with pytest.raises(ValueError, match="expected a new version of at least 1"):
+        with pytest.raises(ValueError, match="expected a new version from 1 to"):
             check_version(tmp_path, version)
 
 

@@ -11,8 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from small_model import png
 from stock_requests import call, predict_request
 from tensorflow_serving.apis.get_model_status_pb2 import ModelVersionStatus
+from waiting import until
 
 from serving.embedded.handler import RequestHandler
+from serving.embedded.request_queue import RequestContext
 from serving.embedded.rest.metrics import METRICS_PATH, Metrics
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
@@ -33,9 +35,8 @@ def key(name: str, **labels: str) -> tuple[str, frozenset]:
 @pytest.fixture
 def watched(server):
     """Serves the small model over HTTP with metrics, for one test."""
-    metrics = Metrics(server.handler)
     with (
-        RestServer(server.handler, port=0, metrics=metrics) as rest,
+        RestServer(server.handler, port=0, metrics=True) as rest,
         httpx.Client(base_url=f"http://127.0.0.1:{rest.port}") as client,
     ):
         yield client
@@ -56,6 +57,7 @@ def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
     name = ":tensorflow:serving:request_count"
     assert {k: v for k, v in found.items() if k[0] == f"{name}_total"} == {
         key(f"{name}_total", model_name="m", status="OK"): 1,
+        key(f"{name}_total", model_name="m", status="INVALID_ARGUMENT"): 1,
         key(f"{name}_total", model_name="", status="NOT_FOUND"): 2,
     }
     assert f'\n{name}{{model_name="m",status="OK"}} 1.0\n' in page.text
@@ -73,6 +75,18 @@ def test_requests_over_grpc_and_rest_are_counted_together(watched, channel):
     assert found[key("overfeat_rest_requests")] == 0
 
 
+def test_what_rest_rejects_before_a_handler_sees_it_is_counted_and_other_observers_are_told(server, max_bytes):
+    seen = []
+    server.handler.observer = lambda *about: seen.append(about)
+    with RestServer(server.handler, port=0, metrics=True) as rest, httpx.Client(base_url=rest.url) as http:
+        for body in (b"{", b" " * (max_bytes + 1), b'{"signature_name": "\\ud800", "inputs": [1]}'):
+            assert http.post("/v1/models/m:predict", content=body).status_code in (400, 413)
+        found = samples(http.get(METRICS_PATH).text)
+    server.handler.observer = None
+    counted = key(":tensorflow:serving:request_count_total", model_name="m", status="INVALID_ARGUMENT")
+    assert found[counted] == len(seen) == 3 and {about[5] for about in seen} == {"REST"}
+
+
 def test_the_runbooks_queries_name_what_the_page_has(watched, channel):
     call(channel, "Predict", predict_request(image_bytes=[png()]))
     page = watched.get(METRICS_PATH).text
@@ -85,11 +99,18 @@ def test_what_is_loaded_waits_and_lives_is_read_when_asked(servable):
     handler = RequestHandler(Models([servable]), 1, workers=1)
     metrics = Metrics(handler)
     handler.models.set_state("m", 3, ModelVersionStatus.END, "broken")
+    handler.models.set_state("never", 1, ModelVersionStatus.LOADING)
     gate = Gate()
-    requests = [handler.queue.submit(gate, 0) for _ in range(8)]
+
+    def run() -> bool:
+        with handler.queue.turn(RequestContext()):
+            return gate(0) is not None
+
+    requests = [handler.queue.submit(run) for _ in range(8)]
+    until(lambda: handler.queue.waiting == 7)
     found = samples(metrics.page().decode())
     states = {tuple(sorted(dict(k[1]).values())) for k in found if k[0] == "overfeat_model_version"}
-    assert states == {("1", "AVAILABLE", "m"), ("3", "END", "m")}
+    assert states == {("1", "AVAILABLE", "m"), ("3", "END", "m"), ("1", "LOADING", "never")}
     assert found[key("overfeat_requests_queued")] == 7
     gate.open.set()
     assert all(each.result(10) for each in requests)

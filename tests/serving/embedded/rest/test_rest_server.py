@@ -46,7 +46,8 @@ def test_a_body_too_large_is_refused_before_it_is_read(server, max_bytes):
 def test_slow_bodies_and_too_many_large_ones_are_refused(server, monkeypatch):
     monkeypatch.setattr(api, "_BODY_SECONDS", 1.0)
     head = f"POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60000\r\n\r\n".encode()
-    with RestServer(server.handler, port=0, max_bytes=60_000) as rest, contextlib.ExitStack() as stack:
+    handler = RequestHandler(server.models, 60_000)
+    with RestServer(handler, port=0) as rest, contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", rest.port), 20)) for _ in range(5)]
         for client in clients:  # four times the largest body is held, then no more
             client.sendall(head + b" " * 59_000)
