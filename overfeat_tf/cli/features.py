@@ -20,7 +20,6 @@ import tensorflow as tf
 
 from overfeat_tf.images.decode import MAX_PIXELS, decode_image
 from overfeat_tf.images.files import read_image
-from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import SHARED_PRODUCT
 from overfeat_tf.models.predictor import Predictor
 from training.progress import Progress
@@ -232,8 +231,8 @@ def parse_scales(text: str) -> tuple[int | None, ...]:
         raise ValueError(f"expected --scales native or numbers such as 1,2; got '{text}'") from None
 
 
-def run(
-    folder: Path, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
+def extract_files(
+    model: Predictor, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
 ) -> Extraction:
     """Extract a layer's output for each file into `out`; see `FORMATS`.
 
@@ -241,17 +240,9 @@ def run(
     read is reported on stderr and skipped. Memory does not grow with the number of files.
 
     Raises:
-        ValueError: the model, layer, scale or format does not exist; raised before any image is read.
+        ValueError: the layer or the scale does not exist; raised before any image is read.
         OSError: `out` can't be written.
     """
-    check_suffix(out)
-    return extract_files(load(folder), files, out, layer, fine, scales)
-
-
-def extract_files(
-    model: Predictor, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
-) -> Extraction:
-    """Extract features as `run` does, with a loaded model."""
     for scale in scales:
         model.extract_features([], layer, scale, fine)  # raises ValueError for an unknown layer or scale
     suffixes = [f"/scale{scale}" for scale in scales] if len(scales) > 1 else [""]

@@ -8,27 +8,29 @@ CLASSES = 1000  # as in Table 4
 
 
 def table(name: str) -> str:
-    """Return the layers, sizes, parameters, connections, strides and scales of a preset as text, for 1000 classes."""
+    """Return the layers, sizes, parameters, connections, strides and scales of a network as text, for 1000 classes."""
     network = build(name, CLASSES, weights=None if name not in PRESETS else False)
     preset = network.preset
+    layers, head = preset.backbone.layers, preset.head("classifier", CLASSES)
+    width = max(12, *(len(layer.name) + 1 for layer in (*layers, *head)))
     lines = [f"{name}: window {preset.window}x{preset.window}, {CLASSES} classes", ""]
     lines.append(
-        f"{'layer':12}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"
+        f"{'layer':{width}}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"
     )
-    for layer, side in zip(preset.backbone.layers, preset.backbone.sides(preset.window), strict=True):
+    for layer, side in zip(layers, preset.backbone.sides(preset.window), strict=True):
         size = f"{side} -> {side // layer.pool}" if layer.pool > 1 else f"{side}"
         pool = f"{layer.pool}x{layer.pool}" if layer.pool > 1 else "-"
         kernel = f"{layer.kernel}x{layer.kernel}"
         lines.append(
-            f"{layer.name:12}{kernel:>8}{layer.stride:>8}{layer.padding:>5}{layer.channels:>10}{pool:>6}{size:>12}"
+            f"{layer.name:{width}}{kernel:>8}{layer.stride:>8}{layer.padding:>5}{layer.channels:>10}{pool:>6}{size:>12}"
             f"{layer.parameters:>14,}"
         )
-    for layer in preset.head("classifier", CLASSES):
+    for layer in head:
         kernel = f"{layer.kernel}x{layer.kernel}"
         lines.append(
-            f"{layer.name:12}{kernel:>8}{1:>8}{0:>5}{layer.channels:>10}{'-':>6}{1:>12}{layer.parameters:>14,}"
+            f"{layer.name:{width}}{kernel:>8}{1:>8}{0:>5}{layer.channels:>10}{'-':>6}{1:>12}{layer.parameters:>14,}"
         )
-    shown = {line.split()[0] for line in lines if line}
+    shown = {layer.name for layer in (*layers, *head)}
     boxes = [layer.name for layer in network.blank_regressor().layers]
     also = [name for name in layer_names(network) if name not in shown]
     count = network.features.count_params() + network.classifier.count_params()
@@ -45,9 +47,8 @@ def table(name: str) -> str:
     ]
     for number, (height, width) in enumerate(preset.scales, start=1):
         unpooled = [preset.feature_side(side) for side in (height, width)]
-        each = [
-            side // preset.last_pool for side in unpooled
-        ]  # the same at every offset: the scales' sides divide evenly
+        # The same at every offset: the scales' sides divide evenly.
+        each = [side // preset.last_pool for side in unpooled]
         coarse = [preset.window_count(side, fine=False) for side in (height, width)]
         fine = [preset.window_count(side) for side in (height, width)]
         maps = "{}x{}".format

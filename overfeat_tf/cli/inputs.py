@@ -29,19 +29,19 @@ class Input(NamedTuple):
         data: The encoded image; empty where there is a problem.
         problem: Why it cannot be read; empty where it can.
         number: Its number, from 1, in a video or on standard input; None for a file.
-        rate: The frames a second of the video that it is from.
+        fps: Of the video that it is from.
     """
 
     source: Path
     data: bytes
     problem: str = ""
     number: int | None = None
-    rate: float | None = None
+    fps: float | None = None
 
     @property
     def seconds(self) -> float | None:
         """Its time in the video."""
-        return None if self.rate is None or self.number is None else (self.number - 1) / self.rate
+        return None if self.fps is None or self.number is None else (self.number - 1) / self.fps
 
 
 def find_inputs(names: Sequence[str]) -> list[Path]:
@@ -65,6 +65,8 @@ def spooled(names: Sequence[str]) -> Iterator[list[Path]]:
         images = (data for name in names if name == STDIN for data in _split(sys.stdin.buffer))
         for number, data in enumerate(images, start=1):
             Path(folder, f"stdin_{number:06}.png").write_bytes(_decodable(data)[0] or data)
+        if STDIN in names and not any(Path(folder).iterdir()):
+            raise ValueError("expected images on standard input; got none")
         yield find_files([folder if name == STDIN else name for name in names])
 
 
@@ -94,7 +96,7 @@ def _frames(source: Path, every: int) -> Iterator[Input]:
     try:
         with video.Video(str(source)) as opened:
             for number, data in opened.frames(every):
-                yield Input(source, data, "", number, opened.rate)
+                yield Input(source, data, "", number, opened.fps)
     except ValueError as error:
         yield Input(source, b"", str(error))
         return

@@ -129,22 +129,12 @@ def lines(inspection: Inspection) -> Iterator[str]:
     yield f"{inspection.source}: {len(inspection.class_names)} classes; splits: {', '.join(splits)}"
     yield ""
     yield _row("", splits)
-    for title, key in {
-        "images": "images",
-        "without objects": "without_objects",
-        "objects": "objects",
-        "without a box": "without_boxes",
-    }.items():
-        yield _row(title, (counts[key] for counts in splits.values()))
-    for title, key in {
-        "image height": "image_height",
-        "image width": "image_width",
-        "box size": "box_size",
-        "box aspect": "box_aspect",
-    }.items():
+    for key in ("images", "without_objects", "objects", "without_boxes"):
+        yield _row(key.replace("_", " "), (counts[key] for counts in splits.values()))
+    for key in ("image_height", "image_width", "box_size", "box_aspect"):
         for place, name in ((0, "least"), (2, "median"), (4, "most")):
             values = (f"{counts[key][place]:g}" if key in counts else "-" for counts in splits.values())
-            yield _row(f"{title}, {name}", values)
+            yield _row(f"{key.replace('_', ' ')}, {name}", values)
     yield ""
     yield from _coverage(inspection)
     yield from _classes(inspection)
@@ -155,7 +145,7 @@ def lines(inspection: Inspection) -> Iterator[str]:
 def _coverage(inspection: Inspection) -> Iterator[str]:
     if inspection.recipe is None or not inspection.coverage:
         return
-    yield f"objects that the scales of recipe {inspection.recipe.name} cover"
+    yield f"objects that the scales of `train {inspection.recipe.name}` cover (--recipe NAME checks another)"
     for split, coverage in inspection.coverage.items():
         yield from (f"  {split}: {line}" for line in coverage.lines())
         yield from (f"  {split}: warning: {line}" for line in coverage.warning(inspection.recipe.scales))

@@ -30,6 +30,7 @@ from overfeat_tf.shadowing import require_own_packages
 from overfeat_tf.suggestion import suggest
 
 # The exceptions that our code raises for the user's mistakes.
+MOST_CHARACTERS = 2000  # of an error's line: TensorFlow's have no end
 USER_ERRORS = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
 # Errors of these modules are shown as one line. TensorFlow's are about a full disk and the like.
 REPORTED_MODULES = ("serving.", "training.", "overfeat_tf.", "tensorflow.python.framework.errors")
@@ -92,7 +93,7 @@ def _fail(error: BaseException, status: int) -> int:
     if os.environ.get("OVERFEAT_TRACEBACK"):
         raise error
     line = " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
-    click.echo(f"overfeat: {line[:500]}", err=True)
+    click.echo(f"overfeat: {line[:MOST_CHARACTERS]}", err=True)
     return status
 
 
@@ -109,13 +110,13 @@ def demo(out: Path) -> None:
 
 
 @overfeat.command()
-@click.argument("preset")
-def info(preset: str) -> None:
+@click.argument("network")
+def info(network: str) -> None:
     """Print a network like the paper's tables: layers, sizes, parameters, connections, stride, scales."""
     load_tensorflow()
     from overfeat_tf.cli.info import table
 
-    click.echo(table(preset))
+    click.echo(table(network))
 
 
 @overfeat.command()
@@ -134,7 +135,8 @@ def export(
 
     By default --arithmetic is what runs fastest on this machine within the allowed error: `bfloat16`, with weights of
     half the size, on processors that multiply it faster; else `winograd` on x86 CPUs and `direct` elsewhere. Set it
-    if the model will run on another kind of machine. The model card has the time, memory and error of each.
+    if the model will run on another kind of machine. The model card has the time, memory and error of each that may pay
+    on this machine.
     """
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
@@ -221,7 +223,7 @@ def predict(
     """
     if server is not None and stages:
         raise ValueError("expected no --stages with --server, which returns only answers; use the model's run")
-    require_server(server, connection)
+    require_server(server, connection, last)
     load_tensorflow()
     from overfeat_tf.cli.inputs import find_inputs
     from overfeat_tf.cli.predict import Wanted, run, without_display_option
@@ -257,11 +259,13 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
     of its blocks, one per line.
     """
     load_tensorflow()
-    from overfeat_tf.cli.features import parse_scales, run
+    from overfeat_tf.cli.features import check_suffix, extract_files, parse_scales
     from overfeat_tf.cli.inputs import spooled
+    from overfeat_tf.models.loading import load
 
     with spooled(images) as files:
-        result = run(model, files, out, layer, stride == "fine", parse_scales(scales))
+        check_suffix(out)
+        result = extract_files(load(model), files, out, layer, stride == "fine", parse_scales(scales))
     rate = result.images / result.seconds
     click.echo(f"{out}: {result.images} images, {result.unreadable} unreadable, {rate:.1f} images/s", err=True)
     click.echo(out)

@@ -126,8 +126,10 @@ def connection_options(verb: Callable) -> Callable:
     return gathered
 
 
-def require_server(server: str | None, connection: Connection) -> None:
-    """Raise ValueError if there are options for a server but no --server."""
+def require_server(server: str | None, connection: Connection, last: bool) -> None:
+    """Raise ValueError if there are options for a server but no --server, or a run's with one."""
+    if server is not None and last:
+        raise ValueError("expected no --last with --server: a served model has one set of weights")
     if server is None and connection:
         names = {"token": "token-file"}
         given = ", ".join(f"--{names.get(name, name).replace('_', '-')}" for name in connection)

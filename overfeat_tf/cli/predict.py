@@ -26,7 +26,7 @@ from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
 from overfeat_tf.models.loading import Exported, load
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import Predictor, choose_task
-from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION, Task
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, Task
 from training.progress import Progress
 
 BATCH = 8
@@ -81,7 +81,8 @@ def run(
 
     Each image gets a line, and its answer is in the JSON file as soon as it is known. An image that cannot be read, or
     that the server rejects, is reported on stderr, and its answer has the status. Pictures show the boxes that score at
-    least `threshold`. By default this is the model's display threshold, and 0.5 for a server, which does not report it.
+    least `threshold`. By default this is the model's display threshold, 0.5 for a server, which does not report it, and
+    0 for localization, whose guesses are all drawn.
     Of overlapping detections they show the best, unless `changes` ask for several. `stages` needs a run and adds a
     second picture per file with the stages of its answer. The default task is the last that the model was trained for.
     """
@@ -101,8 +102,13 @@ def run(
     elif loaded is not None:
         # A SavedModel usually returns all boxes already, and its options cannot be changed.
         loaded = with_changes(loaded, without_display_option(changes))
+    chosen = choose_task(loaded, task) if loaded is not None else task or DETECTION.name
+    if chosen == CLASSIFICATION.name and (wanted.save_crops or threshold is not None):
+        given = "--save-crops" if wanted.save_crops else "--threshold"
+        raise ValueError(f"expected {given} with a task that has boxes; classification has none")
     if threshold is None:
-        threshold = loaded.display_threshold if loaded is not None else UNCALIBRATED_THRESHOLD
+        by_server = UNCALIBRATED_THRESHOLD if chosen == DETECTION.name else 0.0
+        threshold = by_server if loaded is None else loaded.least_score(BY_NAME[chosen])
     images = read_inputs(sources, wanted.every)
     writer = Writer(wanted, sources, threshold, show_several)
     if loaded is None:
@@ -225,7 +231,7 @@ class Writer(AbstractContextManager):
         path = self._wanted.out / f"{self._names[_as_file(image.source)].removesuffix('.png')}.mp4"
         if self._video is None or self._video[0] != path:
             self._end_video()
-            self._video = path, VideoWriter(path, (image.rate or 1.0) / self._wanted.every)
+            self._video = path, VideoWriter(path, (image.fps or 1.0) / self._wanted.every)
         self._video[1].write(np.asarray(picture.convert("RGB")))
         return path
 

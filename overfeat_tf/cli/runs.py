@@ -1,5 +1,6 @@
-"""The verbs `train`, `inspect`, `evaluate` and `calibrate`."""
+"""The verbs `train`, `settings`, `inspect`, `evaluate` and `calibrate`."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ RECIPE_LIST = """
 @click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]. An existing run resumes.")
 @click.option("--backbone", metavar="NAME", help="A model of keras.applications, keras_hub:PRESET, or a .keras file.")
 @click.option("--layer", metavar="NAME", help="The layer, or a stride, at which the backbone ends [stride 16].")
-@click.option("--stage", metavar="NAMES", help="Stages out of classification,localization,detection [all].")
+@click.option("--stage", metavar="NAMES", help="Stages out of classification,localization,detection [the recipe's].")
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
 )
@@ -74,7 +75,6 @@ def train(
     """Train a RECIPE with model.fit. The same command, or `overfeat train --run DIR`, resumes an interrupted run."""
     load_tensorflow()
     from overfeat_tf.models.loading import read_config
-    from overfeat_tf.models.tasks import TASKS
     from training.fit.strategy import barrier, choose_strategy, is_chief
     from training.fit.train import train as fit
     from training.recipes import get_recipe, override
@@ -83,6 +83,10 @@ def train(
     strategy = None
     if recipe is None or more_steps is not None:
         new = {"--data": data, "--backbone": backbone, "--layer": layer, "--from": start, "--set": settings or None}
+        if more_steps is not None and run is not None and recipe is not None:
+            raise ValueError(
+                f"expected --more-steps with --run alone, since the run has its recipe; got '{recipe}' too"
+            )
         if run is None or recipe is not None:
             raise ValueError(
                 "expected a RECIPE (`overfeat train --help` lists them), or --run DIR alone to resume a run"
@@ -97,7 +101,8 @@ def train(
         chosen, spec, stages = resumed(run)
     else:
         named = [f"{key}={value}" for key, value in (("preset", backbone), ("layer", layer)) if value is not None]
-        chosen, stages = override(get_recipe(recipe), [*named, *settings]), TASKS
+        chosen = override(get_recipe(recipe), [*named, *settings])
+        stages = chosen.stages
         if data is None and chosen.data is None:
             raise ValueError(f"expected --data SOURCE: the recipe '{recipe}' has no data of its own")
         run, spec = run or Path("runs") / recipe, data or str(chosen.data)
@@ -106,12 +111,14 @@ def train(
     last = model.tasks[-1]
     validated = (read_config(run).get("kept") or {}).get(last, {}).get("best")
     held_out = chosen.val_split if validated else chosen.train_split
+    quoted, spec = shlex.quote(str(run)), shlex.quote(spec)
+    half = max(1, getattr(resumed(run)[0], last).steps // 2)
     commands = {
-        f"overfeat evaluate {run} --data {spec} --split {held_out} --protocol {last}": "score it",
-        f"overfeat predict {run} IMAGE... --out pictures": "see what it finds",
-        f"overfeat export {run} --to saved_models/{run.name}": "make a SavedModel for a server",
-        f"overfeat train --run {run} --more-steps {max(1, getattr(resumed(run)[0], last).steps // 2)}": "train longer",
-        f"tensorboard --logdir {run / 'logs'}": "curves and pictures",
+        f"overfeat evaluate {quoted} --data {spec} --split {held_out} --protocol {last}": "score it",
+        f"overfeat predict {quoted} IMAGE... --out pictures": "see what it finds",
+        f"overfeat export {quoted} --to {shlex.quote(f'saved_models/{run.name}')}": "make a SavedModel for a server",
+        f"overfeat train --run {quoted} --more-steps {half}": "train longer",
+        f"tensorboard --logdir {shlex.quote(str(run / 'logs'))}": "curves and pictures",
     }
     width = max(map(len, commands))
     click.echo(f"{run}: trained; {run / 'results.csv'} has its figures. What to do next:", err=True)
@@ -174,7 +181,7 @@ def inspect(
     SOURCE is one of
       FORMS
 
-    Of a set with one list of images, 10 to 20 % are held out as the split val.
+    If a set has one list of images, 10 to 20 % of them become the split val.
 
     Faults are images and objects that can't be used, images in two splits, and images with two classes. Training
     reports and skips what it can't use. Boxes refer to the image as displayed, with its EXIF orientation applied.
@@ -198,7 +205,9 @@ def inspect(
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--data", metavar="SOURCE", required=True, help="The data, as for `inspect`.")
-@click.option("--server", metavar="HOST:PORT", help="Use a server over gRPC; MODEL is then the name of its model.")
+@click.option(
+    "--server", metavar="HOST:PORT,...", help="Use a server, or several; MODEL is then the name of their model."
+)
 @click.option("--split", default="val", show_default=True)
 @click.option(
     "--protocol",
@@ -228,7 +237,7 @@ def evaluate(
     connection: Connection,
 ) -> None:
     """Score MODEL, a run or a SavedModel directory, by the usual metrics. Several runs form a committee (Table 2)."""
-    require_server(server, connection)
+    require_server(server, connection, last)
     load_tensorflow()
     from overfeat_tf.models.loading import find_model
     from training.evaluation.evaluate import PROTOCOLS, require_fit
@@ -251,10 +260,9 @@ def evaluate(
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in model.tasks)[-1:])
         labels = model.labels or source.class_names
         require_fit(labels, model.answered_tasks, source, (TABLES[table],) if table else protocols)
-        asked = ",".join(protocols)
-        row = row_of(require_run(model), asked) if table else None
+        row = row_of(require_run(model), str(protocol)) if table else None
         described = _facts(model.with_options(**row.changes) if row else model, models, server)
-        figures = _measure(model, source, split, asked, limit, out, described)
+        figures = _measure(model, source, split, protocols, limit, out, described)
     write_json(json_file, figures)
 
 
@@ -312,7 +320,7 @@ def _facts(model, models: Sequence[str], server: str | None) -> dict[str, Any]:
     }
 
 
-def _measure(model, source, split: str, protocol: str, limit: int | None, out: Path | None, described: dict):
+def _measure(model, source, split: str, protocols: Sequence[str], limit: int | None, out: Path | None, described: dict):
     """Score by protocols or by the rows of a table, print the figures and write a report if there is a folder.
 
     Returns:
@@ -324,26 +332,25 @@ def _measure(model, source, split: str, protocol: str, limit: int | None, out: P
     from training.evaluation.reports.figures import draw_detection_figures, draw_scales
     from training.evaluation.reports.report import Report
 
-    table = table_of(protocol)
+    table = table_of(protocols[0]) if protocols else None
     # Curves and pictures need a single row; for a table only the errors are drawn.
-    watched = protocol.split(",") if not table else [TABLES[table]] if ":" in protocol else []
+    watched = protocols if not table else [TABLES[table]] if ":" in protocols[0] else []
     threshold = model.display_threshold
     report = Report(out, watched, source.class_names, threshold) if out is not None else None
     callbacks = report.callbacks if report else None
     began = time.monotonic()
     figures: dict[str, Any]
     if table:
-        rows = list(score_rows(require_run(model), source, split, protocol, limit, callbacks))
+        rows = list(score_rows(require_run(model), source, split, protocols[0], limit, callbacks))
         figures, text, images = {table: rows}, as_markdown(table, rows), rows[-1]["images"]
     else:
-        protocols = protocol.split(",")
         figures = score(model, source, split, protocols, limit, callbacks=callbacks, display_threshold=threshold)
         text, images = figure_tables(figures), figures["images"]
     seconds = round(time.monotonic() - began, 1)
     click.echo(text)
     if report is not None and out is not None:
         data = {"source": source.name, "classes": len(source.class_names), "split": split, "limit": limit}
-        facts = {**described, "data": data, "protocol": protocol, "images": images, "seconds": seconds}
+        facts = {**described, "data": data, "protocol": ",".join(protocols), "images": images, "seconds": seconds}
         if table:
             more = draw_scales(rows, table, out) if len(rows) > 1 else ()
         else:

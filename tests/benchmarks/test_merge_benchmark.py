@@ -36,7 +36,7 @@ def test_merging_adds_where_suppression_takes_the_best():
 
 def test_a_small_detector_is_compared():
     network = build("tiny", 10, background=True)
-    options = InferenceOptions(scales=(1, 2), min_score=0.0, max_windows=300)
+    options = InferenceOptions(scales=(1, 2), top_k=10, min_score=0.0, max_windows=300)
     model = Model(network, tuple("0123456789"), options, tasks=("detection",))
     predictions = Predictions(model, DigitScenes(), "val", 2)
     assert predictions.count == 2 * model.options.max_windows

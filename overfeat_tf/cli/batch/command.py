@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import click
 
 from overfeat_tf.cli.options import load_tensorflow
+from overfeat_tf.suggestion import suggest
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -38,7 +39,13 @@ def batch(
     starts anew if it was interrupted. Options of the runner, such as --region or --flink_master, come last.
     """
     if find_spec("apache_beam") is None:
-        raise ImportError("expected Apache Beam for `overfeat batch`: pip install apache-beam")
+        raise ImportError(
+            "expected Apache Beam for `overfeat batch`, which needs an environment of its own: "
+            "python -m venv .venv-beam, and there: pip install '.[beam]'"
+        )
+    if wrong := next((given for given in (model, input_glob) if given.startswith("-")), None):
+        hint = suggest(wrong, [parameter.opts[0] for parameter in context.command.params])
+        raise ValueError(f"expected MODEL and INPUT_GLOB before a runner's options; got '{wrong}'{hint}")
     load_tensorflow(start=False)  # so that its threads can still be set
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     from overfeat_tf.cli.batch.pipeline import run

@@ -33,6 +33,7 @@ from overfeat_tf.suggestion import suggest
 BATCH_BYTES, BATCH_IMAGES = 8 << 20, 8
 LOCAL_RUNNER = "FnApiRunner"  # in this process; "DirectRunner" would first look for another one on the internet
 DONE, FILES = "_SUCCESS", "predictions"
+OPTIONS = ("--output", "--task", "--processes", "--threads", "--runner")  # of `overfeat batch` itself
 SCHEMA = pyarrow.schema(
     [
         ("image", pyarrow.string()),  # its path
@@ -107,7 +108,7 @@ def run(
     except Exception as error:  # which has the traceback of the first one as its text
         if BrokenProcessPool.__name__ not in f"{type(error)} {error}":
             raise
-        raise WorkerLostError("expected all processes to live; one died: the same command starts again") from error
+        raise WorkerLostError("a process has died; run the same command again") from error
     counted = done.metrics().query(MetricsFilter().with_namespace(FILES))["counters"]
     counts = {each.key.metric.name: each.result for each in counted}
     with FileSystems.create(FileSystems.join(output, DONE)):
@@ -161,7 +162,7 @@ def require_known(options: Sequence[str]) -> None:
         raise ValueError(f"expected one INPUT_GLOB, in quotes if the shell would expand it; got '{unknown[0]}' too")
     if unknown:
         name = unknown[0].partition("=")[0]
-        close = suggest(name, [f"--{key}" for key in known])
+        close = suggest(name, [*OPTIONS, *(f"--{key}" for key in known)])
         raise ValueError(f"expected an option of `overfeat batch` or of Beam; got '{name}'{close}")
 
 
@@ -211,7 +212,7 @@ class Predict(beam.DoFn):
         self._batch, self._bytes = [], 0
 
     def _rows(self, left: int) -> Iterator[Row]:
-        """Give the rows of all batches but the last so many."""
+        """Yield the rows of all batches but the last ones."""
         while len(self._asked) > left:
             paths, answers = self._asked.popleft()
             for path, outputs in zip(paths, answers.result(), strict=True):

@@ -72,5 +72,6 @@ def run_module(module: str, *arguments: object) -> list[float]:
 def peak_memory_gb() -> float:
     """Return the peak resident memory of this process; nan where the system does not report it."""
     # Not getrusage: its peak starts at that of the process that this one was forked from.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text() if status.is_file() else "")
     return int(peak[1]) * 1024 / 1e9 if peak else float("nan")

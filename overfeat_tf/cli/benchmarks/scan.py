@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.benchmarks.inputs import FILES, SIZE, rescaled_preset, write_photographs
+from overfeat_tf.cli.benchmarks.inputs import FILES, SIZE, photographs, rescaled_preset, write_photographs
 from overfeat_tf.cli.benchmarks.machine import MatrixProduct, describe_machine, peak_memory_gb, run_module, time_call
 from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
 from overfeat_tf.compute.choice import choose_arithmetic
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 def measure(name: str, repetitions: int) -> Report:
     """Measure a preset's scan. Each repetition measures both sides of every ratio in turn."""
+    photographs()  # raises now, not after the other measurements, where scikit-learn is missing
     preset = get_preset(name)
     report = Report("scan", describe_machine())
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
@@ -277,10 +278,10 @@ def _layer_row(layer, execution: Execution, windows: Windows, plain: Callable, l
     side, (*_, channels, outputs) = execution.sides[layer.name], layer.kernel.shape
 
     def by_tiles() -> tf.Tensor:
-        tiles = lay_tiles(windows.maps, windows.taps, windows.apart, side)
+        tiles = lay_tiles(windows.maps, windows.taps, windows.dilation, side)
         return tf.reduce_max(run_tiles([tf.convert_to_tensor(layer.kernel.value)], windows.cells, tiles, side)[0])
 
-    count, shape = int(tf.reduce_sum(windows.counts)), Shape(windows.taps, windows.apart, channels, outputs)
+    count, shape = int(tf.reduce_sum(windows.counts)), Shape(windows.taps, windows.dilation, channels, outputs)
     work = count * windows.taps**2 * channels * outputs
     rates = []
     for compute in (plain, by_tiles):

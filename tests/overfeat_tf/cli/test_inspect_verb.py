@@ -60,7 +60,7 @@ def test_the_coverage_of_a_pretrained_recipe_needs_no_weights_and_follows_the_se
     for scales, covered in (("320", "100.0%"), ("80", "0.0%")):
         assert run(monkeypatch, "inspect", spec, "--recipe", "finetune", *settings, "--set", f"scales={scales}") == 0
         printed = capsys.readouterr().out
-        assert "recipe finetune cover" in printed
+        assert "`train finetune` cover" in printed
         assert f"{scales}x{scales}: windows find {covered} of 1 objects" in printed
 
 

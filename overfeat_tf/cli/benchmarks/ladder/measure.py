@@ -16,6 +16,7 @@ from overfeat_tf.cli.benchmarks.machine import describe_machine
 from overfeat_tf.cli.benchmarks.merging import Predictions, by_suppression
 from overfeat_tf.models.loading import load_run, read_config
 from overfeat_tf.models.model import CONFIG, Model
+from overfeat_tf.models.tasks import CLASSIFICATION, DETECTION
 from training.evaluation.evaluate import evaluate
 from training.evaluation.ladders import FixedBox, median_box
 from training.fit.train import train
@@ -74,6 +75,8 @@ def measure(
     if data is None and recipe.data is None:
         raise ValueError(f"expected --data SOURCE: the ladder '{name}' has no data of its own")
     source = open_source(data or str(recipe.data))
+    if len(source.class_names) == 1 and DETECTION.name in ladder.stages:  # there is nothing to classify
+        ladder = replace(ladder, stages=tuple(stage for stage in ladder.stages if stage != CLASSIFICATION.name))
     config = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
     if backbone is not None:
         config["backbone"] = Path(backbone).stem
@@ -176,7 +179,7 @@ def _trained(ladder: Ladder, variant: Variant, seed: int, source: Source, folder
     name = re.sub(r"\W+", "-", "-".join(variant.settings)) or "base"
     if variant.from_scratch:
         return fitted(name, variant.settings, ladder.stages)
-    first = fitted("classification", (), ladder.stages[:1])
+    first = fitted(ladder.stages[0], (), ladder.stages[:1])
     return fitted(name, variant.settings, ladder.stages[1:], first)
 
 
