@@ -1,6 +1,7 @@
 """Several servers: requests spread over them, and none is lost or answered twice where one dies."""
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -114,16 +115,17 @@ def test_processes_one_of_them_killed_lose_nothing(model_dir, tmp_path, monkeypa
             file.write_bytes(png(number))
         drawn = []
 
-        def kill_midway(*arguments):
+        def kill_midway(*arguments, **options):
             drawn.append(1)
             if len(drawn) == 60:
                 other._process.kill()
-            return draw(*arguments)
+            return draw(*arguments, **options)
 
-        draw = predict._draw
-        monkeypatch.setattr(predict, "_draw", kill_midway)
-        answers = predict.run("m", files, f"{one.address},{other.address}", tmp_path / "out", None, {})
-        assert not other.alive
+        draw, servers = predict.draw_boxes, f"{one.address},{other.address}"
+        monkeypatch.setattr(predict, "draw_boxes", kill_midway)
+        wanted = predict.Wanted(tmp_path / "out", tmp_path / "answers.json")
+        assert predict.run("m", files, servers, wanted, None, {}) == 0 and not other.alive
+        answers = json.loads((tmp_path / "answers.json").read_text())
         assert [answer["file"] for answer in answers] == [str(file) for file in files]
         scores = [answer["objects"][0]["score"] for answer in answers]
         np.testing.assert_allclose(scores, np.arange(256) / 255, atol=1e-6)

@@ -205,6 +205,7 @@ def test_the_verb_serves_rest_and_the_page_until_sigterm(model_dir):
         try:
             url = next(line.split()[7] for line in process.stderr if " REST and metrics on " in line)
             assert httpx.get(url).headers["content-type"].startswith("text/html")
+            next(line for line in process.stderr if " serving m " in line)  # until then requests get 503
             assert httpx.post(url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
             assert ':request_count{model_name="m",status="OK"} 1.0' in httpx.get(url + METRICS_PATH).text
             with futures.ThreadPoolExecutor(1) as pool:
