@@ -177,8 +177,9 @@ class StageOptimizer(keras.optimizers.Optimizer):
 
     Keras's own `global_clipnorm` clips each device's part before it adds them, so that the steps would depend on how
     many devices there are. `slow` has factors on the learning rates of variables, by their paths. Weight decay is
-    `decoupled`, at each variable's own learning rate, which Keras's own is not; or `l2`, which goes through the
-    momentum (3.1), and so pulls 1 / (1 - momentum) as hard. Biases and normalisation have no part in either.
+    `decoupled`, at the learning rate before `slow`, as Keras's own; or `l2`, which goes through the momentum (3.1), and
+    so pulls 1 / (1 - momentum) as hard. Biases and normalisation have no part in either. At a backbone's slow rate
+    `finetune` has 0.025 less mAP50 on nuclei, and gains nothing on raccoons (one seed each).
     """
 
     def __init__(
@@ -229,7 +230,7 @@ class StageOptimizer(keras.optimizers.Optimizer):
         factor = self._factor(variable)
         own = learning_rate * factor if factor != 1 else learning_rate
         if self._decoupled and len(variable.shape) > 1:
-            variable.assign_sub(tf.cast(self._decoupled * own, variable.dtype) * variable)
+            variable.assign_sub(tf.cast(self._decoupled * learning_rate, variable.dtype) * variable)
         super().update_step(gradient, variable, own)
 
 
