@@ -1,4 +1,4 @@
-"""docs/results.md: its tables are those of the results beside it, and its commands are understood."""
+"""docs/results.md and finetune.md: tables are those of the results beside them, and commands are understood."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from training.recipes import get_recipe, override
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "results.md").read_text()
-LINES = [line.strip() for line in PAGE.replace("\\\n", " ").splitlines()]
+LINES = [line.strip() for line in (PAGE + (DOCS / "finetune.md").read_text()).replace("\\\n", " ").splitlines()]
 COMMANDS = [line for line in LINES if line.startswith("overfeat ")]
 SECTIONS = {
     "digits": "## Digits\n",

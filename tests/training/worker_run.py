@@ -13,7 +13,7 @@ from training.fit.strategy import choose_strategy
 from training.fit.train import train
 from training.run import checkpoints
 
-STEPS = 20
+STEPS = 40  # more than ten processes take before they are killed
 SCHEDULE = replace(killed_run.SCHEDULE, steps=STEPS)
 RECIPE = replace(killed_run.RECIPE, **dict.fromkeys(TASKS, SCHEDULE))
 

@@ -21,7 +21,7 @@ def killed(folder: Path, rng: random.Random) -> None:
     victim, steps = rng.choice(workers), rng.randrange(MOST_STEPS)
     for _ in range(steps):  # between the lines of the log
         assert next((line for line in victim.stdout if line == "step\n"), None), victim.stderr.read()[-3000:]
-    time.sleep(rng.random() * (1 if steps else 10))
+    time.sleep(rng.random() * (0.3 if steps else 10))
     victim.kill()
     for worker in workers:
         if not steps:  # the other one may wait for this one to come
