@@ -1,6 +1,5 @@
 """What `predict` is given: image files, videos, cameras and images on standard input, as a stream of encoded images."""
 
-import io
 import os
 import re
 import sys
@@ -10,10 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO, NamedTuple
 
-from PIL import Image
-
 from overfeat_tf.images import video
-from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, find_files, read_image
+from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, decodable, find_files, read_image
 
 STDIN = "-"
 _LONGEST_HEADER = 4096  # bytes, comments included
@@ -64,7 +61,7 @@ def spooled(names: Sequence[str]) -> Iterator[list[Path]]:
     with TemporaryDirectory(prefix="overfeat-") as folder:
         images = (data for name in names if name == STDIN for data in _split(sys.stdin.buffer))
         for number, data in enumerate(images, start=1):
-            Path(folder, f"stdin_{number:06}.png").write_bytes(_decodable(data)[0] or data)
+            Path(folder, f"stdin_{number:06}.png").write_bytes(data)
         if STDIN in names and not any(Path(folder).iterdir()):
             raise ValueError("expected images on standard input; got none")
         yield find_files([folder if name == STDIN else name for name in names])
@@ -83,12 +80,11 @@ def read_inputs(sources: Sequence[Path], every: int = 1) -> Iterator[Input]:
         elif str(source) == STDIN:
             number = 0
             for number, part in enumerate(_split(sys.stdin.buffer), start=1):
-                yield Input(source, *_decodable(part), number)
+                yield Input(source, *decodable(part), number)
             if number == 0:
                 yield Input(source, b"", "expected images on standard input; got none")
         else:
-            data, problem = read_image(source)
-            yield Input(source, *((data, problem) if problem else _decodable(data)))
+            yield Input(source, *read_image(source))
 
 
 def _frames(source: Path, every: int) -> Iterator[Input]:
@@ -121,15 +117,3 @@ def _split(stream: BinaryIO) -> Iterator[bytes]:
         kind, width, height, most = (int(part) for part in header.groups())
         size = width * height * (3 if kind == 6 else 1) * (2 if most > 255 else 1)
         yield head + stream.read(min(size, MAX_BYTES))
-
-
-def _decodable(data: bytes) -> tuple[bytes, str]:
-    """Return an image and ""; PPM and PGM as PNG, which the network's decoder reads, or b"" and the reason."""
-    if not _NETPBM.match(data):
-        return data, ""
-    try:
-        stream = io.BytesIO()
-        Image.open(io.BytesIO(data)).save(stream, "PNG", compress_level=1)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        return b"", f"damaged PPM image: {error}"
-    return stream.getvalue(), ""

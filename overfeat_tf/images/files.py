@@ -91,6 +91,11 @@ def read_image(path: bytes | Path) -> tuple[bytes, str]:
         return b"", error.strerror or str(error)
     except ValueError as error:  # a null byte or a lone surrogate in the name
         return b"", str(error)
+    return decodable(data)
+
+
+def decodable(data: bytes) -> tuple[bytes, str]:
+    """Return an encoded image and "", TIFF, HEIC, AVIF and PPM as PNG, or b"" and the reason."""
     return _as_png(data) if FOREIGN.match(data) else (data, "")
 
 

@@ -89,7 +89,7 @@ def test_the_best_classes_are_printed_alone(predicts, tmp_path):
     done = predicts(Stub("classification"), picture(tmp_path / "a.png"), "-n", 2)
     assert done.lines == ["eel 0.7", "cat 0.2"] and len(done.rows[0]["classes"]) == 3
     more = predicts(Stub("classification"), tmp_path / "a.png", "-n", 5)
-    assert more.lines[-1] == "dog 0.1" and "the model answers 3 classes, less than -n" in more.err
+    assert more.lines[-1] == "dog 0.1" and "the model answers 3 classes, fewer than -n" in more.err
     assert predicts(Stub("detection"), tmp_path / "a.png", "-n", 2).status == 2
 
 
@@ -161,6 +161,16 @@ def test_links_to_folders_are_followed_and_loops_are_not(predicts, tmp_path):
     assert len(find_files([str(tmp_path / "i*")])) == 4  # a glob may name folders
 
 
+def test_no_picture_is_written_over_an_image_that_is_read(predicts, tmp_path):
+    file = picture(tmp_path / "out" / "a.png")
+    before = file.read_bytes()
+    done = predicts(Stub("detection"), tmp_path / "out")
+    assert done.status == 2 and f"expected another --out: '{file}' is one of the images to read" in done.err
+    assert file.read_bytes() == before and done.rows is None
+    picture(tmp_path / "out" / "b.jpg")  # its picture is b.png
+    assert predicts(Stub("detection"), tmp_path / "out" / "b.jpg").status == 0
+
+
 @pytest.mark.parametrize("letter", ["x", "é", "\udcff"])
 def test_long_names_are_cut_and_cost_nobody_a_picture(predicts, tmp_path, letter):
     long = letter * (251 // len(os.fsencode(letter))) + ".png"
@@ -186,7 +196,8 @@ def test_standard_input_has_one_image_or_a_stream_of_ppm(predicts, tmp_path, mon
     ppm = b"P6\n# a comment 7\n40 20\n255\n" + pixels.tobytes()
     grey = b"P5 40 20 255\n" + pixels[..., 0].tobytes()
     (tmp_path / "file.ppm").write_bytes(ppm)
-    for data, count in ((ppm + ppm + b"\0" + grey, 3), (picture(tmp_path / "a.png").read_bytes(), 1)):
+    files = [picture(tmp_path / name).read_bytes() for name in ("a.png", "a.tif", "a.pgm")]
+    for data, count in ((ppm + ppm + b"\0" + grey, 3), *((data, 1) for data in files)):
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
         stub = Stub("detection")
         done = predicts(stub, "-")
@@ -196,7 +207,7 @@ def test_standard_input_has_one_image_or_a_stream_of_ppm(predicts, tmp_path, mon
         assert (done.out / f"stdin_{count}.png").is_file() and len(stub.seen) == count
     assert predicts(stub, tmp_path / "file.ppm").status == 0
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(stub.seen[-1]))), pixels)
-    for data, problem in ((b"", "expected images on standard input; got none"), (ppm[:99], "damaged PPM image")):
+    for data, problem in ((b"", "expected images on standard input; got none"), (ppm[:99], "damaged or of a kind")):
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
         (row,) = predicts(Stub("detection"), "-").rows
         assert problem in row["status"]
