@@ -10,9 +10,9 @@ of.datasets.open("voc:DIR").batches("detection", network, "voc")
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from overfeat_tf.shadowing import require_own_packages
 
 if TYPE_CHECKING:
     from overfeat_tf.models.loading import Exported, load
@@ -51,6 +51,7 @@ _HOMES = {
     "overfeat_tf.network.convnet": ("Network", "build"),
     "overfeat_tf.options": ("InferenceOptions",),
     # Above this package: the one place beside the command line that imports upward, when they are first used.
+    "training.datasets": ("datasets",),
     "training.fit.train": ("train",),
     "training.recipes": ("Recipe", "get_recipe"),
 }
@@ -58,15 +59,32 @@ _HOMES = {
 
 def __getattr__(name: str):
     """Import a public name when it is first used: `overfeat --help` does not wait for TensorFlow."""
-    if name == "datasets":
-        require_own_packages()
-        return import_module("training.datasets")
     for home, names in _HOMES.items():
         if name in names:
             if home.startswith("training."):
                 require_own_packages()
-            return getattr(import_module(home), name)
+            module = import_module(home)
+            return module if name == "datasets" else getattr(module, name)
     raise AttributeError(f"module 'overfeat_tf' has no attribute '{name}'")
+
+
+def require_own_packages() -> None:
+    """Raise ImportError, naming the file, where Python finds another `training` or `serving` before ours.
+
+    The two lie beside this package, and ordinary files have such names.
+    """
+    for name in ("training", "serving"):
+        found: str | None
+        try:
+            spec = find_spec(name)
+            found = spec and (spec.origin or next(iter(spec.submodule_search_locations or [name])))
+        except ValueError:  # a module without a specification, as tests and notebooks make them
+            found = getattr(sys.modules[name], "__file__", None) or name
+        if found and not Path(found).resolve().is_relative_to(Path(__file__).resolve().parents[1] / name):
+            raise ImportError(
+                f"expected overfeat_tf's own package '{name}'; '{found}' comes first and has its name: rename it, or "
+                "start Python from another folder"
+            )
 
 
 def __dir__() -> list[str]:

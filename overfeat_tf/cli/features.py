@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.cli.options import Processed
 from overfeat_tf.images.decode import MAX_PIXELS, decode_image
 from overfeat_tf.images.files import read_image
 from overfeat_tf.models.model import SHARED_PRODUCT
@@ -201,14 +202,6 @@ def _errors_for(out: Path) -> Iterator[None]:
 DECODERS, PREFETCHED = min(os.cpu_count() or 1, 8), 4
 
 
-class Extraction(NamedTuple):
-    """The result of an extraction: numbers of images and of unreadable files, and seconds."""
-
-    images: int
-    unreadable: int
-    seconds: float
-
-
 class Decoded(NamedTuple):
     """A decoded file: its path, its key and its pixels, uint8 [H, W, 3]."""
 
@@ -233,7 +226,7 @@ def parse_scales(text: str) -> tuple[int | None, ...]:
 
 def extract_files(
     model: Predictor, files: Sequence[Path], out: Path, layer: str | None, fine: bool, scales: Sequence[int | None]
-) -> Extraction:
+) -> Processed:
     """Extract a layer's output for each file into `out`; see `FORMATS`.
 
     The key of an array is the file's unique name; with several scales it is NAME/scale1 and so on. A file that can't be
@@ -254,7 +247,7 @@ def extract_files(
                 for suffix, array in zip(suffixes, arrays, strict=True):
                     write(name + suffix, array)
             progress.advance(len(group))
-    return Extraction(images, len(files) - images, time.monotonic() - start)
+    return Processed(images, len(files) - images, time.monotonic() - start)
 
 
 def _decode(files: Sequence[Path], progress: Progress) -> Iterator[Decoded]:

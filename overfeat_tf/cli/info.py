@@ -17,18 +17,14 @@ def table(name: str) -> str:
     lines.append(
         f"{'layer':{width}}{'kernel':>8}{'stride':>8}{'pad':>5}{'channels':>10}{'pool':>6}{'map':>12}{'parameters':>14}"
     )
-    for layer, side in zip(layers, preset.backbone.sides(preset.window), strict=True):
+    sides = [*preset.backbone.sides(preset.window), *[1] * len(head)]
+    for layer, side in zip((*layers, *head), sides, strict=True):
         size = f"{side} -> {side // layer.pool}" if layer.pool > 1 else f"{side}"
         pool = f"{layer.pool}x{layer.pool}" if layer.pool > 1 else "-"
         kernel = f"{layer.kernel}x{layer.kernel}"
         lines.append(
             f"{layer.name:{width}}{kernel:>8}{layer.stride:>8}{layer.padding:>5}{layer.channels:>10}{pool:>6}{size:>12}"
             f"{layer.parameters:>14,}"
-        )
-    for layer in head:
-        kernel = f"{layer.kernel}x{layer.kernel}"
-        lines.append(
-            f"{layer.name:{width}}{kernel:>8}{1:>8}{0:>5}{layer.channels:>10}{'-':>6}{1:>12}{layer.parameters:>14,}"
         )
     shown = {layer.name for layer in (*layers, *head)}
     boxes = [layer.name for layer in network.blank_regressor().layers]

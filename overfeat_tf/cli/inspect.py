@@ -24,7 +24,6 @@ PICTURES = 24  # per split, and per kind of finding in a split
 COLUMNS, CELL = 6, 300  # of the contact sheet of a split; pixels
 CLASSES = 40  # to list; with more, the most and the least frequent ones
 EXAMPLES = 3  # of each finding
-LONGEST = 200  # bytes of a picture's name, of the 255 that most file systems allow
 
 
 class Pictures:

@@ -4,33 +4,39 @@ import gc
 import json
 import logging
 import os
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from overfeat_tf import require_own_packages
 from overfeat_tf.cli.batch.command import batch
 from overfeat_tf.cli.benchmarks.command import benchmark
 from overfeat_tf.cli.options import (
+    COUNT,
     FILE,
     FOLDER,
+    SERVER_HELP,
+    STRIDE_HELP,
+    STRIDES,
+    TASK_HELP,
     Changes,
     Connection,
     connection_options,
     inference_options,
     last_option,
     load_tensorflow,
-    option_name,
     require_server,
     with_changes,
 )
 from overfeat_tf.cli.runs import calibrate, evaluate, inspect, settings, train
 from overfeat_tf.cli.serving import check, serve
-from overfeat_tf.shadowing import require_own_packages
 from overfeat_tf.suggestion import suggest
 
-# The exceptions that our code raises for the user's mistakes.
 MOST_CHARACTERS = 2000  # of an error's line: TensorFlow's have no end
+# The exceptions that our code raises for the user's mistakes.
 USER_ERRORS = (ValueError, ImportError, FileNotFoundError, NotADirectoryError)
 # Errors of these modules are shown as one line. TensorFlow's are about a full disk and the like.
 REPORTED_MODULES = ("serving.", "training.", "overfeat_tf.", "tensorflow.python.framework.errors")
@@ -102,7 +108,11 @@ def _fail(error: BaseException, status: int) -> int:
     "--out", type=FOLDER, default=Path("demo"), show_default=True, help="Folder for everything that it writes."
 )
 def demo(out: Path) -> None:
-    """Run the system end to end: train, evaluate, export, serve over gRPC, detect, score, draw."""
+    """Train, evaluate, export, serve and detect in one go.
+
+    Trains the preset `tiny` on scikit-learn's digits, scattered over photographs, serves it over gRPC, and scores and
+    draws its answers. Takes a few minutes on a laptop. The same command resumes an interrupted one.
+    """
     load_tensorflow()
     from overfeat_tf.cli.demo import run
 
@@ -112,7 +122,11 @@ def demo(out: Path) -> None:
 @overfeat.command()
 @click.argument("network")
 def info(network: str) -> None:
-    """Print a network like the paper's tables: layers, sizes, parameters, connections, stride, scales."""
+    """Print a network like the paper's tables.
+
+    NETWORK is a preset (tiny, thumbnail, small, fast, accurate), a model of keras.applications, keras_hub:PRESET or a
+    .keras file. Prints layers, sizes, parameters, connections, strides and scales, for 1000 classes.
+    """
     load_tensorflow()
     from overfeat_tf.cli.info import table
 
@@ -122,10 +136,8 @@ def info(network: str) -> None:
 @overfeat.command()
 @click.argument("runs", metavar="RUN...", type=FOLDER, nargs=-1, required=True)
 @click.option("--to", type=FOLDER, required=True, help="saved_models/NAME; the model is served under NAME.")
-@click.option("--version", type=click.IntRange(min=1), help="Version number [the highest plus one].")
-@click.option(
-    "--metrics", type=FILE, help="Figures for the model card, from `overfeat evaluate --json` [the run's own]."
-)
+@click.option("--version", type=COUNT, help="Version number [the highest plus one].")
+@click.option("--metrics", type=FILE, help="Figures for the model card, from `evaluate --json` [the run's own].")
 @last_option
 @inference_options
 def export(
@@ -135,8 +147,8 @@ def export(
 
     By default --arithmetic is what runs fastest on this machine within the allowed error: `bfloat16`, with weights of
     half the size, on processors that multiply it faster; else `winograd` on x86 CPUs and `direct` elsewhere. Set it
-    if the model will run on another kind of machine. The model card has the time, memory and error of each that may pay
-    on this machine.
+    if the model will run on another kind of machine. The model card compares the time, memory and error of those that
+    may be faster on this machine.
     """
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
@@ -144,54 +156,37 @@ def export(
     from serving.export.card import read_metrics, run_figures, run_weights
     from serving.export.exporter import export as export_model
 
-    figures = read_metrics(metrics) if metrics else run_figures(runs[0], last) if len(runs) == 1 else None
+    figures, split = read_metrics(metrics) if metrics else None, None
     loaded = [load_run(run, last) for run in runs]
     configs = [read_config(run) for run in runs]
     trainings = [{**(config.get("training") or {}), "weights": run_weights(config, last)} for config in configs]
     if len(runs) == 1:
-        model, file = with_changes(loaded[0], changes, runs[0]), runs[0] / SPLIT
+        model, training, file = with_changes(loaded[0], changes, runs[0]), trainings[0], runs[0] / SPLIT
         split = json.loads(file.read_text()) if file.is_file() else None
-        click.echo(export_model(model, to, version, trainings[0], figures, measure=True, split=split))
-        return
-    committee = with_changes(Model.committee(loaded), changes)
-    names = ", ".join(str(one.get("name")) for one in trainings)
-    data = ", ".join(dict.fromkeys(str(one.get("data")) for one in trainings))
-    training = {"name": f"committee of {names}", "data": data, "members": trainings}
-    click.echo(export_model(committee, to, version, training, figures, measure=True))
+        figures = figures or run_figures(runs[0], last)
+    else:
+        model = with_changes(Model.committee(loaded), changes)
+        names = ", ".join(str(one.get("name")) for one in trainings)
+        data = ", ".join(dict.fromkeys(str(one.get("data")) for one in trainings))
+        training = {"name": f"committee of {names}", "data": data, "members": trainings}
+    click.echo(export_model(model, to, version, training, figures, measure=True, split=split))
 
 
 @overfeat.command()
 @click.argument("model")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option(
-    "--server", metavar="HOST:PORT,...", help="Use a server, or several; MODEL is then the name of their model."
-)
+@click.option("--server", metavar="HOST:PORT,...", help=SERVER_HELP)
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Folder for the pictures.")
-@click.option(
-    "--json", "json_file", type=FILE, help="Also write the answers to this file, each as soon as it is known."
-)
-@click.option("--save-txt", is_flag=True, help="Also write what is shown as labels/NAME.txt, in YOLO's format.")
-@click.option("--save-crops", is_flag=True, help="Also write what is shown as crops/CLASS/NAME_NUMBER.jpg.")
-@click.option(
-    "-n",
-    "best",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Print the N best class names of a classifier, and their scores.",
-)
-@click.option("--every", type=click.IntRange(min=1), default=1, help="Use every so many frames of a video [1].")
+@click.option("--json", "json_file", type=FILE, help="Also write the answers to this file, each once it is known.")
+@click.option("--save-txt", is_flag=True, help="Also write the drawn boxes as labels/NAME.txt, in YOLO's format.")
+@click.option("--save-crops", is_flag=True, help="Also cut the drawn boxes out, as crops/CLASS/NAME_NUMBER.jpg.")
+@click.option("-n", "best", type=COUNT, metavar="N", help="Print only the N best class names and their scores.")
+@click.option("--every", type=COUNT, default=1, show_default=True, metavar="N", help="Use every Nth frame of a video.")
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), help="Minimum score of a box to draw [the model's display threshold]."
 )
-@click.option(
-    "--task",
-    metavar="NAME",
-    help="classification, localization or detection [the last that MODEL was trained for]. A run that localizes can "
-    "also detect.",
-)
-@click.option(
-    "--stages", is_flag=True, help="Also draw the stages of each answer, like the paper's Fig. 6; needs a run."
-)
+@click.option("--task", metavar="NAME", help=TASK_HELP)
+@click.option("--stages", is_flag=True, help="Also draw the stages of each answer, as in Fig. 6; needs a run.")
 @last_option
 @connection_options
 @inference_options
@@ -199,41 +194,33 @@ def predict(
     model: str,
     images: tuple[str, ...],
     server: str | None,
-    out: Path,
-    json_file: Path | None,
-    save_txt: bool,
-    save_crops: bool,
-    best: int | None,
-    every: int,
     threshold: float | None,
     task: str | None,
     stages: bool,
     last: bool,
     changes: Changes,
     connection: Connection,
+    **wanted: Any,
 ) -> None:
-    """Find objects in images. Prints a line for each; writes pictures with boxes, labels and scores, and JSON.
+    """Find objects in images, or name what is in them.
 
-    IMAGE is a file, a folder, a glob, `-` for images on standard input (PPM, one after the other, or one image), and
-    with OpenCV (pip install opencv-python-headless) a video or `camera:0`, which Ctrl-C ends.
+    Prints a line for each image, and writes a picture with boxes, labels and scores. MODEL is a run, or a SavedModel
+    (saved_models/NAME or one of its versions).
+
+    IMAGE is a file, a folder, a glob, or `-` for standard input: one image, or any number of PPM images one after the
+    other. With OpenCV (pip install opencv-python-headless) it may also be a video, or `camera:0`, which Ctrl-C ends.
 
     A picture shows the boxes that score at least the model's display threshold, which gives the best F1 on its
     validation split. It is 0.5 for a model without calibration, and with --server, because a server does not report it.
     The JSON has all boxes and says which are shown.
     """
-    if server is not None and stages:
-        raise ValueError("expected no --stages with --server, which returns only answers; use the model's run")
     require_server(server, connection, last)
     load_tensorflow()
     from overfeat_tf.cli.inputs import find_inputs
-    from overfeat_tf.cli.predict import Wanted, run, without_display_option
+    from overfeat_tf.cli.predict import Wanted, run
 
-    if server is not None and (rejected := without_display_option(changes)):
-        given = ", ".join(map(option_name, rejected))
-        raise ValueError(f"expected no {given} with --server; a served model keeps the options of its export")
-
-    wanted = Wanted(out, json_file, save_txt, save_crops, best, every)
-    failed = run(model, find_inputs(images), server, wanted, threshold, changes, stages, connection, task, last)
+    found = find_inputs(images)
+    failed = run(model, found, server, Wanted(**wanted), threshold, changes, stages, connection, task, last)
     sys.exit(1 if failed else 0)
 
 
@@ -247,12 +234,20 @@ def predict(
     help="FILE.npz, FILE.h5 or FILE.txt. An existing file is replaced once the new one is complete.",
 )
 @click.option("--layer", metavar="NAME", help="A layer that `overfeat info` prints [the second full layer].")
-@click.option("--stride", type=click.Choice(["coarse", "fine"]), default="coarse", show_default=True)
-@click.option("--scales", metavar="native|1,2,...", default="native", show_default=True, help="Scales to extract at.")
+@click.option("--stride", type=click.Choice(STRIDES), default="coarse", show_default=True, help=STRIDE_HELP)
+@click.option(
+    "--scales",
+    metavar="native|1,2,...",
+    default="native",
+    show_default=True,
+    help="The image's own size, or numbers of the scales, as `info` prints them.",
+)
 def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None, stride: str, scales: str) -> None:
-    """Extract a layer's output, before its rectifier, for images: float32 [h, w, C] each.
+    """Extract a layer's output for images.
 
-    IMAGE is a file, a folder, a glob, or `-` for images on standard input (PPM, one after the other, or one image).
+    Writes an array float32 [h, w, C] for each image: the output before the layer's rectifier. MODEL is a run, or a
+    SavedModel, which has only the default layer, stride and scale. IMAGE is a file, a folder, a glob, or `-` for
+    standard input: one image, or any number of PPM images one after the other.
 
     The key of an array is the image's file name, with parent folders where names coincide. With several scales the keys
     are NAME/scale1 and so on. FILE.txt uses the text format of the authors' 2013 release; FILE.names.txt lists the keys
@@ -266,25 +261,27 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
     with spooled(images) as files:
         check_suffix(out)
         result = extract_files(load(model), files, out, layer, stride == "fine", parse_scales(scales))
-    rate = result.images / result.seconds
-    click.echo(f"{out}: {result.images} images, {result.unreadable} unreadable, {rate:.1f} images/s", err=True)
+    click.echo(f"{out}: {result}", err=True)
     click.echo(out)
     sys.exit(1 if result.unreadable else 0)
 
 
 @overfeat.command()
 @click.argument("file", type=FILE)
-@click.option("--labels", type=FILE, required=True, help="Class names in the order of its outputs, a line each.")
-@click.option("--run", type=FOLDER, required=True, help="The run's folder, a new one.")
-@click.option("--side", type=click.IntRange(min=1), help="Side of its training images in pixels [its input's, or 224].")
+@click.option("--labels", type=FILE, required=True, help="Class names in the order of its outputs, one per line.")
+@click.option("--run", type=FOLDER, required=True, help="Folder of the new run.")
+@click.option("--side", type=COUNT, help="Side of its training images in pixels [its input's, or 224].")
 def import_keras(file: Path, labels: Path, run: Path, side: int | None) -> None:
-    """Turn a Keras classifier, a .keras FILE, into a run that classifies densely at several scales."""
+    """Turn a Keras classifier into a run.
+
+    FILE is a .keras file. Its last layer becomes the convolutional head, so that the run classifies densely: it votes
+    over all windows of several scales (3.3).
+    """
     load_tensorflow()
     from overfeat_tf.models.keras_classifier import import_keras as read
 
     read(file, labels, run, side)
-    click.echo(f"{run}: imported; export it with: overfeat export {run} --to saved_models/{file.stem}", err=True)
-    click.echo(run)
+    _echo_imported(run, file.stem)
 
 
 @overfeat.command()
@@ -292,18 +289,26 @@ def import_keras(file: Path, labels: Path, run: Path, side: int | None) -> None:
 @click.option(
     "--preset", metavar="fast|accurate", required=True, help="fast for net_weight_0, accurate for net_weight_1."
 )
-@click.option("--run", type=FOLDER, required=True, help="The folder of the new run.")
+@click.option("--run", type=FOLDER, required=True, help="Folder of the new run.")
 @click.option(
     "--labels",
     type=FILE,
-    help="A file of 1000 names in the order of the development kit's IDs, one per line, or its meta.mat.",
+    help="The 1000 class names in the order of the ILSVRC2012 development kit's IDs, one per line, or its meta.mat.",
 )
 def import_weights(file: Path, preset: str, run: Path, labels: Path | None) -> None:
-    """Convert a weight FILE of the authors' 2013 release, which you download yourself, into a run."""
+    """Convert weights of the authors' 2013 release into a run.
+
+    FILE is the release's net_weight_0 or net_weight_1, which you download yourself.
+    """
     load_tensorflow()
     from overfeat_tf.models.release_weights import import_weights as read
     from overfeat_tf.models.release_weights import released
 
     read(file, released(preset), run, labels)
-    click.echo(f"{run}: imported; export it with: overfeat export {run} --to saved_models/{preset}", err=True)
+    _echo_imported(run, preset)
+
+
+def _echo_imported(run: Path, name: str) -> None:
+    command = f"overfeat export {shlex.quote(str(run))} --to {shlex.quote(f'saved_models/{name}')}"
+    click.echo(f"{run}: imported; export it with: {command}", err=True)
     click.echo(run)

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -26,6 +26,15 @@ _INFERENCE = tuple(field.name for field in fields(InferenceOptions))
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+COUNT = click.IntRange(min=1)
+STRIDES = ("coarse", "fine")
+STRIDE_HELP = "Stride of the windows (3.3)."
+SOURCE_HELP = "The data; `overfeat inspect --help` lists the forms of SOURCE"
+SERVER_HELP = "Use a server, or several; MODEL is then the name of their model."
+TASK_HELP = (
+    "classification, localization or detection [the last that MODEL was trained for]. A run that localizes can also "
+    "detect."
+)
 
 
 def inference_options(verb: Callable) -> Callable:
@@ -51,13 +60,13 @@ def inference_options(verb: Callable) -> Callable:
         ),
         click.option(
             "--images-at-once",
-            type=click.IntRange(min=1),
+            type=COUNT,
             help="Images of a batch to run together if their canvases are equal [1; 8 with a GPU].",
         ),
         click.option(
             "--scores",
             type=click.Choice(SCORES),
-            help="Detection scores: calibrated probabilities, or s / (1 + s) of the accumulated score s.",
+            help="Detection scores: calibrated probabilities, or s / (1 + s) of the accumulated score s (4.3).",
         ),
         click.option(
             "--one-box-per-object/--several-per-object",
@@ -81,7 +90,7 @@ def inference_options(verb: Callable) -> Callable:
         ),
         click.option("--views", type=click.Choice(VIEWS), help="Scan scales densely, or classify crops (Table 2)."),
         click.option("--flips/--no-flips", default=None, help="Also scan the mirror image."),
-        click.option("--stride", type=click.Choice(("coarse", "fine")), help="Stride of the windows (3.3)."),
+        click.option("--stride", type=click.Choice(STRIDES), help=STRIDE_HELP),
         click.option(
             "--scales", callback=_numbers, metavar="1,2,...", help="Numbers of the scales, as `info` prints them."
         ),
@@ -92,7 +101,7 @@ def inference_options(verb: Callable) -> Callable:
 
 def last_option(verb: Callable) -> Callable:
     """Add --last to a verb that takes a run."""
-    text = "Use the run's weights of its last step [those of its best validation]."
+    text = "Use the run's weights of its last step [those that validated best]."
     return click.option("--last", is_flag=True, help=text)(verb)
 
 
@@ -116,7 +125,7 @@ def connection_options(verb: Callable) -> Callable:
 
     for option in (
         click.option("--label", help="Use the version with this label, such as `stable`."),
-        click.option("--version", type=click.IntRange(min=1), help="Use this version [the newest]."),
+        click.option("--version", type=COUNT, help="Use this version [the newest]."),
         click.option("--client-key", type=FILE, help="The private key of the client certificate, PEM."),
         click.option("--client-cert", type=FILE, help="The client certificate, PEM, for servers that require one."),
         click.option("--token-file", type=FILE, help="A file with the token that the server requires."),
@@ -252,6 +261,23 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Processed(NamedTuple):
+    """The numbers of images that were run and that could not be read, and seconds."""
+
+    images: int
+    unreadable: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = self.images / max(self.seconds, 1e-9)
+        return f"{count_of(self.images, 'image')}, {self.unreadable} unreadable, {rate:.1f} a second"
+
+
+def count_of(count: int, noun: str) -> str:
+    """Return a number with its noun, as 1 image or 2 images."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:

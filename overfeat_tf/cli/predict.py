@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from overfeat_tf.cli.inputs import STDIN, Input, is_moving, read_inputs
-from overfeat_tf.cli.options import Changes, Connection, JsonArray, with_changes
+from overfeat_tf.cli.options import Changes, Connection, JsonArray, count_of, option_name, with_changes
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes, file_stem
 from overfeat_tf.draw.stage_sheet import draw_stages
 from overfeat_tf.draw.staged_model import StagedModel
@@ -86,6 +86,12 @@ def run(
     Of overlapping detections they show the best, unless `changes` ask for several. `stages` needs a run and adds a
     second picture per file with the stages of its answer. The default task is the last that the model was trained for.
     """
+    if server is not None:
+        if stages:
+            raise ValueError("expected no --stages with --server, which returns only answers; use the model's run")
+        if rejected := _without_display_option(changes):
+            given = ", ".join(map(option_name, rejected))
+            raise ValueError(f"expected no {given} with --server; a served model keeps the options of its export")
     if any(map(is_moving, sources)):
         opencv()
         if stages:
@@ -101,7 +107,7 @@ def run(
         loaded = with_changes(loaded, changes, Path(model))
     elif loaded is not None:
         # A SavedModel usually returns all boxes already, and its options cannot be changed.
-        loaded = with_changes(loaded, without_display_option(changes))
+        loaded = with_changes(loaded, _without_display_option(changes))
     chosen = choose_task(loaded, task) if loaded is not None else task or DETECTION.name
     if chosen == CLASSIFICATION.name and (wanted.save_crops or threshold is not None):
         given = "--save-crops" if wanted.save_crops else "--threshold"
@@ -117,7 +123,8 @@ def run(
         answered = _answer_in_stages(loaded, images, writer, task)
     else:
         at_once = all(source.is_file() for source in sources)
-        answered = _answer(loaded, images, task, BATCH if at_once else 1)
+        call = encoded_call(loaded, BY_NAME[chosen])
+        answered = _batched(call, images, chosen, BATCH if at_once else 1)
     total = None if any(is_moving(source) or str(source) == STDIN for source in sources) else len(sources)
     is_camera = any(str(source).startswith(CAMERA) for source in sources)
     ends = suppress(KeyboardInterrupt) if is_camera else nullcontext()  # a camera has no other end
@@ -135,8 +142,7 @@ class Writer(AbstractContextManager):
 
     def __init__(self, wanted: Wanted, sources: Sequence[Path], threshold: float, several: bool):
         self.threshold, self._wanted, self._several = threshold, wanted, several
-        self._names = picture_names([_as_file(source) for source in sources])
-        self._json = JsonArray(None)
+        self._stems = unique_stems([_as_file(source) for source in sources])
         self._video: tuple[Path, VideoWriter] | None = None
         self._began, self._count, self.failed = time.monotonic(), 0, 0
         self._found: Counter[str] = Counter()
@@ -148,12 +154,12 @@ class Writer(AbstractContextManager):
 
     def stem(self, image: Input) -> str:
         """Return the name of an image's files, without a suffix."""
-        name = self._names[_as_file(image.source)].removesuffix(".png")
-        return name if image.number is None else f"{name}_{image.number}"
+        stem = self._stems[_as_file(image.source)]
+        return stem if image.number is None else f"{stem}_{image.number}"
 
     def sheet(self, image: Input) -> Path:
         """Return the file for the stages of an image's answer."""
-        return self._wanted.out / stages_name(f"{self.stem(image)}.png")
+        return self._wanted.out / f"{stages_stem(self.stem(image))}.png"
 
     def write(self, one: Answered, stages: bool = False) -> str:
         """Write an answer; return what is wrong with it, if anything."""
@@ -187,7 +193,7 @@ class Writer(AbstractContextManager):
             for each in best[: self._wanted.best]:
                 tqdm.write(f"{each['label']} {each['score']:.6g}", file=sys.stdout)
             if len(best) < self._wanted.best and self._count == 1:
-                print(f"overfeat: the model answers {len(best)} classes, less than -n", file=sys.stderr)
+                print(f"overfeat: the model answers {len(best)} classes, fewer than -n", file=sys.stderr)
             return
         if task == CLASSIFICATION.name:
             what = ", ".join(f"{each['label']} {each['score']:.2f}" for each in best[:SHOWN_CLASSES])
@@ -228,7 +234,7 @@ class Writer(AbstractContextManager):
             path = self._wanted.out / f"{self.stem(image)}.png"
             picture.save(path)
             return path
-        path = self._wanted.out / f"{self._names[_as_file(image.source)].removesuffix('.png')}.mp4"
+        path = self._wanted.out / f"{self._stems[_as_file(image.source)]}.mp4"
         if self._video is None or self._video[0] != path:
             self._end_video()
             self._video = path, VideoWriter(path, (image.fps or 1.0) / self._wanted.every)
@@ -255,7 +261,7 @@ class Writer(AbstractContextManager):
         names = [f"{count} {label}" for label, count in self._found.most_common(10)]
         found = ", ".join(names + ["..."] * (len(self._found) > len(names))) or "nothing found"
         rate = self._count / max(seconds, 1e-9)
-        took = f"{self._count} images in {seconds:.1f} s ({rate:.1f} a second){failed}"
+        took = f"{count_of(self._count, 'image')} in {seconds:.1f} s ({rate:.1f} a second){failed}"
         return f"{took}: {found}; pictures in {self._wanted.out}"
 
     def __exit__(self, *_: Any) -> None:
@@ -263,50 +269,49 @@ class Writer(AbstractContextManager):
         self._json.__exit__()
 
 
-def without_display_option(changes: Changes) -> Changes:
+def _without_display_option(changes: Changes) -> Changes:
     """Return the inference options without --several-per-object, which every model supports."""
     return {key: value for key, value in changes.items() if key != "one_box_per_object" or value}
 
 
-def picture_names(files: Sequence[Path]) -> dict[Path, str]:
-    """Name each file's picture by its stem, with its folder in front if files share a stem; long names are cut.
+def unique_stems(files: Sequence[Path]) -> dict[Path, str]:
+    """Return the stem that names each file's outputs: its own, cut if long, after its folder's if files share one.
 
-    No picture has the name of another file's sheet of stages.
+    None is that of another file's sheet of stages.
     """
-    names: dict[Path, str] = {}
+    stems: dict[Path, str] = {}
     taken: set[str] = set()
-    stems = Counter(file.stem for file in files)
-    tried: Counter[str] = Counter()  # suffixes tried for each name, so that many files of one name stay fast
+    counts = Counter(file.stem for file in files)
+    tried: Counter[str] = Counter()  # suffixes tried for each stem, so that many files of one name stay fast
     for file in files:
-        parts = file.parts[-2:-1] if stems[file.stem] > 1 else ()
-        plain = name = file_stem("_".join((*parts, file.stem)))
-        while {f"{name}.png", stages_name(f"{name}.png")} & taken:
+        parts = file.parts[-2:-1] if counts[file.stem] > 1 else ()
+        plain = stem = file_stem("_".join((*parts, file.stem)))
+        while {stem, stages_stem(stem)} & taken:
             tried[plain] += 1
-            name = f"{plain}_{tried[plain] + 1}"
-        names[file] = f"{name}.png"
-        taken |= {names[file], stages_name(names[file])}
-    return names
+            stem = f"{plain}_{tried[plain] + 1}"
+        stems[file] = stem
+        taken |= {stem, stages_stem(stem)}
+    return stems
 
 
-def stages_name(picture: str) -> str:
-    """Return the name of the sheet of stages for a picture."""
-    return f"{picture.removesuffix('.png')}.stages.png"
+def stages_stem(stem: str) -> str:
+    """Return the stem of the sheet of stages beside a picture."""
+    return f"{stem}.stages"
 
 
 def objects(answer: dict[str, np.ndarray], threshold: float, several: bool = False) -> list[dict]:
     """Return an image's detections in JSON's types: label, score, shown, box (normalised) and box_pixels."""
-    height, width = (int(side) for side in answer["image_size"])
     count = int(answer["num_detections"])
-    shown = displayed(answer["detection_boxes"][:count], answer["detection_scores"][:count], threshold, several)
+    boxes, scores = answer["detection_boxes"][:count], answer["detection_scores"][:count]
+    pixels = boxes * np.tile(answer["image_size"], 2).astype(np.float32)
+    shown = displayed(boxes, scores, threshold, several)
     return [
         {
             "label": answer["detection_class_entities"][i].decode(),
-            "score": float(answer["detection_scores"][i]),
+            "score": float(scores[i]),
             "shown": bool(shown[i]),
-            "box": [float(edge) for edge in answer["detection_boxes"][i]],
-            "box_pixels": [
-                float(e * s) for e, s in zip(answer["detection_boxes"][i], (height, width) * 2, strict=True)
-            ],
+            "box": boxes[i].tolist(),
+            "box_pixels": pixels[i].tolist(),
         }
         for i in range(count)
     ]
@@ -330,11 +335,6 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
     """Return an image's classes in JSON's types, best first: label and score."""
     pairs = zip(answer["classes"], answer["scores"], strict=True)
     return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
-
-
-def _answer(model: Model | Exported, images: Iterable[Input], task: str | None, batch: int) -> Iterator[Answered]:
-    chosen = BY_NAME[choose_task(model, task)]
-    return _batched(encoded_call(model, chosen), images, chosen.name, batch)
 
 
 def _answer_in_stages(

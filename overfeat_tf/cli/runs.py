@@ -13,8 +13,11 @@ from typing import Any
 import click
 
 from overfeat_tf.cli.options import (
+    COUNT,
     FILE,
     FOLDER,
+    SERVER_HELP,
+    SOURCE_HELP,
     Changes,
     Connection,
     connection_options,
@@ -29,14 +32,15 @@ from overfeat_tf.cli.options import (
     write_json,
 )
 
+SET_HELP = "Change this setting of the recipe"
 RECIPE_LIST = """
     \b
-    Recipes (`overfeat settings RECIPE` lists what can be set):
-      finetune                         boxed photographs, on a pretrained backbone
-      finetune-classify                classes alone, on a pretrained backbone
-      voc                              a few hundred boxed photographs, from nothing
+    Recipes (`overfeat settings RECIPE` lists what --set can change):
+      finetune                         photographs with boxes, on a pretrained backbone
+      finetune-classify                photographs with classes alone, on a pretrained backbone
+      voc                              a few hundred photographs with boxes, from random weights
       tinyimagenet                     pictures of 64 x 64 pixels with one object each
-      digits, digits-quick             the embedded scenes
+      digits, digits-quick             scikit-learn's digits, scattered over photographs
       imagenet-fast, imagenet-accurate the paper's own training
       voc-fast, voc-accurate           the paper's networks on Pascal VOC, --from a run of ImageNet
       coco-fast, coco-accurate         the same on COCO
@@ -45,19 +49,19 @@ RECIPE_LIST = """
 
 @click.command(epilog=RECIPE_LIST)
 @click.argument("recipe", required=False)
-@click.option("--data", metavar="SOURCE", help="The data, as for `inspect` [the recipe's own].")
-@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]. An existing run resumes.")
+@click.option("--data", metavar="SOURCE", help=f"{SOURCE_HELP} [the recipe's own].")
+@click.option("--run", type=FOLDER, help="The run's folder [runs/RECIPE]. A run that is there resumes.")
 @click.option("--backbone", metavar="NAME", help="A model of keras.applications, keras_hub:PRESET, or a .keras file.")
 @click.option("--layer", metavar="NAME", help="The layer, or a stride, at which the backbone ends [stride 16].")
 @click.option("--stage", metavar="NAMES", help="Stages out of classification,localization,detection [the recipe's].")
-@click.option(
-    "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. detection.steps=99."
-)
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=f"{SET_HELP}, e.g. detection.steps=99.")
 @click.option("--from", "start", type=FOLDER, help="Start a new run from the weights of this run, where they fit.")
-@click.option("--more-steps", type=click.IntRange(min=1), help="Continue the last stage of a finished run; with --run.")
+@click.option(
+    "--more-steps", type=COUNT, metavar="N", help="Train the last stage of a finished run for N more steps; with --run."
+)
 @click.option("--profile", is_flag=True, help="Trace a few steps of each stage for TensorBoard's profiler.")
 @click.option("--strict", is_flag=True, help="Check all of the data first, and stop if any of it can't be used.")
-@click.option("--data-service", metavar="HOST:PORT", help="Let the workers of this tf.data service decode and draw.")
+@click.option("--data-service", metavar="HOST:PORT", help="Let this tf.data service decode and augment the images.")
 def train(
     recipe: str | None,
     data: str | None,
@@ -72,7 +76,10 @@ def train(
     strict: bool,
     data_service: str | None,
 ) -> None:
-    """Train a RECIPE with model.fit. The same command, or `overfeat train --run DIR`, resumes an interrupted run."""
+    """Train a RECIPE, or resume a run.
+
+    The same command again, or `overfeat train --run DIRECTORY` alone, resumes an interrupted run.
+    """
     load_tensorflow()
     from overfeat_tf.models.loading import read_config
     from training.fit.strategy import barrier, choose_strategy, is_chief
@@ -83,14 +90,11 @@ def train(
     strategy = None
     if recipe is None or more_steps is not None:
         new = {"--data": data, "--backbone": backbone, "--layer": layer, "--from": start, "--set": settings or None}
-        if more_steps is not None and run is not None and recipe is not None:
-            raise ValueError(
-                f"expected --more-steps with --run alone, since the run has its recipe; got '{recipe}' too"
-            )
-        if run is None or recipe is not None:
-            raise ValueError(
-                "expected a RECIPE (`overfeat train --help` lists them), or --run DIR alone to resume a run"
-            )
+        if more_steps is not None and (run is None or recipe is not None):
+            got = "no --run" if run is None else f"'{recipe}' too"
+            raise ValueError(f"expected --more-steps with --run DIR alone, since the run has its recipe; got {got}")
+        if run is None:
+            raise ValueError("expected a RECIPE (`overfeat train --help` lists them), or --run DIR alone to resume")
         if given := [name for name, value in new.items() if value is not None]:
             raise ValueError(f"expected --run without {given[0]}, since the run has its own; or a RECIPE for a new run")
         if more_steps is not None:
@@ -127,9 +131,12 @@ def train(
 
 @click.command()
 @click.argument("recipe")
-@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help="Show the recipe with this change.")
+@click.option("--set", "changes", metavar="KEY=VALUE", multiple=True, help=f"{SET_HELP} before it is listed.")
 def settings(recipe: str, changes: tuple[str, ...]) -> None:
-    """List what `train RECIPE --set KEY=VALUE` can change: keys, values, and what they mean."""
+    """List the keys, values and meanings of a recipe's settings.
+
+    These are what `train RECIPE --set KEY=VALUE` can change. `overfeat train --help` lists the recipes.
+    """
     load_tensorflow()
     from training.recipes import get_recipe, override
     from training.recipes.settings import describe
@@ -156,14 +163,14 @@ class InspectCommand(click.Command):
 @click.argument("source")
 @click.option("--split", help="The split [all].")
 @click.option("--out", type=FOLDER, help="Draw pictures with boxes into this folder.")
-@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images per split.")
+@click.option("--limit", type=COUNT, help="Maximum number of images per split.")
 @click.option(
     "--recipe", default="voc", show_default=True, help="Report how many objects the scales of this recipe cover."
 )
-@click.option("--views", is_flag=True, help="Also draw what training sees, OUT/views.png, with the recipe's settings.")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change the recipe, e.g. views.mosaic=1.")
+@click.option("--views", is_flag=True, help="Also draw what the recipe shows in training, as OUT/views.png.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=f"{SET_HELP}, e.g. views.mosaic=1.")
 @click.option("--strict", is_flag=True, help="Exit with status 1 if there are faults.")
-@click.option("--json", "json_file", type=FILE, help="Also write counts and findings to this file.")
+@click.option("--json", "json_file", type=FILE, help="Also write the counts and findings to this file.")
 def inspect(
     source: str,
     split: str | None,
@@ -175,13 +182,13 @@ def inspect(
     strict: bool,
     json_file: Path | None,
 ) -> None:
-    """Count and draw the content of a data set, and find its faults.
+    """Count and draw what a data set has, and find its faults.
 
     \b
     SOURCE is one of
       FORMS
 
-    If a set has one list of images, 10 to 20 % of them become the split val.
+    If a data set has a single list of images, 10 to 20 % of them become the split val.
 
     Faults are images and objects that can't be used, images in two splits, and images with two classes. Training
     reports and skips what it can't use. Boxes refer to the image as displayed, with its EXIF orientation applied.
@@ -204,25 +211,21 @@ def inspect(
 
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--data", metavar="SOURCE", required=True, help="The data, as for `inspect`.")
-@click.option(
-    "--server", metavar="HOST:PORT,...", help="Use a server, or several; MODEL is then the name of their model."
-)
-@click.option("--split", default="val", show_default=True)
+@click.option("--data", metavar="SOURCE", required=True, help=f"{SOURCE_HELP}.")
+@click.option("--server", metavar="HOST:PORT,...", help=SERVER_HELP)
+@click.option("--split", default="val", show_default=True, help="The split to score on.")
 @click.option(
     "--protocol",
     metavar="NAMES",
-    help="Protocols out of classification,localization,detection [the model's last task]. A run that localizes can "
-    "also detect. Or the rows of the paper's tables: table2, fig9, or one row such as table2:ten-views.",
+    help="Protocols out of classification,localization,detection [the last that MODEL was trained for]. A run that "
+    "localizes can also detect. Or the rows of the paper's tables: table2, fig9, or one row such as table2:ten-views.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images.")
 @inference_options
 @last_option
 @connection_options
 @click.option("--json", "json_file", type=FILE, help="Also write the figures to this file.")
-@click.option(
-    "--out", type=FOLDER, help="Also write a report into this folder: report.md, report.json, plots, worst mistakes."
-)
+@click.option("--out", type=FOLDER, help="Also write a report into this folder: tables, plots, the worst mistakes.")
 def evaluate(
     models: tuple[str, ...],
     data: str,
@@ -236,10 +239,14 @@ def evaluate(
     changes: Changes,
     connection: Connection,
 ) -> None:
-    """Score MODEL, a run or a SavedModel directory, by the usual metrics. Several runs form a committee (Table 2)."""
+    """Score a model by the usual metrics.
+
+    MODEL is a run or a SavedModel. Several runs form a committee (Table 2).
+    """
     require_server(server, connection, last)
     load_tensorflow()
     from overfeat_tf.models.loading import find_model
+    from serving.client.client import Client
     from training.evaluation.evaluate import PROTOCOLS, require_fit
     from training.evaluation.ladders import TABLES, row_of, row_options, table_of
     from training.sources import open_source
@@ -255,7 +262,10 @@ def evaluate(
         if server is None:
             model = with_changes(_load(models, last), changes, Path(models[0]) if len(models) == 1 else None)
         else:
-            model = with_changes(stack.enter_context(_connect(server, models, connection)), changes)
+            if len(models) > 1:
+                names = ", ".join(models)
+                raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {names}")
+            model = with_changes(stack.enter_context(Client(server, models[0], **connection)), changes)
             _require_class_count(model, source.class_names)
         protocols = split_names(protocol, tuple(name for name in PROTOCOLS if name in model.tasks)[-1:])
         labels = model.labels or source.class_names
@@ -286,14 +296,6 @@ def _load(models: Sequence[str], last: bool):
     return Model.committee(members)
 
 
-def _connect(server: str, models: Sequence[str], connection: Connection):
-    from serving.client.client import Client
-
-    if len(models) > 1:
-        raise ValueError(f"expected one MODEL with --server, a committee's exported name; got {', '.join(models)}")
-    return Client(server, models[0], **connection)
-
-
 def _require_class_count(client, class_names: Sequence[str]) -> None:
     """Raise ValueError if a served model's signatures say that it has another number of classes than the data."""
     signatures = client.metadata()
@@ -301,7 +303,7 @@ def _require_class_count(client, class_names: Sequence[str]) -> None:
         sides = signatures["classify_images"].outputs["probs"].tensor_shape.dim
         if sides and sides[-1].size not in (-1, len(class_names)):
             expected = f"expected a model of the data's {len(class_names)} classes"
-            raise ValueError(f"{expected}; the server's has {sides[-1].size}")
+            raise ValueError(f"{expected}; the server's model has {sides[-1].size}")
 
 
 def _facts(model, models: Sequence[str], server: str | None) -> dict[str, Any]:
@@ -363,16 +365,17 @@ def _measure(model, source, split: str, protocols: Sequence[str], limit: int | N
 
 @click.command()
 @click.argument("run", type=FOLDER)
-@click.option("--data", metavar="SOURCE", required=True, help="The data, as for `inspect`.")
+@click.option("--data", metavar="SOURCE", required=True, help=f"{SOURCE_HELP}.")
 @click.option("--split", default="val", show_default=True, help="A split that RUN was not trained on.")
-@click.option("--limit", type=click.IntRange(min=1), help="Maximum number of images [200].")
+@click.option("--limit", type=COUNT, help="Maximum number of images [200].")
 @inference_options
 def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Changes) -> None:
-    """Calibrate the scores of RUN, a trained detector, so that 70% of the boxes that score 0.7 are right.
+    """Calibrate the scores of a trained detector.
 
-    Training does this at its end. Do it again for runs of earlier versions, and before you use other --scales,
-    --stride, --flips or --views than the run's own, because these change the accumulated scores. Give the same options
-    to `evaluate`, `predict` and `export` afterwards.
+    Scores then are probabilities: about 70 % of the boxes that score 0.7 are right. Training does this at its end. Do
+    it again for runs of earlier versions, and before you use other --scales, --stride, --flips or --views than the
+    run's own, because these change the accumulated scores. Give the same options to `evaluate`, `predict` and `export`
+    afterwards.
     """
     load_tensorflow()
     from overfeat_tf.models.loading import load_run, read_config
@@ -384,10 +387,8 @@ def calibrate(run: Path, data: str, split: str, limit: int | None, changes: Chan
     from training.sources import open_source
     from training.sources.splits import settle
 
-    model, source = (
-        with_changes(load_run(run), {**changes, "scores": "accumulated"}, run),
-        settle(open_source(data), run),
-    )
+    model = with_changes(load_run(run), {**changes, "scores": "accumulated"}, run)
+    source = settle(open_source(data), run)
     require_fit(model.labels, model.tasks, source, (DETECTION.name,))
     with run_folder.held(run):
         calibration = fit(model, source, split, limit or IMAGES)

@@ -7,28 +7,27 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import click
 
-from overfeat_tf.cli.options import FILE, FOLDER, Connection, connection_options, load_tensorflow, write_json
+from overfeat_tf.cli.options import COUNT, FILE, FOLDER, Connection, connection_options, load_tensorflow, write_json
 
 START_SECONDS, STATE_SECONDS = 600.0, 300.0  # within which a server serves, and a version is in a state
 _SERVES = re.compile(r" serving .* on (\S+)$")  # the line that a server logs once it serves, after time and level
-_NUMBER = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("models", metavar="saved_models/NAME...", type=FOLDER, nargs=-1)
 @click.option("--config", type=FILE, help="TF Serving's models.config instead of folders; reloaded when saved.")
-@click.option("--all-versions", is_flag=True, help="Serve all versions of each folder, not only the newest.")
+@click.option("--all-versions", is_flag=True, help="Serve all versions of each model, not only the newest.")
 @click.option("--no-warmup", is_flag=True, help="Do not replay warm-up requests; the first requests take seconds.")
 @click.option("--wait", is_flag=True, help="Wait for models that do not exist yet, as TF Serving does.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="The gRPC port; 0 for any free one."
 )
 @click.option("--rest-port", type=click.IntRange(0, 65535), help="Port of REST and Prometheus metrics [off].")
-@click.option("--ui", is_flag=True, help="Serve a demo page on the REST port, by default 8501.")
+@click.option("--ui", "page", is_flag=True, help="Serve a demo page on the REST port, by default 8501.")
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Hosts other than this machine need TLS and a token."
 )
@@ -37,9 +36,9 @@ _NUMBER = click.IntRange(min=1)
 @click.option("--tls-client-ca", type=FILE, help="Require client certificates signed by this authority, PEM.")
 @click.option("--token-file", type=FILE, help="Require the file's content as `authorization: Bearer TOKEN`.")
 @click.option("--insecure", is_flag=True, help="Allow other hosts without TLS and token.")
-@click.option("--workers", type=_NUMBER, help="Concurrent requests [one per CPU, at least 4].")
+@click.option("--workers", type=COUNT, help="Concurrent requests [one per CPU, at least 4].")
 @click.option(
-    "--max-requests", type=_NUMBER, default=128, show_default=True, help="Running or waiting; more are rejected."
+    "--max-requests", type=COUNT, default=128, show_default=True, help="Requests that run or wait; more are rejected."
 )
 @click.option(
     "--max-megabytes",
@@ -48,11 +47,10 @@ _NUMBER = click.IntRange(min=1)
     show_default=True,
     help="Size of the largest request, decoded.",
 )
-@click.option(
-    "--max-images", type=_NUMBER, default=1024, show_default=True, help="Images in one request; more are rejected."
-)
+@click.option("--max-images", "max_rows", type=COUNT, default=1024, show_default=True, help="Images in one request.")
 @click.option(
     "--poll",
+    "poll_seconds",
     type=click.FloatRange(min=0.05),
     default=1.0,
     show_default=True,
@@ -70,22 +68,16 @@ def serve(
     config: Path | None,
     all_versions: bool,
     no_warmup: bool,
-    wait: bool,
-    port: int,
     rest_port: int | None,
-    ui: bool,
+    page: bool,
     host: str,
     tls_cert: Path | None,
     tls_key: Path | None,
     tls_client_ca: Path | None,
     token_file: Path | None,
     insecure: bool,
-    workers: int | None,
-    max_requests: int,
     max_megabytes: int,
-    max_images: int,
-    poll: float,
-    grace: float,
+    **options: Any,
 ) -> None:
     """Serve models over gRPC as TF Serving does, on one machine.
 
@@ -108,32 +100,28 @@ def serve(
     run(
         wanted,
         host,
-        port,
-        rest_port=DEFAULT_PORT if ui and rest_port is None else rest_port,
-        page=ui,
-        grace=grace,
-        wait=wait,
+        rest_port=DEFAULT_PORT if page and rest_port is None else rest_port,
+        page=page,
         warm=not no_warmup,
-        poll_seconds=poll,
         config=config,
         access=access,
-        workers=workers,
-        max_requests=max_requests,
         max_bytes=max_megabytes << 20,
-        max_rows=max_images,
+        **options,
     )
 
 
 @click.command()
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--model", required=True, help="The model's name on the server.")
-@click.option(
-    "--requests", type=click.IntRange(min=1), default=20, show_default=True, help="Number of requests to time."
-)
+@click.option("--requests", type=COUNT, default=20, show_default=True, help="Number of requests to time.")
 @click.option("--json", "json_file", type=FILE, help="Also write the report to this file.")
 @connection_options
 def check(address: str, model: str, requests: int, json_file: Path | None, connection: Connection) -> None:
-    """Check that a server is ready, has the expected signatures and answers them; measure p50 and p95."""
+    """Check that a server is ready and answers.
+
+    Checks the model's signatures, sends a request to each, and measures the median and the 95th percentile of the time
+    for an answer.
+    """
     load_tensorflow()
     from serving.client.check import check as check_server
 

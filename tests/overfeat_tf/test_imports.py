@@ -14,7 +14,6 @@ LIBRARY = MODELS | {"overfeat_tf", "overfeat_tf.draw"}  # overfeat_tf itself: gi
 ALLOWED = {
     "overfeat_tf.boxes": set(),
     "overfeat_tf.suggestion": set(),
-    "overfeat_tf.shadowing": set(),
     "overfeat_tf.network": {"overfeat_tf.boxes", "overfeat_tf.suggestion"},
     "overfeat_tf.options": {"overfeat_tf.network"},
     "overfeat_tf.compute": BASE,
@@ -23,11 +22,11 @@ ALLOWED = {
     "overfeat_tf.images": set(),
     "overfeat_tf.models": MODELS | {"overfeat_tf.draw"},  # a prediction draws itself
     "overfeat_tf.draw": MODELS,
-    "overfeat_tf": MODELS | {"overfeat_tf.shadowing", "training"},  # of.train and of.datasets, when first used
+    "overfeat_tf": MODELS | {"training"},  # of.train and of.datasets, when first used
     # training and serving never import each other; the command line may import everything.
     "training": LIBRARY,
     "serving": LIBRARY,
-    "overfeat_tf.cli": LIBRARY | {"overfeat_tf.shadowing", "training", "serving"},
+    "overfeat_tf.cli": LIBRARY | {"training", "serving"},
 }
 PACKAGES = ("overfeat_tf", "training", "serving")
 

@@ -1,24 +1,21 @@
 """The verb `batch`: prediction over any number of images on Apache Beam."""
 
 import logging
-import sys
 from importlib.util import find_spec
 
 import click
 
-from overfeat_tf.cli.options import load_tensorflow
+from overfeat_tf.cli.options import COUNT, TASK_HELP, load_tensorflow
 from overfeat_tf.suggestion import suggest
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 @click.argument("model")
 @click.argument("input_glob")
-@click.option("--output", metavar="DIR", required=True, help="Folder for the Parquet files, on any file system.")
-@click.option("--task", metavar="NAME", help="classification, localization or detection [the model's last].")
-@click.option(
-    "--processes", type=click.IntRange(min=1), default=1, show_default=True, help="Processes, on this machine only."
-)
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of each process [this machine's cores divided].")
+@click.option("--output", metavar="DIRECTORY", required=True, help="Folder for the Parquet files, on any file system.")
+@click.option("--task", metavar="NAME", help=TASK_HELP)
+@click.option("--processes", type=COUNT, default=1, show_default=True, help="Processes, on this machine only.")
+@click.option("--threads", type=COUNT, help="Threads of each process [the cores divided among the processes].")
 @click.option("--runner", metavar="NAME", help="DataflowRunner, FlinkRunner, SparkRunner ... [this machine].")
 @click.pass_context
 def batch(
@@ -31,12 +28,17 @@ def batch(
     threads: int | None,
     runner: str | None,
 ) -> None:
-    """Run MODEL over all images of INPUT_GLOB, and write Parquet files: image, status, boxes, scores, classes.
+    """Predict any number of images on Apache Beam.
 
-    MODEL is a run or a SavedModel. INPUT_GLOB is a folder, a quoted glob such as 'gs://bucket/photos/**.jpg', or a text
-    file (.txt) of paths, a line each, on any file system that Beam reads. Each image has a row; one that cannot be read
-    has its status there. The files appear once all are complete, and _SUCCESS after them; the same command again
-    starts anew if it was interrupted. Options of the runner, such as --region or --flink_master, come last.
+    Writes Parquet files with the columns image, status, boxes, scores and classes.
+
+    MODEL is a run or a SavedModel. Export a run first: `export` chooses the arithmetic that is fastest on this machine,
+    and `batch` does not. INPUT_GLOB is a folder, a quoted glob such as 'gs://bucket/photos/**.jpg', or a text file
+    (.txt) of paths, one per line, on any file system that Beam reads.
+
+    Each image has a row. The row of an image that cannot be read says why in its status, and the command still exits
+    with 0. The files appear once all are complete, and then the file _SUCCESS. An interrupted command starts from the
+    beginning when it is run again. Options of the runner, such as --region or --flink_master, come last.
     """
     if find_spec("apache_beam") is None:
         raise ImportError(
@@ -51,7 +53,5 @@ def batch(
     from overfeat_tf.cli.batch.pipeline import run
 
     result = run(model, input_glob, output, task, processes, threads, runner, context.args)
-    rate = result.images / result.seconds
-    click.echo(f"{output}: {result.images} images, {result.unreadable} unreadable, {rate:.1f} images/s", err=True)
+    click.echo(f"{output}: {result}", err=True)
     click.echo(output)
-    sys.exit(0)  # an image that cannot be read is a row; a scheduler would start a job with another status again

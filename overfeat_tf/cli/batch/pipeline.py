@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -23,6 +23,7 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from overfeat_tf.cli.batch.models import Models, Outputs
+from overfeat_tf.cli.options import Processed
 from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, read_image
 from overfeat_tf.models.loading import find_model, read_config
 from overfeat_tf.models.tasks import TASKS
@@ -47,14 +48,6 @@ SCHEMA = pyarrow.schema(
 Row = dict[str, Any]
 
 
-class Result(NamedTuple):
-    """How many images were run, how many could not be read, and the seconds it took."""
-
-    images: int
-    unreadable: int
-    seconds: float
-
-
 def run(
     model: str,
     pattern: str,
@@ -64,7 +57,7 @@ def run(
     threads: int | None = None,
     runner: str | None = None,
     options: Sequence[str] = (),
-) -> Result:
+) -> Processed:
     """Run a model over images, and write a row for each into Parquet files.
 
     A runner that retries part of the work writes beside the files, and renames only what is complete.
@@ -113,7 +106,7 @@ def run(
     counts = {each.key.metric.name: each.result for each in counted}
     with FileSystems.create(FileSystems.join(output, DONE)):
         pass
-    return Result(counts.get("images", 0), counts.get("unreadable", 0), time.monotonic() - began)
+    return Processed(counts.get("images", 0), counts.get("unreadable", 0), time.monotonic() - began)
 
 
 class WorkerLostError(RuntimeError):

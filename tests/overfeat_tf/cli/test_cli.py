@@ -13,7 +13,7 @@ from command_line import run
 from PIL import Image
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.predict import picture_names
+from overfeat_tf.cli.predict import unique_stems
 from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
@@ -189,4 +189,4 @@ def test_info_prints_table_5(monkeypatch, capsys):
 def test_files_are_found_once_and_named_apart(pictures: Path):
     files = find_files([str(pictures), str(pictures / "a" / "*.png"), str(pictures / "a" / "one.png")])
     assert [file.name for file in files] == ["one.png", "two.jpg", "one.png", "bad.jpg"]
-    assert len(set(picture_names(files).values())) == 4
+    assert len(set(unique_stems(files).values())) == 4

@@ -11,7 +11,7 @@ from command_line import run
 from small_network import LABELS, OPTIONS, encode, picture
 
 from overfeat_tf import boxes as box_ops
-from overfeat_tf.cli.predict import picture_names, stages_name
+from overfeat_tf.cli.predict import stages_stem, unique_stems
 from overfeat_tf.draw.stage_sheet import at_coarse_stride, draw_stages, heat_map, most_important
 from overfeat_tf.draw.staged_model import StagedModel
 from overfeat_tf.merge.accumulation import merge
@@ -150,5 +150,5 @@ def test_the_verb_writes_a_sheet_beside_each_picture(model, tmp_path, monkeypatc
 
 
 def test_no_sheet_is_written_over_a_picture():
-    names = picture_names([Path("a.jpg"), Path("a.stages.jpg")]).values()
-    assert len({*names, *map(stages_name, names)}) == 4
+    stems = unique_stems([Path("a.jpg"), Path("a.stages.jpg")]).values()
+    assert len({*stems, *map(stages_stem, stems)}) == 4

@@ -11,7 +11,7 @@ import pytest
 from small_model import png
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.predict import picture_names
+from overfeat_tf.cli.predict import unique_stems
 from overfeat_tf.draw.pictures import draw_boxes
 from overfeat_tf.merge.calibration import displayed
 from overfeat_tf.models.loading import load
@@ -128,5 +128,5 @@ def test_a_version_is_asked_by_number_or_label(server, tmp_path, monkeypatch, ca
 
 def test_pictures_of_a_hundred_thousand_files_of_one_name_are_named_apart():
     files = [Path(f"{number}/same/x.jpg") for number in range(100_000)]
-    names = picture_names(files)  # a look at all others for each would take minutes
-    assert len(set(names.values())) == len(files) and names[files[0]] == "same_x.png"
+    stems = unique_stems(files)  # a look at all others for each would take minutes
+    assert len(set(stems.values())) == len(files) and stems[files[0]] == "same_x"
