@@ -143,6 +143,7 @@ class Writer(AbstractContextManager):
     def __init__(self, wanted: Wanted, sources: Sequence[Path], threshold: float, several: bool):
         self.threshold, self._wanted, self._several = threshold, wanted, several
         self._stems = unique_stems([_as_file(source) for source in sources])
+        self._require_other_files(sources)
         self._video: tuple[Path, VideoWriter] | None = None
         self._began, self._count, self.failed = time.monotonic(), 0, 0
         self._found: Counter[str] = Counter()
@@ -151,6 +152,15 @@ class Writer(AbstractContextManager):
         self._wanted.out.mkdir(parents=True, exist_ok=True)
         self._json = JsonArray(self._wanted.json_file)
         return self
+
+    def _require_other_files(self, sources: Sequence[Path]) -> None:
+        """Raise ValueError if a picture, a sheet of stages or a video would be written over one of the sources."""
+        names = [
+            name for stem in self._stems.values() for name in (f"{stem}.png", f"{stages_stem(stem)}.png", f"{stem}.mp4")
+        ]
+        there = {os.path.realpath(file): file for name in names if (file := self._wanted.out / name).exists()}
+        if both := there.keys() & {os.path.realpath(source) for source in sources}:
+            raise ValueError(f"expected another --out: '{there[both.pop()]}' is one of the images to read")
 
     def stem(self, image: Input) -> str:
         """Return the name of an image's files, without a suffix."""
