@@ -74,10 +74,9 @@ def require_own_packages() -> None:
     The two lie beside this package, and ordinary files have such names.
     """
     for name in ("training", "serving"):
-        found: str | None
         try:
             spec = find_spec(name)
-            found = spec and (spec.origin or next(iter(spec.submodule_search_locations or [name])))
+            found = (spec.origin or next(iter(spec.submodule_search_locations or [name]))) if spec else None
         except ValueError:  # a module without a specification, as tests and notebooks make them
             found = getattr(sys.modules[name], "__file__", None) or name
         if found and not Path(found).resolve().is_relative_to(Path(__file__).resolve().parents[1] / name):

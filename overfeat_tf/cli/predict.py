@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,11 +22,11 @@ from overfeat_tf.draw.stage_sheet import draw_stages
 from overfeat_tf.draw.staged_model import StagedModel
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.images.video import CAMERA, VideoWriter, opencv
-from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, displayed
-from overfeat_tf.models.loading import Exported, load
+from overfeat_tf.merge.calibration import displayed
+from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import Predictor, choose_task
-from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, Task
+from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION, Task
 from training.progress import Progress
 
 BATCH = 8
@@ -36,12 +36,11 @@ Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
 
 
 class Answered(NamedTuple):
-    """An image and the outputs of a task, or the problem if there are none."""
+    """An image and its outputs, or the problem if there are none."""
 
     image: Input
     outputs: dict[str, np.ndarray]
     problem: str = ""
-    task: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,9 @@ def run(
     Each image gets a line, and its answer is in the JSON file as soon as it is known. An image that cannot be read, or
     that the server rejects, is reported on stderr, and its answer has the status. Pictures show the boxes that score at
     least `threshold`. By default this is the model's display threshold, 0.5 for a server, which does not report it, and
-    0 for localization, whose guesses are all drawn.
-    Of overlapping detections they show the best, unless `changes` ask for several. `stages` needs a run and adds a
-    second picture per file with the stages of its answer. The default task is the last that the model was trained for.
+    0 for localization, whose guesses are all drawn. Of overlapping detections they show the best, unless `changes` ask
+    for several. `stages` needs a run and adds a second picture per file with the stages of its answer. The default task
+    is the last that the model was trained for.
     """
     if server is not None:
         if stages:
@@ -100,35 +99,35 @@ def run(
         task = task or CLASSIFICATION.name
         if task != CLASSIFICATION.name:
             raise ValueError(f"expected --task classification with -n; got {task}")
-    show_several = changes.get("one_box_per_object") is False
-    loaded = load(model, last) if server is None else None
-    if isinstance(loaded, Model):
-        changes = changes if wanted.best is None else {"top_k": wanted.best, **changes}
-        loaded = with_changes(loaded, changes, Path(model))
-    elif loaded is not None:
-        # A SavedModel usually returns all boxes already, and its options cannot be changed.
-        loaded = with_changes(loaded, _without_display_option(changes))
-    chosen = choose_task(loaded, task) if loaded is not None else task or DETECTION.name
-    if chosen == CLASSIFICATION.name and (wanted.save_crops or threshold is not None):
-        given = "--save-crops" if wanted.save_crops else "--threshold"
-        raise ValueError(f"expected {given} with a task that has boxes; classification has none")
-    if threshold is None:
-        by_server = UNCALIBRATED_THRESHOLD if chosen == DETECTION.name else 0.0
-        threshold = by_server if loaded is None else loaded.least_score(BY_NAME[chosen])
-    images = read_inputs(sources, wanted.every)
-    writer = Writer(wanted, sources, threshold, show_several)
-    if loaded is None:
-        answered = _answer_by_server(model, images, str(server), connection or {}, task)
-    elif stages:
-        answered = _answer_in_stages(loaded, images, writer, task)
-    else:
-        at_once = all(source.is_file() for source in sources)
-        call = encoded_call(loaded, BY_NAME[chosen])
-        answered = _batched(call, images, chosen, BATCH if at_once else 1)
-    total = None if any(is_moving(source) or str(source) == STDIN for source in sources) else len(sources)
-    is_camera = any(str(source).startswith(CAMERA) for source in sources)
-    ends = suppress(KeyboardInterrupt) if is_camera else nullcontext()  # a camera has no other end
-    with writer, Progress(total) as progress, ends:
+    with ExitStack() as stack:
+        predictor: Predictor
+        if server is not None:
+            from serving.client.client import Client
+
+            predictor = stack.enter_context(Client(server, model, **(connection or {})))
+        else:
+            predictor = _load(model, changes, wanted.best, last)
+        chosen = BY_NAME[choose_task(predictor, task)]
+        if chosen == CLASSIFICATION and (wanted.save_crops or threshold is not None):
+            given = "--save-crops" if wanted.save_crops else "--threshold"
+            raise ValueError(f"expected {given} with a task that has boxes; classification has none")
+        if threshold is None:
+            threshold = predictor.least_score(chosen)
+        # Localization returns a box for each of the best classes, and these boxes may coincide.
+        several = changes.get("one_box_per_object") is False or chosen == LOCALIZATION
+        images, call = read_inputs(sources, wanted.every), encoded_call(predictor, chosen)
+        writer = Writer(wanted, sources, chosen, threshold, several)
+        if server is not None:
+            answered = _answer_by_server(call, images, predictor.concurrency)
+        elif stages:
+            answered = _answer_in_stages(StagedModel(predictor, chosen.name), images, writer)
+        else:
+            answered = _answer(call, images, BATCH if all(source.is_file() for source in sources) else 1)
+        unknown = any(is_moving(source) or str(source) == STDIN for source in sources)
+        stack.enter_context(writer)
+        progress = stack.enter_context(Progress(None if unknown else len(sources)))
+        if any(str(source).startswith(CAMERA) for source in sources):
+            stack.enter_context(suppress(KeyboardInterrupt))  # a camera has no other end
         for one in answered:
             if problem := writer.write(one, stages):
                 progress.report(one.image.source, problem)
@@ -137,11 +136,20 @@ def run(
     return writer.failed
 
 
+def _load(model: str, changes: Changes, best: int | None, last: bool) -> Predictor:
+    """Load a run with other inference options and as many guesses as are wanted, or a SavedModel as it is."""
+    loaded = load(model, last)
+    if isinstance(loaded, Model):
+        return with_changes(loaded, changes if best is None else {"top_k": best, **changes}, Path(model))
+    # A SavedModel usually returns all boxes already, and its options cannot be changed.
+    return with_changes(loaded, _without_display_option(changes))
+
+
 class Writer(AbstractContextManager):
     """Writes what is wanted of each answer, counts, and names the files."""
 
-    def __init__(self, wanted: Wanted, sources: Sequence[Path], threshold: float, several: bool):
-        self.threshold, self._wanted, self._several = threshold, wanted, several
+    def __init__(self, wanted: Wanted, sources: Sequence[Path], task: Task, threshold: float, several: bool):
+        self.threshold, self._wanted, self._task, self._several = threshold, wanted, task, several
         self._stems = unique_stems([_as_file(source) for source in sources])
         self._require_other_files(sources)
         self._video: tuple[Path, VideoWriter] | None = None
@@ -173,39 +181,37 @@ class Writer(AbstractContextManager):
 
     def write(self, one: Answered, stages: bool = False) -> str:
         """Write an answer; return what is wrong with it, if anything."""
-        image, outputs, problem, task = one
-        # Localization returns a box for each of the best classes, and these boxes may coincide.
-        several = self._several or task == LOCALIZATION.name
+        image, outputs, problem = one
         status = problem or bytes(outputs["status"]).decode()
-        found = objects(outputs, self.threshold, several) if "detection_boxes" in outputs else []
+        found = objects(outputs, self.threshold, self._several) if "detection_boxes" in outputs else []
         best = classes(outputs) if "classes" in outputs else []
         files: dict[str, str] = {}
         if not status:
             try:
-                files = self._write_files(image, outputs, found, best, several)
+                files = self._write_files(image, outputs, found, best)
                 if stages:
                     files["stages"] = str(self.sheet(image))
             except OSError as error:
                 status = f"its picture cannot be written: {error.strerror or error}"
         where = {} if image.number is None else {"frame": image.number, "seconds": image.seconds}
-        answers = {"classes": best} if task == CLASSIFICATION.name else {"objects": found}
+        answers = {"classes": best} if self._task == CLASSIFICATION else {"objects": found}
         self._json.append({"file": str(image.source), **where, "status": status, **files, **answers})
         self._count += 1
         self.failed += bool(status)
         if not status:
             shown = Counter(each["label"] for each in found if each["shown"])
             self._found += shown if found else Counter(each["label"] for each in best[:1])
-            self._print(image, found, shown, best, task, files["picture"])
+            self._print(image, found, shown, best, files["picture"])
         return status
 
-    def _print(self, image: Input, found: list, shown: Counter, best: list, task: str, picture: str) -> None:
+    def _print(self, image: Input, found: list, shown: Counter, best: list, picture: str) -> None:
         if self._wanted.best is not None:
             for each in best[: self._wanted.best]:
                 tqdm.write(f"{each['label']} {each['score']:.6g}", file=sys.stdout)
             if len(best) < self._wanted.best and self._count == 1:
                 print(f"overfeat: the model answers {len(best)} classes, fewer than -n", file=sys.stderr)
             return
-        if task == CLASSIFICATION.name:
+        if self._task == CLASSIFICATION:
             what = ", ".join(f"{each['label']} {each['score']:.2f}" for each in best[:SHOWN_CLASSES])
         else:
             what = ", ".join(f"{count} {label}" for label, count in shown.most_common()) or "nothing"
@@ -215,12 +221,12 @@ class Writer(AbstractContextManager):
         line = os.fsencode(f"{name}: {what} -> {picture}").decode(errors="backslashreplace")
         tqdm.write(line, file=sys.stdout)
 
-    def _write_files(self, image: Input, outputs: dict, found: list, best: list, several: bool) -> dict[str, str]:
+    def _write_files(self, image: Input, outputs: dict, found: list, best: list) -> dict[str, str]:
         """Write an image's picture, text and crops; return the names of the first two."""
         out, stem = self._wanted.out, self.stem(image)
         if "detection_boxes" in outputs:
             still = not is_moving(image.source)
-            picture = draw_boxes(image.data, outputs, least_score=self.threshold, several=several, enlarge=still)
+            picture = draw_boxes(image.data, outputs, least_score=self.threshold, several=self._several, enlarge=still)
         else:
             picture = draw_classes(image.data, [(each["label"], each["score"]) for each in best])
         files = {"picture": str(self._save_picture(image, picture))}
@@ -347,39 +353,43 @@ def classes(answer: dict[str, np.ndarray]) -> list[dict]:
     return [{"label": label.decode(), "score": float(score)} for label, score in pairs if label]
 
 
-def _answer_in_stages(
-    model: Model | Exported, images: Iterable[Input], writer: Writer, task: str | None
-) -> Iterator[Answered]:
+def _answer(call: Call, images: Iterable[Input], batch: int) -> Iterator[Answered]:
+    """Run images in batches."""
+    images = iter(images)
+    while group := list(islice(images, batch)):
+        readable = [image.data for image in group if not image.problem]
+        outputs = call(readable) if readable else {}
+        rows = iter(range(len(readable)))
+        for image in group:
+            row = None if image.problem else next(rows)
+            yield Answered(image, {} if row is None else {k: v[row] for k, v in outputs.items()}, image.problem)
+
+
+def _answer_in_stages(staged: StagedModel, images: Iterable[Input], writer: Writer) -> Iterator[Answered]:
     """Run images one at a time and draw the stages of each answer into its sheet."""
-    staged = StagedModel(model, task)
     if staged.task == CLASSIFICATION.name:
         print("overfeat: classification has no boxes, so its stages end with the class scores", file=sys.stderr)
-    return (_answer_one_in_stages(staged, image, writer) for image in images)
+    for image in images:
+        if image.problem:
+            yield Answered(image, {}, image.problem)
+            continue
+        answer, stages = staged(image.data)
+        problem = ""
+        if stages is not None:
+            try:
+                draw_stages(image.data, stages, staged.model, writer.threshold).save(writer.sheet(image))
+            except OSError as error:
+                answer, problem = {}, f"its stages cannot be written: {error.strerror or error}"
+        yield Answered(image, answer, problem)
 
 
-def _answer_one_in_stages(staged: StagedModel, image: Input, writer: Writer) -> Answered:
-    if image.problem:
-        return Answered(image, {}, image.problem, staged.task)
-    answer, stages = staged(image.data)
-    if stages is not None:
-        try:
-            draw_stages(image.data, stages, staged.model, writer.threshold).save(writer.sheet(image))
-        except OSError as error:
-            return Answered(image, {}, f"its stages cannot be written: {error.strerror or error}", staged.task)
-    return Answered(image, answer, task=staged.task)
-
-
-def _answer_by_server(
-    name: str, images: Iterable[Input], server: str, connection: Connection, task: str | None
-) -> Iterator[Answered]:
-    from serving.client.client import Client
+def _answer_by_server(call: Call, images: Iterable[Input], concurrency: int) -> Iterator[Answered]:
+    """Run images in concurrent requests of one."""
     from serving.client.pipelining import Unsent, in_order
 
-    with Client(server, name, **connection) as client:
-        chosen = BY_NAME[choose_task(client, task)]
-        unsent = (Unsent(image, image.data, image.problem) for image in images)
-        for sent in in_order(encoded_call(client, chosen), unsent, client.concurrency):
-            yield Answered(sent.item, sent.outputs, sent.problem, chosen.name)
+    unsent = (Unsent(image, image.data, image.problem) for image in images)
+    for sent in in_order(call, unsent, concurrency):
+        yield Answered(sent.item, sent.outputs, sent.problem)
 
 
 def encoded_call(model: Predictor, task: Task) -> Call:
@@ -394,15 +404,3 @@ def _with_status(images: Sequence[bytes], answer: dict[str, np.ndarray]) -> dict
     read = [any(label for label in row) for row in answer["classes"]]
     statuses = [b"" if ok else decode_image(image)[1].numpy() for ok, image in zip(read, images, strict=True)]
     return {**answer, "status": np.array(statuses, object)}
-
-
-def _batched(call: Call, images: Iterable[Input], task: str, batch: int) -> Iterator[Answered]:
-    images = iter(images)
-    while group := list(islice(images, batch)):
-        readable = [image.data for image in group if not image.problem]
-        outputs = call(readable) if readable else {}
-        rows = iter(range(len(readable)))
-        for image in group:
-            row = None if image.problem else next(rows)
-            found = {} if row is None else {key: values[row] for key, values in outputs.items()}
-            yield Answered(image, found, image.problem, task)
