@@ -1,5 +1,6 @@
 """`overfeat demo`: run the system end to end on digits scattered over photographs."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -76,8 +77,8 @@ def run(out: Path) -> None:
         f"right, and they find {served['recall_displayed']:.0%} of the digits\n"
         f"picture:      {out / 'detections.png'}\n"
         f"figures:      {out / 'result.json'}\n"
-        f"TensorBoard:  tensorboard --logdir {folder / 'logs'}\n"
-        f"your images:  overfeat predict {exported} IMAGE..."
+        f"TensorBoard:  tensorboard --logdir {shlex.quote(str(folder / 'logs'))}\n"
+        f"your images:  overfeat predict {shlex.quote(str(exported))} IMAGE..."
     )
 
 

@@ -1,6 +1,5 @@
 """Two small classifiers as runs on disk; the fixture is the folder's."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,5 @@ def classifiers(tmp_path_factory) -> list[Path]:
         last.kernel.assign(last.kernel * 150)
         model = of.Model(network, LABELS, of.InferenceOptions(scales=(1, 2)), ("classification",))
         folders.append(tmp_path_factory.mktemp(f"run{seed}"))
-        model.save_weights(folders[-1] / "weights")
-        config = {"model": model.config(), "training": {"name": f"run{seed}", "data": "noise"}}
-        (folders[-1] / "config.json").write_text(json.dumps(config))
+        model.save(folders[-1], {"name": f"run{seed}", "data": "noise"})
     return folders

@@ -1,6 +1,8 @@
 """The pipeline of `overfeat batch`: list images, predict in batches of bytes, write Parquet files."""
 
 import argparse
+import atexit
+import shutil
 import tempfile
 import time
 from collections import deque
@@ -232,10 +234,11 @@ def read(path: str) -> tuple[bytes, str]:
 
 
 def fetch(model: str) -> str:
-    """Return a model's folder on this machine: a copy, where it is on another file system."""
+    """Return a model's folder on this machine; the copy of a remote one is removed when the process ends."""
     if "://" not in model:
         return model
     folder = tempfile.mkdtemp(prefix="overfeat-model-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     found = FileSystems.match([model.rstrip("/") + "/**"])[0].metadata_list
     for each in found:
         target = Path(folder) / each.path.removeprefix(model.rstrip("/") + "/")

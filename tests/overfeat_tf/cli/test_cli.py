@@ -33,8 +33,7 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = InferenceOptions(scales=(1, 2), min_score=0.01, max_windows=40)
     model = Model(network, ("cat", "dog"), options, ("detection",))
     folder = tmp_path_factory.mktemp("run")
-    model.save_weights(folder / "weights")
-    (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {"data": "noise"}}))
+    model.save(folder, {"data": "noise"})
     return folder
 
 

@@ -109,8 +109,7 @@ def localizer(tmp_path_factory) -> Path:
     network.regressor.layers[-1].bias.assign([0.2, 0.2, 0.8, 0.8])
     model = of.Model(network, LABELS, of.InferenceOptions(scales=(2,)), ("localization",))
     folder = tmp_path_factory.mktemp("localizer")
-    model.save_weights(folder / "weights")
-    (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {}}))
+    model.save(folder)
     return folder
 
 

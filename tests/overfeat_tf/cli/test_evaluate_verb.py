@@ -25,8 +25,7 @@ def detector(tmp_path_factory) -> Path:
     last.kernel.assign(last.kernel * 150)
     folder = tmp_path_factory.mktemp("detector")
     model = of.Model(network, LABELS, of.InferenceOptions(scales=(2,), min_score=0.01, max_windows=30))
-    model.save_weights(folder / "weights")
-    (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {}}))
+    model.save(folder)
     return folder
 
 

@@ -1,6 +1,5 @@
 """`overfeat features`: the three formats read back, the keys, what can't be read or written, and bounded memory."""
 
-import json
 import logging
 import os
 import resource
@@ -64,8 +63,7 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keras.utils.set_random_seed(3)
     model = Model(of.build("tiny", 2), ("cat", "dog"), tasks=("classification",))
     folder = tmp_path_factory.mktemp("run")
-    model.save_weights(folder / "weights")
-    (folder / "config.json").write_text(json.dumps({"model": model.config(), "training": {}}))
+    model.save(folder)
     return folder
 
 
