@@ -366,8 +366,10 @@ def read_recipe(began: dict[str, Any]) -> Recipe:
     """Read a recipe as a run of this or an earlier version wrote it: what it did not know was as the default is now.
 
     Raises:
-        ValueError: it has a key that this version does not know.
+        ValueError: it has a key that this version does not know, or the run was imported.
     """
+    if "preset" not in began:
+        raise ValueError("expected a run that was trained; this one was not: it is imported, or damaged")
     return _read(Recipe, {key: value for key, value in began.items() if key != "versions"})
 
 

@@ -124,6 +124,12 @@ def test_mistakes_get_one_clear_line_and_status_2(arguments, message, tmp_path, 
     assert len([line for line in error.splitlines() if line and not line.startswith(("Usage", "Try "))]) == 1
 
 
+@pytest.mark.parametrize("more", [[], ["--more-steps", 9], ["digits"]])
+def test_a_run_that_was_imported_cannot_be_trained(more, a_run, monkeypatch, capsys):
+    assert run(monkeypatch, "train", "--run", a_run, *more) == 2
+    assert "expected a run that was trained" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_the_recipes_and_their_settings_are_listed(monkeypatch, capsys):
     assert run(monkeypatch, "train", "--help") == 0
     listed = capsys.readouterr().out
