@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from zipfile import ZipFile, ZipInfo
 
 import h5py
@@ -28,16 +28,6 @@ from training.progress import Progress
 NUMBERS_PER_WRITE = 4096  # in the text format
 HDF5_OVERHEAD = 1 << 20  # bytes, more than HDF5 needs for the name and place of an array
 Write = Callable[[str, np.ndarray], None]
-
-
-class Format(Protocol):
-    """A features file that is open for writing."""
-
-    def write(self, key: str, array: np.ndarray) -> None:
-        """Append an array [h, w, C] under a new key."""
-
-    def close(self) -> None:
-        """Write the rest and close the file."""
 
 
 class Npz:
@@ -106,18 +96,14 @@ class Text:
             self._names.close()
 
 
-FORMATS: dict[str, Callable[..., Format]] = {".npz": Npz, ".h5": Hdf5, ".txt": Text}
+# Each writes arrays [h, w, C] under new keys, until it is closed.
+FORMATS: dict[str, Callable[..., Npz | Hdf5 | Text]] = {".npz": Npz, ".h5": Hdf5, ".txt": Text}
 
 
 def check_suffix(out: Path) -> None:
     """Raise ValueError unless the file has a suffix of `FORMATS`."""
     if out.suffix.lower() not in FORMATS:
         raise ValueError(f"expected --out FILE.npz, FILE.h5 or FILE.txt; got '{out}'")
-
-
-def output_paths(out: Path) -> list[Path]:
-    """List the files of a format: FILE.txt comes with FILE.names.txt, which has the keys."""
-    return [out, out.with_suffix(".names.txt")] if out.suffix.lower() == ".txt" else [out]
 
 
 def unique_names(files: Sequence[Path]) -> list[str]:
@@ -160,7 +146,8 @@ def open_features(out: Path) -> Iterator[Write]:
         OSError: the folder can't be written, or later the disk is full.
     """
     check_suffix(out)
-    outputs = output_paths(out)
+    # FILE.names.txt has the keys of FILE.txt.
+    outputs = [out, out.with_suffix(".names.txt")] if out.suffix.lower() == ".txt" else [out]
     partials = [path.with_name(f".{path.name}.partial") for path in outputs]
     try:
         with _errors_for(out):

@@ -18,10 +18,8 @@ from overfeat_tf.cli.options import (
     COUNT,
     FILE,
     FOLDER,
-    SERVER_HELP,
     STRIDE_HELP,
     STRIDES,
-    TASK_HELP,
     Changes,
     Connection,
     connection_options,
@@ -29,6 +27,8 @@ from overfeat_tf.cli.options import (
     last_option,
     load_tensorflow,
     require_server,
+    server_option,
+    task_option,
     with_changes,
 )
 from overfeat_tf.cli.runs import calibrate, evaluate, inspect, settings, train
@@ -175,7 +175,7 @@ def export(
 @overfeat.command()
 @click.argument("model")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--server", metavar="HOST:PORT,...", help=SERVER_HELP)
+@server_option
 @click.option("--out", type=FOLDER, default=Path("predictions"), show_default=True, help="Folder for the pictures.")
 @click.option("--json", "json_file", type=FILE, help="Also write the answers to this file, each once it is known.")
 @click.option("--save-txt", is_flag=True, help="Also write the drawn boxes as labels/NAME.txt, in YOLO's format.")
@@ -185,7 +185,7 @@ def export(
 @click.option(
     "--threshold", type=click.FloatRange(0, 1), help="Minimum score of a box to draw [the model's display threshold]."
 )
-@click.option("--task", metavar="NAME", help=TASK_HELP)
+@task_option
 @click.option("--stages", is_flag=True, help="Also draw the stages of each answer, as in Fig. 6; needs a run.")
 @last_option
 @connection_options

@@ -22,18 +22,24 @@ Changes = dict[str, Any]
 Connection = dict[str, Any]  # arguments of serving's Client: certificates, token, version or label
 
 AUTO = "auto"  # of --arithmetic
-_INFERENCE = tuple(field.name for field in fields(InferenceOptions))
-
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
 COUNT = click.IntRange(min=1)
 STRIDES = ("coarse", "fine")
 STRIDE_HELP = "Stride of the windows (3.3)."
 SOURCE_HELP = "The data; `overfeat inspect --help` lists the forms of SOURCE"
-SERVER_HELP = "Use a server, or several; MODEL is then the name of their model."
-TASK_HELP = (
-    "classification, localization or detection [the last that MODEL was trained for]. A run that localizes can also "
-    "detect."
+
+server_option = click.option(
+    "--server", metavar="HOST:PORT,...", help="Use a server, or several; MODEL is then the name of their model."
+)
+task_option = click.option(
+    "--task",
+    metavar="NAME",
+    help="classification, localization or detection [the last that MODEL was trained for]. A run that localizes can "
+    "also detect.",
+)
+last_option = click.option(
+    "--last", is_flag=True, help="Use the run's weights of its last step [those that validated best]."
 )
 
 
@@ -46,7 +52,7 @@ def inference_options(verb: Callable) -> Callable:
 
     @wraps(verb)
     def gathered(*args, stride, **kwargs):
-        given = {name: kwargs.pop(name) for name in _INFERENCE if name in kwargs}
+        given = {field.name: kwargs.pop(field.name) for field in fields(InferenceOptions) if field.name in kwargs}
         given["fine"] = stride and stride == "fine"
         changes = {key: value for key, value in given.items() if value is not None}
         InferenceOptions(**{key: value for key, value in changes.items() if value != AUTO})
@@ -97,12 +103,6 @@ def inference_options(verb: Callable) -> Callable:
     ):
         gathered = option(gathered)
     return gathered
-
-
-def last_option(verb: Callable) -> Callable:
-    """Add --last to a verb that takes a run."""
-    text = "Use the run's weights of its last step [those that validated best]."
-    return click.option("--last", is_flag=True, help=text)(verb)
 
 
 def option_name(field: str) -> str:
@@ -163,19 +163,17 @@ def with_changes(model, changes: Changes, run: Path | None = None):
         return model
     for network in require_run(model).networks:
         InferenceOptions(scales=changes.get("scales")).scale_sizes(network.preset)
-    if changes.get("arithmetic", AUTO) == AUTO and changes.get("views", model.options.views) == "release":
-        changes = {**changes, "arithmetic": "direct"}  # to the release's own digits
-    elif changes.get("arithmetic", AUTO) == AUTO:
-        choice = choose_for_run(model.networks, run) if run else choose_arithmetic(model.networks)
-        if choice.reason:
-            _log.info("arithmetic %s: %s", *choice)
-        changes = {**changes, "arithmetic": choice.arithmetic}
-    changed = model.with_options(**{"images_at_once": images_at_once(), **changes})
-    if changed.calibration and changed.options.scores == "calibrated":
-        others = changed.calibration.changed_options(changed.options)
-        if others:
-            names = ", ".join(others)
-            _log.info("scores were calibrated with other %s: run `overfeat calibrate` with these options", names)
+    arithmetic = changes.get("arithmetic", AUTO)
+    if arithmetic == AUTO and changes.get("views", model.options.views) == "release":
+        arithmetic = "direct"  # to the release's own digits
+    elif arithmetic == AUTO:
+        arithmetic, reason = choose_for_run(model.networks, run) if run else choose_arithmetic(model.networks)
+        if reason:
+            _log.info("arithmetic %s: %s", arithmetic, reason)
+    changed = model.with_options(**{"images_at_once": images_at_once(), **changes, "arithmetic": arithmetic})
+    calibrated = changed.calibration if changed.options.scores == "calibrated" else None
+    if calibrated and (names := ", ".join(calibrated.changed_options(changed.options))):
+        _log.info("scores were calibrated with other %s: run `overfeat calibrate` with these options", names)
     return changed
 
 

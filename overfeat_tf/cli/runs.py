@@ -16,7 +16,6 @@ from overfeat_tf.cli.options import (
     COUNT,
     FILE,
     FOLDER,
-    SERVER_HELP,
     SOURCE_HELP,
     Changes,
     Connection,
@@ -27,6 +26,7 @@ from overfeat_tf.cli.options import (
     option_name,
     require_run,
     require_server,
+    server_option,
     split_names,
     with_changes,
     write_json,
@@ -212,7 +212,7 @@ def inspect(
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--data", metavar="SOURCE", required=True, help=f"{SOURCE_HELP}.")
-@click.option("--server", metavar="HOST:PORT,...", help=SERVER_HELP)
+@server_option
 @click.option("--split", default="val", show_default=True, help="The split to score on.")
 @click.option(
     "--protocol",

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import click
 
-from overfeat_tf.cli.options import COUNT, TASK_HELP, load_tensorflow
+from overfeat_tf.cli.options import COUNT, load_tensorflow, task_option
 from overfeat_tf.suggestion import suggest
 
 
@@ -13,7 +13,7 @@ from overfeat_tf.suggestion import suggest
 @click.argument("model")
 @click.argument("input_glob")
 @click.option("--output", metavar="DIRECTORY", required=True, help="Folder for the Parquet files, on any file system.")
-@click.option("--task", metavar="NAME", help=TASK_HELP)
+@task_option
 @click.option("--processes", type=COUNT, default=1, show_default=True, help="Processes, on this machine only.")
 @click.option("--threads", type=COUNT, help="Threads of each process [the cores divided among the processes].")
 @click.option("--runner", metavar="NAME", help="DataflowRunner, FlinkRunner, SparkRunner ... [this machine].")
