@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
@@ -27,19 +28,21 @@ from overfeat_tf.models.loading import load
 from overfeat_tf.models.model import Model
 from overfeat_tf.models.predictor import Predictor, choose_task
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, LOCALIZATION, Task
+from serving.errors import reason
 from training.progress import Progress
 
 BATCH = 8
 SHOWN_CLASSES = 3  # of a classifier's, in the line of an image
 
-Call = Callable[[Sequence[bytes]], dict[str, np.ndarray]]
+Outputs = dict[str, Any]  # arrays by name; of one image also numbers and bytes
+Call = Callable[[Sequence[bytes]], Outputs]  # of a batch
 
 
 class Answered(NamedTuple):
     """An image and its outputs, or the problem if there are none."""
 
     image: Input
-    outputs: dict[str, np.ndarray]
+    outputs: Outputs
     problem: str = ""
 
 
@@ -357,12 +360,22 @@ def _answer(call: Call, images: Iterable[Input], batch: int) -> Iterator[Answere
     """Run images in batches."""
     images = iter(images)
     while group := list(islice(images, batch)):
-        readable = [image.data for image in group if not image.problem]
-        outputs = call(readable) if readable else {}
-        rows = iter(range(len(readable)))
+        answers = iter(answer_each(call, [image.data for image in group if not image.problem]))
         for image in group:
-            row = None if image.problem else next(rows)
-            yield Answered(image, {} if row is None else {k: v[row] for k, v in outputs.items()}, image.problem)
+            yield Answered(image, {} if image.problem else next(answers), image.problem)
+
+
+def answer_each(call: Call, images: Sequence[bytes]) -> list[Outputs]:
+    """Return each image's outputs; one that the model fails for, or memory has no room for, has a status alone."""
+    if not images:
+        return []
+    try:
+        outputs = call(images)
+    except tf.errors.OpError as error:
+        if len(images) == 1:
+            return [{"status": reason(error.message).encode()}]
+        return [answer for image in images for answer in answer_each(call, [image])]
+    return [{key: values[row] for key, values in outputs.items()} for row in range(len(images))]
 
 
 def _answer_in_stages(staged: StagedModel, images: Iterable[Input], writer: Writer) -> Iterator[Answered]:

@@ -7,20 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
-import numpy as np
 import tensorflow as tf
 
 from overfeat_tf.cli.options import load_tensorflow
-from overfeat_tf.cli.predict import encoded_call
+from overfeat_tf.cli.predict import Outputs, answer_each, encoded_call
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.predictor import choose_task
 from overfeat_tf.models.tasks import BY_NAME
-from serving.errors import reason
 
 REPORT_SECONDS = 60.0
 
 log = logging.getLogger(__name__)
-Outputs = dict[str, np.ndarray]  # of one image
 
 
 class Models:
@@ -66,14 +63,8 @@ class LoadedModel:
         self._call = encoded_call(loaded, BY_NAME[choose_task(loaded, task)])
 
     def answer(self, images: list[bytes]) -> list[Outputs]:
-        """Return each image's outputs; one that the model fails for, or memory has no room for, has a status alone."""
-        try:
-            outputs = self._call(images)
-        except tf.errors.OpError as error:
-            if len(images) == 1:
-                return [{"status": np.array(reason(error.message).encode(), object)}]
-            return [answer for image in images for answer in self.answer([image])]
-        return [{key: values[row] for key, values in outputs.items()} for row in range(len(images))]
+        """Return each image's outputs, or its status alone."""
+        return answer_each(self._call, images)
 
 
 _models: list[LoadedModel] = []  # of a process that `Models` starts: the one that it has loaded

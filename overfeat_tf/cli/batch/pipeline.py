@@ -24,8 +24,9 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from overfeat_tf.cli.batch.models import Models, Outputs
+from overfeat_tf.cli.batch.models import Models
 from overfeat_tf.cli.options import Processed
+from overfeat_tf.cli.predict import Outputs
 from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, read_image
 from overfeat_tf.models.loading import find_model, read_config
 from overfeat_tf.models.tasks import TASKS
@@ -211,9 +212,9 @@ class Predict(beam.DoFn):
         while len(self._asked) > left:
             paths, answers = self._asked.popleft()
             for path, outputs in zip(paths, answers.result(), strict=True):
-                yield self._row(path, _text(outputs.pop("status")), outputs)
+                yield self._row(path, outputs.pop("status").decode(errors="replace"), outputs)
 
-    def _row(self, path: str, status: str, outputs: dict[str, np.ndarray] | None = None) -> Row:
+    def _row(self, path: str, status: str, outputs: Outputs | None = None) -> Row:
         self._images.inc()
         if status:
             self._unreadable.inc()
@@ -248,7 +249,7 @@ def fetch(model: str) -> str:
     return folder
 
 
-def _columns(outputs: dict[str, np.ndarray]) -> Row:
+def _columns(outputs: Outputs) -> Row:
     """Return an image's outputs as the columns of its row: boxes without the padding, or classes alone."""
     if "detection_boxes" in outputs:
         count = int(outputs["num_detections"])
@@ -259,10 +260,6 @@ def _columns(outputs: dict[str, np.ndarray]) -> Row:
         scores, classes = (np.asarray(outputs.get(name, ()))[shown].tolist() for name in ("scores", "classes"))
         boxes = []
     return {"boxes": boxes, "scores": scores, "classes": [name.decode() for name in classes]}
-
-
-def _text(status: np.ndarray | bytes) -> str:
-    return (status if isinstance(status, bytes) else status.item()).decode(errors="replace")
 
 
 def _is_image(path: str) -> bool:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from command_line import run
 from PIL import Image
 
@@ -101,6 +102,20 @@ def test_a_later_failure_or_an_interrupt_loses_no_answer(predicts, tmp_path, fai
     done = predicts(Stub("detection", 8, failure), tmp_path / "in")
     assert done.status == 1 and done.err.endswith(line)
     assert [row["file"] for row in done.rows] == [str(file) for file in files[:8]] and len(done.lines) == 8
+
+
+def test_an_image_that_memory_has_no_room_for_costs_its_own_row(predicts, tmp_path):
+    class Small(Stub):
+        def _run(self, signature, **inputs):
+            if any(Image.open(io.BytesIO(image)).width > 50 for image in inputs["image_bytes"]):
+                raise tf.errors.ResourceExhaustedError(None, None, "no room for a tensor")
+            return super()._run(signature, **inputs)
+
+    for name, width in (("a", 40), ("b", 60), ("c", 40)):
+        picture(tmp_path / "in" / f"{name}.png", (width, 20))
+    done = predicts(Small("detection"), tmp_path / "in")
+    assert done.status == 1 and [row["status"] for row in done.rows] == ["", "no room for a tensor", ""]
+    assert "b.png: no room for a tensor" in done.err and len(done.lines) == 2
 
 
 def test_files_folders_and_globs_are_taken_and_a_broken_file_costs_its_own_row(predicts, tmp_path):
