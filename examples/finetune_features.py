@@ -34,7 +34,7 @@ class Features(keras.layers.Layer):
 
 
 def build(exported: Path, side: int, classes: int) -> tuple[keras.Model, keras.Layer]:
-    """Put a new classifier on an export's features."""
+    """Put a new classifier on an export's features; return the model, and the features as its layer."""
     features = Features(exported)
     pixels = keras.Input((side, side, 3))
     pooled = keras.layers.GlobalMaxPooling2D()(features(pixels))
@@ -42,7 +42,7 @@ def build(exported: Path, side: int, classes: int) -> tuple[keras.Model, keras.L
 
 
 def fit(model: keras.Model, pictures, rate: float, epochs: int) -> float:
-    """Train what is trainable; gives the accuracy in the last epoch."""
+    """Train what is trainable; return the accuracy in the last epoch."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(rate), loss, metrics=["accuracy"])
     return model.fit(pictures, epochs=epochs, verbose=0).history["accuracy"][-1]

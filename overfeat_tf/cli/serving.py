@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import click
@@ -170,9 +169,7 @@ class ServerProcess:
         self.loading = next((line.partition(": ")[2] for line in self._log if "loaded in" in line), "")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._process.terminate()
         try:
             self._process.wait(30)
