@@ -163,7 +163,7 @@ def export(
     if len(runs) == 1:
         model, training, file = with_changes(loaded[0], changes, runs[0]), trainings[0], runs[0] / SPLIT
         split = json.loads(file.read_text()) if file.is_file() else None
-        figures = figures or run_figures(runs[0], last)
+        figures = run_figures(runs[0], last) if metrics is None else figures
     else:
         model = with_changes(Model.committee(loaded), changes)
         names = ", ".join(str(one.get("name")) for one in trainings)
