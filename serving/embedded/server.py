@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Sequence
-from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from serving.embedded.config import Labels, ServedModel, from_directories
 from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
-from serving.embedded.services import Interceptor, add_services, set_health
+from serving.embedded.services import THREADS, Interceptor, add_services, set_health
 from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager, require_versions
 
 DEFAULT_PORT = 8500
@@ -31,10 +31,6 @@ DEFAULT_MAX_BYTES = 64 << 20
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_CONTROL_THREADS = 4  # for status, metadata and rejections
-_STATUS_THREADS = 2  # for the status of the health
-_REFLECTION_THREADS = 2
-_WATCH_THREADS = 16  # watches of the health; further ones wait for one to end
 _CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
 _CONNECTION_RPCS = 64  # concurrent calls of one connection: half of the queue by default
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -92,14 +88,10 @@ class Server(AbstractContextManager):
         self._version_manager = version_manager
         options |= {"version_manager": version_manager, "max_requests": max_requests}
         self.handler = RequestHandler(models, max_bytes, **options)
-        control = futures.ThreadPoolExecutor(_CONTROL_THREADS, "control")
-        reloads = futures.ThreadPoolExecutor(1, "reload")
-        reflections = futures.ThreadPoolExecutor(_REFLECTION_THREADS, "reflection")
-        watches = futures.ThreadPoolExecutor(_WATCH_THREADS, "watch")
-        status = futures.ThreadPoolExecutor(_STATUS_THREADS, "health")
-        self._threads = (self.handler.queue, control, reloads, reflections, watches, status)
+        pools = {kind: ThreadPoolExecutor(count, kind) for kind, count in THREADS.items()}
+        self._pools = (self.handler.queue, *pools.values())
         self._server = grpc.server(
-            control,
+            pools["control"],
             interceptors=[Interceptor(self.handler, self.access)],
             maximum_concurrent_rpcs=max_requests + _CONTROL_RPCS,
             options=[
@@ -111,7 +103,7 @@ class Server(AbstractContextManager):
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        self._health = add_services(self._server, self.handler, reloads, reflections, watches, status)
+        self._health = add_services(self._server, self.handler, pools)
         set_health(self._health, ready)
         credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
         try:
@@ -156,7 +148,7 @@ class Server(AbstractContextManager):
         stopped.wait()
         if self._version_manager:
             self._version_manager.close()
-        for pool in self._threads:
+        for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:

@@ -1,8 +1,9 @@
 """The gRPC services: handlers that translate, the interceptor that rejects before a message is received, and health."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import grpc
@@ -18,6 +19,9 @@ from serving.errors import StatusError
 PREDICTION, MODEL = (service.full_name for service in SERVICES)
 # The methods that run a model, and therefore go through the request queue.
 _QUEUED = frozenset(f"/{PREDICTION}/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference"))
+# Threads by kind of call. Reloads take minutes, and clients of reflection and watches of the health hold a thread while
+# connected. The status of the health, on which the life of the process may depend, waits for none of them.
+THREADS = {"control": 4, "reload": 1, "reflection": 2, "watch": 16, "health": 2}
 
 
 class Interceptor(grpc.ServerInterceptor):
@@ -50,18 +54,9 @@ class Interceptor(grpc.ServerInterceptor):
 
 
 def add_services(
-    server: grpc.Server,
-    handler: RequestHandler,
-    reloads: ThreadPoolExecutor,
-    reflections: ThreadPoolExecutor,
-    watches: ThreadPoolExecutor,
-    status: ThreadPoolExecutor,
+    server: grpc.Server, handler: RequestHandler, pools: Mapping[str, ThreadPoolExecutor]
 ) -> health.HealthServicer:
-    """Add all services to a server and return its health, which `set_health` sets.
-
-    Reloads take minutes, and clients of reflection and watches of the health hold a thread while connected: these have
-    threads of their own. So has the status of the health, on which the life of the process may depend.
-    """
+    """Add all services, on the pools of `THREADS`, to a server, and return its health, which `set_health` sets."""
     prediction = prediction_service_pb2_grpc.PredictionServiceServicer()
     prediction.Predict = _run_on(handler.queue, _unary(handler.predict))
     prediction.Classify = _run_on(handler.queue, _unary(handler.classify))
@@ -71,18 +66,16 @@ def add_services(
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
     model = model_service_pb2_grpc.ModelServiceServicer()
     model.GetModelStatus = _unary(handler.status)
-    model.HandleReloadConfigRequest = _run_on(reloads, _unary(handler.reload))
+    model.HandleReloadConfigRequest = _run_on(pools["reload"], _unary(handler.reload))
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(model, server)
     checks = health.HealthServicer()
-    check, watch = checks.Check, checks.Watch
-    checks.Check = _run_on(status, lambda request, context: check(request, context))
+    checks.Check = _run_on(pools["health"], checks.Check)
     # Blocking: as the library has it, two clients that watch deadlock the whole server
     # (https://github.com/grpc/grpc/pull/43403); and what it is told of threads holds for all servers of a process.
-    checks.Watch = _run_on(watches, lambda request, context: watch(request, context))
+    checks.Watch = _run_on(pools["watch"], checks.Watch)
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     servicer = reflection.ReflectionServicer((PREDICTION, MODEL, health.SERVICE_NAME, reflection.SERVICE_NAME))
-    answer = servicer.ServerReflectionInfo
-    servicer.ServerReflectionInfo = _run_on(reflections, lambda request, context: answer(request, context))
+    servicer.ServerReflectionInfo = _run_on(pools["reflection"], servicer.ServerReflectionInfo)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     return checks
 
@@ -108,7 +101,8 @@ def _unary(method: Callable[[Any, RequestContext], Any]) -> Callable[[Any, grpc.
     return handle
 
 
-def _run_on(pool: ThreadPoolExecutor, handle: Any) -> Any:
+def _run_on(pool: ThreadPoolExecutor, handle: Callable) -> Any:
     """Let a gRPC handler run on threads of its own; gRPC drops calls that end while they wait for one."""
-    handle.experimental_thread_pool = pool  # gRPC's attribute for a handler's own threads
-    return handle
+    on_pool: Any = partial(handle)  # a bound method takes no attributes
+    on_pool.experimental_thread_pool = pool  # gRPC's attribute for a handler's own threads
+    return on_pool
