@@ -40,6 +40,18 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def read_token(file: Path) -> str:
+    """Read a bearer token from its file, without the white space around it.
+
+    Raises:
+        ValueError: the file cannot be read as text.
+    """
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected a token in '{file}'; it cannot be read: {error}") from None
+
+
 def is_token(text: str) -> bool:
     """Return whether a text can be a bearer token: visible ASCII characters."""
     return bool(text) and text.isascii() and text.isprintable() and " " not in text

@@ -115,7 +115,7 @@ def connection_options(verb: Callable) -> Callable:
 
     @wraps(verb)
     def gathered(*args, token_file: Path | None, **kwargs):
-        from serving.client.channel import read_token
+        from serving.connections import read_token
 
         given = {name: kwargs.pop(name) for name in ("ca_cert", "client_cert", "client_key", "version", "label")}
         given["token"] = token_file and read_token(token_file)

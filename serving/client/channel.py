@@ -5,7 +5,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.connections import is_loopback, is_token, require_pair
+from serving.connections import is_loopback, is_token, require_authority, require_pair
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", -1),  # clients default to 4 MiB
@@ -40,17 +40,12 @@ def open_channel(
         if client_cert is not None:
             raise ValueError("expected --ca-cert with --client-cert: without TLS nobody is shown a certificate")
         return grpc.insecure_channel(address, options=_OPTIONS)
-    try:
-        certificate = ca_cert.read_bytes()
-    except OSError as error:
-        raise ValueError(f"expected a certificate in '{ca_cert}'; it cannot be read: {error.strerror}") from None
-    if b"-----BEGIN CERTIFICATE-----" not in certificate:
-        raise ValueError(f"expected a certificate in PEM's text form in '{ca_cert}'; it has none")
+    require_authority(ca_cert)
     pair: tuple[bytes, ...] = ()
     if client_cert is not None and client_key is not None:
         require_pair(client_cert, client_key)
         pair = (client_key.read_bytes(), client_cert.read_bytes())
-    return grpc.secure_channel(address, grpc.ssl_channel_credentials(certificate, *pair), options=_OPTIONS)
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca_cert.read_bytes(), *pair), options=_OPTIONS)
 
 
 def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:
@@ -67,15 +62,3 @@ def authorization(address: str, token: str | None, encrypted: bool) -> Metadata:
     if not encrypted and not local:
         raise ValueError(f"expected --ca-cert with a token: without TLS all on the way to {address} could read it")
     return (("authorization", f"Bearer {token}"),)
-
-
-def read_token(file: Path | None) -> str | None:
-    """Read a token from its file, white space around it left out; None where there is no file.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    try:
-        return None if file is None else file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"expected a token in '{file}'; it cannot be read: {error}") from None

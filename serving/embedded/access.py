@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from serving.connections import is_loopback, is_token, require_authority, require_pair
+from serving.connections import is_loopback, is_token, read_token, require_authority, require_pair
 
 _MIN_TOKEN_CHARS = 16  # shorter tokens can be guessed over a network
 
@@ -60,7 +60,13 @@ class Access:
             require_pair(cert, key)  # gRPC would reject them only after all models are loaded
         if client_ca is not None:
             require_authority(client_ca)
-        return cls(cert, key, client_ca, None if token_file is None else _read_token(token_file))
+        token = None if token_file is None else read_token(token_file)
+        if token is not None and (len(token) < _MIN_TOKEN_CHARS or not is_token(token)):
+            raise ValueError(
+                f"expected a token of at least {_MIN_TOKEN_CHARS} printable characters in {token_file}; "
+                "make one with: openssl rand -hex 32"
+            )
+        return cls(cert, key, client_ca, token)
 
     def server_credentials(self) -> grpc.ServerCredentials | None:
         """Return gRPC's credentials; None without TLS."""
@@ -93,13 +99,3 @@ def listen(host: str, port: int) -> socket.socket:
 def bracketed(host: str) -> str:
     """Write a host as it stands before a port: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
-
-
-def _read_token(file: Path) -> str:
-    token = file.read_text().strip()
-    if len(token) < _MIN_TOKEN_CHARS or not is_token(token):
-        raise ValueError(
-            f"expected a token of at least {_MIN_TOKEN_CHARS} printable characters in {file}; "
-            "make one with: openssl rand -hex 32"
-        )
-    return token

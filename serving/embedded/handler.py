@@ -114,17 +114,11 @@ class RequestHandler:
 
     @_observed("Predict")
     def predict(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
-        inference.require_rows(request, self._max_rows)
-        servable = self.models.find(request)
-        with self.queue.turn(context, request.ByteSize()):
-            return inference.predict(servable, request, self.max_bytes, context.check)
+        return self._run(inference.predict, request, request, context)
 
     @_observed("Classify")
     def classify(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
-        inference.require_rows(request, self._max_rows)
-        servable = self.models.find(request)
-        with self.queue.turn(context, request.ByteSize()):
-            return inference.classify(servable, request, self.max_bytes, context.check)
+        return self._run(inference.classify, request, request, context)
 
     @_observed("Regress")
     def regress(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
@@ -136,8 +130,7 @@ class RequestHandler:
         """Classify the same tf.Examples with several signatures of the model that the first task names."""
         if not request.tasks:
             raise invalid("ModelSpec has no name specified.")
-        inference.require_rows(request, self._max_rows)
-        return inference.multi_inference(self.models.find(request.tasks[0]), request, self.max_bytes, context.check)
+        return self._run(inference.multi_inference, request, request.tasks[0], context)
 
     @_observed("GetModelMetadata")
     def metadata(self, request: Any, context: RequestContext = _NO_DEADLINE) -> Any:
@@ -167,6 +160,13 @@ class RequestHandler:
         """Tell the observer of a request that was rejected before it was read, or could not be read in full."""
         known = any(method in service.methods_by_name for service in SERVICES)
         self._observe(method if known else "", request, None, code, 0.0, entrypoint)
+
+    def _run(self, answer: Callable, request: Any, asked: Any, context: RequestContext) -> Any:
+        """Run the model that `asked`, a message with a ModelSpec, asks for, once it is the request's turn."""
+        inference.require_rows(request, self._max_rows)
+        servable = self.models.find(asked)
+        with self.queue.turn(context, request.ByteSize()):
+            return answer(servable, request, self.max_bytes, context.check)
 
     def _observe(
         self, method: str, request: Any, response: Any, code: grpc.StatusCode, seconds: float, entrypoint: str

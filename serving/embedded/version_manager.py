@@ -96,9 +96,11 @@ class VersionManager:
         only move to a version that is loaded already.
 
         Raises:
-            StatusError: the configuration is malformed or labels a missing version, and nothing changes; or a new
-                model or version could not be loaded.
+            StatusError: the configuration is malformed or labels a missing version, or the models of the start are
+                still being loaded, and nothing changes; or a new model or version could not be loaded.
         """
+        if self._models.starting:
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server is still loading its models; try again later")
         if failed := self._replace(from_config(request.config)):
             message = f"{len(failed)} servable(s) did not become available: {{{'; '.join(map(str, failed))}}}"
             raise StatusError(grpc.StatusCode.UNKNOWN, message)

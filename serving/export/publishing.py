@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from serving.version_folders import MAX_VERSION, is_version
@@ -39,7 +39,7 @@ def staging_dir(base: Path) -> Iterator[Path]:
     base.mkdir(parents=True, exist_ok=True)
     with _locked(base):  # an unlocked new folder would look abandoned to another export
         for path in base.glob(f".*{PARTIAL}"):
-            with _locked(path, wait=False) as abandoned:
+            with suppress(FileNotFoundError), _locked(path, wait=False) as abandoned:  # or another has removed it
                 if abandoned:
                     shutil.rmtree(path, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(PARTIAL, ".", base))

@@ -30,16 +30,16 @@ def function_models(function: Callable) -> Models:
     return Models([Servable("m", 1, {"serving_default": definition}, {"serving_default": function})])
 
 
-def contract_models(function: Callable) -> Models:
-    """Gives a model whose only signature is a Python function with the contract's `classify_images`."""
-    signature = SIGNATURES["classify_images"]
+def contract_models(function: Callable, key: str = "classify_images") -> Models:
+    """Gives a model whose only signature is a Python function with a signature of the contract."""
+    signature = SIGNATURES[key]
 
     def info(spec: tf.TensorSpec) -> meta_graph_pb2.TensorInfo:
         return meta_graph_pb2.TensorInfo(dtype=spec.dtype.as_datatype_enum, tensor_shape=spec.shape.as_proto())
 
     outputs = {name: info(spec) for name, spec in signature.outputs.items()}
-    definition = meta_graph_pb2.SignatureDef(inputs={"images": info(signature.input)}, outputs=outputs)
-    return Models([Servable("m", 1, {"classify_images": definition}, {"classify_images": function})])
+    definition = meta_graph_pb2.SignatureDef(inputs={signature.input.name: info(signature.input)}, outputs=outputs)
+    return Models([Servable("m", 1, {key: definition}, {key: function})])
 
 
 def predict(channel: grpc.Channel) -> Callable:

@@ -10,8 +10,9 @@ import grpc
 import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.client.channel import authorization, open_channel, read_token
+from serving.client.channel import authorization, open_channel
 from serving.client.client import Client, ServingError
+from serving.connections import read_token
 
 TOKEN = "a-token.of~visible+characters/1="
 
@@ -86,12 +87,14 @@ def test_a_token_crosses_no_network_in_the_clear(host):
 
 def test_files_that_do_not_do_are_refused_in_a_line(tmp_path):
     (tmp_path / "token").write_text(f"  {TOKEN}\n")
-    assert read_token(tmp_path / "token") == TOKEN and read_token(None) is None
+    assert read_token(tmp_path / "token") == TOKEN
     for text in ("", "two words", "two\nlines", "é"):
         with pytest.raises(ValueError, match="visible ASCII"):
             authorization("localhost:1", text, encrypted=True)
-    with pytest.raises(ValueError, match="expected a certificate in PEM"):
-        open_channel("localhost:1", tmp_path / "token")
-    for read in (read_token, lambda file: open_channel("localhost:1", file)):
-        with pytest.raises(ValueError, match="it cannot be read"):
-            read(tmp_path / "nothing")
+    (tmp_path / "broken").write_bytes(b"-----BEGIN CERTIFICATE-----\n\xff\n-----END CERTIFICATE-----\n")
+    for name in ("token", "broken", "nothing"):
+        with pytest.raises(ValueError, match=f"^expected the certificates of authorities in .*{name}, as PEM: "):
+            open_channel("localhost:1", tmp_path / name)
+    for name in ("broken", "nothing"):
+        with pytest.raises(ValueError, match=f"^expected a token in '.*{name}'; it cannot be read: "):
+            read_token(tmp_path / name)

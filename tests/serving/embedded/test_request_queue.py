@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from gated_model import contract_models, function_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from stock_requests import predict_request
+from stock_requests import call, classify_request, multi_request, predict_request
 from tensorflow_serving.apis import prediction_service_pb2_grpc
 from waiting import until
 
@@ -89,6 +89,27 @@ def test_requests_run_in_order_and_too_many_are_refused():
     futures.wait(waiting, 10)
     assert order == [0, 1, 2] and queue.wait_idle(1) and queue.waiting == 0
     queue.shutdown()
+
+
+@pytest.mark.parametrize("method", ["Classify", "MultiInference"])
+def test_all_methods_that_run_a_model_wait_for_their_turn(method):
+    running, most = [], []
+
+    def classify(inputs):
+        running.append(inputs)
+        most.append(len(running))
+        time.sleep(0.2)
+        running.pop()
+        return {"classes": tf.fill([len(inputs), 1], "a"), "scores": tf.ones([len(inputs), 1])}
+
+    request = classify_request(b"x") if method == "Classify" else multi_request("classify")
+    with (
+        Server(contract_models(classify, "classify"), port=0, workers=1) as server,
+        grpc.insecure_channel(server.address) as channel,
+        futures.ThreadPoolExecutor(3) as clients,
+    ):
+        list(clients.map(lambda _: call(channel, method, request), range(3)))
+    assert most == [1, 1, 1]
 
 
 def test_clients_that_send_slowly_hold_up_nobody(server, ask):

@@ -12,6 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from small_model import png
 from stock_requests import call, good_request, predict_request, status_request, write_warmup
+from tensorflow_serving.apis import model_management_pb2
 from tensorflow_serving.config import model_server_config_pb2
 from version_life import Load, State, put, served, states
 from waiting import until
@@ -143,6 +144,8 @@ def test_the_ports_open_at_once_and_report_loading_until_the_model_is_ready(base
         with pytest.raises(grpc.RpcError) as refused:
             call(channel, "Predict", good_request())
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE  # clients retry it
+        with pytest.raises(grpc.RpcError, match=r"UNAVAILABLE.*\n.*the server is still loading its models"):
+            call(channel, "HandleReloadConfigRequest", model_management_pb2.ReloadConfigRequest())
         assert "LOADING" in httpx.get(f"{server.rest.url}/v1/models/m").text
         assert httpx.post(f"{server.rest.url}/v1/models/m:predict", json={"inputs": [1]}).status_code == 503
         may_load.set()

@@ -123,6 +123,13 @@ def test_a_version_that_another_took_meanwhile_is_refused(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["4"]
 
 
+def test_a_folder_that_another_export_has_just_removed_is_passed_over(tmp_path, monkeypatch):
+    glob, gone = Path.glob, tmp_path / ".gone.partial"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [*glob(self, pattern), gone])
+    with staging_dir(tmp_path) as folder:
+        assert folder.is_dir()
+
+
 def test_other_users_may_read_what_the_folder_lets_them(tmp_path):
     (tmp_path / "m").mkdir(mode=0o755)
     assert _publish(tmp_path / "m").stat().st_mode & 0o777 == 0o755
