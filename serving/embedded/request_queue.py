@@ -36,7 +36,7 @@ class RequestContext:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             raise deadline_exceeded()
         if self.is_cancelled():
-            raise StatusError(grpc.StatusCode.CANCELLED, "the client cancelled the request")
+            raise cancelled_by_client()
 
 
 class RequestQueue(futures.ThreadPoolExecutor):
@@ -119,3 +119,8 @@ class RequestQueue(futures.ThreadPoolExecutor):
 def deadline_exceeded() -> StatusError:
     """Return the error of a request whose deadline has passed."""
     return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+
+def cancelled_by_client() -> StatusError:
+    """Return the error of a request whose client has gone."""
+    return StatusError(grpc.StatusCode.CANCELLED, "the client cancelled the request")

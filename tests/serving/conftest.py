@@ -1,5 +1,7 @@
 """The small model exported in two versions, and the embedded server that serves it."""
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +24,18 @@ MAX_BYTES = 4 << 20
 def max_bytes() -> int:
     """Gives the largest message that the server takes."""
     return MAX_BYTES
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory) -> Path:
+    """Makes a certificate for this machine, which signs itself, and its key beside it, `key.pem`."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the command openssl to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    curve = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    made = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run([*curve.split(), *made], cwd=folder, check=True, capture_output=True)
+    return folder / "cert.pem"
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from tensorflow_serving.apis import (
 )
 
 from serving.embedded.handler import RequestHandler
-from serving.embedded.request_queue import RequestContext, deadline_exceeded
+from serving.embedded.request_queue import RequestContext, cancelled_by_client, deadline_exceeded
 from serving.embedded.rest import json_messages
 from serving.errors import StatusError, invalid, to_status_error
 
@@ -80,8 +80,6 @@ class RestApi:
         """Answer a request, with an error as JSON."""
         try:
             return Response(await self._answer(request), media_type="application/json")
-        except ClientDisconnect:
-            return Response(status_code=_HTTP_CODES[grpc.StatusCode.CANCELLED])
         except Exception as error:
             return error_response(error)
 
@@ -119,6 +117,9 @@ class RestApi:
         try:
             await self._read(request, body)
             yield body
+        except asyncio.CancelledError:
+            # uvicorn cancels what takes longer than the grace, and would log a traceback for each.
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server has stopped") from None
         finally:
             self.held -= 1
             self._bytes_held -= len(body)
@@ -136,13 +137,14 @@ class RestApi:
                         raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
         except TimeoutError:
             raise HTTPException(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
+        except ClientDisconnect:
+            raise cancelled_by_client() from None
 
     async def _run(self, request: Request, deadline: float, answer: Callable[[RequestContext], bytes]) -> bytes:
         """Run a function on the queue, unless the client leaves or the deadline passes before its turn.
 
         Raises:
-            ClientDisconnect: the client has left.
-            StatusError: the queue is full, the deadline has passed, or the server has stopped.
+            StatusError: the queue is full, the client has left, or the deadline has passed.
         """
         self._handler.queue.require_space()
         cancelled = threading.Event()
@@ -156,9 +158,8 @@ class RestApi:
             return await future
         except asyncio.CancelledError:
             if cancelled.is_set():
-                raise ClientDisconnect from None
-            # uvicorn cancels what takes longer than the grace, and would log a traceback for each.
-            raise StatusError(grpc.StatusCode.UNAVAILABLE, "the server has stopped") from None
+                raise cancelled_by_client() from None
+            raise
         finally:
             cancelled.set()
             future.cancel()
@@ -167,20 +168,17 @@ class RestApi:
                 await watching
 
     def _predict(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> bytes:
-        context.check()
         with self._parsing:
+            context.check()
             request, by_row = self._parse_predict(spec, body)
         return json_messages.predict_json(self._handler.predict(request, context), by_row)
 
     def _parse_predict(self, spec: model_pb2.ModelSpec, body: bytearray) -> tuple[predict_pb2.PredictRequest, bool]:
         document = _parse(spec, body)
         request = predict_pb2.PredictRequest(model_spec=spec)
-        try:
-            signature = self._handler.models.find(request).signature_def(spec.signature_name)
-        except StatusError:
-            signature = None
+        signature = self._handler.models.find(request).signature_def(spec.signature_name)
         if signature is None:
-            return request, False  # the handler raises, and counts, the error
+            return request, False  # the handler raises the error
         tensors, by_row = json_messages.tensors(document, signature.inputs)
         for name, tensor in tensors.items():
             request.inputs[name].CopyFrom(tensor)
@@ -195,8 +193,8 @@ class RestApi:
         return self._handler.regress(request, context)  # raises: no signature of the contract is a regression
 
     def _parse_examples(self, spec: model_pb2.ModelSpec, body: bytearray, context: RequestContext) -> dict[str, Any]:
-        context.check()
         with self._parsing:
+            context.check()
             return {"input": json_messages.examples(_parse(spec, body)), "model_spec": spec}
 
     def _status(self, spec: model_pb2.ModelSpec) -> bytes:

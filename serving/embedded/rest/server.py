@@ -1,5 +1,6 @@
 """The REST port of the embedded server: TF Serving's API, Prometheus metrics, and a page to try it, over HTTP."""
 
+import asyncio
 import logging
 import re
 import ssl
@@ -115,9 +116,23 @@ def _guarded(app: ASGIApp, access: Access) -> ASGIApp:
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 for clients that may close their sending side once a request is sent (RFC 9112, 9.6)."""
+    """HTTP/1.1 for clients that vanish, and for those that close their sending side after a request (RFC 9112, 9.6)."""
 
     _half_closed = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._limit_idling()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._limit_idling()
+
+    def _limit_idling(self) -> None:
+        """Also close a connection that brings no whole head of a request; uvicorn waits for a first one for ever."""
+        if self.timeout_keep_alive_task is None and not self._is_answering():
+            limit = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+            self.timeout_keep_alive_task = limit
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio keeps the connection if told so
         """Keep the connection for the answer that is due; without one, or over TLS, which cannot, close it."""

@@ -1,6 +1,7 @@
 """What Prometheus reads: parsed by its own library."""
 
 import re
+import socket
 from pathlib import Path
 
 import grpc
@@ -82,7 +83,12 @@ def test_what_rest_rejects_before_a_handler_sees_it_is_counted_and_other_observe
         for body in (b"{", b" " * (max_bytes + 1), b'{"signature_name": "\\ud800", "inputs": [1]}'):
             assert http.post("/v1/models/m:predict", content=body).status_code in (400, 413)
         found = samples(http.get(METRICS_PATH).text)
+        with socket.create_connection(("127.0.0.1", rest.port), 20) as client:
+            client.sendall(b"POST /v1/models/m:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+            until(lambda: rest.api.held == 1)
+        until(lambda: len(seen) == 4)  # a client that leaves while it sends
     server.handler.observer = None
+    assert seen.pop()[3] is grpc.StatusCode.CANCELLED
     counted = key(":tensorflow:serving:request_count_total", model_name="m", status="INVALID_ARGUMENT")
     assert found[counted] == len(seen) == 3 and {about[5] for about in seen} == {"REST"}
 

@@ -1,13 +1,11 @@
 """The REST port's life: its limits, its queue, deadlines, clients that leave, TLS, a token, and its end."""
 
 import contextlib
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from concurrent import futures
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from gated_model import Gate, contract_models, function_models
+from waiting import until
 
 from serving.embedded.access import Access
 from serving.embedded.handler import RequestHandler
@@ -70,7 +69,7 @@ def test_a_full_queue_gives_503_and_the_event_loop_stays_free():
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
         waiting = pool.submit(_post, rest)
-        _until(lambda: rest.api._handler.queue.waiting == 1)
+        until(lambda: rest.api._handler.queue.waiting == 1)
         refused = _post(rest)
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1" and "error" in refused.json()
         assert httpx.get(f"{rest.url}/v1/models/m").status_code == 200
@@ -86,7 +85,7 @@ def test_a_request_whose_client_is_gone_is_not_run():
         assert gate.entered.acquire(timeout=10)
         with pytest.raises(httpx.ReadTimeout):
             _post(rest, timeout=0.3)
-        _until(lambda: rest.api.held == 1)
+        until(lambda: rest.api.held == 1)
         gate.open.set()
         assert running.result().status_code == 200
     assert gate.calls == 1
@@ -119,6 +118,15 @@ def test_a_client_that_closes_its_sending_side_gets_its_answers(monkeypatch):
         assert _raw(rest, post, body[:5]) == b""  # a body that cannot end any more
 
 
+def test_a_connection_that_brings_no_request_is_closed(monkeypatch):
+    monkeypatch.setattr(server_module, "_KEEP_ALIVE_SECONDS", 0.3)
+    with _served(lambda x: {"y": x}) as rest:
+        for begun in (b"", b"GET /v1/mod"):
+            with socket.create_connection(("127.0.0.1", rest.port), 20) as client:
+                client.sendall(begun)
+                assert client.recv(1) == b""
+
+
 @pytest.mark.parametrize("before", ["http://host", "HTTP://user@host:80", "https://[::1]:8501"])
 def test_a_path_may_come_in_the_absolute_form(before):
     with _served(lambda x: {"y": x}) as rest:
@@ -145,7 +153,7 @@ def test_stopping_lets_a_running_request_finish():
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
         stopping = pool.submit(rest.stop, 10)
-        _until(lambda: _refuses(rest))
+        until(lambda: _refuses(rest))
         gate.open.set()
         assert running.result().json() == {"outputs": [1.0]}
         stopping.result(15)
@@ -158,24 +166,23 @@ def test_what_takes_longer_than_the_grace_is_cancelled_and_gets_503(caplog):
 
     handler = RequestHandler(contract_models(slow), 1 << 20)
     rest = RestServer(handler, port=0)
-    with futures.ThreadPoolExecutor(1) as pool:
+    address = ("127.0.0.1", rest.port)
+    with futures.ThreadPoolExecutor(1) as pool, socket.create_connection(address, 20) as sending:
         body = {"signature_name": "classify_images", "inputs": np.zeros([900, 1, 1, 3], int).tolist()}
         running = pool.submit(httpx.post, rest.url + PREDICT, json=body, timeout=60)
-        _until(lambda: rest.api.held == 1)
+        sending.sendall(f"POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{{".encode())
+        until(lambda: rest.api.held == 2)
         rest.stop(0.2)
-        assert running.result(10).status_code == 503
+        assert running.result(10).status_code == 503 and sending.recv(4096).startswith(b"HTTP/1.1 503 ")
     assert handler.queue.wait_idle(5)
     assert not [record for record in caplog.records if record.exc_info]
 
 
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_a_token_over_tls(server, tmp_path):
-    cert, key, token = tmp_path / "cert.pem", tmp_path / "key.pem", "0123456789abcdef"
-    made = ["-keyout", key, "-out", cert, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    subprocess.run(["openssl", "req", "-x509", *curve, *made], check=True, capture_output=True)
-    with RestServer(server.handler, port=0, access=Access(cert, key, token=token), page=True) as rest:
-        trusted = ssl.create_default_context(cafile=str(cert))
+def test_a_token_over_tls(server, certificate):
+    token = "0123456789abcdef"
+    access = Access(certificate, certificate.with_name("key.pem"), token=token)
+    with RestServer(server.handler, port=0, access=access, page=True) as rest:
+        trusted = ssl.create_default_context(cafile=str(certificate))
         with httpx.Client(base_url=f"https://127.0.0.1:{rest.port}", verify=trusted) as client:
             refused = client.get("/v1/models/m")
             assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
@@ -211,21 +218,13 @@ def test_the_verb_serves_rest_and_the_page_until_sigterm(model_dir):
             with futures.ThreadPoolExecutor(1) as pool:
                 body = {"signature_name": "spin", "inputs": [1.5]}
                 running = pool.submit(httpx.post, url + PREDICT, json=body, timeout=20)
-                _until(lambda: "overfeat_rest_requests 1.0" in httpx.get(url + METRICS_PATH).text)
+                until(lambda: "overfeat_rest_requests 1.0" in httpx.get(url + METRICS_PATH).text)
                 process.send_signal(signal.SIGTERM)
                 assert running.result().json()["outputs"][0] > 0
             process.stderr.read()
             assert process.wait(10) == 0
         finally:
             process.kill()
-
-
-def _until(condition, seconds: float = 10) -> None:
-    for _ in range(int(seconds / 0.02)):
-        if condition():
-            return
-        threading.Event().wait(0.02)
-    raise AssertionError("it never came to pass")
 
 
 def _refuses(rest: RestServer) -> bool:
