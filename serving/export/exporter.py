@@ -64,6 +64,7 @@ def export(
         RuntimeError: the reloaded model answers otherwise, or does not in a fresh process.
     """
     check_version(to, version)
+    name = to.resolve().name  # `to` may be `.`
     learnt = _without_paths(dict(training or {}))
     if split:
         learnt["split"] = f"{len(split['val'])} images held out as 'val', by seed {split['seed']}"
@@ -93,7 +94,7 @@ def export(
             (folder / SPLIT).write_text(json.dumps(carried, indent=1) + "\n")
         (folder / "batching_params.pbtxt").write_text(BATCHING)
         _log.info("%s: writing warm-up requests", to)
-        write_warmup(folder, to.name, signature_names(model), module.default)
+        write_warmup(folder, name, signature_names(model), module.default)
         _log.info("%s: comparing what was saved with the model", to)
         verify(model, folder)
         if measure:
@@ -103,7 +104,7 @@ def export(
             _log_faster(comparison, model.options.arithmetic)
 
         def describe(number: int) -> None:
-            card = model_card(model, to.name, number, folder, learnt, made, metrics, comparison)
+            card = model_card(model, name, number, folder, learnt, made, metrics, comparison)
             (folder / CARD).write_text(card)
 
         return publish(folder, to, version, describe)

@@ -240,10 +240,14 @@ def test_only_what_was_trained_is_exported_and_each_step_said(model: Model, tmp_
         exporting.export(Model(part.network, ("a", "b"), tasks=()), tmp_path / "none")
 
 
-def test_a_model_that_was_never_asked_for_boxes_is_exported_with_its_regressor(tmp_path):
+def test_a_model_that_was_never_asked_for_boxes_is_exported_with_its_regressor(tmp_path, monkeypatch):
     model = Model(build("tiny", 2, background=True), ("a", "b"), InferenceOptions(scales=(1,)), ("detection",))
     assert "regressor" not in model.network.parts
-    loaded = tf.saved_model.load(str(exporting.export(model, tmp_path / "m")))
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path / "m")
+    folder = exporting.export(model, Path())  # the folder that it is called in
+    assert (folder / "MODEL_CARD.md").read_text().startswith("# m, version 1\n")
+    loaded = tf.saved_model.load(str(folder))
     weights = sum(part.count_params() for part in model.network.parts.values())
     assert "regressor" in model.network.parts
     assert sum(int(tf.size(variable)) for variable in loaded.trainable_variables) == weights
