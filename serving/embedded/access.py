@@ -76,19 +76,20 @@ class Access:
         pair = (self.key.read_bytes(), self.cert.read_bytes())
         return grpc.ssl_server_credentials([pair], root_certificates=ca, require_client_auth=ca is not None)
 
-    def permits(self, authorization: str | bytes | None) -> bool:
+    def permits(self, authorization: str | None) -> bool:
         """Compare a request's `authorization` with the token, in constant time."""
         if self.token is None:
             return True
-        given = authorization.encode("utf-8", "replace") if isinstance(authorization, str) else authorization or b""
-        scheme, _, token = given.partition(b" ")
+        scheme, _, token = (authorization or "").encode("utf-8", "replace").partition(b" ")
         return scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self.token.encode())
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket, IPv6 if the host is an IPv6 address; the message of its OSError is one line."""
+    """Open a listening socket, for `::` of IPv6 and IPv4, as gRPC does; the message of its OSError is one line."""
+    dual = ":" in host and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, dualstack_ipv6=dual)
     except OSError as error:
         why = (error.strerror or str(error)).partition(" (while")[0]  # create_server repeats the address behind it
         raise OSError(

@@ -198,6 +198,13 @@ def test_a_taken_port_is_an_oserror():
         RestServer(RequestHandler(Models([]), 1), port=rest.port)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_all_addresses_are_those_of_both_protocols():
+    with RestServer(RequestHandler(Models([]), 1), host="::", port=0) as rest:
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, rest.port), 20).close()
+
+
 def test_not_a_number_and_infinity_as_tf_serving_writes_them():
     function = lambda x: {"y": tf.concat([x, [0.2, 1e-40]], 0)}  # noqa: E731
     with _served(function) as rest:
