@@ -98,7 +98,7 @@ def serve(
     wanted = from_file(config) if config is not None else from_directories(models, all_versions)
     run(
         wanted,
-        host,
+        host=host,
         rest_port=DEFAULT_PORT if page and rest_port is None else rest_port,
         page=page,
         warm=not no_warmup,

@@ -26,7 +26,7 @@ from tensorflow_serving.apis import (
 from overfeat_tf.images.files import image_example
 from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION
-from serving.client.channel import authorization, open_channel
+from serving.connections import authorization, open_channel
 from serving.tensors import to_tensor
 
 DEFAULT_TIMEOUT_SECONDS = 60.0

@@ -65,17 +65,15 @@ class Server(AbstractContextManager):
         max_bytes: int = DEFAULT_MAX_BYTES,
         max_requests: int = DEFAULT_MAX_REQUESTS,
         version_manager: VersionManager | None = None,
-        ready: bool = True,
         **options: Any,
     ):
-        """Listen and answer.
+        """Listen and answer; the health is NOT_SERVING while the models of the start are loaded.
 
         Args:
             host, port: where to listen; the loopback address keeps other machines out, and port 0 is any free one.
             access: what clients need; nothing by default.
             max_bytes: the largest request, and the largest tensor in one.
             version_manager: keeps `models` up to date, and is closed with the server; None if they are fixed.
-            ready: whether the health is SERVING at once, or once `set_ready` is called.
             models, max_requests, **options: see RequestHandler.
 
         Raises:
@@ -104,7 +102,7 @@ class Server(AbstractContextManager):
             ],
         )
         self._health = add_services(self._server, self.handler, pools)
-        set_health(self._health, ready)
+        set_health(self._health, not models.starting)
         credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
         try:
             if credentials is None:
@@ -199,7 +197,7 @@ def start_models(
     models = Models()
     models.starting = True
     manager = VersionManager(models, max_bytes, poll_seconds, config, warm)
-    server = Server(models, host, port, max_bytes=max_bytes, version_manager=manager, ready=False, **options)
+    server = Server(models, host, port, max_bytes=max_bytes, version_manager=manager, **options)
     try:
         if rest_port is not None:
             url = server.open_rest(rest_port, page).url
@@ -213,14 +211,7 @@ def start_models(
     return server
 
 
-def run(
-    wanted: Sequence[ServedModel],
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
-    *,
-    grace: float = DEFAULT_GRACE_SECONDS,
-    **options: Any,
-) -> None:
+def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, **options: Any) -> None:
     """Serve and log until SIGTERM or SIGINT, then let requests finish, cancel those that take longer, and exit with 0.
 
     A second signal ends the process the ordinary way. Must be called from the main thread.
@@ -228,7 +219,7 @@ def run(
     Args:
         wanted: what to serve.
         grace: the seconds that requests may take to finish.
-        host, port, **options: see start_models, which may raise.
+        **options: see start_models, which may raise.
     """
     signalled = threading.Event()
 
@@ -240,7 +231,7 @@ def run(
         handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
     _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
     try:
-        server = start_models(wanted, host, port, **options)
+        server = start_models(wanted, **options)
     except KeyboardInterrupt:
         _log.info("stopped before all models were loaded")
         return

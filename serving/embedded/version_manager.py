@@ -141,7 +141,10 @@ class VersionManager:
             for model in wanted.values():
                 self._require_labels(model)
                 if not self._models.served(model.name):
-                    self._require_new(model)
+                    try:
+                        require_versions(model)
+                    except FileNotFoundError as missing:
+                        raise StatusError(grpc.StatusCode.NOT_FOUND, f"{model.name}: {missing}") from None
             for name in self._wanted.keys() - wanted.keys():
                 self._withdraw(name, set(self._models.served(name)))
                 self._models.set_labels(name, {})
@@ -168,13 +171,6 @@ class VersionManager:
             if version not in (listed & served if label in used else listed):
                 message = f"Request to assign label to version {version} of model {model.name}, which is not currently "
                 raise StatusError(grpc.StatusCode.FAILED_PRECONDITION, message + "available for inference")
-
-    def _require_new(self, model: ServedModel) -> None:
-        """Raise StatusError if a new model has no version on disk."""
-        try:
-            require_versions(model)
-        except FileNotFoundError as error:
-            raise StatusError(grpc.StatusCode.NOT_FOUND, f"{model.name}: {error}") from None
 
     def _poll_until_closed(self) -> None:
         while not self._closed.wait(self._poll_seconds):

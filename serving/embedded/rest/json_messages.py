@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
-from tensorflow.core.framework import tensor_pb2, tensor_shape_pb2
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, input_pb2
 
@@ -163,8 +163,7 @@ def _only(inputs: Mapping[str, Any], but: str) -> str:
 
 def _tensor(name: str, value: Any, dtype: int) -> tensor_pb2.TensorProto:
     shape, leaves = _dense(name, value)
-    dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in shape]
-    proto = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims))
+    proto = tensor_pb2.TensorProto(dtype=dtype, tensor_shape=tf.TensorShape(shape).as_proto())
     if dtype == tf.string.as_datatype_enum:
         proto.string_val.extend(_string(name, leaf) for leaf in leaves)
     else:

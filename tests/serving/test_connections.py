@@ -1,7 +1,5 @@
 """The connection: TLS with a certificate of one's own, and a token that crosses no network in the clear."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -10,9 +8,8 @@ import grpc
 import pytest
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from serving.client.channel import authorization, open_channel
 from serving.client.client import Client, ServingError
-from serving.connections import read_token
+from serving.connections import authorization, open_channel, read_token
 
 TOKEN = "a-token.of~visible+characters/1="
 
@@ -25,19 +22,6 @@ class _Guarded(prediction_service_pb2_grpc.PredictionServiceServicer):
         if shown != f"Bearer {TOKEN}":
             context.abort(grpc.StatusCode.UNAUTHENTICATED, f"expected a token, got {shown}")
         return predict_pb2.PredictResponse(outputs=request.inputs)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Makes a certificate for localhost, its key beside it."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    made = ["-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "2", "-nodes"]
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    subprocess.run(["openssl", "req", "-x509", *curve, *made, *name], check=True, capture_output=True)
-    return folder / "cert.pem"
 
 
 @pytest.fixture
