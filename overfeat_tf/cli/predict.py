@@ -19,8 +19,7 @@ from tqdm import tqdm
 from overfeat_tf.cli.inputs import STDIN, Input, is_moving, read_inputs
 from overfeat_tf.cli.options import Changes, Connection, JsonArray, count_of, option_name, with_changes
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes, file_stem
-from overfeat_tf.draw.stage_sheet import draw_stages
-from overfeat_tf.draw.staged_model import StagedModel
+from overfeat_tf.draw.stages import StagedModel, draw_stages
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.images.video import CAMERA, VideoWriter, opencv
 from overfeat_tf.merge.calibration import displayed

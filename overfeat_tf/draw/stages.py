@@ -1,19 +1,24 @@
-"""The stages of an image's answer on one sheet: the paper's Fig. 6 and 7, drawn from the numbers themselves."""
+"""The stages of an image's answer, and a sheet of them: the paper's Fig. 6 and 7, drawn from the numbers themselves."""
 
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from PIL import Image
 
 from overfeat_tf.draw.pictures import class_colour
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.models.inference import Stages, window_scores
+from overfeat_tf.models.batches import ONE_IMAGE
+from overfeat_tf.models.inference import Detections, Stages, window_scores
 from overfeat_tf.models.model import Model
+from overfeat_tf.models.predictor import Answers, choose_task
+from overfeat_tf.models.tasks import BY_NAME
 from overfeat_tf.scan.dense_scan import ScaleScan, vote
 
 DPI = 100
@@ -23,6 +28,54 @@ LONGEST = 800  # pixels of the picture behind a panel
 MOST_CLASSES = 6  # with a colour of their own; more could not be told apart
 LONGEST_NAME = 16
 Panel = Callable[..., None]  # paints a matplotlib Axes
+
+
+class StagedModel:
+    """A task of a run's, with the stages of its answers.
+
+    Args:
+        model: The run.
+        task: Of its `answered_tasks`; if left out, the first that it was trained for of detection, localization and
+            classification.
+
+    Raises:
+        ValueError: a SavedModel, a committee, views that are crops, or a task that the run does not answer.
+    """
+
+    def __init__(self, model: object, task: str | None = None):
+        if not isinstance(model, Model):
+            raise ValueError(
+                "expected a run to show the stages of; got a SavedModel, which gives answers alone: use its run"
+            )
+        if model.others:
+            raise ValueError("expected one network to show the stages of; a committee's members each have their own")
+        if model.options.views != "dense":
+            raise ValueError(f"expected dense views to show the stages of; got '{model.options.views}': use its scales")
+        self.model = model
+        self.task = choose_task(model, task)
+        self._run = tf.function(partial(model.inference.stages, self.task), [ONE_IMAGE], autograph=False)
+
+    def __call__(self, image: bytes) -> tuple[Answers, Stages | None]:
+        """Answer an encoded image as `Model.detect`, `localize` or `classify` do, without the batch's dimension.
+
+        Returns:
+            The answer with its "status", and its stages in numpy; no stages of an image that can't be read.
+        """
+        pixels, status = decode_image(tf.constant(image))
+        if status == "":
+            stages = self._run(pixels)
+            answer = self._named(stages.answer, tf.shape(pixels)[:2])
+        else:
+            stages = None
+            answer = getattr(self.model.inference, BY_NAME[self.task].call)(tf.constant([image]))
+        row = {key: values[0].numpy() for key, values in answer.items()}
+        return row, tf.nest.map_structure(lambda value: None if value is None else value.numpy(), stages)
+
+    def _named(self, answer: Detections | tf.Tensor, size: tf.Tensor) -> dict[str, tf.Tensor]:
+        batch, status = tf.nest.map_structure(lambda value: value[None], answer), tf.constant([""])
+        if isinstance(answer, Detections):
+            return self.model.inference.box_outputs(batch, size[None], status)
+        return self.model.inference.class_outputs(batch, status)
 
 
 @dataclass(frozen=True)
@@ -85,16 +138,18 @@ class _Row:
 def _rows(scene: Scene, stages: Stages, least_score: float) -> list[_Row]:
     """Lay the stages out: a row each, or all in one row where there is one view."""
     preset, options, scans = scene.model.network.preset, scene.model.options, stages.scans
-    names = _view_names(scene, len(scans))
+    numbers = options.scales if options.scales is not None else range(1, len(preset.scales) + 1)
+    names = [f"scale {number}{side}" for number in numbers for side in ("", ", mirrored")[: 1 + options.flips]]
     height, width = scene.picture.shape[:2]
     aspect = min(max(height / width, 0.3), 1.6)
     columns = min(len(names), MOST_COLUMNS)
     width = min(4.5, max(2.6, 18 / columns))
-    coarse = [at_coarse_stride(scan, preset.last_pool) for scan in scans] if options.fine else scans
+    fine = options.fine
+    coarse = [at_coarse_stride(scan, preset.last_pool) for scan in scans] if fine else scans
     heat = [heat_panel(scene, scan, False, name) for scan, name in zip(coarse, names, strict=True)]
     note = f"a window every {preset.coarse_stride} pixels, drawn at its centre; dashed: what the best one sees"
     rows = [_Row("1  Raw class scores", note, heat, width, aspect)]
-    if options.fine:
+    if fine:
         heat = [heat_panel(scene, scan, True, name) for scan, name in zip(scans, names, strict=True)]
         note = f"pooling at every offset gives a window every {preset.fine_stride} pixels"
         rows.append(_Row("2  Fine class scores", note, heat, width, aspect))
@@ -123,14 +178,6 @@ def _titled(title: str, panel: Panel) -> Panel:
         axes.set_title(title, **HEAD)
 
     return paint
-
-
-def _view_names(scene: Scene, count: int) -> list[str]:
-    options, scales = scene.model.options, len(scene.model.network.preset.scales)
-    numbers = options.scales if options.scales is not None else range(1, scales + 1)
-    names = [f"scale {number}{side}" for number in numbers for side in ("", ", mirrored")[: 1 + options.flips]]
-    assert len(names) == count
-    return names
 
 
 def _render(rows: Sequence[_Row]) -> Image.Image:
@@ -174,7 +221,8 @@ def heat_map(scan: ScaleScan, classes: Sequence[int], background: bool) -> tuple
 
     The windows of a mirror image are turned to run from left to right.
     """
-    scores = score_map(scan, background)[..., np.array(classes) - 1]
+    lines = window_scores(scan, background).numpy()
+    scores = lines.reshape(*scan.logits.shape[:2], -1)[..., np.array(classes) - 1]
     if scan.windows[0, 0, 1] > scan.windows[0, -1, 1]:
         scores = scores[:, ::-1]
     return np.array(classes)[scores.argmax(axis=-1)], scores.max(axis=-1)
@@ -298,9 +346,3 @@ def _frame(axes, box, colour, line: float, opacity: float, style: object = "-") 
 def at_coarse_stride(scan: ScaleScan, last_pool: int) -> ScaleScan:
     """Return a fine scan's windows at the first offset of the last pooling: those of a coarse scan (3.3)."""
     return ScaleScan(*(None if values is None else values[::last_pool, ::last_pool] for values in scan))
-
-
-def score_map(scan: ScaleScan, background: bool) -> np.ndarray:
-    """Return a scan's softmax scores float32 [h, w, classes], without the background's."""
-    lines = window_scores(scan, background).numpy()
-    return lines.reshape(*scan.logits.shape[:2], -1)

@@ -12,8 +12,7 @@ from small_network import LABELS, OPTIONS, encode, picture
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.cli.predict import stages_stem, unique_stems
-from overfeat_tf.draw.stage_sheet import at_coarse_stride, draw_stages, heat_map, most_important
-from overfeat_tf.draw.staged_model import StagedModel
+from overfeat_tf.draw.stages import StagedModel, at_coarse_stride, draw_stages, heat_map, most_important
 from overfeat_tf.merge.accumulation import merge
 from overfeat_tf.models.model import Model
 from overfeat_tf.scan.dense_scan import scan
