@@ -33,18 +33,15 @@ def to_rows(boxes: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
     return tf.where(counts[..., None] > 0, rows, NO_BOX)
 
 
-def match_score(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Score how badly boxes [..., 4] match, broadcast: 0 where equal, no unit."""
-    rows = [to_rows(boxes, tf.ones_like(boxes[..., 0])) for boxes in (a, b)]
-    return _score(*(tf.unstack(each, num=ROW, axis=-1) for each in rows))
-
-
 def match_scores(rows: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
-    """Score rows [G, k, ROW] with others [G, m, ROW] of their group: [G, k, m]."""
-    return _score(
-        [each[..., None] for each in tf.unstack(rows, num=ROW, axis=-1)],
-        [each[:, None] for each in tf.unstack(others, num=ROW, axis=-1)],
-    )
+    """Score how badly rows [G, k, ROW] match others [G, m, ROW] of their group: [G, k, m]; 0 where equal, no unit."""
+    a = [each[..., None] for each in tf.unstack(rows, num=ROW, axis=-1)]
+    b = [each[:, None] for each in tf.unstack(others, num=ROW, axis=-1)]
+    area = a[6] + b[6]  # the mean of both
+    height = tf.nn.relu(tf.minimum(a[2], b[2]) - tf.maximum(a[0], b[0]))
+    width = tf.nn.relu(tf.minimum(a[3], b[3]) - tf.maximum(a[1], b[1]))
+    squared = tf.math.squared_difference(a[4], b[4]) + tf.math.squared_difference(a[5], b[5])
+    return tf.sqrt(squared / area) + (1.0 - height * width / area)
 
 
 def box_merge(a: tf.Tensor, b: tf.Tensor, average: str) -> tf.Tensor:
@@ -54,11 +51,3 @@ def box_merge(a: tf.Tensor, b: tf.Tensor, average: str) -> tf.Tensor:
     # Written so that equal boxes become themselves, to the last bit.
     merged = a[..., :4] + (b[..., :4] - a[..., :4]) * share
     return to_rows(merged, tf.where(b[..., -1] > 0, counts, 0.0))
-
-
-def _score(a: list[tf.Tensor], b: list[tf.Tensor]) -> tf.Tensor:
-    area = a[6] + b[6]  # the mean of both
-    height = tf.nn.relu(tf.minimum(a[2], b[2]) - tf.maximum(a[0], b[0]))
-    width = tf.nn.relu(tf.minimum(a[3], b[3]) - tf.maximum(a[1], b[1]))
-    squared = tf.math.squared_difference(a[4], b[4]) + tf.math.squared_difference(a[5], b[5])
-    return tf.sqrt(squared / area) + (1.0 - height * width / area)

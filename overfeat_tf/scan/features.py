@@ -36,14 +36,6 @@ def layer_names(network: Network) -> list[str]:
     return names
 
 
-def check_layer(network: Network, layer: str) -> None:
-    """Raise ValueError, naming the nearest layer, if the network has none of that name."""
-    names = layer_names(network)
-    if layer not in names:
-        known, hint = ", ".join(names), suggest(layer, names)
-        raise ValueError(f"expected a layer of '{network.preset.name}', one of {known}; got '{layer}'{hint}")
-
-
 def extract(
     network: Network,
     images: Sequence[tf.Tensor],
@@ -70,8 +62,10 @@ def extract(
     Raises:
         ValueError: no such layer or scale.
     """
-    preset, layer = network.preset, layer or default_layer(network.preset)
-    check_layer(network, layer)
+    preset, layer, names = network.preset, layer or default_layer(network.preset), layer_names(network)
+    if layer not in names:
+        hint = suggest(layer, names)
+        raise ValueError(f"expected a layer of '{preset.name}', one of {', '.join(names)}; got '{layer}'{hint}")
     (size,) = InferenceOptions(scales=(scale,)).scale_sizes(preset) if scale is not None else (None,)
     if not images:
         return []

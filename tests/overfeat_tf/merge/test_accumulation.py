@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plain_merging import THRESHOLD, F, plain_area, plain_match, plain_merge
 
 from overfeat_tf.merge.accumulation import merge
-from overfeat_tf.merge.match_score import match_score
+from overfeat_tf.merge.match_score import match_scores, to_rows
 from overfeat_tf.options import AVERAGES
 
 WAYS = [(average, across) for average in AVERAGES for across in (False, True)]
@@ -246,13 +246,16 @@ def test_disjoint_boxes_stay_as_they_are():
 
 
 def test_match_score_is_0_for_equals_and_at_least_1_for_strangers():
+    def match_score(a, b):
+        one, other = (to_rows(tf.constant(boxes, tf.float32), tf.ones(len(boxes)))[None] for boxes in (a, b))
+        return match_scores(one, other)[0].numpy()
+
     boxes = random_case(0)[0]
-    scores = match_score(boxes[:, None], boxes[None]).numpy()
+    scores = match_score(boxes, boxes)
     np.testing.assert_array_equal(scores, scores.T)
     np.testing.assert_allclose(np.diag(scores), 0, atol=1e-6)
-    apart = match_score(tf.constant([0.0, 0, 2, 2]), tf.constant([[0.0, 2, 2, 4], [9.0, 9, 11, 11]])).numpy()
-    np.testing.assert_allclose(apart, [1 + 2 / 2, 1 + 9 * 2**0.5 / 2], rtol=1e-6)
+    apart = match_score([[0, 0, 2, 2]], [[0, 2, 2, 4], [9, 9, 11, 11]])
+    np.testing.assert_allclose(apart[0], [1 + 2 / 2, 1 + 9 * 2**0.5 / 2], rtol=1e-6)
     # A larger intersection makes a better match, and so does a smaller distance.
-    a = tf.constant([0.0, 0, 10, 10])
-    nearer = match_score(a, tf.constant([[0.0, 0, 10, 10], [0.0, 1, 10, 11], [0.0, 5, 10, 15], [0.0, 9, 10, 19]]))
+    nearer = match_score([[0, 0, 10, 10]], [[0, 0, 10, 10], [0, 1, 10, 11], [0, 5, 10, 15], [0, 9, 10, 19]])
     assert (np.diff(nearer) > 0).all()
