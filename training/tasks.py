@@ -10,10 +10,16 @@ from training.evaluation.average_precision import CocoDetection, IlsvrcDetection
 from training.evaluation.calibration import Reliability
 from training.evaluation.metrics import IlsvrcErrors, Metric
 from training.evaluation.recall import DetectionRecall
-from training.evaluation.reports.confusion import ClassConfusion, DetectionConfusion
-from training.evaluation.reports.exhibits import Observer
-from training.evaluation.reports.mistakes import FalsePositives, Misses, WrongClasses, WrongPlaces
-from training.evaluation.reports.precision_recall import PrecisionRecallCurves, ScoreCurves
+from training.evaluation.reports.curves import PrecisionRecallCurves, ScoreCurves
+from training.evaluation.reports.mistakes import (
+    ClassConfusion,
+    DetectionConfusion,
+    FalsePositives,
+    Misses,
+    WrongClasses,
+    WrongPlaces,
+)
+from training.evaluation.reports.report import Observer
 from training.fit.stages import classification_model, detection_model, localization_model
 from training.fit.train_step import StageModel
 from training.recipes import Recipe

@@ -330,15 +330,16 @@ def _measure(model, source, split: str, protocols: Sequence[str], limit: int | N
     """
     from training.evaluation.evaluate import evaluate as score
     from training.evaluation.ladders import TABLES, as_markdown, score_rows, table_of
-    from training.evaluation.reports.exhibits import figure_tables
-    from training.evaluation.reports.figures import draw_detection_figures, draw_scales
-    from training.evaluation.reports.report import Report
+    from training.evaluation.reports.curves import draw_detection_figures, draw_scales
+    from training.evaluation.reports.report import Report, figure_tables
+    from training.tasks import TRAINED_TASKS
 
     table = table_of(protocols[0]) if protocols else None
     # Curves and pictures need a single row; for a table only the errors are drawn.
     watched = protocols if not table else [TABLES[table]] if ":" in protocols[0] else []
     threshold = model.display_threshold
-    report = Report(out, watched, source.class_names, threshold) if out is not None else None
+    kinds = {name: TRAINED_TASKS[name].observers for name in watched}
+    report = Report(out, kinds, source.class_names, threshold) if out is not None else None
     callbacks = report.callbacks if report else None
     began = time.monotonic()
     figures: dict[str, Any]

@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from answers import answer
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from training.sources.record import Record
+
+SIZES = ((100, 200), (460, 320), (90, 90))  # height, width
 
 
 def by_pycocotools(pairs, names, folder: Path) -> np.ndarray:
@@ -113,3 +118,27 @@ def by_the_kit(pairs, label: int, rule: str) -> tuple[float, float]:
         area += (recall - before) * max(precision for _, precision in points[number:])
         before = recall
     return eleven, area
+
+
+def record(boxes, labels, **flags) -> Record:
+    return Record.of_objects(b"", "", boxes, labels, **flags)
+
+
+def random_boxes(rng, count: int) -> np.ndarray:
+    first = rng.uniform(0, 0.6, (count, 2))
+    return np.concatenate([first, first + rng.uniform(0.1, 0.4, (count, 2))], axis=1).astype(np.float32)
+
+
+def random_pairs(seed: int, images: int = 12):
+    """Truths, some of them crowds, and detections near them, in them or anywhere, of all three classes."""
+    rng = np.random.default_rng(seed)
+    for number in range(images):
+        boxes, labels = random_boxes(rng, count := rng.integers(0, 5)), rng.integers(0, 3, count)
+        crowd = rng.random(count) < 0.25
+        centre = np.tile((boxes[:, :2] + boxes[:, 2:]) / 2, 2)
+        shrunk = np.where(crowd[:, None], (boxes + centre) / 2, boxes)  # a quarter of a crowd is right by its own rule
+        near = shrunk + rng.normal(0, 0.03, boxes.shape)
+        places = np.concatenate([near, random_boxes(rng, 3)])
+        named = np.concatenate([np.where(rng.random(count) < 0.8, labels, 0), rng.integers(0, 3, 3)])
+        scores = np.sort(rng.random(len(named)).round(1))[::-1]  # some are equal
+        yield record(boxes, labels, difficult=crowd, crowd=crowd), answer(places, named, scores, SIZES[number % 3])

@@ -11,22 +11,27 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from training.evaluation.matching import match_answer, match_detections
-from training.evaluation.metrics import MOST, Answer, Rows, by_label, predicted_labels
-from training.evaluation.size_groups import GROUPINGS, UNKNOWN, group_names, measures
+from training.evaluation.metrics import (
+    MOST,
+    Answer,
+    Matches,
+    Rows,
+    by_label,
+    match_answer,
+    match_detections,
+    predicted_labels,
+)
+from training.evaluation.recall import GROUPINGS, GROUPS, UNKNOWN, measures
 from training.sources.record import Record
 
 Curve = tuple[np.ndarray, np.ndarray]  # precision and recall, best detection first
 Area = Callable[[np.ndarray, np.ndarray], float]
-Verdicts = Callable[[Record, Answer], np.ndarray]  # tells what each detection is: int [n]
-# What a detection is: right, wrong, or left out of the count.
-RIGHT, WRONG, EXCUSED = 1, 0, -1
 
 
 class CocoDetection:
     """Mean average precision over IoU 0.5:0.95 and at 0.5, by pycocotools; of all objects and by size and shape.
 
-    A group of `size_groups` is scored by COCO's rule for ranges of area: objects outside of it are ignored, and so are
+    A group of `GROUPINGS` is scored by COCO's rule for ranges of area: objects outside of it are ignored, and so are
     detections outside of it that match no object. An area is that of the box, for want of a mask.
 
     A `crowd` is what it is in COCO's own files: it excuses any number of detections that lie in it. VOC's `difficult`
@@ -49,9 +54,7 @@ class CocoDetection:
         self._found = Rows(**places, score="f4")
 
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections; one that has a class without a box counts for nothing."""
-        if not record.boxed.all():
-            return
+        """Add an image and its detections."""
         self._images += 1
         size, count = answer["image_size"], int(answer["num_detections"])
         self._sizes.append(1, longest=np.max(size))
@@ -93,11 +96,11 @@ class CocoDetection:
         yield "map75", float(each[:, 0, 5].mean())
         values = dict(zip(counting.tolist(), each[:, 0, 0].tolist(), strict=True))
         for label, name in enumerate(self.class_names):
-            yield f"ap50/{name}", values.get(label, float("nan"))
-        for number, name in enumerate(group_names(), start=1):
+            yield f"ap50/{name}", values.get(label, math.nan)
+        for number, name in enumerate(GROUPS, start=1):
             having = each[each[:, number, 0] > -1, number]
-            yield f"map/{name}", float(having.mean()) if len(having) else float("nan")
-            yield f"map50/{name}", float(having[:, 0].mean()) if len(having) else float("nan")
+            yield f"map/{name}", float(having.mean()) if len(having) else math.nan
+            yield f"map50/{name}", float(having[:, 0].mean()) if len(having) else math.nan
 
 
 def _coco_precisions(truths: np.ndarray, found: np.ndarray, longest: np.ndarray) -> np.ndarray:
@@ -107,7 +110,7 @@ def _coco_precisions(truths: np.ndarray, found: np.ndarray, longest: np.ndarray)
     area is beyond all ranges: a flag `ignore` would be overwritten.
 
     Returns:
-        Float64 [1 + groups, 10 IoUs], of all objects and of each of `group_names()`; -1 where there is no object.
+        Float64 [1 + groups, 10 IoUs], of all objects and of each of `GROUPS`; -1 where there is no object.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -119,17 +122,14 @@ def _coco_precisions(truths: np.ndarray, found: np.ndarray, longest: np.ndarray)
     images = [{"id": int(image)} for image in np.union1d(truths["image"], found["image"])]
     both = []
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
-        for rows, more in (
-            (truths, {"iscrowd": truths["crowd"].astype(int).tolist()}),
-            (found, {"score": found["score"].tolist()}),
-        ):
-            columns = {"id": range(1, len(rows) + 1), "image_id": rows["image"].tolist(), "bbox": rows["box"].tolist()}
-            columns |= more
-            listed = [
-                dict(zip(columns, values, strict=True), category_id=1) for values in zip(*columns.values(), strict=True)
+        for rows, key, values in ((truths, "iscrowd", truths["crowd"].astype(int)), (found, "score", found["score"])):
+            columns = zip(rows["image"].tolist(), rows["box"].tolist(), values.tolist(), strict=True)
+            annotations = [
+                {"id": number, "image_id": image, "category_id": 1, "bbox": box, key: value}
+                for number, (image, box, value) in enumerate(columns, start=1)
             ]
             both.append(COCO())
-            both[-1].dataset = {"images": images, "annotations": listed, "categories": [{"id": 1}]}
+            both[-1].dataset = {"images": images, "annotations": annotations, "categories": [{"id": 1}]}
             both[-1].createIndex()
         scoring = COCOeval(*both, "bbox")
         scoring.params.maxDets = [MOST]
@@ -196,105 +196,80 @@ def area_under(precision: np.ndarray, recall: np.ndarray) -> float:
     return float((np.diff(recall, prepend=0.0) * envelope).sum())
 
 
-class VocDetection:
+class _RankedDetections:
+    """Each class's objects, and its detections with their scores and whether they are right."""
+
+    def __init__(self, class_names: Sequence[str]):
+        self._names = tuple(class_names)
+        self._found = Rows(label="i4", score="f8", right="?")
+        self._objects = np.zeros(len(self._names), int)
+
+    def _add(self, record: Record, answer: Answer, ignored: np.ndarray, matches: Matches) -> None:
+        """Add an image's objects, but for the ignored ones bool [m], and its detections, but for those on them."""
+        np.add.at(self._objects, record.labels[~ignored], 1)
+        labels, counted = predicted_labels(answer), ~matches.ignored
+        scores = answer["detection_scores"][: len(labels)]
+        self._found.append(
+            int(counted.sum()), label=labels[counted], score=scores[counted], right=matches.right[counted]
+        )
+
+    def curves(self) -> list[Curve | None]:
+        """Return each class's precision and recall after each detection, best first; None without objects."""
+        curves: list[Curve | None] = []
+        for found, objects in zip(by_label(self._found.table(), len(self._names)), self._objects, strict=True):
+            true = np.cumsum(found["right"][np.argsort(-found["score"], kind="stable")])
+            curves.append((true / np.arange(1, len(true) + 1), true / objects) if objects else None)
+        return curves
+
+
+class VocDetection(_RankedDetections):
     """Mean average precision as Pascal VOC's development kit has it: eleven points (2007) and area (2010 onwards).
 
     A detection belongs to the object of its class that it overlaps most: right from an IoU of 0.5, once; a second one
     is wrong. Those that belong to a `difficult` object count for nothing, nor does it count as an object.
     """
 
-    def __init__(self, class_names: Sequence[str]):
-        self._counts = _Counts(class_names)
-
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
-        if record.boxed.all():
-            self._counts.add(record, answer, ~record.difficult, _voc_verdicts)
+        """Add an image and its detections, whose scores fall."""
+        self._add(record, answer, record.difficult, match_answer(record, answer, rule="voc"))
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield voc07_map and voc_map, then each class's voc_ap/NAME by area (nan without objects)."""
         curves = self.curves()
-        yield "voc07_map", mean_area(curves, eleven_points)
-        yield "voc_map", mean_area(curves, area_under)
-        yield from self._counts.named("voc_ap", curves, area_under)
-
-    def curves(self) -> list[Curve | None]:
-        """Return each class's precision and recall after each detection, best first; None without objects."""
-        return self._counts.curves()
+        yield "voc07_map", _mean_area(curves, eleven_points)
+        yield "voc_map", _mean_area(curves, area_under)
+        for name, curve in zip(self._names, curves, strict=True):
+            yield f"voc_ap/{name}", area_under(*curve) if curve else math.nan
 
 
-class IlsvrcDetection:
+class IlsvrcDetection(_RankedDetections):
     """Mean average precision as ILSVRC's detection task has it.
 
     A detection is right where it overlaps an object of its class that no better one has found, by an IoU of 0.5; by
     less where the object is so small that ten pixels more a side would: w h / ((w + 10) (h + 10)).
     """
 
-    def __init__(self, class_names: Sequence[str]):
-        self._counts = _Counts(class_names)
-
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
-        if record.boxed.all():
-            self._counts.add(record, answer, ~record.crowd, _ilsvrc_verdicts)
+        """Add an image and its detections, whose scores fall."""
+        labels, sides = predicted_labels(answer), (record.boxes[:, 2:] - record.boxes[:, :2]) * answer["image_size"]
+        matches = match_detections(
+            answer["detection_boxes"][: len(labels)],
+            answer["detection_scores"][: len(labels)],
+            labels,
+            record.boxes,
+            record.labels,
+            record.crowd,
+            np.minimum(0.5, sides.prod(axis=1) / (sides + 10.0).prod(axis=1)),
+            crowd=record.crowd,
+        )
+        self._add(record, answer, record.crowd, matches)
 
     def evaluate(self) -> Iterator[tuple[str, float]]:
         """Yield ilsvrc_map."""
-        yield "ilsvrc_map", mean_area(self._counts.curves(), area_under)
+        yield "ilsvrc_map", _mean_area(self.curves(), area_under)
 
 
-class _Counts:
-    """Each class's objects, and its detections with their scores and whether they are right."""
-
-    def __init__(self, class_names: Sequence[str]):
-        self._names = tuple(class_names)
-        self._found = Rows(label="i4", score="f8", right="i1")
-        self._objects = np.zeros(len(self._names), int)
-
-    def add(self, record: Record, answer: Answer, counting: np.ndarray, judge: Verdicts) -> None:
-        np.add.at(self._objects, record.labels[counting], 1)
-        labels, verdicts = predicted_labels(answer), judge(record, answer)
-        scores = answer["detection_scores"][: len(labels)]
-        self._found.append(len(labels), label=labels, score=scores, right=verdicts)
-
-    def curves(self) -> list[Curve | None]:
-        """Return each class's precision and recall after each detection, best first; None without objects."""
-        parts = by_label(self._found.table(), len(self._names))
-        return [_curve(part, count) if count else None for part, count in zip(parts, self._objects, strict=True)]
-
-    def named(self, prefix: str, curves: Sequence[Curve | None], area: Area) -> Iterator[tuple[str, float]]:
-        for name, curve in zip(self._names, curves, strict=True):
-            yield f"{prefix}/{name}", area(*curve) if curve else float("nan")
-
-
-def mean_area(curves: Sequence[Curve | None], area: Area) -> float:
+def _mean_area(curves: Sequence[Curve | None], area: Area) -> float:
     """Average over the classes that have objects; nan where none has."""
     values = [area(*curve) for curve in curves if curve]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def _curve(found: np.ndarray, objects: int) -> Curve:
-    counted = found[found["right"] != EXCUSED]
-    right = counted["right"][np.argsort(-counted["score"], kind="stable")]
-    true = np.cumsum(right, dtype=int)
-    return true / np.arange(1, len(right) + 1), true / objects
-
-
-def _voc_verdicts(record: Record, answer: Answer) -> np.ndarray:
-    matches = match_answer(record, answer, rule="voc")
-    return np.select([matches.right, matches.ignored], [RIGHT, EXCUSED], WRONG)
-
-
-def _ilsvrc_verdicts(record: Record, answer: Answer) -> np.ndarray:
-    count, sides = int(answer["num_detections"]), (record.boxes[:, 2:] - record.boxes[:, :2]) * answer["image_size"]
-    matches = match_detections(
-        answer["detection_boxes"][:count],
-        answer["detection_scores"][:count],
-        predicted_labels(answer),
-        record.boxes,
-        record.labels,
-        record.crowd,
-        np.minimum(0.5, sides.prod(axis=1) / (sides + 10.0).prod(axis=1)),
-        crowd=record.crowd,
-    )
-    return np.select([matches.right, matches.ignored], [RIGHT, EXCUSED], WRONG)
+    return float(np.mean(values)) if values else math.nan

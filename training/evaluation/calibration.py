@@ -1,6 +1,7 @@
 """Scores as probabilities: how well they tell the chance of being right, and the map that makes them."""
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -9,13 +10,11 @@ import numpy as np
 
 from overfeat_tf.merge.calibration import LEAST, UNCALIBRATED_THRESHOLD, Calibration, evidence_shares, relevant_options
 from overfeat_tf.models.model import Model
-from training.evaluation.matching import match_answer
-from training.evaluation.metrics import Answer, Rows
+from training.evaluation.metrics import Answer, Rows, match_answer
 from training.sources.record import Record, Source
 from training.views.reading import mix
 
 log = logging.getLogger(__name__)
-
 
 BINS = 15  # of equal width, from 0 to 1 (Guo et al. 2017)
 
@@ -32,9 +31,7 @@ class Reliability:
         self._count, self._right, self._score = np.zeros(BINS, int), np.zeros(BINS, int), np.zeros(BINS)
 
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections; one with a class without a box counts for nothing."""
-        if not record.boxed.all():
-            return
+        """Add an image and its detections."""
         matches = match_answer(record, answer)
         scores = answer["detection_scores"][: len(matches.truth)].astype(float)
         self.add(scores[~matches.ignored], matches.right[~matches.ignored])
@@ -54,11 +51,11 @@ class Reliability:
         """
         total = int(self._count.sum())
         gaps = np.abs(self._score - self._right)
-        yield "calibration_error", float(gaps.sum() / total) if total else float("nan")
+        yield "calibration_error", float(gaps.sum() / total) if total else math.nan
         for number, (count, right, score) in enumerate(zip(self._count, self._right, self._score, strict=True)):
             yield f"reliability/{number:02}/count", int(count)
-            yield f"reliability/{number:02}/score", float(score / count) if count else float("nan")
-            yield f"reliability/{number:02}/right", float(right / count) if count else float("nan")
+            yield f"reliability/{number:02}/score", float(score / count) if count else math.nan
+            yield f"reliability/{number:02}/right", float(right / count) if count else math.nan
 
 
 IMAGES = 200  # from 50 on the calibration error on other images stays about 0.025 (digits)
@@ -92,7 +89,13 @@ def calibrate(model: Model, source: Source, split: str, images: int = IMAGES, se
     while batch := list(islice(drawn, BATCH)):
         answers = detector.detect([record.image_bytes for record in batch])
         for row, record in enumerate(batch):
-            _add(found, record, {key: values[row] for key, values in answers.items()})
+            answer = {key: values[row] for key, values in answers.items()}
+            matches = match_answer(record, answer)
+            counted, count = ~matches.ignored, len(matches.ignored)
+            saturated = answer["detection_scores"][:count]
+            scores = (saturated / (1.0 - saturated)).astype(np.float32)
+            shares = evidence_shares(scores, answer["detection_boxes"][:count]).numpy()
+            found.append(int(counted.sum()), score=scores[counted], share=shares[counted], right=matches.right[counted])
             objects += int((~record.difficult).sum())
         seen += len(batch)
     rows = found.table()
@@ -166,13 +169,3 @@ def _best_f1(scores: np.ndarray, right: np.ndarray, objects: int) -> tuple[float
         return 0.0, UNCALIBRATED_THRESHOLD
     lower = scores[ranking[last + 1]] if last + 1 < len(ranking) else scores[ranking[last]]
     return float(f1[last]), float(scores[ranking[last]] + lower) / 2.0
-
-
-def _add(found: Rows, record: Record, answer: dict[str, np.ndarray]) -> None:
-    """Add an image's detections, but for those that match ignored objects."""
-    matches = match_answer(record, answer)
-    count, kept = len(matches.ignored), ~matches.ignored
-    saturated = answer["detection_scores"][:count]
-    scores = (saturated / (1.0 - saturated)).astype(np.float32)
-    shares = evidence_shares(scores, answer["detection_boxes"][:count]).numpy()
-    found.append(int(kept.sum()), score=scores[kept], share=shares[kept], right=matches.right[kept])

@@ -41,7 +41,8 @@ def evaluate(
         source, split, limit: What to score on: the first `limit` images.
         protocols: Of `PROTOCOLS`.
         quiet: Show no progress.
-        callbacks: Called with each record and its answer, by the protocol whose answer it is.
+        callbacks: Called with each record and its answer, by the protocol whose answer it is. Records that have a class
+            without a box are only for classification, as for the metrics.
         title: What the progress says is being done.
         display_threshold: The score from which the model's detections are shown; None leaves out the figures of those.
 
@@ -67,6 +68,7 @@ def evaluate(
     called = {
         name: [*(metric.process for metric in metrics[name]), *(callbacks or {}).get(name, ())] for name in chosen
     }
+    called |= {name: [_where_boxed(callback) for callback in called[name]] for name in placing}
     calls: list[tuple[Call, list[Callback]]] = []
     if DETECTION.name in chosen:
         calls.append((model.detect, called[DETECTION.name]))
@@ -82,6 +84,10 @@ def evaluate(
         raise ValueError(f"expected images in split '{split}' of {source.name}; there are none")
     counts = {"images": images, **({"unreadable": unreadable} if unreadable else {})}
     return {name: value for kinds in metrics.values() for metric in kinds for name, value in metric.evaluate()} | counts
+
+
+def _where_boxed(callback: Callback) -> Callback:
+    return lambda record, answer: callback(record, answer) if record.boxed.all() else None
 
 
 def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, protocols: Sequence[str]) -> None:

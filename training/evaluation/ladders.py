@@ -11,7 +11,7 @@ import numpy as np
 from overfeat_tf.models.model import Model
 from training.evaluation.evaluate import Callback, evaluate
 from training.evaluation.metrics import Answer, IlsvrcErrors
-from training.evaluation.reports.exhibits import markdown_table
+from training.evaluation.reports.report import markdown_table
 from training.progress import progress
 from training.sources.record import Record, Source
 
@@ -185,7 +185,8 @@ def score_rows(
     if box is not None:
         right = FixedBox(box)
         for record in source.records(split, limit):
-            right.process_right(record)
+            if record.boxed.all():
+                right.process_right(record)
         yield {"row": "a fixed box, right class", "paper": "", "scales": 0, **right.errors()}
     for row in [one] if one else rows(name, _scales(model), len(model.networks)):
         fixed = FixedBox(box) if box is not None else None

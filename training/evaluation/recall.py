@@ -1,14 +1,69 @@
-"""Recall by size and shape, and precision and recall of the detections that reach a score."""
+"""Recall by the objects' size and shape, and precision and recall of the detections that reach a score."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from overfeat_tf.merge.calibration import displayed
-from training.evaluation.matching import box_iou, match_answer
-from training.evaluation.metrics import MOST, Answer, predicted_labels
-from training.evaluation.size_groups import group_names, memberships
+from training.evaluation.metrics import MOST, Answer, box_iou, match_answer, predicted_labels
 from training.sources.record import Record
+
+# Least and greatest measure of each group, both included: COCO's areas share their edges, as in pycocotools.
+Range = tuple[float, float]
+LARGEST = 1e10  # COCO's own end of the large areas
+UNKNOWN = 1e11  # the measure of an object in an image that could not be read: in no group
+
+
+def _below(edge: float) -> float:
+    return float(np.nextafter(edge, 0.0))
+
+
+GROUPINGS: dict[str, dict[str, Range]] = {
+    "area": {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, LARGEST)},
+    "share": {
+        "below_1_8": (0.0, _below(1 / 8)),
+        "1_8_to_1_3": (1 / 8, _below(1 / 3)),
+        "1_3_to_2_3": (1 / 3, _below(2 / 3)),
+        "above_2_3": (2 / 3, LARGEST),
+    },
+    "aspect": {"below_1.5": (0.0, _below(1.5)), "1.5_to_3": (1.5, _below(3.0)), "above_3": (3.0, LARGEST)},
+}
+# The groups as they stand in the names of figures, such as share/above_2_3, and the figures that each has a value of.
+GROUPS = [f"{grouping}/{group}" for grouping, groups in GROUPINGS.items() for group in groups]
+GROUP_FIGURES = ("objects", "map", "map50", "recall", "recall_displayed")
+
+
+def measures(sides: np.ndarray, longest: np.ndarray | float) -> np.ndarray:
+    """Measure boxes by each grouping, in the sequence of `GROUPINGS`.
+
+    Args:
+        sides: Height and width, or width and height, in pixels of the image as displayed: [n, 2].
+        longest: The longer side of each box's image in pixels, 0 if it could not be read: [n] or one for all.
+
+    Returns:
+        Float64 [n, 3]: area in pixels; longer side of the box over longer side of the image; longer over shorter side.
+    """
+    sides, longest = np.asarray(sides, float).reshape(-1, 2), np.asarray(longest, float)
+    longer, shorter = sides.max(axis=1), sides.min(axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # boxes without width, images that were not read
+        area = np.round(longer * shorter, 3)  # 32 x 32 pixels are so still after normalisation
+        found = np.stack([area, longer / longest, longer / shorter], axis=1)
+    found = np.minimum(np.nan_to_num(found, nan=1.0, posinf=LARGEST), LARGEST)
+    return np.where((longest > 0.0)[..., None], found, UNKNOWN)
+
+
+def memberships(boxes: np.ndarray, image_size: np.ndarray) -> np.ndarray:
+    """Return which of `GROUPS` each box is in: bool [n, groups].
+
+    Args:
+        boxes: Normalised yxyx, [n, 4].
+        image_size: Height and width in pixels, as displayed; 0 if the image could not be read.
+    """
+    sides = (np.asarray(boxes, float)[:, 2:] - np.asarray(boxes, float)[:, :2]) * image_size
+    columns = []
+    for values, groups in zip(measures(sides, np.max(image_size)).T, GROUPINGS.values(), strict=True):
+        columns += [(low <= values) & (values <= high) for low, high in groups.values()]
+    return np.stack(columns, axis=1)
 
 
 class DetectionRecall:
@@ -21,14 +76,12 @@ class DetectionRecall:
     def __init__(self, display_threshold: float | None = None):
         """Take the score from which detections are shown; without one only recall is measured."""
         self._threshold = display_threshold
-        groups = 1 + len(group_names())  # all objects, then each group
+        groups = 1 + len(GROUPS)  # all objects, then each group
         self._objects, self._found, self._displayed = (np.zeros(groups, int) for _ in range(3))
         self._images = self._shown = self._right = self._duplicates = 0
 
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections, whose scores fall; one with a class without a box counts for nothing."""
-        if not record.boxed.all():
-            return
+        """Add an image and its detections, whose scores fall."""
         count = min(int(answer["num_detections"]), MOST)
         matches = match_answer(record, answer, most=MOST)
         groups = np.insert(memberships(record.boxes, answer["image_size"]), 0, True, axis=1)
@@ -55,7 +108,7 @@ class DetectionRecall:
         how many of them are further boxes, of whatever class, with an IoU of 0.5 with an object that another one has
         found; and duplicates_per_image.
         """
-        yield from self._each("objects", self._objects.tolist())
+        yield from self._each("objects", self._objects)
         yield from self._each("recall", _shares(self._found, self._objects))
         if self._threshold is None:
             return
@@ -68,13 +121,12 @@ class DetectionRecall:
         yield "duplicates", self._duplicates
         yield "duplicates_per_image", _share(self._duplicates, self._images)
 
-    def _each(self, figure: str, values: Sequence[float]) -> Iterator[tuple[str, float]]:
-        names = [figure, *(f"{figure}/{name}" for name in group_names())]
-        yield from zip(names, values, strict=True)
+    def _each(self, figure: str, values: np.ndarray) -> Iterator[tuple[str, float]]:
+        yield from zip([figure, *(f"{figure}/{name}" for name in GROUPS)], values.tolist(), strict=True)
 
 
-def _shares(parts: np.ndarray, totals: np.ndarray) -> list[float]:
-    return [_share(part, total) for part, total in zip(parts.tolist(), totals.tolist(), strict=True)]
+def _shares(parts: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    return np.divide(parts, totals, out=np.full(len(parts), np.nan), where=totals > 0)
 
 
 def _share(part: int, total: int) -> float:
@@ -100,9 +152,7 @@ class PrecisionRecall:
         self._objects = np.zeros(len(self.class_names), int)
 
     def process(self, record: Record, answer: Answer) -> None:
-        """Add an image and its detections; one that has a class without a box counts for nothing."""
-        if not record.boxed.all():
-            return
+        """Add an image and its detections."""
         np.add.at(self._objects, record.labels[~record.difficult], 1)
         matches, labels = match_answer(record, answer), predicted_labels(answer)
         reached = np.searchsorted(LEVELS, answer["detection_scores"][: len(labels)], "right")

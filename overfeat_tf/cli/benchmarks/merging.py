@@ -178,7 +178,7 @@ class Predictions:
 
         for record in islice(source.records(split), limit):
             pixels, status = decode_image(tf.constant(record.image_bytes))
-            if status == "":
+            if status == "" and record.boxed.all():
                 self._images.append((record, candidates(pixels), tf.shape(pixels)[:2]))
         log.info("%s %s: %d images, %d candidates", source.name, split, len(self._images), self.count)
 

@@ -7,7 +7,7 @@ import pytest
 from small_source import SmallSource
 
 from overfeat_tf.models.predictor import Predictor
-from training.evaluation.evaluate import BATCH, evaluate, require_fit
+from training.evaluation.evaluate import BATCH, PROTOCOLS, evaluate, require_fit
 from training.sources.record import Record
 
 NAMES = ("a", "b", "c")
@@ -237,6 +237,20 @@ def test_a_set_of_classes_is_scored_by_classification_alone(protocol, boxed):
     assert evaluate(model, source, "val", ("classification",), quiet=True)["top1_error"] == 0
     with pytest.raises(ValueError, match=r"^expected (boxes|objects|images with boxes) [^\n]*$"):
         evaluate(model, source, "val", (protocol,), quiet=True)
+
+
+def test_a_class_without_a_box_counts_for_classification_alone():
+    known = SmallSource({"val": [scene(1), scene(2)]}, NAMES)
+    bare = Record.of_objects(b"2", "2", [[0, 0, 1, 1]], [0], boxed=[False])
+    source, seen = SmallSource({"val": [scene(1), bare]}, NAMES), []
+    callbacks = {name: [lambda record, _, name=name: seen.append((name, record.image_id))] for name in PROTOCOLS}
+    figures = evaluate(Echo(known), source, "val", PROTOCOLS, quiet=True, callbacks=callbacks)
+    assert figures["images"] == 2 and figures["objects"] == figures["reliability/13/count"] == 1
+    assert [figures[name] for name in ("map", "voc_map", "ilsvrc_map", "reliability/13/right")] == pytest.approx(
+        [1] * 4
+    )
+    assert figures["top1_error"] == 0.5 and figures["localization1_error"] == 0
+    assert sorted(seen) == [("classification", "1"), ("classification", "2"), ("detection", "1"), ("localization", "1")]
 
 
 def test_answers_of_concurrent_calls_come_in_order():

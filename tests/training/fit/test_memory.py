@@ -13,6 +13,7 @@ from overfeat_tf.models.predictor import Predictor
 from training.evaluation.evaluate import evaluate
 from training.evaluation.reports.report import Report
 from training.sources.record import Record
+from training.tasks import TRAINED_TASKS
 
 CLASSES, DETECTIONS = 40, 100
 BYTES = 44 + 13 + 13  # that the three metrics keep of a detection, and as much again for VOC's in the report
@@ -57,7 +58,7 @@ def peak_growth(images: int, folder) -> int:
     names = tuple(map(str, range(CLASSES)))
     peaks = []
     for limit in (200, images):
-        report = Report(folder, ("detection",), names)
+        report = Report(folder, {"detection": TRAINED_TASKS["detection"].observers}, names)
         evaluate(Fake(), Many({"val": []}, names), "val", limit=limit, quiet=True, callbacks=report.callbacks)
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     return peaks[1] - peaks[0]

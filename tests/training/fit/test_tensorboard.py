@@ -46,7 +46,6 @@ def test_each_object_is_found_once_and_wrong_classes_count_as_wrong():
 def test_difficult_objects_and_images_without_boxes_count_for_nothing():
     curves = PrecisionRecall(("a",))
     curves.process(Record.of_objects(b"", "", [HERE], [0], difficult=[True]), answer([HERE], [0.9], [1]))
-    curves.process(Record.of_class(b"", "", 0), answer([ELSEWHERE], [0.9], [1]))
     curves.process(Record.of_objects(b"", "", [], []), answer([THERE], [0.3], [1]))
     (name, (true, false, _, missed, _, _)), *rest = curves.evaluate()
     assert name == "all" and not rest
