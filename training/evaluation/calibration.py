@@ -82,7 +82,8 @@ def calibrate(model: Model, source: Source, split: str, images: int = IMAGES, se
         log.warning("scores are not calibrated: expected boxes in split '%s' of %s; there are none", split, source.name)
         return None
     # As it is, if it answers so already: its functions may have been traced by the validation of its training.
-    detector = model if model.calibration is None else model.with_options(scores="accumulated")
+    plain = model.calibration is None and not model.options.one_box_per_object
+    detector = model if plain else model.with_options(scores="accumulated", one_box_per_object=False)
     found, objects, seen = Rows(score="f8", share="f8", right="?"), 0, 0
     boxed = (record for record in mix(source.records(split), (seed,)) if record.boxed.all())
     drawn = islice(boxed, images)

@@ -76,7 +76,11 @@ class Answerer:
     options, calibration = InferenceOptions(), None
 
     def __init__(self, boxes=0):
-        self._boxes = boxes
+        self._boxes, self.changes = boxes, {}
+
+    def with_options(self, **changes):
+        self.changes = changes
+        return self
 
     def detect(self, images):
         n, m = len(images), self._boxes
@@ -93,6 +97,13 @@ def test_it_is_fitted_on_so_many_images_and_knows_its_options():
     assert (fitted.images, fitted.detections) == (5, 5)
     assert fitted.options["min_score"] == InferenceOptions().min_score and "scores" not in fitted.options
     assert fitted == calibrate(Answerer(1), few_digits(4, 9), "val", images=5)
+
+
+def test_boxes_that_an_answer_leaves_out_for_a_better_one_are_fitted_too():
+    detector = Answerer(1)
+    detector.options = InferenceOptions(one_box_per_object=True)
+    assert calibrate(detector, few_digits(4, 2), "val").detections == 2
+    assert detector.changes == {"scores": "accumulated", "one_box_per_object": False}
 
 
 @pytest.mark.parametrize("split", ["elsewhere", "val"], ids=["no split", "no detections"])
