@@ -143,15 +143,17 @@ class Inspection:
                 see(split, record, found)
 
     def compare_classes(self, limited: bool = False) -> None:
-        """Find classes whose names look alike, that have no objects, or that only one of several splits has."""
+        """Find classes whose names look alike and, of all images, those of no objects or of one of several splits."""
         alike: dict[str, str] = {}
         for name in self.class_names:
             other = alike.setdefault(_plain(name), name)
             if other != name:
                 self._split = next(iter(self.counts))
                 self.add(Finding(Kind.ALIKE, ascii(name), f"and {other!a}"))
+            if limited:
+                continue
             having = [split for split, counts in self.counts.items() if counts.per_class[name]]
-            if not having and not limited:
+            if not having:
                 self._split = next(iter(self.counts))
                 self.add(Finding(Kind.NO_OBJECTS, name, "in none of the splits that were looked at"))
             if len(having) == 1 and len(self.counts) > 1:

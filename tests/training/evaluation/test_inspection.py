@@ -109,6 +109,8 @@ def test_splits_and_limit_bound_the_work():
     source = few_digits(3, 3)
     found = inspect(always(source), ["val"], limit=2)
     assert list(found.counts) == ["val"] and found.counts["val"].images == 2
+    # The first image of each split tells nothing of which classes the splits have.
+    assert (None, Kind.ONE_SPLIT) not in {(None, kind) for _, kind in inspect(always(source), limit=1).findings}
     with pytest.raises(ValueError, match=r"^expected a split of small, one of train, val; got 'test'$"):
         inspect(always(source), ["test"])
 
