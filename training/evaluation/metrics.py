@@ -143,7 +143,7 @@ def match_detections(
 def match_answer(record: Record, answer: Answer, most: int | None = None, rule: str = RULES[0]) -> Matches:
     """Match the first `most` detections of an answer to the objects of its record, from an IoU of 0.5 on.
 
-    Difficult objects are ignored; crowds are as COCO has them by its own rule alone.
+    Difficult objects are ignored; a crowd excuses what lies in it, as in COCO, but by VOC's rule, which has no crowds.
     """
     count = int(answer["num_detections"]) if most is None else min(int(answer["num_detections"]), most)
     return match_detections(
@@ -153,7 +153,7 @@ def match_answer(record: Record, answer: Answer, most: int | None = None, rule: 
         record.boxes,
         record.labels,
         record.difficult,
-        crowd=record.crowd if rule == "coco" else None,
+        crowd=None if rule == "voc" else record.crowd,
         rule=rule,
     )
 

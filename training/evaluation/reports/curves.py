@@ -1,5 +1,6 @@
 """Curves and charts: precision and recall, figures by size and shape, reliability of scores, error against scales."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def draw_detection_figures(figures: Mapping[str, float], folder: Path) -> Iterat
         _draw_groups(figures, folder / GROUPS_FILE)
         text = "AP and recall at an IoU of 0.5. A group without objects has no bars."
         yield Exhibit("Objects by size and shape", GROUPS_FILE, text)
-    if "calibration_error" in figures:
+    if not math.isnan(figures.get("calibration_error", math.nan)):  # without detections it is
         bins = [[figures[f"reliability/{number:02}/{kind}"] for kind in RELIABILITY] for number in range(BINS)]
         _draw_reliability(figures, np.array(bins, float), folder / RELIABILITY_FILE)
         names = [f"{number / BINS:.2f} to {(number + 1) / BINS:.2f}" for number in range(BINS)]

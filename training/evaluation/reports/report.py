@@ -81,7 +81,8 @@ class Report:
         for exhibit in exhibits:
             parts += [f"## {exhibit.title}", *([exhibit.text] if exhibit.text else [])]
             parts.append(f"![{exhibit.title}]({exhibit.picture})")
-        (self._folder / PAGE).write_text("\n\n".join(parts) + "\n")
+        # A path that is not UTF-8 is shown escaped.
+        (self._folder / PAGE).write_text("\n\n".join(parts) + "\n", "utf-8", "backslashreplace")
         return [exhibit.picture for exhibit in exhibits]
 
 

@@ -48,6 +48,9 @@ def test_detections_are_matched_by_place_their_own_class_first():
     assert confusion.counts == {(1, 1): 1, (0, 0): 1, (2, 0): 1, (NOTHING, 1): 1}
     confusion.process(record([HERE], [2]), answer([], [], []))
     assert confusion.counts[2, NOTHING] == 1
+    crowd = record([THERE], [0], difficult=[True], crowd=[True])
+    confusion.process(crowd, answer([[0.5, 0.5, 0.6, 0.6], [0.8, 0.8, 0.9, 0.9]], [0, 0], [0.9, 0.8]))
+    assert sum(confusion.counts.values()) == 5  # what lies in a crowd is no false detection
 
 
 def test_classes_are_counted_by_the_best_guess():
@@ -117,9 +120,9 @@ def test_a_report_has_a_page_and_every_picture(classes, tmp_path):
                 callback(truth, found)
     figures = {name: value for metric in metrics for name, value in metric.evaluate()}
     more = draw_detection_figures(figures, tmp_path / "report")
-    pictures = report.write({"options": {"scales": (1, 2)}}, "the table", more)
+    pictures = report.write({"options": {"scales": (1, 2)}, "model": "caf\udce9"}, "the table", more)
     page = (tmp_path / "report" / "report.md").read_text()
-    assert "- options: scales=1 2" in page and "the table" in page
+    assert "- options: scales=1 2" in page and "- model: caf\\udce9" in page and "the table" in page
     assert "| 0.93 to 1.00 |" in page and "score at least 0.4" in page
     expected = {"confusion", "precision_recall", "by_score", "by_size", "reliability", "false_positives", "misses"}
     assert {f"detection_{name}.png" for name in expected} <= set(pictures)
