@@ -144,7 +144,7 @@ def _rows(scene: Scene, stages: Stages, least_score: float) -> list[_Row]:
     aspect = min(max(height / width, 0.3), 1.6)
     columns = min(len(names), MOST_COLUMNS)
     width = min(4.5, max(2.6, 18 / columns))
-    fine = options.fine
+    fine = options.fine and preset.last_pool > 1
     coarse = [at_coarse_stride(scan, preset.last_pool) for scan in scans] if fine else scans
     heat = [heat_panel(scene, scan, False, name) for scan, name in zip(coarse, names, strict=True)]
     note = f"a window every {preset.coarse_stride} pixels, drawn at its centre; dashed: what the best one sees"
@@ -165,7 +165,7 @@ def _rows(scene: Scene, stages: Stages, least_score: float) -> list[_Row]:
         return [_Row("", "", [*panels, legend], 3.6, aspect)]
     wide = min(5.2, max(4.5, width * columns / 3))
     if not final:
-        return [*rows, _Row("No boxes", "this run was trained to classify only", [legend], wide, 0.6)]
+        return [*rows, _Row("No boxes", "classification gives none", [legend], wide, 0.6)]
     return [*rows, _Row("4  Merged boxes", "scores add up where boxes agree", [*final, legend], wide, aspect)]
 
 
