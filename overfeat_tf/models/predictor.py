@@ -3,7 +3,7 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -16,12 +16,14 @@ from overfeat_tf.images.files import read_image
 from overfeat_tf.images.pixels import as_pixels, describe
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, display_threshold, displayed
 from overfeat_tf.models.prediction import Prediction, Predictions
-from overfeat_tf.models.summary import summarize
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
+from overfeat_tf.network.presets import Preset
+from overfeat_tf.options import InferenceOptions
 from overfeat_tf.suggestion import suggest
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
 Answers = dict[str, np.ndarray]
+NAMES = 8  # of classes in a summary
 AnyImage = str | os.PathLike | bytes | Image.Image | np.ndarray  # of one image, for `predict`
 
 
@@ -218,7 +220,7 @@ def choose_task(model: Predictor, task: str | None = None) -> str:
     if chosen not in model.answered_tasks:
         raise ValueError(
             f"expected a task that the model answers, of {', '.join(model.answered_tasks) or 'none'}; got '{chosen}'"
-            f"{suggest(chosen, model.answered_tasks)}"
+            f"{suggest(str(chosen), model.answered_tasks)}"
         )
     return chosen
 
@@ -261,3 +263,35 @@ def _classified(
     size = image.shape[:2] if isinstance(image, np.ndarray) else (0, 0)
     names = tuple(row["classes"][i].decode() for i in kept)
     return Prediction(image, size, names, row["scores"][kept], status=status)
+
+
+def summarize(config: Mapping) -> str:
+    """Return a model's description as text, from what `Model.config` gives."""
+    preset, count = Preset.from_config(config["preset"]), config["num_classes"]
+    labels, options = config["labels"], config["options"]
+    heads = config.get("per_class", False), config.get("context", False)
+    parts = preset.parameters(count, config["background"], *heads)
+    if not any(BY_NAME[task].has_boxes for task in config["tasks"]):
+        del parts["regressor"]
+    changed = [
+        f"{field.name}={_text(options[field.name])}"
+        for field in fields(InferenceOptions)
+        if field.name in options and options[field.name] != field.default
+    ]
+    rows = {
+        "network": preset.name + f", a committee of {1 + len(config['others'])}" * bool(config.get("others")),
+        "tasks": ", ".join(config["tasks"]) or "none",
+        "classes": f"{count}: {', '.join(labels[:NAMES])}{', ...' * (len(labels) > NAMES)}",
+        "window": f"{preset.window} x {preset.window} pixels, every {preset.fine_stride} (fine) or "
+        f"{preset.coarse_stride} (coarse)",
+        "scales": ", ".join(f"{height}x{width}" for height, width in preset.scales),
+        "options": ", ".join(changed) or "the defaults",
+        "scores": f"{'' if config.get('calibration') else 'not '}calibrated; worth showing from "
+        f"{display_threshold(config):.2f}",
+        "parameters": f"{sum(parts.values()):,}: " + ", ".join(f"{part} {number:,}" for part, number in parts.items()),
+    }
+    return "\n".join(f"{key:12}{value}" for key, value in rows.items())
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
