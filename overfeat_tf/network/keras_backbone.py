@@ -160,23 +160,38 @@ class KerasBackbone(Backbone):
 
     @cached_property
     def placement(self) -> tuple[int, int, int, int]:
-        """The pixels to pad before and after, and the cells to crop first and last: the fewest that place the cells."""
+        """The pixels to pad before and after, and the cells to crop first and last: the fewest that place the cells.
+
+        Raises:
+            ValueError: cells that see too much around their own pixels, where the model itself pads nothing.
+        """
         if self.exact:
             return 0, 0, 0, 0
         stride = self.stride
         side = (8 + self.reach) * stride
-        found = []
-        for before, after in product(range(2 * stride), repeat=2):
-            last = self.along(self._steps, side + before + after)[-1]
-            wanted = before + self.reach * stride / 2
-            first = round((wanted - last.first) / stride)
-            error = abs(last.first + first * stride - wanted)
-            spare = last.side - first - (side // stride - self.reach + 1)
-            if first >= 0 and spare >= 0:
-                apart = error if error > 0.5 else 0.0
-                found.append((apart, before + after, abs(before - after), before, after, first, spare))
-        *_, before, after, first, spare = min(found)
-        return before, after, first, spare
+        for most in (
+            2 * stride,
+            8 * stride,
+            32 * stride,
+        ):  # at either end; a model that pads needs no more than the first
+            lasts = [self.along(self._steps, side + padded)[-1] for padded in range(2 * most - 1)]
+            found = []
+            for before, after in product(range(most), repeat=2):
+                last = lasts[before + after]
+                wanted = before + self.reach * stride / 2
+                first = round((wanted - last.first) / stride)
+                error = abs(last.first + first * stride - wanted)
+                spare = last.side - first - (side // stride - self.reach + 1)
+                if first >= 0 and spare >= 0:
+                    apart = error if error > 0.5 else 0.0
+                    found.append((apart, before + after, abs(before - after), before, after, first, spare))
+            if found:
+                *_, before, after, first, spare = min(found)
+                return before, after, first, spare
+        raise ValueError(
+            f"expected cells that see at most {64 * stride} pixels; those of '{self.layer}' see more: "
+            "choose a --layer before it"
+        )
 
     def _last(self, side: int) -> int:
         before, after, first, last = self.placement
@@ -247,7 +262,7 @@ def trace_steps(model: "keras.Model", ends_in_map: bool = True) -> tuple[Step, .
         ends_in_map: Whether its output has to be a map; if not, what is known of the layers below.
 
     Raises:
-        ValueError: a layer that enlarges its map, or an output that is no map.
+        ValueError: a layer whose map is no smaller picture of its input, or an output that is no map.
     """
     known: dict[int, int | None] = {id(model.inputs[0]): -1}
     steps: list[Step] = []
@@ -262,7 +277,7 @@ def trace_steps(model: "keras.Model", ends_in_map: bool = True) -> tuple[Step, .
             steps.append(step)
         for tensor in outputs:
             known[id(tensor)] = None if step is None else len(steps) - 1
-    if ends_in_map and known[id(model.outputs[0])] != len(steps) - 1:
+    if ends_in_map and known.get(id(model.outputs[0])) != len(steps) - 1:
         raise ValueError(
             f"expected a layer with a map [B, h, w, C]; got '{model.layers[-1].name}': choose another --layer"
         )
@@ -289,19 +304,33 @@ def _step_of(operation: "keras.Operation", source: int) -> Step | None:
     shape, name = _listed(operation.output)[0].shape, operation.name
     if len(shape) != 4 or shape[1] == 1:
         return None
-    if isinstance(operation, layers.Conv2D | layers.DepthwiseConv2D | layers.SeparableConv2D):
-        kernel = (operation.kernel_size[0] - 1) * operation.dilation_rate[0] + 1
-        return Step(name, source, kernel, operation.strides[0], same=operation.padding == "same")
-    if isinstance(operation, layers.MaxPooling2D | layers.AveragePooling2D):
-        return Step(name, source, operation.pool_size[0], operation.strides[0], same=operation.padding == "same")
-    if isinstance(operation, layers.ZeroPadding2D):
-        return Step(name, source, before=operation.padding[0][0], after=operation.padding[0][1])
-    if isinstance(operation, layers.Cropping2D):
-        return Step(name, source, before=-operation.cropping[0][0], after=-operation.cropping[0][1])
-    joins = isinstance(operation, layers.Add | layers.Concatenate | layers.Multiply)
-    if joins or not isinstance(operation, layers.Layer):
-        return Step(name, source)
-    return _opaque(operation, source)
+    if getattr(operation, "data_format", None) == "channels_first":
+        raise ValueError(f"expected layers of maps [B, h, w, C]; '{name}' has the channels first")
+
+    def along(axis: int) -> Step | None:
+        if isinstance(operation, layers.Conv2D | layers.DepthwiseConv2D | layers.SeparableConv2D):
+            kernel = (operation.kernel_size[axis] - 1) * operation.dilation_rate[axis] + 1
+            return Step(name, source, kernel, operation.strides[axis], same=operation.padding == "same")
+        if isinstance(operation, layers.MaxPooling2D | layers.AveragePooling2D):
+            kernel, stride = operation.pool_size[axis], operation.strides[axis]
+            return Step(name, source, kernel, stride, same=operation.padding == "same")
+        if isinstance(operation, layers.ZeroPadding2D):
+            return Step(name, source, before=operation.padding[axis][0], after=operation.padding[axis][1])
+        if isinstance(operation, layers.Cropping2D):
+            return Step(name, source, before=-operation.cropping[axis][0], after=-operation.cropping[axis][1])
+        joins = isinstance(operation, layers.Add | layers.Concatenate | layers.Multiply)
+        return Step(name, source) if joins or not isinstance(operation, layers.Layer) else None
+
+    down, across = along(0), along(1)
+    if down is None or across is None:
+        return _opaque(operation, source)
+    # Kernels of 1 x 7 and 7 x 1, as Inception's, are both centred by SAME padding.
+    centred = down.same and down.stride == 1 and down.kernel % 2 == across.kernel % 2 == 1
+    if down != (across._replace(kernel=down.kernel) if centred else across):
+        raise ValueError(
+            f"expected layers that treat rows and columns alike; '{name}' does not: choose a --layer before it"
+        )
+    return down
 
 
 def _opaque(layer: "keras.Layer", source: int) -> Step:
@@ -312,9 +341,15 @@ def _opaque(layer: "keras.Layer", source: int) -> Step:
         given = layer.compute_output_spec(keras.KerasTensor((1, side, side, _listed(layer.input)[0].shape[-1])))
         return _listed(given)[0].shape[1]
 
-    if side_for(64) > 64:
+    given, of_one_more, of_twice = (side_for(side) for side in (64, 65, 128))
+    if given > 64:
         raise ValueError(
             f"expected layers that keep or reduce a map's side; '{layer.name}' enlarges it: choose a --layer before it"
         )
-    ratio = 64 // side_for(64)
-    return Step(layer.name, source, ratio, ratio, same=side_for(65) > side_for(64))
+    if given == of_twice:
+        raise ValueError(
+            f"expected layers whose maps grow with the picture; '{layer.name}' gives {given} cells of any: "
+            "save the model without it"
+        )
+    ratio = 64 // given
+    return Step(layer.name, source, ratio, ratio, same=of_one_more > given)

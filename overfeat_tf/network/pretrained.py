@@ -3,7 +3,6 @@
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +68,7 @@ def classifier_preset(backbone: KerasBackbone) -> Preset:
 
 
 def read_backbone(
-    name: str, layer: str | None = None, weights: str | None = IMAGENET
+    name: str, layer: str | int | None = None, weights: str | None = IMAGENET
 ) -> tuple[KerasBackbone, "keras.Model"]:
     """Read a Keras model and cut it at a layer.
 
@@ -85,26 +84,27 @@ def read_backbone(
         The description, and the model from pixels [B, H, W, 3], 0..255, to the layer, with its weights.
 
     Raises:
-        ValueError: no such name or layer, a model that takes no pixels, or weights that do not fit.
-        OSError: the weights cannot be downloaded or read.
+        ValueError: no such name or layer, a model that takes no pixels, or a weights file that is missing, damaged or
+            of another model.
+        OSError: the weights cannot be downloaded.
         ImportError: a KerasHub preset without KerasHub.
     """
     import keras
 
     model = open_model(name, weights)
-    layer = _layer_name(model, name, layer or str(STRIDE))
+    layer = _layer_name(model, name, layer or STRIDE)
     names = [each.name for each in model.layers]
     if layer not in names:
         raise ValueError(f"expected a layer of '{name}'; got '{layer}'{suggest(layer, names)}")
     cut = keras.Model(model.inputs[0], model.get_layer(layer).output, name=BACKBONE)
-    trace_steps(cut)  # raises where the layer gives no map
+    stride = KerasBackbone.along(trace_steps(cut), 1024)[-1].stride
     cut = of_any_size(cut)
-    backbone = KerasBackbone(shown_name(name), layer, cut.to_json())
-    return replace(backbone, pool=max(1, REACH // backbone.stride), neck=NECK_CHANNELS), cut
+    pool = max(1, REACH // stride)
+    return KerasBackbone(shown_name(name), layer, cut.to_json(), pool=pool, neck=NECK_CHANNELS), cut
 
 
 def read_averaged(
-    name: str, layer: str | None = None, weights: str | None = IMAGENET
+    name: str, layer: str | int | None = None, weights: str | None = IMAGENET
 ) -> tuple[KerasBackbone, "keras.Model"]:
     """Read a Keras model for classes alone: the mean of its last map over each window, normalised.
 
@@ -161,9 +161,9 @@ def of_any_size(model: "keras.Model") -> "keras.Model":
     return free
 
 
-def _layer_name(model: "keras.Model", name: str, layer: str) -> str:
+def _layer_name(model: "keras.Model", name: str, layer: str | int) -> str:
     """Return the name of a layer that may be given by its stride."""
-    return default_layer(model, name, int(layer)) if layer.isdigit() else layer
+    return default_layer(model, name, int(layer)) if str(layer).isdigit() else str(layer)
 
 
 def default_layer(model: "keras.Model", name: str, stride: int) -> str:
@@ -173,11 +173,13 @@ def default_layer(model: "keras.Model", name: str, stride: int) -> str:
     taken; in a ResNet of the second kind the last block's normalised input.
 
     Raises:
-        ValueError: the model has no map at that stride.
+        ValueError: the model has no activation layer at that stride.
     """
     found = [(channels, number, layer) for number, (layer, channels) in enumerate(_activations(model, stride))]
     if not found:
-        raise ValueError(f"expected a map at a stride of {stride} pixels in '{name}'; there is none: name a --layer")
+        raise ValueError(
+            f"expected an activation layer at a stride of {stride} pixels in '{name}'; there is none: name a --layer"
+        )
     return max(found)[-1]
 
 
@@ -197,7 +199,10 @@ def _activations(model: "keras.Model", stride: int) -> Iterator[tuple[str, int]]
 
 
 def open_model(name: str, weights: str | None) -> "keras.Model":
-    """Open a functional model of pixels [B, H, W, 3], 0..255; weights and errors are those of `read_backbone`."""
+    """Open a functional model of pixels [B, H, W, 3], 0..255, as `flattened` gives it.
+
+    Weights and errors are those of `read_backbone`.
+    """
     import keras
 
     if name.startswith(HUB):
@@ -215,15 +220,49 @@ def open_model(name: str, weights: str | None) -> "keras.Model":
     else:
         model = _from_applications(name, weights)
     if weights not in (None, IMAGENET):
-        model.load_weights(weights)
-    if not model.inputs or len(model.inputs) != 1 or model.inputs[0].shape[3:] != (3,):
-        shapes = ", ".join(str(list(each.shape)) for each in model.inputs or ()) or "inputs of unknown shape"
-        raise ValueError(f"expected a model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
-    if isinstance(model, keras.Sequential):  # whose layers know nothing of what they are connected to
-        functional = keras.models.clone_model(keras.Model(model.inputs[0], model.outputs[0]))
-        functional.set_weights(model.get_weights())
-        model = functional
-    return model
+        try:
+            model.load_weights(weights)
+        except (OSError, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            raise ValueError(f"expected weights of '{name}' in '{weights}'; {line}") from None
+    inputs = getattr(model, "inputs", None) or ()  # unknown of a subclass, and before a first call
+    if [tuple(each.shape[3:]) for each in inputs] != [(3,)]:
+        shapes = ", ".join(str(list(each.shape)) for each in inputs) or "inputs of unknown shape"
+        raise ValueError(f"expected a functional model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
+    return flattened(model)
+
+
+def flattened(model: "keras.Model") -> "keras.Model":
+    """Return a functional model with the layers of the models within it as its own, and none that augment at random.
+
+    A network calls its backbone in training too, where a random flip would move the objects away from their boxes.
+    """
+    import keras
+
+    def is_model(layer: "keras.Layer") -> bool:
+        return isinstance(layer, keras.Model) and hasattr(layer, "inputs")
+
+    def augments(layer: "keras.Layer") -> bool:
+        name = type(layer).__name__
+        return name.startswith("Rand") and name != "RandomCrop" and getattr(keras.layers, name, None) is type(layer)
+
+    def joined(model: "keras.Model") -> "keras.Model":
+        if isinstance(model, keras.Sequential):  # whose layers know nothing of what they are connected to
+            model = keras.Model(model.inputs[0], model.outputs[0])
+        return keras.models.clone_model(model, clone_function=lambda layer: layer, call_function=call)
+
+    def call(layer: "keras.Layer", *args, **kwargs):
+        if augments(layer):
+            return args[0]
+        return joined(layer).call(*args) if is_model(layer) else layer(*args, **kwargs)
+
+    if not isinstance(model, keras.Sequential) and not any(is_model(row) or augments(row) for row in model.layers):
+        return model
+    shared = joined(model)
+    copy = keras.models.clone_model(shared)  # whose layers are connected once
+    for layer in copy.layers:
+        layer.set_weights(shared.get_layer(layer.name).get_weights())
+    return copy
 
 
 def _from_applications(name: str, weights: str | None) -> "keras.Model":

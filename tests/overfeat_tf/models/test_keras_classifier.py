@@ -33,15 +33,7 @@ def imported(tmp_path):
     model = classifier(activation="softmax")
     model.save(tmp_path / "pets.keras")
     (tmp_path / "labels.txt").write_text("\n".join(NAMES) + "\n")
-    arguments = [
-        "import-keras",
-        tmp_path / "pets.keras",
-        "--labels",
-        tmp_path / "labels.txt",
-        "--run",
-        tmp_path / "run",
-    ]
-    done = CliRunner().invoke(overfeat, [str(each) for each in arguments])
+    done = imports(tmp_path / "pets.keras", tmp_path / "labels.txt", tmp_path / "run")
     assert done.exit_code == 0, done.output
     return model, of.load(tmp_path / "run")
 
@@ -100,22 +92,14 @@ def test_refusals_leave_nothing(tmp_path):
     grey = keras.Model(one := keras.Input((32, 32, 1)), layers.Dense(4)(layers.GlobalAveragePooling2D()(one)))
     cases = {
         "squashed": (activated, "labels.txt", "its last layers are .*squashed"),
-        "grey": (grey, "labels.txt", "expected a model of pixels"),
+        "grey": (grey, "labels.txt", "expected a functional model of pixels"),
         "flat": (classifier(pooling=False), "labels.txt", "its last layers are flatten"),
         "sigmoid": (classifier(activation="sigmoid"), "labels.txt", "linear or softmax"),
         "few": (classifier(), "few.txt", "expected 4 class names in .*few.txt', a line each; got 2"),
     }
     for name, (model, labels, message) in cases.items():
         model.save(tmp_path / f"{name}.keras")
-        arguments = [
-            "import-keras",
-            tmp_path / f"{name}.keras",
-            "--labels",
-            tmp_path / labels,
-            "--run",
-            tmp_path / "run",
-        ]
-        done = CliRunner().invoke(overfeat, [str(each) for each in arguments])
+        done = imports(tmp_path / f"{name}.keras", tmp_path / labels, tmp_path / "run")
         assert done.exit_code != 0 and not (tmp_path / "run").exists()
         with pytest.raises(ValueError, match=message):
             raise done.exception

@@ -25,6 +25,7 @@ CHAINS = {
     "same": [(3, 2, 0, True), (3, 1, 0, True), (5, 2, 0, True), (3, 2, 0, True)],  # EfficientNet's
     "symmetric": [(7, 2, 3, False), (3, 2, 1, False), (3, 2, 1, False)],  # ResNet's
     "valid": [(3, 2, 0, False), (3, 1, 0, False), (3, 2, 0, False)],  # Inception's
+    "deep": [*[(5, 1, 0, False)] * 4, (3, 2, 0, False)],  # a cell sees far more than its stride, and nothing pads
     "patches": [(4, 4, 0, False), (2, 2, 0, False)],  # ConvNeXt's
 }
 
@@ -86,7 +87,7 @@ def test_counts_what_keras_counts(tmp_path):
     file = saved(model, tmp_path)
     backbone, cut = read_backbone(file)
     assert (backbone.layer, backbone.stride, backbone.channels) == ("block_13_expand_relu", 16, backbone.neck)
-    finer, _ = read_backbone(file, "8")
+    finer, _ = read_backbone(file, 8)
     assert (finer.layer, finer.stride, finer.pool) == ("block_6_expand_relu", 8, 4)
     assert backbone.layers[-1].inputs == cut.output.shape[-1]
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
@@ -108,6 +109,24 @@ def test_every_kind_of_layer_with_weights_is_counted(tmp_path):
     network = of.build(backbone_preset(backbone), 2, weights=False)
     for name in backbone.map_names:
         network.features_until(name)
+
+
+def test_models_within_a_model_are_joined_and_random_layers_left_out(tmp_path):
+    """As transfer learning is usually written: augmentation, then a pretrained model, each a layer of the outer one."""
+    keras.utils.set_random_seed(0)
+    rows = [layers.Conv2D(4, 3, 2, "same", activation="relu", name=f"row{number}") for number in range(4)]
+    inner = keras.Sequential([keras.Input((32, 32, 4)), *rows[2:]], name="inner")
+    middle = keras.Model(seen := keras.Input((128, 128, 3)), inner(rows[1](rows[0](seen))), name="middle")
+    augment = keras.Sequential([layers.RandomFlip("horizontal"), layers.RandomRotation(0.2)], name="augment")
+    pixels = keras.Input((128, 128, 3))
+    model = keras.Model(pixels, middle(layers.Rescaling(1 / 128)(augment(pixels)), training=False))
+    backbone, cut = read_backbone(saved(model, tmp_path))
+    assert (backbone.layer, backbone.stride) == ("row3", 16)
+    assert [row.name for row in backbone.layers] == ["row0", "row1", "row2", "row3", "neck"]
+    pictures = np.random.default_rng(0).uniform(0, 255, (4, 128, 128, 3)).astype(np.float32)
+    expected = model(pictures, training=False)
+    assert np.ptp(expected) > 0.01
+    np.testing.assert_allclose(cut(pictures, training=True), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_description_builds_the_same_network(tmp_path):
@@ -168,11 +187,28 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"expected a layer with a map .* got 'scores'"):
         of.build(saved(pooled, tmp_path), 2, layer="scores")
     grey = keras.Model(one := keras.Input((32, 32, 1)), layers.Conv2D(3, 3)(one))
-    with pytest.raises(ValueError, match="expected a model of pixels"):
+    with pytest.raises(ValueError, match="expected a functional model of pixels"):
         of.build(saved(grey, tmp_path), 2)
     enlarged = layers.Conv2D(2, 3, name="last")(layers.UpSampling2D(name="larger")(pixels))
     with pytest.raises(ValueError, match="'larger' enlarges it"):
         of.build(saved(keras.Model(pixels, enlarged), tmp_path), 2, layer="last")
+    free = keras.Input((None, None, 3))
+    for layer, line in (
+        (layers.Resizing(32, 32, name="resized"), "maps grow with the picture; 'resized' gives 32 cells of any"),
+        (layers.Conv2D(2, 3, (2, 1), name="wide"), "rows and columns alike; 'wide' does not"),
+    ):
+        model = keras.Model(free, layers.Conv2D(2, 3, 2, name="last")(layer(free)))
+        with pytest.raises(ValueError, match=line):
+            of.build(saved(model, tmp_path), 2, layer="last")
+    with pytest.warns(UserWarning, match="not yet been built"):
+        unbuilt = saved(keras.Sequential([layers.Conv2D(2, 3)]), tmp_path)
+    with pytest.raises(ValueError, match=r"functional model of pixels .* takes inputs of unknown shape"):
+        of.build(unbuilt, 2)
+    path = saved(chain(CHAINS["same"]), tmp_path)
+    (tmp_path / "junk.weights.h5").write_bytes(b"junk")
+    for weights, line in (("junk.weights.h5", "file signature not found"), ("none.weights.h5", "No such file")):
+        with pytest.raises(ValueError, match=rf"expected weights of .*model.keras' in .*{weights}'; .*{line}"):
+            of.build(path, 2, layer="row3", weights=str(tmp_path / weights))
 
     def offline(*_, **__):
         raise Exception("URL fetch failure on https://storage.googleapis.com/x: None -- [Errno -2] Name not known")
