@@ -86,11 +86,12 @@ class InferenceOptions:
             numbers = tuple(self.scales) if isinstance(self.scales, Sequence) else (self.scales,)
             if not isinstance(self.scales, Sequence) or not all(isinstance(number, Integral) for number in numbers):
                 raise ValueError(f"expected scales to be None or numbers from 1, such as (1, 2); got {self.scales!r}")
-            object.__setattr__(self, "scales", numbers)
+            object.__setattr__(self, "scales", tuple(map(int, numbers)))  # JSON takes no integers of numpy's
         for name in ("top_k", "max_windows", "max_detections", "images_at_once"):
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"expected {name} to be a whole number, at least 1; got {value}")
+            object.__setattr__(self, name, int(value))
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"expected min_score, a softmax score, to be between 0 and 1; got {self.min_score}")
         if not 0 <= self.merge_threshold < math.inf:

@@ -1,11 +1,10 @@
 """Batches through the inference functions: encoded images or pixels in, the contract's named outputs out.
 
 The images of a batch are run one after the other, each at its own size and shape: an image's answer cannot depend
-on its batch, and memory does not grow with it. The images share no product, unless `images_at_once` asks for it
-(`together`). Measured on two cores with images of
-500 x 375, a shared product would gain nothing for `accurate` at six scales or with ten views (1.00 and 1.03 times as
-fast together), but 1.2 times for `accurate` and 1.4 times for `fast` at one scale, where an image has few windows.
-Features share it: programs extract those of many images at one scale.
+on its batch, and memory does not grow with it. They share no product, unless `images_at_once` asks for it
+(`together`). Measured on two cores with images of 500 x 375, a shared product would gain nothing for `accurate` at six
+scales or with ten views (1.00 and 1.03 times as fast together), but 1.2 times for `accurate` and 1.4 times for `fast`
+at one scale, where an image has few windows. Features share it: programs extract those of many images at one scale.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,8 +46,6 @@ class Inference:
         others: Sequence[Network] = (),
         calibration: Calibration | None = None,
     ):
-        if len(labels) != network.num_classes:
-            raise ValueError(f"expected {network.num_classes} labels, one for each class; got {len(labels)}")
         self.network, self.labels, self.options = network, tuple(labels), options
         self._others, self._calibration = tuple(others), calibration
 

@@ -51,6 +51,14 @@ class Model(Loaded):
     others: tuple[Network, ...] = ()
     calibration: Calibration | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.labels) != self.network.num_classes:
+            raise ValueError(f"expected {self.network.num_classes} labels, one for each class; got {len(self.labels)}")
+        if isinstance(self.tasks, str) or not set(self.tasks) <= set(TASKS):
+            raise ValueError(f"expected a tuple of tasks, of {', '.join(TASKS)}; got {self.tasks!r}")
+        for name in ("labels", "tasks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
     @classmethod
     def committee(cls, members: Sequence["Model"]) -> "Model":
         """Join classifiers into one whose votes are the mean of theirs (Table 2); the first one's options hold.
@@ -244,10 +252,7 @@ def classify(network: Network, images: Images, options: InferenceOptions | None 
     """Classify images by the votes of all windows, scales and flips (3.3).
 
     Args:
-        network: What `build` returns; its weights are those that it has.
-        images: uint8 [B, H, W, 3]; or a list of uint8 [H, W, 3] of any sizes; or a list of encoded images (bytes: JPEG,
-            PNG, GIF, BMP, WebP). Pixels are RGB.
-        options: Inference options; `InferenceOptions()` if left out.
+        network, images, options: See `detect`.
 
     Returns:
         For pixels "logits" and "probs", float32 [B, classes]. For encoded images the top k: "classes" string [B, k],
@@ -264,9 +269,7 @@ def localize(network: Network, images: Images, options: InferenceOptions | None 
     """Return the top k classes of each image, a box each (4).
 
     Args:
-        network: See `classify`.
-        images: See `classify`.
-        options: See `classify`.
+        network, images, options: See `detect`.
 
     Returns:
         What `detect` returns, with N = k: the classes by falling score, each with its best merged box.
@@ -333,6 +336,11 @@ def extract_features(
 
 def _model(network: Network, options: InferenceOptions | None) -> Model:
     """Return a network's `Model` with some options; the network keeps it, so that a loop over images traces once."""
+    if not isinstance(network, Network):
+        raise ValueError(
+            f"expected a network, as overfeat_tf.build returns it; got '{type(network).__name__}': what "
+            "overfeat_tf.load returns answers by its own methods, such as model.detect(images)"
+        )
     options = options or InferenceOptions()
     found = next((model for model in network.models if model.options == options), None)
     if found is None:

@@ -1,7 +1,9 @@
 """The ConvNet: features, classifier and regressor as Keras functional models, and all three as one."""
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import keras
@@ -119,14 +121,14 @@ class Network:
 
 
 def build(
-    preset: Preset | str,
+    preset: Preset | str | os.PathLike[str],
     num_classes: int,
     background: bool = False,
     per_class: bool = False,
     weights: bool | str | None = True,
     box_form: str = BOX_FORMS[0],
     context: bool = False,
-    layer: str | None = None,
+    layer: str | int | None = None,
 ) -> Network:
     """Build a network: one of the paper's kind with fresh weights, or OverFeat's heads on a pretrained backbone.
 
@@ -152,8 +154,18 @@ def build(
     Raises:
         ValueError: unknown network, layer or form, no class, a window too small for context, or pretrained weights
             or a layer asked of a preset, which has none.
-        OSError: weights that cannot be downloaded or read.
+        OSError: weights that cannot be downloaded.
     """
+    try:
+        num_classes = index(num_classes)  # of numpy's integers too, which JSON does not take
+    except TypeError:
+        raise ValueError(f"expected a whole number of classes; got {num_classes!r}") from None
+    if num_classes < 1:
+        raise ValueError(f"expected at least one class; got {num_classes}")
+    if isinstance(preset, os.PathLike):
+        preset = os.fspath(preset)
+    if not isinstance(preset, str | Preset):
+        raise ValueError(f"expected the name of a preset or of a backbone, or a Preset; got '{type(preset).__name__}'")
     pretrained = None
     if isinstance(preset, str) and preset not in PRESETS:
         backbone, pretrained = read_backbone(preset, layer, IMAGENET if weights is True else weights or None)
@@ -168,8 +180,6 @@ def build(
         )
     preset = get_preset(preset) if isinstance(preset, str) else preset
     drawn = weights is not False
-    if num_classes < 1:
-        raise ValueError(f"expected at least one class; got {num_classes}")
     if box_form not in BOX_FORMS:
         raise ValueError(f"expected box_form to be one of {', '.join(BOX_FORMS)}; got '{box_form}'")
     if context and preset.feature_side(preset.window // 2) < 1:

@@ -212,6 +212,36 @@ def test_what_is_no_image_is_refused(model, images):
         model.detect(images)
 
 
+def test_what_is_no_network_and_what_does_not_fit_it_is_refused(model, tmp_path):
+    for call in (of.detect, of.localize, of.classify, of.extract_features):
+        with pytest.raises(ValueError, match=r"^expected a network, as overfeat_tf.build returns it; got 'Model': "):
+            call(model, IMAGES)
+    for changes, line in (
+        ({"labels": ("ant", "bee")}, "expected 3 labels, one for each class; got 2"),
+        ({"tasks": "detection"}, "expected a tuple of tasks, of classification, .*; got 'detection'"),
+        ({"tasks": ("detect",)}, r"got \('detect',\)"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            replace(model, **changes)
+    with pytest.raises(ValueError, match=r"expected a task that the model answers, .*; got '0.5'"):
+        model.predict(IMAGES[0], 0.5)
+    for preset, classes, line in (
+        (None, 2, "expected the name of a preset or of a backbone, or a Preset; got 'NoneType'"),
+        (Path("nowhere.keras"), 2, "'nowhere.keras' is not there"),
+        ("tiny", 2.0, "expected a whole number of classes; got 2.0"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            of.build(preset, classes)
+
+
+def test_a_model_of_numpys_numbers_is_saved(tmp_path):
+    one = np.int64(1)
+    network = of.build("tiny", one + 1)
+    of.Model(network, np.array(["a", "b"]), of.InferenceOptions(scales=(one,), top_k=one)).save(tmp_path / "run")
+    loaded = of.load(tmp_path / "run")
+    assert loaded.labels == ("a", "b") and loaded.options == of.InferenceOptions(scales=(1,), top_k=1)
+
+
 def test_a_classifier_finds_no_boxes(model):
     classifier = replace(model, tasks=("classification",))
     for call in (classifier.detect, classifier.localize):
