@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, trace_steps
+from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, leaf_layers, trace_steps
 from overfeat_tf.network.presets import PRESETS, Preset
 from overfeat_tf.suggestion import suggest
 
@@ -229,6 +229,9 @@ def open_model(name: str, weights: str | None) -> "keras.Model":
     if [tuple(each.shape[3:]) for each in inputs] != [(3,)]:
         shapes = ", ".join(str(list(each.shape)) for each in inputs) or "inputs of unknown shape"
         raise ValueError(f"expected a functional model of pixels [B, H, W, 3]; '{name}' takes {shapes}")
+    for layer, _ in leaf_layers(model):
+        if layer.compute_dtype != layer.variable_dtype:  # what it was trained in; a network has its own arithmetic
+            layer.dtype_policy = layer.variable_dtype
     return flattened(model)
 
 

@@ -129,6 +129,22 @@ def test_models_within_a_model_are_joined_and_random_layers_left_out(tmp_path):
     np.testing.assert_allclose(cut(pictures, training=True), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_what_was_trained_in_mixed_precision_computes_in_float32(policy, tmp_path):
+    keras.utils.set_random_seed(0)
+    x = pixels = keras.Input((None, None, 3))
+    for number in range(4):
+        x = layers.Conv2D(4, 3, 2, "same", activation="relu", dtype=policy, name=f"row{number}")(x)
+    backbone, cut = read_backbone(saved(keras.Model(pixels, x), tmp_path))
+    network = build(backbone_preset(backbone), 2)
+    network.backbone.set_weights(cut.get_weights())
+    pictures = np.random.default_rng(0).uniform(0, 1, (1, 64, 64, 3)).astype(np.float32)
+    expected = chain([(3, 2, 0, True)] * 4)
+    expected.set_weights(cut.get_weights())
+    for model in (cut, network.backbone):
+        np.testing.assert_allclose(model(pictures), expected(pictures), rtol=1e-5, atol=1e-7)
+
+
 def test_a_description_builds_the_same_network(tmp_path):
     path = saved(chain(CHAINS["same"]), tmp_path)
     network = of.build(path, 3, layer="row3")
