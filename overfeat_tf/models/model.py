@@ -64,12 +64,14 @@ class Model(Loaded):
         """Join classifiers into one whose votes are the mean of theirs (Table 2); the first one's options hold.
 
         Raises:
-            ValueError: none, or members of other classes, or one that was not trained to classify.
+            ValueError: none, or members of other classes, or one that is no `Model` or was not trained to classify.
         """
         if not members:
             raise ValueError("expected at least one member of a committee; got none")
         first = members[0]
         for number, member in enumerate(members, start=1):
+            if not isinstance(member, Model):
+                raise ValueError(f"expected models of runs; member {number} is '{type(member).__name__}'")
             if member.labels != first.labels:
                 raise ValueError(f"expected members of a committee to know the same classes; member {number} differs")
             if CLASSIFICATION.name not in member.tasks:

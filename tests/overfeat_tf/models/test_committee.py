@@ -87,6 +87,8 @@ def test_a_committee_comes_back_from_its_folder(members, tmp_path):
 def test_members_must_agree_on_the_classes_and_be_classifiers(members):
     with pytest.raises(ValueError, match="expected at least one member"):
         Model.committee([])
+    with pytest.raises(ValueError, match="expected models of runs; member 1 is 'Network'"):
+        Model.committee([members[0].network])
     other = Model(members[0].network, ("cat", "dog", "eel", "gnu"), OPTIONS, ("classification",))
     with pytest.raises(ValueError, match="expected members of a committee to know the same classes; member 2 differs"):
         Model.committee([members[0], other])
