@@ -277,7 +277,7 @@ def trace_steps(model: "keras.Model", ends_in_map: bool = True) -> tuple[Step, .
             steps.append(step)
         for tensor in outputs:
             known[id(tensor)] = None if step is None else len(steps) - 1
-    if ends_in_map and known.get(id(model.outputs[0])) != len(steps) - 1:
+    if ends_in_map and (not steps or known.get(id(model.outputs[0])) != len(steps) - 1):
         raise ValueError(
             f"expected a layer with a map [B, h, w, C]; got '{model.layers[-1].name}': choose another --layer"
         )

@@ -202,6 +202,8 @@ def test_refusals(tmp_path, monkeypatch):
     pooled = keras.Model(pixels, layers.Dense(2, name="scores")(layers.GlobalAveragePooling2D()(pixels)))
     with pytest.raises(ValueError, match=r"expected a layer with a map .* got 'scores'"):
         of.build(saved(pooled, tmp_path), 2, layer="scores")
+    with pytest.raises(ValueError, match=r"expected a layer with a map .* got "):
+        of.build(saved(pooled, tmp_path), 2, layer=pooled.layers[0].name)  # the pixels
     grey = keras.Model(one := keras.Input((32, 32, 1)), layers.Conv2D(3, 3)(one))
     with pytest.raises(ValueError, match="expected a functional model of pixels"):
         of.build(saved(grey, tmp_path), 2)
