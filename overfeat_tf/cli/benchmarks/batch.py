@@ -5,21 +5,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import NamedTuple
 
-from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset, write_photographs
-from overfeat_tf.cli.benchmarks.machine import describe_machine
-from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
-from overfeat_tf.cli.benchmarks.serving.measure import CLASSES, export_preset
+from overfeat_tf.cli.benchmarks.harness import Report, collect, markdown_table
+from overfeat_tf.cli.benchmarks.inputs import encode_photograph, export_detector, random_detector, write_photographs
 from overfeat_tf.compute.choice import choose_arithmetic
-from overfeat_tf.models.model import Model
-from overfeat_tf.network.convnet import build
-from overfeat_tf.network.presets import PRESETS
 
-LABELS = tuple(f"class {number}" for number in range(CLASSES))
 SCANNED = 3  # images whose CPU time is measured, after one that traces
 
 log = logging.getLogger(__name__)
@@ -31,9 +25,6 @@ class Cost(NamedTuple):
     seconds: float
     cpu_seconds: float
 
-    def __sub__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-        return Cost(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
-
 
 def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitions: int) -> Report:
     """Measure the programs on `few` and on `many` photographs; the difference is free of what starting takes.
@@ -44,14 +35,12 @@ def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitio
         few, many: Numbers of images.
         repetitions: Repetitions.
     """
-    report = Report("batch", describe_machine())
+    report = Report("batch")
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
         folder = Path(name)
-        model = export_preset(preset, folder)
-        (folder / "photographs").mkdir()
-        files = list(write_photographs(folder / "photographs"))
-        measured = _ratios(model, files, folder, few, many, repetitions)
-        samples = collect(measured, repetitions)
+        model = export_detector(preset, folder)
+        files = write_photographs(folder / "photographs", many)
+        samples = collect(_ratios(model, files, folder, few, repetitions), repetitions)
     what = f"`{preset}`, photographs of 500x375"
     report.add("per_core_of_predict", samples["per_core_of_predict"], f"{what}: images a CPU second", (">=", 0.95))
     remark = f"{what}: two processes of one thread, images a second over one's"
@@ -63,29 +52,24 @@ def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitio
     return report
 
 
-def _ratios(
-    model: Path, files: Sequence[Path], folder: Path, few: int, many: int, repetitions: int
-) -> Iterator[dict[str, float]]:
-    lists = {count: folder / f"{count}.txt" for count in (few, many)}
-    for count, path in lists.items():
-        path.write_text("".join(f"{file}\n" for file in files[:count]))
-    runs = iter(range(1_000_000))
+def _ratios(model: Path, files: Sequence[Path], folder: Path, few: int, repetitions: int) -> Iterator[dict[str, float]]:
+    def batch(some: Sequence[Path], *options: str) -> Cost:
+        out = Path(mkdtemp(dir=folder))
+        (out / "images.txt").write_text("".join(f"{file}\n" for file in some))
+        return _cost("batch", model, out / "images.txt", "--output", out / "shards", *options)
 
-    def batch(*options: str) -> Cost:
-        each = [
-            _cost("batch", model, lists[count], "--output", folder / f"out{next(runs)}", *options)
-            for count in (few, many)
-        ]
-        return each[1] - each[0]
+    def predict(some: Sequence[Path]) -> Cost:
+        return _cost("predict", model, *some, "--out", folder / "pictures")
 
-    def predict() -> Cost:
-        each = [_cost("predict", model, *files[:count], "--out", folder / "pictures") for count in (few, many)]
-        return each[1] - each[0]
+    def without_start(program: Callable[..., Cost], *options: str) -> Cost:
+        longer, shorter = program(files, *options), program(files[:few], *options)
+        return Cost(longer.seconds - shorter.seconds, longer.cpu_seconds - shorter.cpu_seconds)
 
     for _ in range(repetitions):
-        one, two = batch("--threads", "1"), batch("--processes", "2", "--threads", "1")
+        one = without_start(batch, "--threads", "1")
+        two = without_start(batch, "--processes", "2", "--threads", "1")
         yield {
-            "per_core_of_predict": predict().cpu_seconds / batch().cpu_seconds,
+            "per_core_of_predict": without_start(predict).cpu_seconds / without_start(batch).cpu_seconds,
             "two_processes": one.seconds / two.seconds,
             "two_processes_per_core": one.cpu_seconds / two.cpu_seconds,
         }
@@ -109,8 +93,7 @@ def cost_table(networks: Sequence[str]) -> str:
     image = encode_photograph()
     rows = []
     for name in networks:
-        preset = rescaled_preset(name) if name in PRESETS else name
-        model = Model(build(preset, CLASSES, background=True, weights=None), LABELS)
+        model = random_detector(name)
         model = model.with_options(arithmetic=choose_arithmetic([model.network]).arithmetic)
         model.detect([image])
         began = time.process_time()

@@ -21,17 +21,14 @@ def benchmark() -> None:
     """
 
 
-def reporting(repetitions: int, shares_gpu: bool = False) -> Callable[[Callable], Callable]:
-    """Add the options --repetitions and --json to a benchmark; print and write the `Report` that it returns.
-
-    With `shares_gpu`, processes take of a GPU's memory what they need, so that a server that it starts has some.
-    """
+def reporting(repetitions: int) -> Callable[[Callable], Callable]:
+    """Add the options --repetitions and --json to a benchmark; print and write the `Report` that it returns."""
 
     def decorate(measured: Callable) -> Callable:
         @wraps(measured)
         def verb(*args, json_file: Path | None, **kwargs) -> None:
-            if shares_gpu:
-                os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+            # Leave memory of a GPU to the servers and other processes that a benchmark starts.
+            os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
             load_tensorflow()
             report = measured(*args, **kwargs)
             click.echo(report.table())
@@ -89,7 +86,7 @@ def benchmark_train(repetitions: int, steps: int):
 
     Takes ten minutes.
     """
-    from overfeat_tf.cli.benchmarks.training.measure import measure
+    from overfeat_tf.cli.benchmarks.training import measure
 
     return measure(repetitions, steps)
 
@@ -102,9 +99,9 @@ def benchmark_workers(repetitions: int, steps: int):
 
     Takes some two minutes.
     """
-    from overfeat_tf.cli.benchmarks.training.workers import measure
+    from overfeat_tf.cli.benchmarks.training import measure_workers
 
-    return measure(steps, repetitions)
+    return measure_workers(steps, repetitions)
 
 
 @benchmark.command("detectors")
@@ -121,13 +118,13 @@ def benchmark_detectors(backbone: str, data: tuple[str, ...], minutes: float | N
 
     Each repetition trains both with another seed. Takes some three times the minutes for each set.
     """
-    from overfeat_tf.cli.benchmarks.detectors.measure import measure
+    from overfeat_tf.cli.benchmarks.detectors import measure
 
     return measure(backbone, data, minutes, repetitions)
 
 
 @benchmark.command("gpu")
-@reporting(repetitions=5, shares_gpu=True)
+@reporting(repetitions=5)
 def benchmark_gpu(repetitions: int):
     """Check training, scanning, export and serving on a GPU, against the GPU's own product in TF32 and bfloat16.
 
@@ -162,8 +159,7 @@ def benchmark_ladder(
     NAME is the recipe that they are choices of: digits, voc, tinyimagenet or finetune.
     """
     load_tensorflow()
-    from overfeat_tf.cli.benchmarks.ladder.measure import as_markdown, measure
-    from overfeat_tf.cli.benchmarks.ladder.plot import draw
+    from overfeat_tf.cli.benchmarks.ladder.measure import as_markdown, draw, measure
 
     folder = out or Path("runs") / "ladder" / name
     results = measure(name, data, folder, range(seeds), settings, limit, backbone)

@@ -14,9 +14,16 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.cli.benchmarks.harness import (
+    Report,
+    collect,
+    divide,
+    markdown_table,
+    peak_memory_gb,
+    run_module,
+    time_in_turn,
+)
 from overfeat_tf.cli.benchmarks.inputs import photographs, rescaled_preset
-from overfeat_tf.cli.benchmarks.machine import describe_machine, peak_memory_gb, run_module, time_call
-from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.merge.accumulation import merge
 from overfeat_tf.models.batches import ONE_IMAGE
@@ -24,6 +31,7 @@ from overfeat_tf.models.inference import Candidates, detect, merge_candidates
 from overfeat_tf.models.loading import load_run
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
 from training.evaluation.average_precision import CocoDetection
@@ -39,7 +47,6 @@ THRESHOLD = InferenceOptions.merge_threshold
 MODULE = "overfeat_tf.cli.benchmarks.merging"
 
 log = logging.getLogger(__name__)
-
 
 # Takes an image's candidates and its size; returns boxes [n, 4] (normalised), scores [n] and classes [n].
 Combine = Callable[[Candidates, tf.Tensor], tuple[tf.Tensor, tf.Tensor, tf.Tensor]]
@@ -62,22 +69,21 @@ def measure(name: str, repetitions: int, detectors: Sequence[tuple[str, str, str
         detectors: (run, SOURCE, split) to compare merging with suppression on; without any, `digits` is trained.
         limit: Images of each split.
     """
-    report = Report("merge", describe_machine())
-    samples = collect(_speed(name, repetitions), repetitions)
+    report, image, preset = Report("merge"), photographs()[0], rescaled_preset(name)
+    with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
+        found = {}
+        for run, data, split in detectors or [_train_digits(Path(folder))]:
+            source, model = open_source(data), load_run(Path(run))
+            predictions = Predictions(model, source, split, limit)
+            found[f"{data.split('/')[-1]}, {split}"] = compare(predictions, len(source.class_names))
+    samples = collect(_speed(preset, image, repetitions), repetitions)
     windows = f"{CLASSES} classes, all windows of all scales of `{name}`"
     report.add("of_scan_time", samples["shared"], f"{windows}, one regressor (SCR)", ("<=", 0.03))
     report.add("of_scan_time_per_class", samples["own"], f"{windows}, a box for each class (PCR)", ("<=", 0.03))
     growth = f"{SIZES[0]} to {SIZES[1]} boxes of one class around {OBJECTS} objects"
     report.add("exponent", samples["exponent"], growth, ("<=", 2.1))
-    report.add(
-        "peak_memory_gb", run_module(MODULE, SIZES[1]), f"of a process that merges {SIZES[1]} boxes", ("<=", 2.0)
-    )
-    with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
-        found = {}
-        for run, data, split in detectors or [_train_digits(Path(folder))]:
-            source = open_source(data)
-            predictions = Predictions(load_run(Path(run)), source, split, limit)
-            found[f"{data.split('/')[-1]}, {split}"] = compare(predictions, len(source.class_names))
+    memory = f"of a process that merges {SIZES[1]} boxes"
+    report.add("peak_memory_gb", run_module(MODULE, SIZES[1]), memory, ("<=", 2.0))
     for figure in ("map50", "map"):
         values = [_over_suppression(scores, figure) for scores in found.values()]
         report.add(f"{figure}_over_nms", values, f"{', '.join(found)}: over the best suppression", (">=", 1.0))
@@ -85,11 +91,10 @@ def measure(name: str, repetitions: int, detectors: Sequence[tuple[str, str, str
     return report
 
 
-def _speed(name: str, repetitions: int) -> Iterator[dict[str, float]]:
+def _speed(preset: Preset, image: np.ndarray, repetitions: int) -> Iterator[dict[str, float]]:
     """Yield the ratios of each repetition."""
-    preset = rescaled_preset(name)
     network = build(preset, CLASSES, background=True, per_class=True)
-    pixels = tf.cast(tf.image.resize(photographs()[0], preset.scales[-1]), tf.uint8)
+    pixels = tf.cast(tf.image.resize(image, preset.scales[-1]), tf.uint8)
     network.regressor(tf.zeros([1, *[preset.head_kernel] * 2, preset.backbone.channels]))
     _center_boxes(network, pixels)
     options = InferenceOptions()
@@ -115,11 +120,8 @@ def _speed(name: str, repetitions: int) -> Iterator[dict[str, float]]:
         lambda: merge(*few, THRESHOLD).scores.numpy(),
         lambda: merge(*many, THRESHOLD).scores.numpy(),
     ]
-    for call in calls:
-        call()
     log.info("%d windows merge into %d boxes", count, len(merge(shared, votes, labels, THRESHOLD).scores))
-    for _ in range(repetitions):
-        times = [time_call(call) for call in calls]
+    for times in time_in_turn(calls, repetitions):
         log.info("scan %.2f s; merging %s s", times[0], ", ".join(f"{value:.3f}" for value in times[1:]))
         yield {
             "shared": times[1] / times[0],
@@ -134,9 +136,8 @@ def _center_boxes(network: Network, pixels: tf.Tensor) -> None:
     hidden = tf.function(lambda: scan(network, pixels, InferenceOptions(scales=(3,)))[0], autograph=False)
     layer.bias.assign(tf.zeros_like(layer.bias))
     seen = hidden()
-    edges = (seen.boxes - seen.windows[:, :, None]) / tf.tile(seen.windows[..., 2:] - seen.windows[..., :2], [1, 1, 2])[
-        :, :, None
-    ]
+    sides = tf.tile(seen.windows[..., 2:] - seen.windows[..., :2], [1, 1, 2])
+    edges = (seen.boxes - seen.windows[:, :, None]) / sides[:, :, None]
     layer.kernel.assign(layer.kernel * BOX_DEVIATION / tf.math.reduce_std(edges))
     layer.bias.assign(tf.tile([0.15, 0.15, 0.85, 0.85], [CLASSES]))
 
@@ -153,7 +154,7 @@ def _scene(count: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
 
 
 def _train_digits(folder: Path) -> tuple[str, str, str]:
-    from training.fit.train import train
+    from training.fit.train import train  # here, as above
     from training.recipes import get_recipe
 
     log.info("training the recipe `digits`, some minutes")
@@ -242,9 +243,8 @@ def compare(predictions: Predictions, classes: int, ious: Sequence[float] = IOUS
 
 
 def _over_suppression(scores: dict[str, Scored], figure: str) -> float:
-    return getattr(scores["merging"], figure) / max(
-        getattr(scored, figure) for name, scored in scores.items() if name != "merging"
-    )
+    merging, *suppressions = (getattr(scored, figure) for scored in scores.values())
+    return divide(merging, max(suppressions))
 
 
 def _table(data: str, scores: dict[str, Scored]) -> str:

@@ -8,35 +8,54 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.benchmarks.inputs import FILES, SIZE, photographs, rescaled_preset, write_photographs
-from overfeat_tf.cli.benchmarks.machine import MatrixProduct, describe_machine, peak_memory_gb, run_module, time_call
-from overfeat_tf.cli.benchmarks.report import Report, collect, markdown_table
+from overfeat_tf.cli.benchmarks.harness import (
+    MatrixProduct,
+    Report,
+    collect,
+    compare_rates,
+    markdown_table,
+    peak_memory_gb,
+    run_module,
+    time_call,
+)
+from overfeat_tf.cli.benchmarks.inputs import (
+    CLASSES,
+    FILES,
+    SIZE,
+    noise_images,
+    photographs,
+    random_classifier,
+    random_detector,
+    write_photographs,
+)
 from overfeat_tf.compute.choice import choose_arithmetic
 from overfeat_tf.compute.dense import Windows, feature_maps, find_windows, run_heads, windows_of
 from overfeat_tf.compute.execution import Execution, Shape, is_wide, winograd_cost
 from overfeat_tf.compute.winograd import lay_tiles, run_tiles
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.models.model import CONFIG, Model
-from overfeat_tf.network.convnet import Network, build
+from overfeat_tf.network.convnet import Network
 from overfeat_tf.network.presets import Preset, get_preset
 from overfeat_tf.options import ARITHMETICS
 from overfeat_tf.scan.pyramid import draw_scale, fit_scale
 
-CLASSES = 1000
-DETECTED_CLASSES = 20
+FASTER = ARITHMETICS[1:]  # than direct, on some machines
 LOADS = 3  # of each version, in fresh processes
 CROPS = 128  # in a batch of crops: large enough for their products to run at a good rate
 NATIVE = (1500, 2000)  # pixels: large enough for windows to lie nearly everywhere; the larger image has twice each side
 EXTRACTION_SCALE = 1
 LAYER_REPETITIONS = 3
+MODULE = "overfeat_tf.cli.benchmarks.scan"
 
 log = logging.getLogger(__name__)
 
@@ -44,47 +63,52 @@ log = logging.getLogger(__name__)
 def measure(name: str, repetitions: int) -> Report:
     """Measure a preset's scan. Each repetition measures both sides of every ratio in turn."""
     photographs()  # raises now, not after the other measurements, where scikit-learn is missing
-    preset = get_preset(name)
-    report = Report("scan", describe_machine())
+    size = get_preset(name).scales[-1]
+    report = Report("scan")
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
         run, *versions = _write_classifiers(name, Path(folder))
         detectors = _write_detectors(name, Path(folder))
         log.info("time and memory of processes that load and scan, with flips")
         loaded = (run, *versions[1:], *detectors)
         sizes = [sum(file.stat().st_size for file in each.rglob("*") if file.is_file()) / 1e9 for each in versions[1:]]
-        rounds = [[_load_in_process(each, preset.scales[-1]) for each in loaded] for _ in range(LOADS)]
+        rounds = [[run_module(MODULE, each, *size) for each in loaded] for _ in range(LOADS)]
         model = load_run(run)
         report.tables.append(layer_table(model.network))
         choice = choose_arithmetic(model.networks)
         log.info("arithmetic %s: %s", *choice)
         samples = collect(_speed(model, [load(version) for version in versions], repetitions), repetitions)
-    scales = f"{len(preset.scales)} scales, `{name}`, one image"
-    remark = f"{scales}, with flips, by the SavedModel, {choice.arithmetic}: multiply-adds a second over a product's"
-    goal = (">=", 1.8 if name == "accurate" else 1.7)
-    report.add("of_matmul_rate", samples[f"{choice.arithmetic}_of_matmul_rate"], remark, goal)
-    for arithmetic in ARITHMETICS[1:]:
-        report.add(f"{arithmetic}_of_matmul_rate", samples[f"{arithmetic}_of_matmul_rate"], f"the same, {arithmetic}")
-    direct = zip(samples["python_of_matmul_rate"], samples["exported_of_matmul_rate"], strict=True)
-    remark = f"{scales}, one flip, direct arithmetic; the lesser"
-    report.add("direct_of_matmul_rate", [min(pair) for pair in direct], remark, (">=", 0.85))
-    report.add("python_of_matmul_rate", samples["python_of_matmul_rate"], "by the Python call")
-    report.add("exported_of_matmul_rate", samples["exported_of_matmul_rate"], "by the SavedModel")
-    for arithmetic, most in zip(ARITHMETICS[1:], (1e-4, 2e-2), strict=True):
-        errors = samples[f"{arithmetic}_error"]
-        report.add(f"{arithmetic}_error", errors, "class scores, of their maximum", ("<=", most))
-    for arithmetic, size, most in zip(ARITHMETICS, sizes, (0.6, 0.6, 0.3), strict=True):
-        report.add(f"{arithmetic}_saved_model_gb", [size], "the SavedModel's files", ("<=", most))
-    report.add("over_crops", samples["over_crops"], f"the same windows as crops in batches of {CROPS}", (">=", 25.0))
-    report.add("area_growth", samples["area_growth"], "time per megapixel at 4 times the area", ("<=", 1.1))
-    report.add("area_growth_of_work", samples["area_growth_of_work"], "multiply-adds per megapixel, the same")
+    _add_speed(report, name, choice.arithmetic, samples)
+    for arithmetic, gigabytes, most in zip(ARITHMETICS, sizes, (0.6, 0.6, 0.3), strict=True):
+        report.add(f"{arithmetic}_saved_model_gb", [gigabytes], "the SavedModel's files", ("<=", most))
     _add_loads(report, rounds)
     ratios, remark = extraction_of_network(repetitions)
     report.add("extraction_of_network", ratios, remark, (">=", 0.9))
     return report
 
 
-def _add_loads(report: Report, rounds: Sequence[Sequence[tuple[float, float]]]) -> None:
-    """Add peak memory and load times. A round has (GB, s) of the run, and of a classifier and a detector each way."""
+def _add_speed(report: Report, name: str, chosen: str, samples: dict[str, list[float]]) -> None:
+    """Add the ratios of `_speed`, and of the arithmetic that is chosen for this machine."""
+    scales = f"{len(get_preset(name).scales)} scales, `{name}`, one image"
+    flips = "one flip" if chosen == "direct" else "with flips"
+    remark = f"{scales}, {flips}, by the SavedModel, {chosen}: multiply-adds a second over a product's"
+    goal = (">=", 1.8 if name == "accurate" else 1.7)
+    report.add("of_matmul_rate", samples[f"{chosen}_of_matmul_rate"], remark, goal)
+    for arithmetic in FASTER:
+        report.add(f"{arithmetic}_of_matmul_rate", samples[f"{arithmetic}_of_matmul_rate"], f"the same, {arithmetic}")
+    remark = f"{scales}, one flip, direct arithmetic; the lesser"
+    report.add("direct_of_matmul_rate", samples["direct_of_matmul_rate"], remark, (">=", 0.85))
+    report.add("python_of_matmul_rate", samples["python_of_matmul_rate"], "by the Python call")
+    report.add("exported_of_matmul_rate", samples["exported_of_matmul_rate"], "by the SavedModel")
+    for arithmetic, most in zip(FASTER, (1e-4, 2e-2), strict=True):
+        errors = samples[f"{arithmetic}_error"]
+        report.add(f"{arithmetic}_error", errors, "class scores, of their maximum", ("<=", most))
+    report.add("over_crops", samples["over_crops"], f"the same windows as crops in batches of {CROPS}", (">=", 25.0))
+    report.add("area_growth", samples["area_growth"], "time per megapixel at 4 times the area", ("<=", 1.1))
+    report.add("area_growth_of_work", samples["area_growth_of_work"], "multiply-adds per megapixel, the same")
+
+
+def _add_loads(report: Report, rounds: Sequence[Sequence[Sequence[float]]]) -> None:
+    """Add peak memory and load times. A round has [GB, s] of the run, and of a classifier and a detector each way."""
     of_run, *others = zip(*rounds, strict=True)
     of_classes, of_boxes = others[: len(ARITHMETICS)], others[len(ARITHMETICS) :]
     peaks = [peak for each in (of_run, of_classes[0]) for peak, _ in each]
@@ -93,7 +117,7 @@ def _add_loads(report: Report, rounds: Sequence[Sequence[tuple[float, float]]]) 
         ("", "SavedModel", of_classes),
         ("boxes_", "SavedModel that detects", of_boxes),
     ):
-        for name, taken, most in zip(ARITHMETICS[1:], faster, (4.5, 3.4), strict=True):
+        for name, taken, most in zip(FASTER, faster, (4.5, 3.4), strict=True):
             loads = [one / other for (_, one), (_, other) in zip(taken, plain, strict=True)]
             report.add(f"{prefix}{name}_peak_memory_gb", [peak for peak, _ in taken], f"{what}, {name}", ("<=", most))
             report.add(f"{prefix}{name}_load_of_direct", loads, f"{what}: load time, {name} over direct", ("<=", 2.0))
@@ -101,10 +125,9 @@ def _add_loads(report: Report, rounds: Sequence[Sequence[tuple[float, float]]]) 
 
 def _write_classifiers(name: str, folder: Path) -> tuple[Path, ...]:
     """Write a run and SavedModels of it: direct without flips, and with flips by each arithmetic."""
-    from serving.export.exporter import export
+    from serving.export.exporter import export  # here, so that it adds no memory to the processes that are measured
 
-    labels = tuple(str(number) for number in range(CLASSES))
-    model = Model(build(rescaled_preset(name), CLASSES), labels, tasks=("classification",))
+    model = random_classifier(name)
     model.save_weights(folder / "run" / "weights")
     (folder / "run" / CONFIG).write_text(json.dumps({"model": model.config(), "training": {}}))
     log.info("exporting `%s`", name)
@@ -117,9 +140,7 @@ def _write_detectors(name: str, folder: Path) -> tuple[Path, ...]:
     """Write SavedModels of a detector with flips, one by each arithmetic."""
     from serving.export.exporter import export
 
-    labels = tuple(str(number) for number in range(DETECTED_CLASSES))
-    network = build(rescaled_preset(name), DETECTED_CLASSES, background=True)
-    model = Model(network, labels).with_options(flips=True)
+    model = random_detector(name).with_options(flips=True)
     return tuple(export(model.with_options(arithmetic=each), folder / "boxes") for each in ARITHMETICS)
 
 
@@ -128,37 +149,29 @@ def _speed(model: Model, versions: Sequence, repetitions: int) -> Iterator[dict[
     exported, flipped, *faster = versions
     preset, limit = model.network.preset, MatrixProduct()
     height, width = preset.scales[-1]
-    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    image = noise_images(1, height, width)
     work, windows = scan_work_of_image(preset, height, width)
     crops = _crops(model.network, image[0])
-    large = np.random.default_rng(1).integers(0, 256, (1, NATIVE[0] * 2, NATIVE[1] * 2, 3), np.uint8)
+    large = noise_images(1, NATIVE[0] * 2, NATIVE[1] * 2)
     small = np.ascontiguousarray(large[:, : NATIVE[0], : NATIVE[1]])
-    calls: list[Callable[[], object]] = [
-        lambda: model.classify(image),
-        lambda: exported.classify(image),
-        crops,
-        lambda: model.extract_features(small),
-        lambda: model.extract_features(large),
-        *(lambda each=each: each.classify(image) for each in faster),
-    ]
-    for call in calls:
+    scans: list[Callable[[], object]] = [partial(model.classify, image), partial(exported.classify, image)]
+    flipped_scans = [partial(each.classify, image) for each in faster]
+    others: list[Callable[[], object]] = [crops, *(partial(model.extract_features, each) for each in (small, large))]
+    for call in (*scans, *others):
         call()
-    plain, *others = (each.classify(image)["logits"] for each in (flipped, *faster))
-    errors = [float(np.abs(plain - other).max() / np.abs(plain).max()) for other in others]
+    plain, *logits = (each.classify(image)["logits"] for each in (flipped, *faster))
+    errors = [float(np.abs(plain - other).max() / np.abs(plain).max()) for other in logits]
     growth = _native_work(preset, *large.shape[1:3]) / _native_work(preset, *small.shape[1:3]) / 4
     for _ in range(repetitions):
-        rates, times = [limit.rate()], []
-        for call in calls:
-            times.append(time_call(call))
-            rates.append(limit.rate())
-        python, saved, cropped, native, native_large, *fast_times = times
-        around = zip(rates[-len(faster) - 1 :], rates[-len(faster) :], strict=False)
-        fast_rates = [2 * work / time / (sum(pair) / 2) for time, pair in zip(fast_times, around, strict=True)]
+        (python_rate, python), (exported_rate, saved) = (limit.compare(work, call) for call in scans)
+        fast_rates = [limit.compare(2 * work, call)[0] for call in flipped_scans]
+        cropped, native, native_large = map(time_call, others)
         yield {
-            **{f"{name}_of_matmul_rate": rate for name, rate in zip(ARITHMETICS[1:], fast_rates, strict=True)},
-            **{f"{name}_error": error for name, error in zip(ARITHMETICS[1:], errors, strict=True)},
-            "python_of_matmul_rate": work / python / ((rates[0] + rates[1]) / 2),
-            "exported_of_matmul_rate": work / saved / ((rates[1] + rates[2]) / 2),
+            **{f"{name}_of_matmul_rate": rate for name, rate in zip(FASTER, fast_rates, strict=True)},
+            **{f"{name}_error": error for name, error in zip(FASTER, errors, strict=True)},
+            "python_of_matmul_rate": python_rate,
+            "exported_of_matmul_rate": exported_rate,
+            "direct_of_matmul_rate": min(python_rate, exported_rate),
             "over_crops": cropped * windows / CROPS / ((python + saved) / 2),
             "area_growth": native_large / native / 4,
             "area_growth_of_work": growth,
@@ -192,14 +205,7 @@ def _crops(network: Network, image: np.ndarray) -> Callable[[], object]:
         windows = find_windows(preset, feature_maps(network, [pixels]), fine=False)
         return tf.nn.softmax(run_heads([network.classifier], windows)[0])
 
-    traced = tf.function(run, autograph=False)
-    return lambda: traced().numpy()
-
-
-def _load_in_process(folder: Path, size: tuple[int, int]) -> tuple[float, float]:
-    """Load a model and scan an image in a fresh process; return peak memory in GB and the seconds of loading."""
-    peak, loading = run_module("overfeat_tf.cli.benchmarks.scan", folder, *size)
-    return peak, loading
+    return _on_host(run)
 
 
 def _load_and_scan(folder: Path, height: int, width: int) -> tuple[float, float]:
@@ -209,7 +215,7 @@ def _load_and_scan(folder: Path, height: int, width: int) -> tuple[float, float]
     loading = time.perf_counter() - started
     if isinstance(model, Model):
         model = model.with_options(flips=True)
-    image = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), np.uint8)
+    image = noise_images(1, height, width)
     for _ in range(2):
         (model.detect if "detection" in model.tasks else model.classify)(image)
     return peak_memory_gb(), loading
@@ -223,19 +229,17 @@ def extraction_of_network(repetitions: int) -> tuple[list[float], str]:
     """
     from overfeat_tf.cli.features import extract_files  # here, so that h5py is not in the processes that are measured
 
-    model = Model(build("fast", CLASSES), tuple(map(str, range(CLASSES))), tasks=("classification",))
-    scale, ratios = EXTRACTION_SCALE, []
+    model, scale = random_classifier("fast"), EXTRACTION_SCALE
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
+        files = write_photographs(Path(name) / "photographs")
         out = Path(name) / "features.npz"
-        files = write_photographs(Path(name))
         pixels = [tf.io.decode_jpeg(file.read_bytes(), 3).numpy() for file in files]
         model.extract_features(pixels[:8], scale=scale)
-        for number in range(1, repetitions + 1):
-            extraction = time_call(lambda: extract_files(model, files, out, None, False, [scale]))
-            network = time_call(lambda: model.extract_features(pixels, scale=scale))
-            ratios.append(network / extraction)
-            rates = FILES / extraction, FILES / network
-            log.info("extraction %d of %d: %.1f images/s, %.1f without files", number, repetitions, *rates)
+        sides = (
+            partial(time_call, lambda: extract_files(model, files, out, None, False, [scale])),
+            partial(time_call, lambda: model.extract_features(pixels, scale=scale)),
+        )
+        (ratios,) = compare_rates("extraction in images/s, with and without files", FILES, sides, repetitions)
     return ratios, f"{FILES} JPEGs of {SIZE[1]}x{SIZE[0]}, `fast`, scale {scale}: files to .npz over decoded images"
 
 
@@ -287,8 +291,7 @@ def _layer_row(layer, execution: Execution, windows: Windows, plain: Callable, l
     for compute in (plain, by_tiles):
         call = _on_host(compute)
         call()
-        pairs = [(limit.rate(), time_call(call)) for _ in range(LAYER_REPETITIONS)]
-        rates.append(sorted(work / time / rate for rate, time in pairs)[LAYER_REPETITIONS // 2])
+        rates.append(median(limit.compare(work, call)[0] for _ in range(LAYER_REPETITIONS)))
     expected = work / winograd_cost(shape, side, int(windows.tiles(side)))
     return layer.name, side, count, *rates, expected, work
 

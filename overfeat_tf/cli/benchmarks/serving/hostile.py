@@ -1,23 +1,44 @@
-"""Hostile requests: wrong messages, damaged images, and small files that declare billions of pixels.
+"""Hostile requests, and what a server answers: wrong messages, damaged images, small files that declare many pixels.
 
-They are seeded: the same number gives the same request.
+The requests are seeded: the same number gives the same request.
 """
 
 import base64
+import http.client
 import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent import futures
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, NamedTuple
 
+import grpc
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2, types_pb2
 from tensorflow_serving.apis import classification_pb2, inference_pb2, predict_pb2
 
+from overfeat_tf.cli.benchmarks.harness import markdown_table
 from overfeat_tf.images.files import ENCODED_IMAGE_FEATURE
 
 SERVER_MEGABYTES = 4  # the server's limit; an oversized request has one more
+SENDERS = 8
+BATCH = 100  # calls in memory at a time
+TIMEOUT_SECONDS = 120.0
+_PREDICTION = "/tensorflow.serving.PredictionService/"
+# Statuses that name the client's mistake; any other one is the server's fault. UNAVAILABLE and 503 are not here: eight
+# senders do not fill the queue, and a server that has crashed gives the same status.
+EXPECTED_STATUSES = frozenset(
+    {
+        *("OK", "INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED"),
+        *("200", "400", "404", "405", "413", "501"),
+    }
+)
+# The response of the gRPC library where bytes are not a message; the server's code does not run.
+_NO_MESSAGE = "Exception deserializing request!"
 
 
 class Call(NamedTuple):
@@ -93,10 +114,8 @@ class HostileRequests:
         return "Predict", self._with_image([png, gif, bmp][rng.integers(3)](side))
 
     def _wrong_name(self, rng: np.random.Generator) -> tuple[str, Any]:
-        request, name = (
-            self._with_image(self._images[0]),
-            "".join(map(chr, rng.integers(32, 0x2FF, 1 + rng.integers(2000)))),
-        )
+        request = self._with_image(self._images[0])
+        name = "".join(map(chr, rng.integers(32, 0x2FF, 1 + rng.integers(2000))))
         match rng.integers(6):
             case 0:
                 request.model_spec.name = name
@@ -118,25 +137,14 @@ class HostileRequests:
         return "Predict", self._with(tensor_pb2.TensorProto(dtype=dtype, **values), 1)  # type: ignore[arg-type]
 
     def _wrong_shape(self, rng: np.random.Generator) -> tuple[str, Any]:
-        sizes = rng.choice([-1, 0, 1, 2, 3, 1000, 2**31, 2**62], rng.choice([0, 1, 2, 3, 4, 300]))
-        dtype, key = (
-            (tf.string, self._good.model_spec.signature_name) if rng.integers(2) else (tf.uint8, "detect_images")
-        )
-        values: dict = {"string_val": [b"x"]} if dtype == tf.string else {"int_val": [1]}
-        request = self._with(tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, **values), *sizes.tolist())
-        if key == "detect_images":
-            request.inputs["images"].CopyFrom(request.inputs[self._input])
-            del request.inputs[self._input]
-        request.model_spec.signature_name = key
-        return "Predict", request
+        sizes = rng.choice([-1, 0, 1, 2, 3, 1000, 2**31, 2**62], rng.choice([0, 1, 2, 3, 4, 300])).tolist()
+        if rng.integers(2):
+            return "Predict", self._with(tensor_pb2.TensorProto(dtype=types_pb2.DT_STRING, string_val=[b"x"]), *sizes)
+        pixels = tensor_pb2.TensorProto(dtype=types_pb2.DT_UINT8, int_val=[1])
+        return "Predict", self._with(pixels, *sizes, name="images", signature="detect_images")
 
     def _noise_as_example(self, rng: np.random.Generator) -> tuple[str, Any]:
-        request = self._with_image(noise(rng, 100))
-        request.inputs["inputs"].CopyFrom(request.inputs[self._input])
-        if self._input != "inputs":
-            del request.inputs[self._input]
-        request.model_spec.signature_name = "classify"
-        return "Predict", request
+        return "Predict", self._with(tf.make_tensor_proto([noise(rng, 100)]), name="inputs", signature="classify")
 
     def _wrong_example(self, rng: np.random.Generator) -> tuple[str, Any]:
         spec = {"name": self._good.model_spec.name, "signature_name": "classify"}
@@ -178,12 +186,15 @@ class HostileRequests:
     def _with_image(self, image: bytes) -> predict_pb2.PredictRequest:
         return self._with(tf.make_tensor_proto([image]))
 
-    def _with(self, tensor: tensor_pb2.TensorProto, *sizes: int) -> predict_pb2.PredictRequest:
-        request = predict_pb2.PredictRequest()
-        request.CopyFrom(self._good)
-        request.inputs[self._input].CopyFrom(tensor)
+    def _with(
+        self, tensor: tensor_pb2.TensorProto, *sizes: int, name: str = "", signature: str = ""
+    ) -> predict_pb2.PredictRequest:
+        """Make a request with a tensor of some shape, by default for the input and signature of the valid request."""
+        request = predict_pb2.PredictRequest(model_spec=self._good.model_spec)
+        request.model_spec.signature_name = signature or self._good.model_spec.signature_name
+        request.inputs[name or self._input].CopyFrom(tensor)
         for size in sizes:
-            request.inputs[self._input].tensor_shape.dim.add(size=size)
+            request.inputs[name or self._input].tensor_shape.dim.add(size=size)
         return request
 
 
@@ -222,3 +233,81 @@ def bmp(side: int) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@dataclass
+class Outcome:
+    """The responses to the requests.
+
+    Attributes:
+        statuses: The count of each status, by kind of request.
+        failures: A line for each request with an unexpected status, or without a response.
+    """
+
+    statuses: dict[str, Counter[str]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Number of requests."""
+        return sum(counter.total() for counter in self.statuses.values())
+
+    def table(self) -> str:
+        """Render the statuses in Markdown."""
+        rows = [
+            (kind, ", ".join(f"{status} {count}" for status, count in counter.most_common()))
+            for kind, counter in sorted(self.statuses.items())
+        ]
+        return markdown_table(("hostile requests", "responses"), rows)
+
+
+def attack(address: str, rest: str, calls: Iterable[Call]) -> Outcome:
+    """Send calls to a server, several at a time.
+
+    Args:
+        address: HOST:PORT of gRPC.
+        rest: HOST:PORT of REST.
+        calls: The calls.
+    """
+    outcome = Outcome()
+    options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(address, options=options) as channel, futures.ThreadPoolExecutor(SENDERS) as senders:
+
+        def send(call: Call) -> tuple[Call, str, bool]:
+            return call, *(_send_rest(rest, call) if call.target.startswith("/") else _send_grpc(channel, call))
+
+        stream = iter(calls)
+        while batch := list(islice(stream, BATCH)):
+            for call, status, expected in senders.map(send, batch):
+                outcome.statuses.setdefault(call.kind, Counter())[status] += 1
+                if not expected:
+                    outcome.failures.append(f"{call.kind}: {status}")
+    return outcome
+
+
+def _send_grpc(channel: grpc.Channel, call: Call) -> tuple[str, bool]:
+    # The generated stubs send only valid messages; a bare method sends any bytes.
+    method = channel.unary_unary(_PREDICTION + call.target)
+    try:
+        response = method(call.body, timeout=TIMEOUT_SECONDS)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.INTERNAL and error.details() == _NO_MESSAGE:
+            return "INTERNAL of gRPC: no message", True
+        status = error.code().name
+        return (status, True) if status in EXPECTED_STATUSES else (f"{status} {error.details()}", False)
+    outputs = predict_pb2.PredictResponse.FromString(response).outputs if call.target == "Predict" else {}
+    read = "status" not in outputs or not any(outputs["status"].string_val)
+    return "OK" if read else "OK with the status of an image not read", not (read and call.kind == "bomb")
+
+
+def _send_rest(address: str, call: Call) -> tuple[str, bool]:
+    connection = http.client.HTTPConnection(address, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.request("POST", call.target, call.body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        response.read()
+        return str(response.status), str(response.status) in EXPECTED_STATUSES
+    except (OSError, http.client.HTTPException) as error:
+        return f"{type(error).__name__} {error}", False
+    finally:
+        connection.close()

@@ -4,32 +4,25 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import grpc
 import tensorflow as tf
 from tensorflow_serving.apis import get_model_status_pb2, predict_pb2, prediction_service_pb2_grpc
 
-from overfeat_tf.cli.benchmarks.inputs import encode_photograph, rescaled_preset
-from overfeat_tf.cli.benchmarks.machine import describe_machine, time_call
-from overfeat_tf.cli.benchmarks.report import Report, markdown_table
-from overfeat_tf.cli.benchmarks.serving.attack import Outcome, attack
-from overfeat_tf.cli.benchmarks.serving.hostile import SERVER_MEGABYTES, HostileRequests
+from overfeat_tf.cli.benchmarks.harness import Report, markdown_table, time_call, time_in_turn
+from overfeat_tf.cli.benchmarks.inputs import encode_photograph, export_detector
+from overfeat_tf.cli.benchmarks.serving.hostile import SERVER_MEGABYTES, HostileRequests, Outcome, attack
 from overfeat_tf.cli.benchmarks.serving.load import Load, LoadStats, percentile
 from overfeat_tf.cli.serving import ServerProcess
 from overfeat_tf.images.files import image_example
-from overfeat_tf.models.model import Model
-from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
-from serving.export.exporter import export
 from serving.version_folders import find_versions, read_signature_defs
 
-CLASSES = 20  # Pascal VOC's
 TASK_SIGNATURES = ("detect", "localize", "classify")
 WIRE_SECONDS, OVER_IN_PROCESS = 0.003, 1.05  # the goal over gRPC: p50 <= 1.05 x in process + 3 ms
 BATCH_IMAGES = 8  # images of a request whose image rate is compared with that of single images
@@ -41,8 +34,7 @@ State = get_model_status_pb2.ModelVersionStatus
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class OneClient:
+class OneClient(NamedTuple):
     """The times of one client in a repetition and of the same calls in process, in seconds.
 
     Attributes:
@@ -64,19 +56,6 @@ class OneClient:
         return OVER_IN_PROCESS * self.in_process + WIRE_SECONDS
 
 
-@dataclass
-class Compared:
-    """Load with requests of several images and with requests of one image, in rounds."""
-
-    batched: list[LoadStats] = field(default_factory=list)
-    single: list[LoadStats] = field(default_factory=list)
-
-    @property
-    def gains(self) -> list[float]:
-        """Return the image rate of requests of several images over that of requests of one, for each round."""
-        return [BATCH_IMAGES * one.rate / other.rate for one, other in zip(self.batched, self.single, strict=True)]
-
-
 def measure(
     presets: Sequence[str], model: Path | None, load_seconds: float, clients: int, repetitions: int, attacks: int
 ) -> Report:
@@ -90,24 +69,17 @@ def measure(
         repetitions: Repetitions with one client, each with a fresh server.
         attacks: Number of hostile requests.
     """
-    report = Report("serve", describe_machine())
+    report = Report("serve")
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
         folder = Path(name)
-        model_dirs = [copy_newest(model, folder)] if model else [export_preset(each, folder) for each in presets]
+        exported = (export_detector(each, folder) for each in presets)
+        model_dirs = [copy_newest(model, folder)] if model else list(exported)
         _add_one_client(report, {each.name: one_client(each, repetitions) for each in model_dirs})
         _add_load(report, model_dirs[0], load_seconds, clients)
         _add_attacks(report, model_dirs[0], attacks)
         if not model:
             _add_starts(report, [name for name in PRESETS if name not in presets], folder)
     return report
-
-
-def export_preset(name: str, folder: Path) -> Path:
-    """Export a preset with random weights and all tasks as `folder`/NAME/1; return `folder`/NAME."""
-    log.info("exporting %s", name)
-    network = build(rescaled_preset(name), CLASSES, background=True)
-    export(Model(network, tuple(f"class {number}" for number in range(CLASSES))), folder / name)
-    return folder / name
 
 
 def copy_newest(model_dir: Path, folder: Path) -> Path:
@@ -136,22 +108,20 @@ def detection_request(model_dir: Path, image: bytes, images: int = 1) -> predict
 def one_client(model_dir: Path, repetitions: int) -> list[OneClient]:
     """Compare the requests of one client with calls in process, in turn, with a fresh server in each repetition."""
     request = detection_request(model_dir, encode_photograph())
-    (input_name, proto), key = next(iter(request.inputs.items())), request.model_spec.signature_name
-    loaded = tf.saved_model.load(str(model_dir / "1"))
-    value = proto.string_val[0]
+    ((input_name, tensor),) = request.inputs.items()
+    call = tf.saved_model.load(str(model_dir / "1")).signatures[request.model_spec.signature_name]
 
     def in_process() -> None:
-        outputs = loaded.signatures[key](**{input_name: tf.constant([value])})
-        [tensor.numpy() for tensor in outputs.values()]
+        for output in call(**{input_name: tf.constant(list(tensor.string_val))}).values():
+            output.numpy()
 
-    in_process()
     found = []
     for number in range(1, repetitions + 1):
         with ServerProcess(model_dir) as server, grpc.insecure_channel(server.address) as channel:
             predict = prediction_service_pb2_grpc.PredictionServiceStub(channel).Predict
             over_wire = partial(predict, request, timeout=120)
             first = time_call(over_wire)
-            pairs = [(time_call(over_wire), time_call(in_process)) for _ in range(REQUESTS)]
+            pairs = time_in_turn((over_wire, in_process), REQUESTS)
             over_grpc, direct = (percentile(times, 50) for times in zip(*pairs, strict=True))
             found.append(OneClient(server.start_seconds, first, over_grpc, direct, server.loading))
             text = "%s %d of %d: served after %.1f s (%s), first response %.1f ms, p50 %.1f ms, %.1f ms in process"
@@ -160,30 +130,31 @@ def one_client(model_dir: Path, repetitions: int) -> list[OneClient]:
     return found
 
 
-def compare_batches(batched: Load, single: Load, address: str, load_seconds: float) -> Compared:
+def compare_batches(batched: Load, single: Load, address: str, load_seconds: float) -> Iterator[dict[Load, LoadStats]]:
     """Load a server with requests of several images and of one, in turn, so that noise affects both."""
-    found = Compared()
     rounds = max(round(load_seconds / ROUND_SECONDS), 1)
     for number in range(rounds):
-        kinds = [(batched, found.batched), (single, found.single)]
-        for load, stats in kinds if number % 2 == 0 else reversed(kinds):
-            stats.append(load.run(address, load_seconds / rounds))
-        rates = BATCH_IMAGES * found.batched[-1].rate, found.single[-1].rate
+        order = (batched, single) if number % 2 == 0 else (single, batched)
+        stats = {load: load.run(address, load_seconds / rounds) for load in order}
         text = "load %d of %d: %.1f images/s in requests of %d, %.1f in requests of one"
-        log.info(text, number + 1, rounds, rates[0], BATCH_IMAGES, rates[1])
-    return found
+        log.info(text, number + 1, rounds, BATCH_IMAGES * stats[batched].rate, BATCH_IMAGES, stats[single].rate)
+        yield stats
+
+
+def _batching_gain(batched: LoadStats, single: LoadStats) -> float:
+    return BATCH_IMAGES * batched.rate / single.rate
 
 
 def change_under_load(load: Load, server: ServerProcess, model_dir: Path) -> tuple[LoadStats, LoadStats]:
     """Publish a new version under load, then a corrupt one; return the statistics of each load."""
     load.begin(server.address)
-    _publish(model_dir, 2, lambda folder: None)
+    _publish(model_dir, 2)
     server.wait_for_state(2, State.AVAILABLE)
     server.wait_for_state(1, State.END)
     time.sleep(1)
     switch = load.end()
     load.begin(server.address)
-    _publish(model_dir, 3, lambda folder: os.truncate(folder / "saved_model.pb", 1000))
+    _publish(model_dir, 3, corrupt=True)
     server.wait_for_state(3, State.END)
     time.sleep(1)
     return switch, load.end()
@@ -204,9 +175,8 @@ def attack_server(model_dir: Path, attacks: int) -> tuple[Outcome, float]:
         with grpc.insecure_channel(server.address) as channel:
             stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
             stub.Predict(request, timeout=120)
-    log.info(
-        "%d hostile requests: %d without an expected status, memory x %.3f", attacks, len(outcome.failures), growth
-    )
+    text = "%d hostile requests: %d without an expected status, memory x %.3f"
+    log.info(text, attacks, len(outcome.failures), growth)
     return outcome, growth
 
 
@@ -230,19 +200,18 @@ def _add_one_client(report: Report, found: dict[str, list[OneClient]]) -> None:
 
 def _add_load(report: Report, model_dir: Path, load_seconds: float, clients: int) -> None:
     one, several = (detection_request(model_dir, encode_photograph(), images) for images in (1, BATCH_IMAGES))
-    with ExitStack() as stack:
-        server = stack.enter_context(ServerProcess(model_dir))
-        batched = stack.enter_context(Load(several, max(clients // BATCH_IMAGES, 1)))  # as many concurrent images
-        single = stack.enter_context(Load(one, clients))
+    as_many_images = max(clients // BATCH_IMAGES, 1)
+    with ServerProcess(model_dir) as server, Load(several, as_many_images) as batched, Load(one, clients) as single:
         for load in (batched, single):  # the first requests of many threads are slower
             load.run(server.address, min(1.0, load_seconds))
-        compared = compare_batches(batched, single, server.address, load_seconds)
+        rounds = list(compare_batches(batched, single, server.address, load_seconds))
         switch, corrupt = change_under_load(single, server, model_dir)
-    batched_stats, single_stats = sum(compared.batched, LoadStats()), sum(compared.single, LoadStats())
+    gains = [_batching_gain(stats[batched], stats[single]) for stats in rounds]
+    batched_stats, single_stats = (sum((stats[load] for stats in rounds), LoadStats()) for load in (batched, single))
     p50, p99 = (percentile(single_stats.latencies, percent) for percent in (50, 99))
     what = f"`{model_dir.name}`, {clients} clients, {load_seconds:g} s"
     remark = f"{what}: images a second in requests of {BATCH_IMAGES} over requests of one"
-    report.add("batching_gain", compared.gains, remark, (">=", 1.5))
+    report.add("batching_gain", gains, remark, (">=", 1.5))
     report.add("p99_of_p50", [p99 / p50], f"{what}: latency of requests of one image", ("<=", 10.0))
     failed = sum(sum(stats.failures.values()) for stats in (batched_stats, single_stats, switch, corrupt))
     loads = f"requests of {BATCH_IMAGES}, of one, while a version is switched, while a corrupt one is published"
@@ -272,16 +241,16 @@ def _add_starts(report: Report, presets: Sequence[str], folder: Path) -> None:
     """Start a server once for each preset that was not measured; report its times of loading and warming up."""
     rows = []
     for name in presets:
-        with ServerProcess(export_preset(name, folder)) as server:
+        with ServerProcess(export_detector(name, folder)) as server:
             rows.append((name, f"{server.start_seconds:.1f}", server.loading))
     if presets:
         report.tables.append(markdown_table(("only started", "served after s", "loading"), rows))
 
 
-def _publish(model_dir: Path, number: int, change: Callable[[Path], None]) -> None:
-    """Publish a changed copy of the newest version under another number, atomically."""
-    versions = find_versions(model_dir)
-    partial_copy = model_dir / f".{number}.partial"
-    shutil.copytree(versions[max(versions)], partial_copy)
-    change(partial_copy)
-    partial_copy.rename(model_dir / str(number))
+def _publish(model_dir: Path, number: int, corrupt: bool = False) -> None:
+    """Publish a copy of version 1 under another number, atomically."""
+    staging_dir = model_dir / f".{number}.partial"
+    shutil.copytree(model_dir / "1", staging_dir)
+    if corrupt:
+        os.truncate(staging_dir / "saved_model.pb", 1000)
+    staging_dir.rename(model_dir / str(number))

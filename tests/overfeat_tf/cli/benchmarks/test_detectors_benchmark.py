@@ -10,9 +10,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from overfeat_tf.cli.benchmarks.detectors import measure as detectors
-from overfeat_tf.cli.benchmarks.detectors import retinanet
-from overfeat_tf.cli.benchmarks.detectors.retinanet import (
+from overfeat_tf.cli.benchmarks import detectors
+from overfeat_tf.cli.benchmarks.detectors import (
     MOST,
     SIDE,
     RetinaNet,
@@ -58,8 +57,7 @@ class Clock:
 
     def __init__(self, monkeypatch):
         self.now = 0.0
-        for module in (detectors, retinanet):
-            monkeypatch.setattr(module, "computing_seconds", lambda: self.now)
+        monkeypatch.setattr(detectors, "computing_seconds", lambda: self.now)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ def backbone(tmp_path_factory) -> str:
 
 def test_a_view_shows_its_objects_where_its_boxes_say():
     records = decode_records(RecordStream(Rectangles(), "train", 0).dataset())
-    draw = tf.function(retinanet._views(2).draw, autograph=False)
+    draw = tf.function(detectors._views(2).draw, autograph=False)
     for number, record in enumerate(records.take(4)):
         ((pixels, targets),) = draw(tf.constant([number, 1]), record)
         assert pixels.shape == (SIDE, SIDE, 3) and targets["boxes"].shape == (3, 4)
@@ -131,13 +129,13 @@ def test_the_rate_warms_up_and_falls_with_the_time(monkeypatch):
     clock.now = 10.0
     schedule.on_train_begin()
     rates = []
-    for batch, now in ((0, 10.0), (retinanet.WARM_UP, 60.0), (retinanet.WARM_UP + 1, 109.9)):
+    for batch, now in ((0, 10.0), (detectors.WARM_UP, 60.0), (detectors.WARM_UP + 1, 109.9)):
         clock.now = now
         schedule.on_train_batch_begin(batch)
-        rates.append(schedule.model.optimizer.learning_rate / retinanet.RATE)
+        rates.append(schedule.model.optimizer.learning_rate / detectors.LEARNING_RATE)
         schedule.on_train_batch_end(batch)
         assert not schedule.model.stop_training
-    np.testing.assert_allclose(rates, [1 / retinanet.WARM_UP, 0.5, 0.0], atol=1e-4)
+    np.testing.assert_allclose(rates, [1 / detectors.WARM_UP, 0.5, 0.0], atol=1e-4)
     clock.now = 110.0
     schedule.on_train_batch_end(99)
     assert schedule.model.stop_training
@@ -191,7 +189,7 @@ def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
         clock.now += seconds
         return Oracle(share)
 
-    monkeypatch.setattr(detectors, "require_keras_hub", lambda: None)
+    monkeypatch.setattr(detectors, "find_spec", lambda name: name)
     monkeypatch.setattr(detectors, "open_source", lambda name: Rectangles())
     monkeypatch.setattr(detectors, "train", lambda recipe, source, run: SimpleNamespace(model=trained(1.0, 120.0)))
     monkeypatch.setattr(
@@ -208,7 +206,7 @@ def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
 
 
 def test_without_keras_hub_one_line_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(retinanet, "find_spec", lambda name: None)
+    monkeypatch.setattr(detectors, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"^expected KerasHub [^\n]*: pip install keras-hub$"):
         detectors.measure("small.keras", ["voc:nowhere"], None, 1)
 

@@ -10,12 +10,12 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2
 
-from overfeat_tf.cli.benchmarks.report import Report
-from overfeat_tf.cli.benchmarks.serving import attack, hostile
+from overfeat_tf.cli.benchmarks.harness import Report
+from overfeat_tf.cli.benchmarks.serving import hostile
 from overfeat_tf.cli.benchmarks.serving import measure as serving
-from overfeat_tf.cli.benchmarks.serving.hostile import Call, HostileRequests
+from overfeat_tf.cli.benchmarks.serving.hostile import Call, HostileRequests, attack
 from overfeat_tf.cli.benchmarks.serving.load import Load, LoadStats, percentile
-from overfeat_tf.cli.benchmarks.serving.measure import BATCH_IMAGES, Compared, OneClient
+from overfeat_tf.cli.benchmarks.serving.measure import BATCH_IMAGES, ROUND_SECONDS, OneClient, compare_batches
 from overfeat_tf.images.decode import decode_image
 from serving.embedded.server import start
 from serving.export.exporter import BATCHING
@@ -69,7 +69,21 @@ def test_what_was_seen_adds_up():
     )
     assert both == LoadStats(3.0, [0.1, 0.2, 0.3], {"UNAVAILABLE": 3}, {"1": 2, "2": 1})
     assert both.rate == 1.0
-    assert Compared([both, both], [both, LoadStats(2.0, [0.1] * 4)]).gains == [BATCH_IMAGES, BATCH_IMAGES / 2]
+    assert serving._batching_gain(both, LoadStats(2.0, [0.1] * 4)) == BATCH_IMAGES / 2
+
+
+def test_the_two_kinds_of_load_take_turns():
+    ran = []
+
+    class Fake:
+        def run(self, address, seconds):
+            ran.append(self)
+            return LoadStats(seconds, [0.1])
+
+    batched, single = Fake(), Fake()
+    rounds = list(compare_batches(batched, single, "", 2 * ROUND_SECONDS))
+    assert ran == [batched, single, single, batched]
+    assert [each[batched].seconds for each in rounds] == [ROUND_SECONDS] * 2
 
 
 def test_the_ratios_of_one_client_are_the_worst_presets():
@@ -107,26 +121,26 @@ def test_a_bomb_declares_more_pixels_than_are_decoded(bomb):
 def test_what_is_not_answered_properly_is_found(model_dir, request_of_one):
     good = Call("good", "Predict", request_of_one.SerializeToString())
     with start([model_dir], port=0) as server:
-        outcome = attack.attack(server.address, "127.0.0.1:1", [good, good._replace(kind="rest", target="/v1")])
+        outcome = attack(server.address, "127.0.0.1:1", [good, good._replace(kind="rest", target="/v1")])
     assert outcome.count == 2 and outcome.statuses["good"] == {"OK": 1}
     (line,) = outcome.failures  # nobody listens on that port
     assert line.startswith("rest: ConnectionRefusedError")
-    gone = attack.attack("127.0.0.1:1", "127.0.0.1:1", [good])
+    gone = attack("127.0.0.1:1", "127.0.0.1:1", [good])
     assert gone.failures[0].startswith("good: UNAVAILABLE")  # a server that crashed says nothing else
 
 
 def test_clients_of_their_own_process_see_every_answer(model_dir, request_of_one):
-    with start([model_dir], port=0) as server, Load(request_of_one, 4) as load:
-        seen = load.run(server.address, 0.5)
+    with start([model_dir], port=0) as server, Load(request_of_one, 4) as clients:
+        seen = clients.run(server.address, 0.5)
         assert len(seen.latencies) == seen.versions["1"] >= 4 and not seen.failures
         assert 0.5 <= seen.seconds < 10 and all(0 < each < seen.seconds for each in seen.latencies)
-        load.begin(server.address)
-        assert load.end().failures == {}
+        clients.begin(server.address)
+        assert clients.end().failures == {}
 
 
 @pytest.mark.long
 def test_what_is_only_started_tells_its_loading_and_warming_up(model_dir, monkeypatch):
-    monkeypatch.setattr(serving, "export_preset", lambda name, folder: folder / name)
+    monkeypatch.setattr(serving, "export_detector", lambda name, folder: folder / name)
     report = Report("serve", {})
     serving._add_starts(report, ["bright"], model_dir.parent)
     row = report.tables[0].splitlines()[-1]
@@ -137,8 +151,8 @@ def test_what_is_only_started_tells_its_loading_and_warming_up(model_dir, monkey
 def test_an_image_that_was_not_read_is_a_failure(model_dir, request_of_one):
     bad = predict_pb2.PredictRequest.FromString(request_of_one.SerializeToString())
     bad.inputs["image_bytes"].string_val[0] = b"no image"
-    with start([model_dir], port=0) as server, Load(bad, 2) as load:
-        seen = load.run(server.address, 0.5)
+    with start([model_dir], port=0) as server, Load(bad, 2) as clients:
+        seen = clients.run(server.address, 0.5)
     assert seen.latencies == [] and seen.failures["status"] >= 2
 
 

@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from overfeat_tf.cli.benchmarks import merging
-from overfeat_tf.cli.benchmarks.machine import run_module
+from overfeat_tf.cli.benchmarks.harness import run_module
+from overfeat_tf.cli.benchmarks.inputs import photographs
 from overfeat_tf.cli.benchmarks.merging import Predictions, by_merging, by_suppression, compare
 from overfeat_tf.models.inference import Candidates
 from overfeat_tf.models.model import Model
@@ -48,10 +49,8 @@ def test_a_small_detector_is_compared():
 
 def test_a_small_scan_is_measured(monkeypatch):
     monkeypatch.setattr(merging, "SIZES", (20, 60))
-    monkeypatch.setattr(
-        merging, "rescaled_preset", lambda name: replace(PRESETS[name], scales=PRESETS[name].scales[:3])
-    )
-    (ratios,) = merging._speed("tiny", 1)
+    preset = replace(PRESETS["tiny"], scales=PRESETS["tiny"].scales[:3])
+    (ratios,) = merging._speed(preset, photographs()[0], 1)
     assert set(ratios) == {"shared", "own", "exponent"}
     assert ratios["shared"] > 0 and ratios["own"] > 0
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from overfeat_tf.cli.benchmarks.ladder import measure as benchmark
 from overfeat_tf.cli.benchmarks.ladder.choices import LADDERS, Choice, Ladder, Variant
-from overfeat_tf.cli.benchmarks.ladder.plot import ROW, draw
+from overfeat_tf.cli.benchmarks.ladder.measure import ROW, draw
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import InferenceOptions
 from training.evaluation.evaluate import PROTOCOLS

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from overfeat_tf.cli.benchmarks import scan
-from overfeat_tf.cli.benchmarks.report import Report
+from overfeat_tf.cli.benchmarks.harness import Report, run_module
 from overfeat_tf.models.loading import load, load_run
 from overfeat_tf.network.presets import PRESETS
 from overfeat_tf.options import ARITHMETICS
@@ -36,6 +36,17 @@ def test_a_report_has_medians_ranges_and_machine():
     assert "| over_crops | 25.000 | 20.000 to 30.000 | 3 | >= 25.0 | crops |" in report.table()
 
 
+@pytest.mark.parametrize("chosen", ARITHMETICS)
+def test_the_arithmetic_of_this_machine_has_its_rate(chosen):
+    rates = {f"{name}_of_matmul_rate": [rate] for rate, name in enumerate((*ARITHMETICS, "python", "exported"), 1)}
+    others = ("winograd_error", "bfloat16_error", "over_crops", "area_growth", "area_growth_of_work")
+    report = Report("scan", {})
+    scan._add_speed(report, "tiny", chosen, rates | {name: [0.5] for name in others})
+    assert report.samples["of_matmul_rate"] == rates[f"{chosen}_of_matmul_rate"]
+    assert chosen in report.remarks["of_matmul_rate"]
+    assert report.samples.keys() == {"of_matmul_rate", *rates, *others}
+
+
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
@@ -62,10 +73,10 @@ def test_a_small_network_is_measured(tmp_path, monkeypatch):
         all(value > 0 for value in ratios.values())
         and ratios["winograd_error"] < 1e-4 < ratios["bfloat16_error"] < 0.02
     )
-    memory, loading = scan._load_in_process(run, preset.scales[-1])
+    memory, loading = run_module(scan.MODULE, run, *preset.scales[-1])
     assert 0.3 < memory < 3 and loading > 0
     boxes = scan._write_detectors("tiny", tmp_path)
     assert [load(version).config()["options"]["arithmetic"] for version in boxes] == [*ARITHMETICS]
-    assert scan._load_in_process(boxes[1], preset.scales[-1])[0] > 0.3
+    assert run_module(scan.MODULE, boxes[1], *preset.scales[-1])[0] > 0.3
     table = scan.layer_table(load_run(run).network)
     assert all(f"| {name} |" in table for name in ("conv2", "conv4", "full5"))

@@ -1,1 +1,0 @@
-"""`overfeat benchmark detectors`: OverFeat beside another detector on the same backbone."""

@@ -1,1 +1,0 @@
-"""`overfeat benchmark train` and `workers`: training against PyTorch, and its data pipeline."""
