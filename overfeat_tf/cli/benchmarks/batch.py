@@ -34,7 +34,12 @@ def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitio
         networks: Presets and backbones whose CPU time per image is measured as well.
         few, many: Numbers of images.
         repetitions: Repetitions.
+
+    Raises:
+        ValueError: `many` is not more than `few`.
     """
+    if many <= few:
+        raise ValueError(f"expected more images in the longer runs (--many) than the {few} of --few; got {many}")
     report = Report("batch")
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
         folder = Path(name)

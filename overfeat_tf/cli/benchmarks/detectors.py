@@ -158,7 +158,8 @@ def _train_and_score(name: str, fit: Callable[[], Predictor], source: Source, re
 
 def time_images(source: Source, split: str, models: Sequence[Predictor]) -> list[float]:
     """Time each model on the split's first image, resized to 500x375, in turns; return the medians in seconds."""
-    image, _ = decode_image(next(source.records(split)).image_bytes)
+    decoded = (decode_image(record.image_bytes) for record in source.records(split))
+    image = next(image for image, status in decoded if status == "")
     pixels = tf.cast(tf.image.resize(image, SIZE, antialias=True), tf.uint8).numpy()[None]
     times = time_in_turn([partial(model.detect, pixels) for model in models], CALLS)
     return [median(each) for each in zip(*times, strict=True)]
@@ -195,7 +196,8 @@ def train_retinanet(backbone: str, source: Source, split: str, seconds: float, s
     # Without XLA, as `train`: on processors its convolutions are slower.
     detector.compile(keras.optimizers.Adam(LEARNING_RATE, global_clipnorm=CLIP), jit_compile=False)
     batches = training_batches(source, split, _views(most), BATCH, seed)
-    detector.fit(batches, steps_per_epoch=10_000, callbacks=[TimedRate(ends)], verbose=0, shuffle=False)
+    # One epoch without end: the callback stops it.
+    detector.fit(batches, steps_per_epoch=10**9, callbacks=[TimedRate(ends)], verbose=0, shuffle=False)
     return RetinaNet(detector, source.class_names)
 
 

@@ -36,7 +36,7 @@ from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import scan
 from training.evaluation.average_precision import CocoDetection
 from training.sources import open_source
-from training.sources.record import Record, Source
+from training.sources.record import Record, Source, check_split
 
 CLASSES = 5
 BOX_DEVIATION = 0.1  # of a window's side: how far the boxes of random weights lie from the middle of their windows
@@ -69,11 +69,15 @@ def measure(name: str, repetitions: int, detectors: Sequence[tuple[str, str, str
         detectors: (run, SOURCE, split) to compare merging with suppression on; without any, `digits` is trained.
         limit: Images of each split.
     """
+    from training.evaluation.evaluate import require_fit  # here, so that it adds no memory to the process of `MODULE`
+
     report, image, preset = Report("merge"), photographs()[0], rescaled_preset(name)
     with TemporaryDirectory(prefix="overfeat-benchmark-") as folder:
         found = {}
         for run, data, split in detectors or [_train_digits(Path(folder))]:
             source, model = open_source(data), load_run(Path(run))
+            check_split(source, split)
+            require_fit(model.labels, model.answered_tasks, source, ("detection",))
             predictions = Predictions(model, source, split, limit)
             found[f"{data.split('/')[-1]}, {split}"] = compare(predictions, len(source.class_names))
     samples = collect(_speed(preset, image, repetitions), repetitions)

@@ -86,10 +86,10 @@ def measure(
     source = open_source(data or str(recipe.data))
     if len(source.class_names) == 1 and DETECTION.name in ladder.stages:  # there is nothing to classify
         stages = tuple(stage for stage in ladder.stages if stage != CLASSIFICATION.name)
-        ladder = replace(ladder, stages=stages)
+        choices = tuple(choice for choice in ladder.choices if choice.protocol in stages)
+        ladder = replace(ladder, stages=stages, choices=choices)
     config = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
-    if backbone is not None:
-        config["backbone"] = Path(backbone).stem
+    config["backbone"] = backbone and Path(backbone).stem
     results = _read_or_create(folder / RESULTS, config)
     cache: Cache = {}
     for choice in ladder.choices:

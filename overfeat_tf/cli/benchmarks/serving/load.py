@@ -129,7 +129,8 @@ async def _drive(
 ) -> LoadStats:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]  # one connection each
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(clients)]
-    await asyncio.gather(*(channel.channel_ready() for channel in channels))
+    async with asyncio.timeout(TIMEOUT_SECONDS):  # the server may have exited
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
     started = time.perf_counter()
     end = started + seconds if seconds is not None else float("inf")
     stats, failures, versions = LoadStats(), Counter[str](), Counter[str]()

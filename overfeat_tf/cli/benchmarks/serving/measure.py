@@ -72,7 +72,7 @@ def measure(
     report = Report("serve")
     with TemporaryDirectory(prefix="overfeat-benchmark-") as name:
         folder = Path(name)
-        exported = (export_detector(each, folder) for each in presets)
+        exported = (export_detector(each, folder) for each in dict.fromkeys(presets))  # each once
         model_dirs = [copy_newest(model, folder)] if model else list(exported)
         _add_one_client(report, {each.name: one_client(each, repetitions) for each in model_dirs})
         _add_load(report, model_dirs[0], load_seconds, clients)

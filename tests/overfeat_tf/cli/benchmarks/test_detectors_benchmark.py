@@ -205,6 +205,15 @@ def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
     assert "| RetinaNet | 2.0 | 1.000 | 0.300 | 0.000 | " in report.tables[0]
 
 
+def test_an_image_is_timed_where_the_first_cannot_be_read():
+    class Damaged(Rectangles):
+        def records(self, split, limit=None):
+            return iter([Record.of_objects(b"no image", "damaged", [], []), *super().records(split, limit)])
+
+    seconds = detectors.time_images(Damaged(), "val", [Oracle(1.0), Oracle(0.5)])
+    assert len(seconds) == 2 and min(seconds) > 0
+
+
 def test_without_keras_hub_one_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(detectors, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"^expected KerasHub [^\n]*: pip install keras-hub$"):

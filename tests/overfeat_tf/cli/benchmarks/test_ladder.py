@@ -103,6 +103,22 @@ def test_a_folder_has_its_settings_before_a_run_is_trained(tmp_path, monkeypatch
         benchmark.measure("digits", None, tmp_path, [0], ["negatives=random"])
 
 
+def test_results_on_one_backbone_are_not_taken_for_those_of_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "open_source", lambda _: SimpleNamespace(name="two", class_names=("a", "b")))
+    monkeypatch.setitem(LADDERS, "finetune", replace(LADDERS["finetune"], choices=()))
+    assert benchmark.measure("finetune", "two", tmp_path, [0], backbone="mine/small.keras")["backbone"] == "small"
+    benchmark.measure("finetune", "two", tmp_path, [0], backbone="small.keras")
+    with pytest.raises(ValueError, match=r"^expected the backbone that .* began with"):
+        benchmark.measure("finetune", "two", tmp_path, [0])
+
+
+def test_with_one_class_there_is_no_choice_of_classifiers(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "open_source", lambda _: SimpleNamespace(name="one", class_names=("a",)))
+    monkeypatch.setattr(benchmark, "_score", lambda ladder, choice, *_: {figure: [0.5] for figure in ("map50", "map")})
+    found = benchmark.measure("voc", "one", tmp_path, [0])["found"]
+    assert {*found} == {choice.name for choice in LADDERS["voc"].choices} - {"Committee (Table 2)"}
+
+
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^expected a ladder, one of digits, .*; got 'nope'$"):
         benchmark.measure("nope", None, tmp_path, [0])

@@ -1,7 +1,9 @@
 """The serving benchmark: its figures, its hostile requests, and that it drives a real server and judges it."""
 
+import asyncio
 import json
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import predict_pb2
 
 from overfeat_tf.cli.benchmarks.harness import Report
-from overfeat_tf.cli.benchmarks.serving import hostile
+from overfeat_tf.cli.benchmarks.serving import hostile, load
 from overfeat_tf.cli.benchmarks.serving import measure as serving
 from overfeat_tf.cli.benchmarks.serving.hostile import Call, HostileRequests, attack
 from overfeat_tf.cli.benchmarks.serving.load import Load, LoadStats, percentile
@@ -84,6 +86,12 @@ def test_the_two_kinds_of_load_take_turns():
     rounds = list(compare_batches(batched, single, "", 2 * ROUND_SECONDS))
     assert ran == [batched, single, single, batched]
     assert [each[batched].seconds for each in rounds] == [ROUND_SECONDS] * 2
+
+
+def test_clients_do_not_wait_for_a_server_that_is_gone(request_of_one, monkeypatch):
+    monkeypatch.setattr(load, "TIMEOUT_SECONDS", 0.5)
+    with pytest.raises(TimeoutError):
+        asyncio.run(load._drive(request_of_one, 1, "127.0.0.1:1", 1.0, threading.Event()))
 
 
 def test_the_ratios_of_one_client_are_the_worst_presets():
