@@ -82,9 +82,11 @@ def measure(backbone: str, data: Sequence[str], minutes: float | None, repetitio
 
     Raises:
         ImportError: KerasHub is not installed.
+        ValueError: a backbone without maps of strides 8, 16 and 32.
     """
     if find_spec("keras_hub") is None:
         raise ImportError("expected KerasHub to compare with; it is not installed: pip install keras-hub")
+    open_maps(backbone)  # raises now, not after the first training, where a map is missing
     sources = [open_source(each) for each in data]
     report = Report("detectors")
     ratios: dict[str, list[float]] = {name: [] for name in (*FIGURES, "seconds")}
@@ -182,9 +184,6 @@ def train_retinanet(backbone: str, source: Source, split: str, seconds: float, s
         source, split: The data.
         seconds: What training may take.
         seed: Of weights, data order and augmentation.
-
-    Raises:
-        ValueError: a backbone without maps of strides 8, 16 and 32.
     """
     ends = computing_seconds() + seconds
     keras.utils.set_random_seed(seed)
@@ -204,8 +203,6 @@ def train_retinanet(backbone: str, source: Source, split: str, seconds: float, s
 def build_retinanet(backbone: str, classes: int, finest: int = FINEST) -> "keras_hub.models.RetinaNetObjectDetector":
     """Build a RetinaNet on a backbone whose batch normalisation stays in inference mode.
 
-    Each level has the map that the recipe `finetune` would take at its stride.
-
     Args:
         backbone: As `pretrained.open_model` takes it.
         classes: Number of classes.
@@ -213,11 +210,10 @@ def build_retinanet(backbone: str, classes: int, finest: int = FINEST) -> "keras
     """
     import keras_hub
 
-    model = of_any_size(open_model(backbone, "imagenet"))
+    model, maps = open_maps(backbone)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.trainable = False
-    maps = {f"P{level}": model.get_layer(default_layer(model, backbone, 2**level)).output for level in (3, 4, 5)}
     encoder = keras_hub.models.FeaturePyramidBackbone(inputs=model.inputs, outputs=maps)
     encoder.pyramid_outputs = maps
     features = keras_hub.models.RetinaNetBackbone(
@@ -233,6 +229,16 @@ def build_retinanet(backbone: str, classes: int, finest: int = FINEST) -> "keras
         last.bias.assign(tf.fill(last.bias.shape, bias))
         last.kernel.assign(tf.random.normal(last.kernel.shape, stddev=DEVIATION))
     return detector
+
+
+def open_maps(backbone: str) -> tuple[keras.Model, dict[str, keras.KerasTensor]]:
+    """Open a backbone; return it and the maps P3, P4 and P5 that the recipe `finetune` would take at their strides.
+
+    Raises:
+        ValueError: there is no map at one of the strides.
+    """
+    model = of_any_size(open_model(backbone, "imagenet"))
+    return model, {f"P{level}": model.get_layer(default_layer(model, backbone, 2**level)).output for level in (3, 4, 5)}
 
 
 class TimedRate(keras.callbacks.Callback):

@@ -55,7 +55,6 @@ class Ladder:
         settings: Changes to the recipe that make many runs affordable.
         stages: The stages to train.
         choices: The choices to compare.
-        split: The split to score on.
         pinned: Settings that keep the recipe as it was when the choices were first compared.
     """
 
@@ -63,7 +62,6 @@ class Ladder:
     settings: tuple[str, ...]
     stages: tuple[str, ...]
     choices: tuple[Choice, ...]
-    split: str = "val"
     pinned: tuple[str, ...] = ()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import keras
 from matplotlib.axes import Axes
@@ -24,7 +25,7 @@ from training.evaluation.ladders import FixedBox, median_box
 from training.fit.train import train
 from training.recipes import Recipe, get_recipe, override
 from training.sources import open_source
-from training.sources.record import Source
+from training.sources.record import Source, check_split
 
 RESULTS = "ladder.json"
 SHOWN = {
@@ -43,6 +44,14 @@ log = logging.getLogger(__name__)
 Variants = dict[str, dict[str, list[float]]]
 # Figures by runs, options and protocol: several choices share a variant.
 Cache = dict[tuple, dict[str, float]]
+
+
+class EvaluationSet(NamedTuple):
+    """The images to score on: a source's split, or its first `limit` images."""
+
+    source: Source
+    split: str
+    limit: int | None
 
 
 def measure(
@@ -70,7 +79,8 @@ def measure(
         one value per seed, or a single value for a committee.
 
     Raises:
-        ValueError: no such ladder, a backbone for one that has none, or the folder holds results of other settings.
+        ValueError: no such ladder, a backbone for one that has none, no split to score on, or the folder holds results
+            of other settings.
     """
     if name not in LADDERS:
         raise ValueError(f"expected a ladder, one of {', '.join(LADDERS)}; got '{name}'")
@@ -84,6 +94,7 @@ def measure(
     if data is None and recipe.data is None:
         raise ValueError(f"expected --data SOURCE: the ladder '{name}' has no data of its own")
     source = open_source(data or str(recipe.data))
+    check_split(source, recipe.val_split)
     if len(source.class_names) == 1 and DETECTION.name in ladder.stages:  # there is nothing to classify
         stages = tuple(stage for stage in ladder.stages if stage != CLASSIFICATION.name)
         choices = tuple(choice for choice in ladder.choices if choice.protocol in stages)
@@ -91,12 +102,13 @@ def measure(
     config = {"ladder": name, "data": source.name, "settings": [*ladder.settings], "seeds": [*seeds], "limit": limit}
     config["backbone"] = backbone and Path(backbone).stem
     results = _read_or_create(folder / RESULTS, config)
+    scored = EvaluationSet(source, recipe.val_split, limit)
     cache: Cache = {}
     for choice in ladder.choices:
         for variant in choice.variants:
             if results["found"].get(choice.name, {}).get(variant.name):
                 continue
-            figures = _score(ladder, choice, variant, source, folder, seeds, limit, cache)
+            figures = _score(ladder, choice, variant, scored, folder, seeds, cache)
             results["found"].setdefault(choice.name, {})[variant.name] = figures
             _write(folder / RESULTS, results)
             log.info("%s: %s: %s", choice.name, variant.name, _in_words(figures))
@@ -128,21 +140,20 @@ def _score(
     ladder: Ladder,
     choice: Choice,
     variant: Variant,
-    source: Source,
+    scored: EvaluationSet,
     folder: Path,
     seeds: Sequence[int],
-    limit: int | None,
     cache: Cache,
 ) -> dict[str, list[float]]:
     """Return the values of each figure, one per seed."""
-    runs = [_trained(ladder, variant, seed, source, folder) for seed in seeds]
+    runs = [_trained(ladder, variant, seed, scored.source, folder) for seed in seeds]
     figures: dict[str, list[float]] = {}
     for members in [runs] if variant.committee else [[run] for run in runs]:
         models = [load_run(run) for run in members]
         model = (Model.committee(models) if variant.committee else models[0]).with_options(**variant.changes)
         key = (*members, choice.protocol, model.options, variant.suppress, variant.fixed_box)
         if key not in cache:
-            cache[key] = _figures(model, choice.protocol, variant, source, ladder.split, limit)
+            cache[key] = _figures(model, choice.protocol, variant, scored)
         found = cache[key]
         for shown in SHOWN[choice.protocol]:
             figures.setdefault(shown, []).append(found[shown])
@@ -152,13 +163,12 @@ def _score(
     return figures
 
 
-def _figures(
-    model: Model, protocol: str, variant: Variant, source: Source, split: str, limit: int | None
-) -> dict[str, float]:
+def _figures(model: Model, protocol: str, variant: Variant, scored: EvaluationSet) -> dict[str, float]:
+    source, split, limit = scored
     if variant.suppress is not None:
         combine = by_suppression(variant.suppress, len(source.class_names), model.options.max_detections)
-        scored = Predictions(model, source, split, limit).score(combine)
-        return {"map50": scored.map50, "map": scored.map}
+        found = Predictions(model, source, split, limit).score(combine)
+        return {"map50": found.map50, "map": found.map}
     if variant.fixed_box:
         box = median_box(source, quiet=True)
         if box is None:

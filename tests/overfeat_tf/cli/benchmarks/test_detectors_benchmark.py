@@ -181,7 +181,7 @@ class Oracle(Predictor):
         }
 
 
-def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
+def test_both_are_scored_alike_and_given_the_same_time(backbone, monkeypatch):
     pytest.importorskip("pycocotools")
     clock = Clock(monkeypatch)
 
@@ -195,7 +195,7 @@ def test_both_are_scored_alike_and_given_the_same_time(monkeypatch):
     monkeypatch.setattr(
         detectors, "train_retinanet", lambda backbone, source, split, seconds, seed: trained(0.8, seconds)
     )
-    report = detectors.measure("small.keras", ["rectangles"], None, 2)
+    report = detectors.measure(backbone, ["rectangles"], None, 2)
     ratios = report.as_dict()["detectors"]["ratios"]
     assert ratios["map50_over_retinanet"] == pytest.approx(1.0)
     assert ratios["map_over_retinanet"] == pytest.approx(10 / 3)  # an IoU of 0.64 counts at 0.5, 0.55 and 0.6
@@ -212,6 +212,17 @@ def test_an_image_is_timed_where_the_first_cannot_be_read():
 
     seconds = detectors.time_images(Damaged(), "val", [Oracle(1.0), Oracle(0.5)])
     assert len(seconds) == 2 and min(seconds) > 0
+
+
+def test_a_backbone_without_a_map_of_each_stride_is_refused_before_a_training(tmp_path, monkeypatch):
+    x = pixels = keras.Input((None, None, 3))
+    for channels in (8, 8, 16):
+        x = keras.layers.ReLU()(keras.layers.Conv2D(channels, 3, 2, "same")(x))
+    x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(pixels, x).save(tmp_path / "shallow.keras")
+    monkeypatch.setattr(detectors, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"^expected a map at a stride of 16 pixels"):
+        detectors.measure(str(tmp_path / "shallow.keras"), ["digits"], None, 1)
 
 
 def test_without_keras_hub_one_line_says_what_to_do(monkeypatch):

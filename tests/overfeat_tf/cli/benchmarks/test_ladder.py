@@ -19,6 +19,7 @@ from training.recipes import get_recipe, override
 from training.sources.record import Record
 
 CHOICES = [(ladder, choice) for ladder in LADDERS.values() for choice in ladder.choices]
+SOURCE = SimpleNamespace(name="two", class_names=("a", "b"), splits=("train", "val"))
 SHORT = ("classification.steps=3", "localization.steps=2", "detection.steps=7", "validation_images=2")
 
 
@@ -104,7 +105,7 @@ def test_a_folder_has_its_settings_before_a_run_is_trained(tmp_path, monkeypatch
 
 
 def test_results_on_one_backbone_are_not_taken_for_those_of_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "open_source", lambda _: SimpleNamespace(name="two", class_names=("a", "b")))
+    monkeypatch.setattr(benchmark, "open_source", lambda _: SOURCE)
     monkeypatch.setitem(LADDERS, "finetune", replace(LADDERS["finetune"], choices=()))
     assert benchmark.measure("finetune", "two", tmp_path, [0], backbone="mine/small.keras")["backbone"] == "small"
     benchmark.measure("finetune", "two", tmp_path, [0], backbone="small.keras")
@@ -113,7 +114,7 @@ def test_results_on_one_backbone_are_not_taken_for_those_of_another(tmp_path, mo
 
 
 def test_with_one_class_there_is_no_choice_of_classifiers(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "open_source", lambda _: SimpleNamespace(name="one", class_names=("a",)))
+    monkeypatch.setattr(benchmark, "open_source", lambda _: SimpleNamespace(**vars(SOURCE) | {"class_names": ("a",)}))
     monkeypatch.setattr(benchmark, "_score", lambda ladder, choice, *_: {figure: [0.5] for figure in ("map50", "map")})
     found = benchmark.measure("voc", "one", tmp_path, [0])["found"]
     assert {*found} == {choice.name for choice in LADDERS["voc"].choices} - {"Committee (Table 2)"}
@@ -124,6 +125,8 @@ def test_mistakes_are_one_line(tmp_path):
         benchmark.measure("nope", None, tmp_path, [0])
     with pytest.raises(ValueError, match=r"^expected --data SOURCE: "):
         benchmark.measure("voc", None, tmp_path, [0])
+    with pytest.raises(ValueError, match=r"^expected a split of digits, one of .*; got 'vale'; did you mean 'val'"):
+        benchmark.measure("digits", None, tmp_path, [0], ["val_split=vale"])
     with pytest.raises(ValueError, match=r"^expected --backbone with the ladder 'finetune'; got 'digits'$"):
         benchmark.measure("digits", None, tmp_path, [0], backbone="ResNet50V2")
 
@@ -137,7 +140,8 @@ def test_a_fixed_box_stands_in_for_the_regressors():
     answer = {key: np.array([value]) for key, value in guess.items()}
     model = SimpleNamespace(localize=lambda images: answer, concurrency=1)
     for fixed, error in ((False, 1.0), (True, 0.0)):
-        found = benchmark._figures(model, "localization", Variant("", fixed_box=fixed), source, "val", None)
+        images = benchmark.EvaluationSet(source, "val", None)
+        found = benchmark._figures(model, "localization", Variant("", fixed_box=fixed), images)
         assert found["localization1_error"] == found["localization5_error"] == error
 
 
