@@ -33,7 +33,7 @@ def measure(preset: str, networks: Sequence[str], few: int, many: int, repetitio
         preset: The network that both run, with random weights.
         networks: Presets and backbones whose CPU time per image is measured as well.
         few, many: Numbers of images.
-        repetitions: Repetitions.
+        repetitions: Values of each ratio.
 
     Raises:
         ValueError: `many` is not more than `few`.

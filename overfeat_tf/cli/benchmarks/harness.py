@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Self
 
 import keras
 import tensorflow as tf
@@ -134,7 +135,7 @@ def compare_rates(title: str, work: int, sides: Sequence[Callable[[], float]], r
     found = []
     for number in range(1, repetitions + 1):
         first, *others = (side() for side in sides)
-        rates = ", ".join(f"{work / seconds:.3g}" for seconds in (first, *others))
+        rates = ", ".join(f"{work / seconds:.4g}" for seconds in (first, *others))
         log.info("%s, %d of %d: %s", title, number, repetitions, rates)
         found.append([seconds / first for seconds in others])
     return [list(ratios) for ratios in zip(*found, strict=True)]
@@ -146,12 +147,7 @@ def computing_seconds() -> float:
 
 
 class MatrixProduct:
-    """A large matrix product: the rate that other arithmetic is compared with.
-
-    Args:
-        dtype: Of the matrices.
-        side: Of the square matrices.
-    """
+    """A large matrix product: the rate that other arithmetic is compared with."""
 
     def __init__(self, dtype: str = "float32", side: int = SIDE) -> None:
         self._side = side
@@ -164,12 +160,7 @@ class MatrixProduct:
         return self._side**3 / time_call(lambda: self._run().numpy())
 
     def compare(self, work: int, call: Callable[[], object]) -> tuple[float, float]:
-        """Time a call between two products; return its rate over the product's mean rate, and its seconds.
-
-        Args:
-            work: Multiply-adds of the call.
-            call: The call.
-        """
+        """Time a call of `work` multiply-adds between two products; return its rate over theirs, and its seconds."""
         before, seconds, after = self.rate(), time_call(call), self.rate()
         return work / seconds / ((before + after) / 2), seconds
 
@@ -179,6 +170,39 @@ def run_module(module: str, *arguments: object) -> list[float]:
     command = [sys.executable, "-m", module, *map(str, arguments)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [float(number) for number in output.split()]
+
+
+class LineProgram:
+    """Runs a module in a fresh process, without a GPU, that answers lines with lines, for the duration of a `with`."""
+
+    def __init__(self, module: str, *arguments: object):
+        self._module, self._command = module, [sys.executable, "-m", module, *map(str, arguments)]
+
+    def __enter__(self) -> Self:
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(self._command, env=environment, stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def write(self, line: object) -> None:
+        """Send a line."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+
+    def read(self) -> str:
+        """Wait for a line.
+
+        Raises:
+            RuntimeError: the process has exited.
+        """
+        assert self._process.stdout is not None
+        if not (line := self._process.stdout.readline()):
+            raise RuntimeError(f"expected a line of {self._module}; its process exited: see its output above")
+        return line
 
 
 def peak_memory_gb() -> float:

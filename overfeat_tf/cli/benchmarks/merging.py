@@ -65,7 +65,7 @@ def measure(name: str, repetitions: int, detectors: Sequence[tuple[str, str, str
 
     Args:
         name: The preset that is scanned.
-        repetitions: Number of repetitions.
+        repetitions: Values of each ratio of times.
         detectors: (run, SOURCE, split) to compare merging with suppression on; without any, `digits` is trained.
         limit: Images of each split.
     """

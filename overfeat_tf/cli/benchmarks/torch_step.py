@@ -1,64 +1,24 @@
 """The same network, loss and optimizer in PyTorch, for comparison with the training step.
 
-It runs as a program in a separate process, because the libraries of PyTorch and TensorFlow conflict in one process:
+It is a program for a process of its own, because the libraries of PyTorch and TensorFlow conflict in one process:
 `torch_step PRESET CLASSES BATCH LEARNING_RATE MOMENTUM DECAY AUTOCAST` reads a number of steps per line and prints
-their seconds.
+their seconds. The decay is L2 on kernels only, like ours.
 """
 
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from overfeat_tf.network.backbone import CONTRAST, GREY
-from overfeat_tf.network.presets import Preset, get_preset
+from overfeat_tf.network.presets import get_preset
 
 
-@contextmanager
-def timed_steps(
-    preset: Preset, classes: int, batch: int, learning_rate: float, momentum: float, decay: float, autocast: bool
-) -> Iterator[Callable[[int], float]]:
-    """Start the program; yield a function that runs a number of steps and returns their seconds.
-
-    Args:
-        preset: The network.
-        classes: Outputs of the last layer.
-        batch: Images in the batch.
-        learning_rate, momentum, decay: Of SGD. The decay is L2 on kernels only, like ours.
-        autocast: Whether the network and its loss compute in bfloat16 where PyTorch's autocast does.
-
-    Raises:
-        ImportError: PyTorch is not installed.
-        RuntimeError: the program has exited.
-    """
-    if find_spec("torch") is None:
-        raise ImportError("expected PyTorch to compare with; it is not installed: pip install torch")
-    settings = (preset.name, classes, batch, learning_rate, momentum, decay, int(autocast))
-    command = [sys.executable, "-m", "overfeat_tf.cli.benchmarks.torch_step", *map(str, settings)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as program:
-        requests, replies = program.stdin, program.stdout
-        assert requests is not None and replies is not None
-
-        def run(steps: int) -> float:
-            requests.write(f"{steps}\n")
-            line = replies.readline()
-            if not line:
-                raise RuntimeError("expected PyTorch's times; its process exited: see its output above")
-            return float(line)
-
-        try:
-            yield run
-        finally:
-            program.terminate()
-
-
-def _main(name: str, classes: int, batch: int, learning_rate: float, momentum: float, decay: float, autocast: bool):
-    """Build the network and a batch of noise; answer the requests of `timed_steps`."""
+def _main(
+    name: str, classes: int, batch: int, learning_rate: float, momentum: float, decay: float, autocast: bool
+) -> None:
+    """Train on a batch of noise for as many steps as each line of the input says; print their seconds."""
     import torch
     from torch import nn
 

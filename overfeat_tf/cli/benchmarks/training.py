@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.cli.benchmarks.harness import Report, collect, compare_rates, time_call
+from overfeat_tf.cli.benchmarks.harness import LineProgram, Report, collect, compare_rates, time_call
 from overfeat_tf.cli.benchmarks.inputs import CLASSES, noise_batch, write_photographs
-from overfeat_tf.cli.benchmarks.torch_step import timed_steps
 from overfeat_tf.compute.precision import MIXED
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.network.convnet import build
@@ -40,12 +40,7 @@ log = logging.getLogger(__name__)
 
 
 def measure(repetitions: int, steps: int) -> Report:
-    """Measure the training of `fast`. Each repetition measures both sides of a ratio in turn.
-
-    Args:
-        repetitions: Number of repetitions.
-        steps: Training steps on each side, with batches of 32.
-    """
+    """Measure the training of `fast`, with so many steps on each side of a ratio. Both sides are measured in turn."""
     keep_freed_memory()  # as `train` does
     report = Report("train")
     recipe, preset = get_recipe(f"imagenet-{PRESET}"), get_preset(PRESET)
@@ -166,10 +161,18 @@ def of_pytorch(fitted: keras.Model, preset: Preset, recipe: Recipe, repetitions:
     Raises:
         ImportError: PyTorch is not installed.
     """
+    if find_spec("torch") is None:
+        raise ImportError("expected PyTorch to compare with; it is not installed: pip install torch")
     batch, schedule = noise_batch(preset, BATCH, CLASSES), recipe.classification
     fitted.train_on_batch(*batch)
     hyper = (schedule.learning_rate, schedule.momentum, schedule.weight_decay)
-    with timed_steps(preset, CLASSES, BATCH, *hyper, recipe.precision == MIXED) as theirs:
+    settings = (preset.name, CLASSES, BATCH, *hyper, int(recipe.precision == MIXED))
+    with LineProgram("overfeat_tf.cli.benchmarks.torch_step", *settings) as program:
+
+        def theirs(steps: int) -> float:
+            program.write(steps)
+            return float(program.read())
+
         theirs(1)
         sides = (partial(time_call, partial(train_steps, fitted, batch, steps)), partial(theirs, steps))
         (ratios,) = compare_rates(f"steps/s in {recipe.precision}: ours, PyTorch's", steps, sides, repetitions)
@@ -208,12 +211,7 @@ def _timed(data: tf.data.Dataset, elements_per_image: float = 1.0) -> Callable[[
 
 
 def measure_workers(steps: int, repetitions: int) -> Report:
-    """Make the batches of training with 1, 2 and 4 workers, and count the images that the busiest worker decodes.
-
-    Args:
-        steps: Batches of 32.
-        repetitions: Repetitions, each with another seed.
-    """
+    """Make the batches of training with 1, 2 and 4 workers, and count the images that the busiest worker decodes."""
     report = Report("workers")
     samples = collect(_images_per_worker(open_source("digits"), steps, repetitions), repetitions)
     for workers in WORKERS[1:]:

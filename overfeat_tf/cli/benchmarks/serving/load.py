@@ -5,8 +5,6 @@ The process reads one command per line from its standard input, in JSON, and pri
 
 import asyncio
 import json
-import os
-import subprocess
 import sys
 import threading
 import time
@@ -14,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from math import ceil
-from types import TracebackType
 from typing import Self
 
 import grpc
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+from overfeat_tf.cli.benchmarks.harness import LineProgram
 
 TIMEOUT_SECONDS = 120.0  # of a request; a timeout counts as a failure
 
@@ -65,63 +64,34 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return sorted(values)[max(ceil(percent / 100 * len(values)), 1) - 1]
 
 
-class Load:
-    """Runs the clients in a separate process for the duration of a `with` block."""
+class Load(LineProgram):
+    """Clients in a separate process that each send a request again and again."""
 
     def __init__(self, request: predict_pb2.PredictRequest, clients: int):
-        """Take the request that every client sends, and the number of clients."""
-        self._request, self._clients = request, clients
+        super().__init__("overfeat_tf.cli.benchmarks.serving.load", clients)
+        self._request = request
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "overfeat_tf.cli.benchmarks.serving.load", str(self._clients)],
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._send(self._request.SerializeToString().hex())
+        super().__enter__()
+        self.write(self._request.SerializeToString().hex())
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream:
-                stream.close()
-        self._process.kill()
-        self._process.wait()
 
     def run(self, address: str, seconds: float) -> LoadStats:
         """Send requests to a server from all clients for so many seconds."""
         self.begin(address, seconds)
-        return self.stats()
+        return self._stats()
 
     def begin(self, address: str, seconds: float | None = None) -> None:
         """Start all clients for so many seconds, or until `end`."""
-        self._send(json.dumps({"address": address, "seconds": seconds}))
+        self.write(json.dumps({"address": address, "seconds": seconds}))
 
     def end(self) -> LoadStats:
         """Stop the clients after their last responses; return their statistics."""
-        self._send("")
-        return self.stats()
+        self.write("")
+        return self._stats()
 
-    def stats(self) -> LoadStats:
-        """Wait for the statistics of the clients.
-
-        Raises:
-            RuntimeError: the process has exited.
-        """
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("expected statistics of the clients; their process exited: see its output above")
-        return LoadStats(**json.loads(line))
-
-    def _send(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
+    def _stats(self) -> LoadStats:
+        return LoadStats(**json.loads(self.read()))
 
 
 async def _drive(

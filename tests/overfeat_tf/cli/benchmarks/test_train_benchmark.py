@@ -6,7 +6,6 @@ from importlib.util import find_spec
 import pytest
 
 from overfeat_tf.cli.benchmarks import training as benchmark
-from overfeat_tf.cli.benchmarks.torch_step import timed_steps
 from overfeat_tf.compute.precision import MIXED
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
@@ -46,9 +45,6 @@ def test_pytorch_takes_its_steps_beside_ours(precision, monkeypatch):
 
 
 def test_without_pytorch_one_line_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("overfeat_tf.cli.benchmarks.torch_step.find_spec", lambda name: None)
-    with (
-        pytest.raises(ImportError, match=r"^expected PyTorch [^\n]*: pip install torch$"),
-        timed_steps(PRESETS["tiny"], 10, 4, 0.1, 0.6, 0.0, autocast=False),
-    ):
-        pass
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"^expected PyTorch [^\n]*: pip install torch$"):
+        benchmark.of_pytorch(None, PRESETS["tiny"], RECIPE, 2, 3)
