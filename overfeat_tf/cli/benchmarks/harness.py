@@ -166,10 +166,15 @@ class MatrixProduct:
 
 
 def run_module(module: str, *arguments: object) -> list[float]:
-    """Run a module as a program in a fresh process; return the numbers that it prints."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return [float(number) for number in output.split()]
+    """Run a module as a program in a fresh process; return the numbers that it prints.
+
+    Raises:
+        RuntimeError: it failed, or the system ended it, such as for its memory.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"expected `{module}` to end well; it ended with {done.returncode}: see its output above")
+    return [float(number) for number in done.stdout.split()]
 
 
 class LineProgram:

@@ -36,6 +36,14 @@ def test_a_report_has_medians_ranges_and_machine():
     assert "| over_crops | 25.000 | 20.000 to 30.000 | 3 | >= 25.0 | crops |" in report.table()
 
 
+def test_a_process_that_fails_is_reported_in_one_line(capfd):
+    with pytest.raises(
+        RuntimeError, match=r"^expected `json.tool` to end well; it ended with \d+: see its output above$"
+    ):
+        run_module("json.tool", "nowhere.json")
+    assert "nowhere.json" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("chosen", ARITHMETICS)
 def test_the_arithmetic_of_this_machine_has_its_rate(chosen):
     rates = {f"{name}_of_matmul_rate": [rate] for rate, name in enumerate((*ARITHMETICS, "python", "exported"), 1)}
