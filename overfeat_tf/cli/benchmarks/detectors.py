@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 FINETUNE, RETINANET = "finetune", "RetinaNet"
 FIGURES = ("map50", "map", "map75")
 PILOTS = (0.02, 0.06)  # shares of the recipe's steps that are trained to learn what all of them take
+LEAST_GROWTH = 0.05  # of the second one's time: what its more steps take at least
 SIZE, CALLS = (375, 500), 10  # height and width of the image that is timed, and how often
 
 # RetinaNet fits images into a square of this side. It is a multiple of 128, so that anchors lie where their cells look.
@@ -117,7 +118,8 @@ def fit_to_time(recipe: Recipe, source: Source, seconds: float, folder: Path) ->
     """
     sized = recipe.sized(source)
     one, other = (_seconds_of(_scaled(sized, share), source, folder / f"pilot{share}") for share in PILOTS)
-    each = max(other - one, 1e-9) / (PILOTS[1] - PILOTS[0])
+    # The first may have taken longer, for what only the first training of a process does.
+    each = max(other - one, LEAST_GROWTH * other) / (PILOTS[1] - PILOTS[0])
     share = max(PILOTS[0] + (seconds - one) / each, PILOTS[0])
     log.info("%s: %.2f of the recipe's steps are to take %.1f minutes", source.name, share, seconds / 60)
     return _scaled(sized, share)

@@ -154,6 +154,19 @@ def test_two_short_trainings_tell_how_many_steps_fit(monkeypatch, tmp_path):
     assert fitted.detection.steps == fitted.localization.steps == 200
 
 
+def test_a_slow_first_training_does_not_make_the_next_one_endless(monkeypatch, tmp_path):
+    clock, seconds = Clock(monkeypatch), iter((100.0, 60.0))
+
+    def train(recipe, source, run):
+        clock.now += next(seconds)
+
+    monkeypatch.setattr(detectors, "train", train)
+    recipe = get_recipe("finetune")
+    stages = {name: replace(getattr(recipe, name), steps=1000, passes=None) for name in detectors.TASKS}
+    fitted = detectors.fit_to_time(replace(recipe, **stages), Rectangles(), 600.0, tmp_path)
+    assert 1000 <= fitted.detection.steps < 10_000
+
+
 class Oracle(Predictor):
     """A detector that knows the objects of `Rectangles`, and shrinks their boxes to a share of their sides."""
 
