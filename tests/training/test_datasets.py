@@ -138,6 +138,10 @@ def test_classes_without_boxes_and_what_can_not_be_used(source):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
+        (
+            lambda data: data.map(lambda each: {**each, "labels": tf.sparse.from_dense(each["labels"])}),
+            "expected labels as a dense or ragged tensor in split 'train'; got 'SparseTensorSpec'",
+        ),
         (lambda data: data.batch(2), r"one image in an element of split 'train'.*unbatch\(\)"),
         (lambda data: data.repeat(), r"expected data that ends .* leave out repeat\(\)"),
         (lambda data: data.map(lambda each: each["image_bytes"]), "expected dictionaries with image or image_bytes"),

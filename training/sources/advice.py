@@ -1,5 +1,6 @@
 """What a folder or a file looks like, and which SOURCE to write for it."""
 
+import re
 from pathlib import Path
 
 from training.sources.formats.annotation_xml import UNREADABLE, parse_xml
@@ -10,7 +11,7 @@ from training.sources.listing import files_below, folders_below, is_dir, is_file
 from training.sources.splits import DEPTH, PARTS, split_of
 from training.sources.text import read_head
 
-RECORDS = (".tfrecord", ".tfrecords", ".record")
+RECORDS = re.compile(r"\.(tfrecords?|tfrec|record)(-\d+-of-\d+)?$")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 # Words in the files of tools that nothing here reads.
 TOOLS = (
@@ -19,6 +20,7 @@ TOOLS = (
     (".json", '"file_upload"', "Label Studio's own JSON; export it as COCO"),
     (".json", '"coordinates"', "CreateML's JSON; export the set as COCO"),
     (".json", '"regions"', "regions of VIA; export them as COCO"),
+    (".json", '"classTitle"', "Supervisely's JSON; export it as COCO or Pascal VOC"),
     (".xml", "<annotations>", "CVAT for images; export it as Pascal VOC, COCO or YOLO"),
 )
 
@@ -31,7 +33,7 @@ def describe(path: Path) -> str:
         if path.name.lower().endswith(ARCHIVES):
             return f"'{path}' is an archive: unpack it, and write the SOURCE of its folder"
         sources = {".json": "coco", ".csv": "csv", ".yaml": "yolo", ".yml": "yolo", ".data": "yolo"}
-        kind = "tfrecord" if path.suffix in RECORDS else sources.get(path.suffix.lower())
+        kind = "tfrecord" if RECORDS.search(path.name) else sources.get(path.suffix.lower())
         return f"'{path}' is a file for {kind}: write {kind}:{path}" if kind else ""
     if not is_dir(path):
         return ""
@@ -51,27 +53,35 @@ def _looks_like(folder: Path) -> str:
         return f"'{folder}' looks like YOLO: write {_ways('yolo', found)}"
     if coco_files_in(folder):
         return f"'{folder}' looks like COCO: write coco:{folder}"
-    files = list(files_below(folder, (".xml", ".json", ".txt", *RECORDS), DEPTH))
+    files = [path for path in files_below(folder, ("",), DEPTH) if not is_image(path.name)]
     if any(_is_voc(path) for path in files if path.suffix.lower() == ".xml"):
         return f"'{folder}' looks like Pascal VOC: write voc:{folder}"
     if found := csv_files_in(folder):
         return f"'{folder}' has tables of boxes: write {_ways('csv', found)}"
-    if found := [path for path in files if path.suffix in RECORDS]:
+    if found := [path for path in files if RECORDS.search(path.name)]:
         inner = found[0].parent if len({path.parent for path in found}) == 1 else folder / "**"
-        return f"'{folder}' has files of tf.Examples: write 'tfrecord:{inner}/*{found[0].suffix}'"
+        suffix = re.sub(r"-\d.*", "-*", found[0].suffix)
+        return f"'{folder}' has files of tf.Examples: write 'tfrecord:{inner}/*{suffix}'"
     for suffix, word, text in TOOLS:
         if any(word in read_head(path) for path in files if path.suffix.lower() == suffix):
             return f"'{folder}' looks like {text}"
     if any(holds_labels(path) for path in files if path.suffix == ".txt"):
         return (
-            f"'{folder}' looks like YOLO without a data.yaml: write one with path, train, val and names, and yolo:FILE"
+            f"'{folder}' looks like YOLO without a data.yaml: write one with path, train, val and names, and open it "
+            "as yolo:FILE"
         )
     classes = [below for below in folders_below(folder, 2) if any(is_image(entry.name) for entry in below.iterdir())]
     plain = [below for below in classes if not split_of(below.name, folder=True) and below.name.lower() not in PARTS]
     if plain and len(plain) == len(classes):
         return f"'{folder}' looks like a folder of images a class: write folder:{folder}"
     if classes or any(is_image(entry.name) for entry in folder.iterdir()):
-        return f"'{folder}' has images and no annotations"
+        other = next((path for path in files if path.suffix.lower() in (".csv", ".json", ".jsonl", ".xml")), None)
+        if other is None:
+            return f"'{folder}' has images and no annotations"
+        what = "of another kind"
+        if other.suffix.lower() == ".csv":
+            what = "a table without columns of boxes: of classes alone, sort the images into a folder for each class"
+        return f"'{folder}' has images and no annotations that a SOURCE reads; '{other}' is {what}"
     return ""
 
 

@@ -101,15 +101,19 @@ def by_split(files: Sequence[Path], folder: Path, form: str) -> dict[str, Path]:
 
 def folders_around(path: Path, root: Path, split: str | None = None) -> list[Path]:
     """Return the folders where the images of a file of annotations may be, the likeliest first, the root last."""
-    siblings = []
-    if path.parent == root:  # a file alone: its folder, and those of images next to that
-        siblings = [folder for name in IMAGES if (folder := root.parent / name).is_dir()]
-        siblings += [folder for above in siblings for folder in folders_below(above, 1)]
-    inner = [*folders_below(root, DEPTH), *siblings]
-    splits = {folder: split_of_path(folder.parts[len(root.parent.parts) :]) for folder in inner}
-    own = [folder for folder in inner if split and splits[folder] == split]
-    others = [folder for folder in inner if splits[folder] is None]
-    return [*dict.fromkeys([path.parent, *own, *others]), root]
+
+    def fitting(above: Path, folders: Iterable[Path]) -> list[Path]:
+        splits = {folder: split_of_path(folder.relative_to(above).parts) for folder in folders}
+        own = [folder for folder in splits if split and splits[folder] == split]
+        return own + [folder for folder in splits if splits[folder] is None]
+
+    found = [path.parent, *fitting(root, folders_below(root, DEPTH))]
+    if path.parent == root:  # a file alone, or a folder of annotations: the folders of images and of splits beside it
+        above = Path(os.path.abspath(root)).parent
+        beside = [f for f in folders_below(above, 1) if f.name in IMAGES or split_of(f.name, folder=True)]
+        inner = [f for each in beside for f in folders_below(each, 1) if each.name in IMAGES or f.name in IMAGES]
+        found += fitting(above, beside + inner)
+    return [*dict.fromkeys(found), root]
 
 
 class Dividable(Source, Protocol):

@@ -70,13 +70,13 @@ def one_line(name: object) -> str:
 
 
 def is_set(value: object) -> bool:
-    """Return whether a flag is set: a number, a bool, or either as text, where "0" and "false" are not."""
+    """Return whether a flag is set: a bool, a number above 0 (-1 is "unknown" in Open Images), or either as text."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    if not isinstance(value, str):
-        return bool(value)
     number = as_number(value)
-    return number != 0 if isinstance(number, int | float) else value.strip().lower() not in NOT_SET
+    if isinstance(number, str):
+        return number.lower() not in NOT_SET
+    return number > 0 if isinstance(number, int | float) else bool(number)
 
 
 def to_float(text: str | None) -> float:

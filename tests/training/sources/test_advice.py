@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from exports import WRITERS, image, put, xml, yolo_lines
+from exports import WRITERS, image, put, records, xml, yolo_lines
 
 from training.sources import open_source
 
@@ -91,9 +91,26 @@ def put_labelme(root: Path) -> None:
     put(root / "photo 1.json", '{"version": "5.0.1", "flags": {}, "shapes": [], "imagePath": "photo 1.jpg"}')
 
 
+def put_supervisely(root: Path) -> None:
+    image(root / "ds" / "img", 1)
+    put(root / "ds" / "ann" / "photo 1.jpg.json", '{"size": {}, "objects": [{"classTitle": "cat", "points": {}}]}')
+
+
+def put_table_of_classes(root: Path) -> None:
+    image(root / "train", 1)
+    put(root / "labels.csv", "id,breed\nphoto 1,beagle\n")
+
+
 @pytest.mark.parametrize(
     ("write", "words"),
     [
+        (put_supervisely, "Supervisely's JSON; export it as"),
+        (
+            put_table_of_classes,
+            "labels.csv' is a table without columns of boxes: of classes alone, sort the images into",
+        ),
+        (lambda root: records(root / "pets.record-00000-of-00002", [1]), "/set/*.record-*'"),
+        (lambda root: records(root / "00-192x192.tfrec", [1]), "/set/*.tfrec'"),
         (put_labels, "YOLO without a data.yaml: write one"),
         (put_cvat, "CVAT for images; export it as"),
         (put_via, "a project of VIA; export it as COCO"),

@@ -540,3 +540,37 @@ def test_links_to_folders_elsewhere_are_followed_and_others_said(tmp_path):
         assert len(read(spec)) == count
         (line,) = said(spec)
         assert line.endswith("round: file or folder not used: a link to a folder of the set; it is not followed")
+
+
+# --- Layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_labels_are_found_beside_images_in_any_case(tmp_path):
+    image(tmp_path / "Images" / "train", 1)
+    put(tmp_path / "labels" / "train" / "photo 1.txt", yolo_lines(1))
+    put(tmp_path / "deep" / "er" / "data.yaml", f"path: {tmp_path}\ntrain: Images/train\nnames: [cat, dog]\n")
+    assert [len(one.labels) for one in read(f"yolo:{tmp_path}").values()] == [1]
+
+
+@pytest.mark.parametrize(
+    "form", ["JPEGImages/{}.jpg", "/home/me/pets/JPEGImages/{}.jpg", "JPEGImages\\{}.jpg", "{}.jpg"]
+)
+@pytest.mark.parametrize("place", ["ImageSets/Main", "ImageSets"])
+def test_the_lists_of_voc_may_have_paths_and_lie_in_image_sets(place, form, tmp_path):
+    voc(tmp_path, names="abc")
+    (tmp_path / "ImageSets" / "Main" / "train.txt").unlink()
+    for split, names in (("train", "ab"), ("val", "c")):
+        put(tmp_path / place / f"{split}.txt", "".join(f"{form.format(name)}\r\n" for name in names))
+    source = open_source(f"voc:{tmp_path}")
+    assert [len(list(source.records(split))) for split in source.splits] == [2, 1]
+
+
+def test_open_images_groups_are_crowds_and_minus_1_is_unknown(tmp_path):
+    for i in range(3):
+        image(tmp_path / "images", i, f"{i:016x}")
+    head = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf"
+    rows = [f"{i:016x},xclick,/m/01,1,0.1,0.5,0.2,0.6,{i},{1 - i},{i - 1}" for i in range(3)]
+    put(tmp_path / "train-annotations-bbox.csv", "\n".join([head, *rows]))
+    found = read(f"csv:{tmp_path}")
+    flags = [(one.crowd, one.difficult, one.truncated, one.occluded) for _, one in sorted(found.items())]
+    assert np.squeeze(flags).tolist() == [[False, False, True, False], [False] * 3 + [True], [True, True, False, True]]

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from exports import CLASSES, SIZE, SPLITS, THINGS, WRITERS
+from exports import CLASSES, SIZE, SPLITS, THINGS, WRITERS, coco, encoded, image, put, table
 
 from training.sources import open_source
 from training.sources.checks import Finding
@@ -34,3 +34,22 @@ def test_an_export_is_read_in_full(name, tmp_path):
         np.testing.assert_allclose(record.boxes, boxes, atol=1e-5)
         assert record.labels.tolist() == labels.tolist()
     assert [one for one in findings if one.kind.fault] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "rest"), [("coco", ""), ("coco", "instances_train2017.json"), ("csv", ""), ("csv", "train.csv")]
+)
+def test_images_are_found_beside_a_folder_of_annotations(kind, rest, tmp_path):
+    """All in a folder that is called test, with images of one name in each split."""
+    root = tmp_path / "test"
+    for split, numbers in SPLITS.items():
+        for i in numbers[:3]:
+            image(root / f"{split}2017", i, f"photo {i % 3}")
+        put(root / "coco" / f"instances_{split}2017.json", coco(numbers[:3], lambda i: f"photo {i % 3}.jpg"))
+        table(root / "csv" / f"{split}.csv", numbers[:3], lambda i: f"photo {i % 3}.jpg")
+    for folder in [root / kind] if rest else [root, root / kind]:
+        source = open_source(f"{kind}:{folder / rest}")
+        assert source.splits == ("train",) if rest else ("train", "val")
+        for split in source.splits:
+            found = list(source.records(split))
+            assert sorted(one.image_bytes for one in found) == sorted(encoded(i) for i in SPLITS[split][:3])

@@ -197,9 +197,10 @@ def open_coco(rest: str, report: ReportFinding) -> CocoFiles:
     images, _, annotations = rest.rpartition(":")
     if is_dir(Path(rest)):
         return CocoFiles(name, _found_in(Path(rest)), report)
-    if not images and rest.endswith(".json") and is_file(Path(rest)):
+    if not images and rest.lower().endswith(".json") and is_file(Path(rest)):
         path = Path(rest)
-        return CocoFiles(name, {split_of(path.stem) or "train": (path, folders_around(path, path.parent))}, report)
+        split = split_of(path.stem)
+        return CocoFiles(name, {split or "train": (path, folders_around(path, path.parent, split))}, report)
     if not images or not annotations:
         missing = "there is no such folder" if rest and ":" not in rest else "one part is missing"
         raise ValueError(f"expected {FORM}; got '{name}': {missing}")

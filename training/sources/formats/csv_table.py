@@ -15,7 +15,7 @@ from training.sources.file_source import Entry, FileSource
 from training.sources.listing import best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
 from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_around, split_of
-from training.sources.text import ContentError, one_line, read_head, read_text, to_float
+from training.sources.text import ContentError, is_set, one_line, read_head, read_text, to_float
 
 # What a column may be called, in lower case and without "_" and spaces.
 COLUMNS = {
@@ -26,7 +26,15 @@ COLUMNS = {
     "xmax": ("xmax", "x2", "right"),
     "ymax": ("ymax", "y2", "bottom"),
 }
-SIZE = ("width", "height")  # of the image in pixels; may be missing
+# Columns that may be missing: the image's size in pixels, and flags of an object, as Open Images calls them too.
+SIZE = ("width", "height")
+FLAGS = {
+    "difficult": ("difficult", "isdifficult"),
+    "crowd": ("iscrowd", "isgroupof"),
+    "truncated": ("truncated", "istruncated"),
+    "occluded": ("occluded", "isoccluded"),
+}
+OPTIONAL = {name: (name,) for name in SIZE} | FLAGS
 EDGES = ("ymin", "xmin", "ymax", "xmax")
 FORM = "filename,width,height,class,xmin,ymin,xmax,ymax"
 
@@ -36,8 +44,9 @@ class CsvTable(FileSource):
 
     One file is one split, named by the split that its name has in it, else "train"; `{split}` in the path stands for
     every split, as in `data/{split}_labels.csv` or Roboflow's `{split}/_annotations.csv`; a folder stands for all
-    tables in it. Boxes are pixels from 0; where all are at most 1, shares of the image. A row without a class and a box
-    is of an image without objects. Images are looked for in the folders around the table. Classes are sorted.
+    tables in it. Boxes are pixels from 0; where all are at most 1, shares of the image. `FLAGS` may have columns. A row
+    without a class and a box is of an image without objects. Images are looked for in the folders around the table.
+    Classes are sorted.
 
     Raises:
         ValueError: no such file, or other columns.
@@ -97,7 +106,16 @@ class CsvTable(FileSource):
             found = " and ".join(f"{width:g}x{height:g}" for width, height in sorted(sizes))
             self._report(Finding(Kind.BAD_ANNOTATION, entry.name, f"{self._files[split]}: its rows have sizes {found}"))
             return None
-        things = [Thing(row["class"], _corners(row), where=f"line {row['line']}") for row in rows if not _is_empty(row)]
+        things = [
+            Thing(
+                row["class"],
+                _corners(row),
+                where=f"line {row['line']}",
+                **{flag: is_set(row[flag]) for flag in FLAGS.keys() & row.keys()},  # type: ignore[arg-type]
+            )
+            for row in rows
+            if not _is_empty(row)
+        ]
         stated = next(iter(sizes), (0.0, 0.0))
         return make_record(
             data, entry.name, things, self._classes, self._report, stated=stated, normalised=self._normalised
@@ -162,11 +180,8 @@ def _table(path: Path, text: str) -> list[tuple[int, list[str]]]:
 
 def _columns(header: Sequence[str]) -> dict[str, int]:
     plain = [name.strip().lower().replace("_", "").replace(" ", "") for name in header]
-    found = {
-        name: next((plain.index(alias) for alias in aliases if alias in plain), -1) for name, aliases in COLUMNS.items()
-    }
-    found |= {name: plain.index(name) if name in plain else -1 for name in SIZE}
-    return {name: place for name, place in found.items() if place >= 0}
+    known = {**COLUMNS, **OPTIONAL}.items()
+    return {name: plain.index(alias) for name, aliases in known for alias in reversed(aliases) if alias in plain}
 
 
 def _is_empty(row: dict[str, str]) -> bool:

@@ -64,9 +64,10 @@ class ImageFolder(FileSource):
             if count > 1:
                 folders = ", ".join(repr(folder) for folder, label in self._labels.items() if label == name)
                 self._findings.append(Finding(Kind.SAME_NAME, name, f"folders {folders}"))
-        used = ", ".join(f"'{above}'" for above in self._above.values())
+        splits = [Path(above).parts[0] for above in self._above.values() if above]
+        used = ", ".join(f"'{name}'" for name in splits)
         # A class named as a split is would hide all others.
-        for name in [] if "" in self._above.values() else [n for n in names if n not in self._above.values()]:
+        for name in [name for name in names if splits and name not in splits]:
             detail = f"beside {used}, taken for splits; if it is a class, put all classes into a folder 'train'"
             self._findings.append(Finding(Kind.NOT_TAKEN, printable(name), detail))
 
@@ -113,6 +114,8 @@ def _splits(folder: Path, names: list[str]) -> dict[str, str]:
         split = split_of(name, folder=True)
         if split and _folders(folder / name) and (split not in found or name == split):
             found[split] = name
+            while _folders(folder / found[split]) == [name]:  # Kaggle's training_set/training_set
+                found[split] = os.path.join(found[split], name)
     return {split: found[split] for split in ("train", "val", "test") if split in found}
 
 

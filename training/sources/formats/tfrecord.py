@@ -66,7 +66,12 @@ class TfRecords(ExampleSource):
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         names = tuple(dict.fromkeys(self._by_label.values()))
         if not names:
-            raise ValueError(f"expected examples with classes in {self.name}; there are none")
+            example = next(example for split in self.splits for _, example in self._examples(split))
+            keys = ", ".join(sorted(example))
+            raise ValueError(
+                f"expected examples with classes in {self.name}, as image/class/ or image/object/class/text or label; "
+                f"the first has {keys:.120}"
+            )
         return names
 
     @property
@@ -215,9 +220,12 @@ def _repeated(values: Iterable[T]) -> list[tuple[T, int]]:
 
 def _by_split(pattern: str) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
+    parts = Path(pattern).parts
+    free = next((place for place, part in enumerate(parts) if re.search(r"[*?[]", part)), len(parts))
     for path in sorted(Path(name) for name in glob(pattern, recursive=True)):
         if path.is_file() and not path.name.endswith(".pbtxt"):
-            split = split_of(path.name.partition(".")[0]) or split_of_path(path.parts[-2:-4:-1]) or "train"
+            folders = path.parts[min(free, len(path.parts) - 2) : -1]  # not those above, where the user keeps all data
+            split = split_of(path.name.partition(".")[0]) or split_of_path(folders[::-1]) or "train"
             found.setdefault(split, []).append(path)
     return {split: found[split] for split in dict.fromkeys(NAMES.values()) if split in found}
 

@@ -34,7 +34,7 @@ from training.sources.text import one_line, read_lines
 
 FIRST_PIXEL = 1  # VOC's boxes are pixels from 1, inclusive
 FLAG = re.compile(r"\s+(-1|0|1)$")  # after each name in a class's list: absent, difficult, present
-LISTS = "ImageSets/Main"
+LISTS = ("ImageSets/Main", "ImageSets")  # the second as some tools write it
 
 
 class VocFolder(IdSource):
@@ -135,10 +135,13 @@ class VocFolder(IdSource):
             yield from map(self._named_in, read_lines(self._lists[split]))
 
     def _xml(self, name: str) -> Path:
-        """Return the path of an image's annotation; the name may be that of its file."""
-        path = self._annotations / f"{name}.xml"
-        stem = self._annotations / f"{os.path.splitext(name)[0]}.xml"
-        return stem if is_image(name) and is_file(stem) and not is_file(path) else path
+        """Return the path of an image's annotation; the name may be that of its file, or its path."""
+        stem = os.path.splitext(name)[0] if is_image(name) else name
+        parts = Path(decoded(stem)).parts
+        folders = [place for place, part in enumerate(parts) if part in IMAGES]
+        below = Path(*parts[folders[-1] + 1 :]) if folders else stem
+        paths = [self._annotations / f"{form}.xml" for form in (name, stem, below)]
+        return next((path for path in paths if is_file(path)), paths[0])
 
     def _is_flagged(self, split: str) -> bool:
         """Return whether a list's first line has a flag after the name; one without lines tells nothing else."""
@@ -208,8 +211,10 @@ class VocFolder(IdSource):
 
 def _lists(folder: Path) -> dict[str, Path]:
     """Return a VOC folder's lists by their names; none where it has no annotations of VOC's layout."""
-    found = {path.stem: path for path in sorted((folder / LISTS).glob("*.txt")) if not is_junk(path.name)}
-    return found if (folder / "Annotations").is_dir() else {}
+    if not is_dir(folder / "Annotations"):
+        return {}
+    places = (sorted(path for path in (folder / lists).glob("*.txt") if not is_junk(path.name)) for lists in LISTS)
+    return {path.stem: path for path in next(filter(None, places), [])}
 
 
 def _find(folder: Path) -> Path:

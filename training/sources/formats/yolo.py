@@ -12,6 +12,7 @@ from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_re
 from training.sources.file_source import Entry, FileSource
 from training.sources.listing import Locator, files_below, images_below, is_dir, is_file, is_junk, printable
 from training.sources.record import Record
+from training.sources.splits import DEPTH
 from training.sources.text import ContentError, one_line, read_head, read_lines, read_text
 
 # The keys of the splits; the second are in files that people write.
@@ -189,9 +190,8 @@ def _label_of(image: Path) -> Path | None:
     inner = Path(image.stem + ".txt")
     places = [image.parent / inner, image.parent / "labels" / inner]
     for index in (index for index, part in enumerate(parts[:-1]) if part.lower() == "images"):  # the last one first
-        places.insert(
-            0, Path(*parts[:index], "labels" if parts[index] == "images" else "Labels", *parts[index + 1 : -1], inner)
-        )
+        names = ("labels", "Labels") if parts[index] == "images" else ("Labels", "labels")
+        places = [Path(*parts[:index], name, *parts[index + 1 : -1], inner) for name in names] + places
     return next((place for place in places if is_file(place)), None)
 
 
@@ -228,7 +228,7 @@ def _file_in(folder: Path) -> Path:
 
 
 def yolo_files_in(folder: Path) -> list[Path]:
-    """List the files in a folder, and one level down, that name classes and images of training."""
+    """List the files that name classes and images of training: in a folder and one level down, else those deeper."""
 
     def describes(path: Path) -> bool:
         try:
@@ -238,7 +238,8 @@ def yolo_files_in(folder: Path) -> list[Path]:
         except (ValueError, OSError):
             return False
 
-    return [path for path in files_below(folder, (".yaml", ".yml", "obj.data"), 1) if describes(path)]
+    found = (filter(describes, files_below(folder, (".yaml", ".yml", "obj.data"), depth)) for depth in (1, DEPTH))
+    return next(filter(None, map(list, found)), [])
 
 
 def _read_content(path: Path) -> dict[str, Any]:

@@ -47,6 +47,16 @@ def test_folders_of_splits_above_share_their_classes(tmp_path):
     assert {(r.image_id, *r.labels) for r in source.records("val")} == {("val/dog/1.jpg", 2), ("val/bee/4.jpg", 1)}
 
 
+def test_a_split_within_a_folder_of_its_name_is_that_split(tmp_path):
+    """As in Kaggle's archives, which are unpacked into folders of their names."""
+    write(
+        tmp_path, *(f"{name}/{name}/{pet}/1.jpg" for name in ("training_set", "test_set") for pet in ("cats", "dogs"))
+    )
+    source = open_source(f"folder:{tmp_path}")
+    assert source.splits == ("train", "test") and source.class_names == ("cats", "dogs")
+    assert not_used(tmp_path) == {"train": [], "test": []}
+
+
 def test_a_folder_of_images_in_another_split_is_no_class(tmp_path):
     """Tiny ImageNet's: of validation there are images without a folder a class, and of the test alike."""
     write(tmp_path, "train/n1/images/1.jpg", "train/n2/images/2.jpg", "val/images/3.jpg", "test/images/4.jpg")

@@ -95,3 +95,22 @@ def test_a_label_map_is_read_or_contradicts_itself(items, names, words, tmp_path
     lines = [line for line in said(spec) if "map.pbtxt" in line]
     assert [line.rpartition(": ")[2] for line in lines] == words
     assert words or open_source(spec).class_names == ("cat", "dog")
+
+
+def test_a_flag_of_minus_1_is_unknown_and_not_set(tmp_path):
+    spec = write(tmp_path / "a.record", example(object__group_of=[-1, 1], object__occluded=[b"-1", b"1"]))
+    (record,) = read(spec).values()
+    assert record.crowd.tolist() == record.occluded.tolist() == [False, True]
+
+
+def test_examples_of_other_keys_say_what_they_have(tmp_path):
+    spec = write(tmp_path / "00-192x192-798.tfrec", {"image": [encoded(1)], "class": [3], "id": [b"a"]})
+    with pytest.raises(ValueError, match=r"^expected examples with classes in [^\n]*; the first has class, id, image$"):
+        read(spec)
+
+
+def test_a_split_is_not_taken_from_the_folder_that_all_data_lie_in(tmp_path):
+    records(tmp_path / "test" / "pets" / "a.tfrecord", range(3))
+    records(tmp_path / "test" / "more" / "valid" / "x" / "a.tfrecord", range(3))
+    assert open_source(f"tfrecord:{tmp_path}/test/pets/*.tfrecord").splits == ("train",)
+    assert open_source(f"tfrecord:{tmp_path}/test/more/**/*.tfrecord").splits == ("val",)
