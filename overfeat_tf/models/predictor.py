@@ -12,8 +12,7 @@ import tensorflow as tf
 from PIL import Image
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.images.files import read_image
-from overfeat_tf.images.pixels import as_pixels, describe
+from overfeat_tf.images.files import as_pixels, describe, read_image
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, display_threshold, displayed
 from overfeat_tf.models.prediction import Prediction, Predictions
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
@@ -105,7 +104,7 @@ class Predictor(ABC):
 
         Args:
             images: One image or many, of any kinds: the path of a file; an encoded image (bytes); a PIL image; an array
-                or tensor [H, W, C] of uint8, of uint16, or of floats from 0 to 1 (`images.pixels.as_pixels`). Colours
+                or tensor [H, W, C] of uint8, of uint16, or of floats from 0 to 1 (`images.files.as_pixels`). Colours
                 are RGB, and alpha is dropped. An array of rank 4 is many.
             task: "detection", "localization" or "classification"; the last that the model was trained for if left out.
             threshold: The least score; if left out, the model's `display_threshold` where it detects, or 0.5 where it

@@ -16,9 +16,8 @@ import numpy as np
 
 from overfeat_tf.images import decode
 from overfeat_tf.images.files import read_image
-from training.sources.record import Record
+from training.sources.record import FLAGS, Record
 
-FLAGS = ("difficult", "crowd", "truncated", "occluded")  # of an object
 SAME_DECIMALS = 4  # decimals of normalised corners in which two boxes of one object agree
 FARTHEST = 2.0  # edges beyond it are pixels, not shares of the image
 ROUNDING = 1.0  # pixels that a box may lie beyond the edge before it is worth a word

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.images.pixels import as_pixels
-from training.sources.checks import FARTHEST, FLAGS, ReportFinding, Thing, make_record, read_size
-from training.sources.record import SCHEMA, Record, Source, check_split
+from overfeat_tf.images.files import as_pixels
+from training.sources.checks import FARTHEST, ReportFinding, Thing, make_record, read_size
+from training.sources.record import FLAGS, SCHEMA, Record, Source, check_split
 from training.sources.text import one_line
 
 Data: TypeAlias = str | Source | tf.data.Dataset | Mapping[str, tf.data.Dataset]  # what `open_data` opens
@@ -21,7 +21,7 @@ class DatasetSource:
 
     An element is a dictionary. It has keys of `SCHEMA`. Some may be missing; other keys are ignored:
 
-    - "image_bytes", an encoded image; or "image", pixels as `images.pixels.as_pixels` takes them;
+    - "image_bytes", an encoded image; or "image", pixels as `images.files.as_pixels` takes them;
     - "labels" int [n] from 0, or the classes' names, string [n]; or "label", a scalar;
     - "boxes" float [n, 4], [ymin, xmin, ymax, xmax] normalised to 0..1; without it each image has one class alone;
     - "image_id", and "difficult", "crowd", "truncated" and "occluded", bool [n].

@@ -22,6 +22,8 @@ SCHEMA = {
     "occluded": tf.TensorSpec([None], tf.bool),
 }
 
+FLAGS = ("difficult", "crowd", "truncated", "occluded")  # of an object
+
 Item = TypeVar("Item")
 
 
@@ -43,21 +45,10 @@ class Record:
     def of_objects(cls, image_bytes: bytes, image_id: str, boxes, labels, **flags) -> "Record":
         """Make a record of lists; flags left out are all False, but for `boxed`."""
         n = len(labels)
-
-        def flag(name: str, default: bool = False) -> np.ndarray:
-            return np.asarray(flags.get(name, [default] * n), bool).reshape(n)
-
-        return cls(
-            image_bytes,
-            image_id,
-            np.asarray(boxes, np.float32).reshape(n, 4),
-            np.asarray(labels, np.int32).reshape(n),
-            flag("boxed", True),
-            flag("difficult"),
-            flag("crowd"),
-            flag("truncated"),
-            flag("occluded"),
-        )
+        boxes, labels = np.asarray(boxes, np.float32).reshape(n, 4), np.asarray(labels, np.int32).reshape(n)
+        flags = {"boxed": [True] * n, **{name: [False] * n for name in FLAGS}, **flags}
+        arrays = {name: np.asarray(values, bool).reshape(n) for name, values in flags.items()}
+        return cls(image_bytes, image_id, boxes, labels, **arrays)
 
     @classmethod
     def of_class(cls, image_bytes: bytes, image_id: str, label: int) -> "Record":

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.images.files import find_files, read_image
-from overfeat_tf.images.pixels import as_pixels
+from overfeat_tf.images.files import as_pixels, find_files, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
