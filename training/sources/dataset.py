@@ -132,6 +132,13 @@ def _check_elements(split: str, data: object) -> None:
         found = ", ".join(sorted(keys)) if keys else f"'{type(spec).__name__}'"
         needed = "image or image_bytes, labels, and perhaps boxes"
         raise ValueError(f"expected dictionaries with {needed} in split '{split}'; got {found}")
+    for key in (SCHEMA.keys() | {"image", "label"}) & spec.keys():
+        if not isinstance(spec[key], tf.TensorSpec | tf.RaggedTensorSpec):
+            kind = type(spec[key]).__name__
+            raise ValueError(
+                f"expected {key} as a dense or ragged tensor in split '{split}'; got '{kind}': "
+                "take tf.sparse.to_dense, or the part that is meant"
+            )
     for key in {"labels", "label"} & spec.keys():
         if not (spec[key].dtype.is_integer or spec[key].dtype == tf.string):
             raise ValueError(
@@ -169,4 +176,4 @@ def _labels(element: Mapping[str, Any]) -> Any:
 
 
 def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
