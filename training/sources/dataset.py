@@ -76,7 +76,7 @@ class DatasetSource:
         if element.keys() >= SCHEMA.keys():  # a record already
             fields = {key: element[key] for key in SCHEMA if key not in ("image_bytes", "image_id")}
             return Record(data, name, **{**fields, "difficult": fields["difficult"] | fields["crowd"]})
-        labels = [self._class_name(label) for label in np.ravel(_labels(element))]
+        labels = [self._class_name(label) for label in np.ravel(element["labels" if "labels" in element else "label"])]
         if "boxes" not in element:
             if len(labels) > 1:
                 raise ValueError(f"expected one label for image '{name}', which has no boxes; got {len(labels)}")
@@ -169,10 +169,6 @@ def _image(element: Mapping[str, Any]) -> bytes:
     if "image_bytes" in element:
         return bytes(element["image_bytes"])
     return tf.io.encode_png(as_pixels(element["image"]), compression=1).numpy()
-
-
-def _labels(element: Mapping[str, Any]) -> Any:
-    return element["labels"] if "labels" in element else element["label"]
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from overfeat_tf.images.files import read_image
 from training.sources.checks import Finding, Kind, ReportFinding, read_file
-from training.sources.listing import is_utf8, printable
+from training.sources.listing import Locator, is_utf8, printable
 from training.sources.record import Record, check_split, mixed
 
 
@@ -77,11 +77,13 @@ class ExampleSource(NamedSource):
 class FileSource(NamedSource):
     """A source whose splits are lists of image files. The order is fixed and mixed.
 
-    A subclass sets `splits` and `class_names` and has `_list`, `_locate` and `_read`. What the lists have wrong is
-    reported when the first records of the split begin, and what the source has wrong with the first of all.
+    A subclass sets `splits` and `class_names`, has `_list` and `_read`, and `_locator` or its own `_locate`. What the
+    lists have wrong is reported when the first records of the split begin, and what the source has wrong with the first
+    of all.
     """
 
     boxed = True
+    _locator: Callable[[str], Locator]  # of a split
 
     def __init__(self, name: str, report: ReportFinding):
         super().__init__(name, report)
@@ -125,14 +127,15 @@ class FileSource(NamedSource):
 
     def _locate(self, split: str, entry: Entry) -> Path | None:
         """Return the path of an image's file; None where there is none."""
-        raise NotImplementedError
+        return self._locator(split).find(entry.name)
 
     def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
         """Make the record of an image; None, reported, where that can't be done."""
         raise NotImplementedError
 
     def _report_missing(self, split: str, entry: Entry) -> None:
-        self._report(Finding(Kind.MISSING_IMAGE, entry.name, "no file of that name, or several"))
+        detail = f"no file of that name below '{self._locator(split).root}', or several"
+        self._report(Finding(Kind.MISSING_IMAGE, entry.name, detail))
 
     def _tidy_list(self, split: str) -> tuple[list[Entry], list[Finding]]:
         """List each image once, mixed, and what is wrong with the list."""

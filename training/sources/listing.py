@@ -123,10 +123,13 @@ class Locator:
     A path is tried in each of the folders as it is, then decoded: from a URL, %20, backslashes, or a disk C:.
     Otherwise the file below `root` is taken whose last folders match most of the path, if there is only one. A match of
     the name alone counts only if no other of the `stated` paths has that name.
+
+    Attributes:
+        root: The folder below which files are looked for by their names.
     """
 
     def __init__(self, folders: Sequence[Path], root: Path, stated: Iterable[str]):
-        self._folders, self._root, self._stated = folders, root, stated
+        self._folders, self.root, self._stated = folders, root, stated
 
     def find(self, stated: str) -> Path | None:
         """Return the image's file; None where there is none, or several fit."""
@@ -154,7 +157,7 @@ class Locator:
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
         found = defaultdict(list)
-        for path in files_below(self._root, SUFFIXES):
+        for path in files_below(self.root, SUFFIXES):
             found[_stem(path.name)].append(path)
         return found
 

@@ -113,9 +113,6 @@ class CocoFiles(FileSource):
         things = sorted(zip(map(str, loaded.owners[these]), loaded.corners[these].tolist(), strict=True))
         return (_size(loaded.images[number]), str(things))
 
-    def _locate(self, split: str, entry: Entry) -> Path | None:
-        return self._locator(split).find(entry.name)
-
     def _make_locator(self, split: str) -> Locator:
         stated = [str(image["file_name"]) for image in self._loaded(split).images]
         return best_locator(self._places[split][1], stated)

@@ -95,9 +95,6 @@ class CsvTable(FileSource):
             report(finding)
         return [Entry(name) for name in self._rows(split)]
 
-    def _locate(self, split: str, entry: Entry) -> Path | None:
-        return self._locator(split).find(entry.name)
-
     def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
         rows = self._rows(split)[entry.name]
         sizes = {(to_float(row.get("width", "")), to_float(row.get("height", ""))) for row in rows}

@@ -60,7 +60,8 @@ class VocFolder(IdSource):
         if self._lists:
             self._annotations = self.folder / "Annotations"
             places = [path for name in IMAGES if (path := self.folder / name).is_dir()] or [self.folder]
-            self._locator = Locator(places, places[0], self._all_names())
+            locator = Locator(places, places[0], self._all_names())
+            self._locator = lambda split: locator
             # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
             names = self._lists.keys()
             self.splits = tuple(
@@ -105,9 +106,9 @@ class VocFolder(IdSource):
         if not self._lists:
             path = self.folder / entry.name
             return None if path == entry.detail else path
-        found = self._locator.find(entry.name)
+        found = self._locator(split).find(entry.name)
         if found is None and (stated := image_name_in(entry.detail)):
-            found = self._locator.find(Path(decoded(stated)).name)
+            found = self._locator(split).find(Path(decoded(stated)).name)
         return found
 
     def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:

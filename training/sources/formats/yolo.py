@@ -133,7 +133,8 @@ class YoloFiles(FileSource):
         for line in lines:
             image = locator.find(line)
             if image is None:
-                report(Finding(Kind.MISSING_IMAGE, printable(line), f"no file of that name, or several; in {path}"))
+                detail = f"in {path}: no file of that name below '{locator.root}', or several"
+                report(Finding(Kind.MISSING_IMAGE, printable(line), detail))
             else:
                 found.append(image)
         return found
