@@ -73,7 +73,7 @@ def _looks_like(folder: Path) -> str:
     classes = [below for below in folders_below(folder, 2) if any(is_image(entry.name) for entry in below.iterdir())]
     plain = [below for below in classes if not split_of(below.name, folder=True) and below.name.lower() not in PARTS]
     if plain and len(plain) == len(classes):
-        return f"'{folder}' looks like a folder of images a class: write folder:{folder}"
+        return f"'{folder}' looks like a folder of images per class: write folder:{folder}"
     if classes or any(is_image(entry.name) for entry in folder.iterdir()):
         other = next((path for path in files if path.suffix.lower() in (".csv", ".json", ".jsonl", ".xml")), None)
         if other is None:

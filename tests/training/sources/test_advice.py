@@ -116,7 +116,7 @@ def put_table_of_classes(root: Path) -> None:
         (put_via, "a project of VIA; export it as COCO"),
         (put_labelme, "LabelMe's files; convert them"),
         (lambda root: image(root, 1), "has images and no annotations"),
-        (lambda root: image(root / "cat", 1), "a folder of images a class: write folder:"),
+        (lambda root: image(root / "cat", 1), "a folder of images per class: write folder:"),
         (lambda root: put(root / "notes.md", ""), "has nothing that a SOURCE reads"),
         (lambda root: put(root, b"PK"), "is an archive: unpack it"),
     ],

@@ -1,4 +1,4 @@
-"""Image folders: a folder a class, with or without folders of splits above: `[SPLIT/]CLASS/**/IMAGE`."""
+"""Image folders: a folder per class, with or without folders of splits above: `[SPLIT/]CLASS/**/IMAGE`."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ from training.sources.text import one_line
 
 
 class ImageFolder(FileSource):
-    """A folder a class: its name is the class, and its images have no boxes.
+    """A folder per class: its name is the class, and its images have no boxes.
 
     Folders named for a split (`split_of`, in any case) that have folders within are splits; without any, all is
     "train". Where all folders are so named, they are splits and never classes. A folder that holds but one folder, with
@@ -32,7 +32,7 @@ class ImageFolder(FileSource):
     def __init__(self, folder: Path, report: ReportFinding):
         super().__init__(f"folder:{folder}", report)
         if not is_dir(folder):
-            raise ValueError(f"expected a folder that has a folder a class; '{folder}' is none")
+            raise ValueError(f"expected a folder with a folder per class; there is no folder '{folder}'")
         self.folder = _pass_through(folder)
         names = _folders(self.folder)
         self._above = _splits(self.folder, names) or {"train": ""}
@@ -41,11 +41,11 @@ class ImageFolder(FileSource):
         labels = sorted({name for names in self._within.values() for name in names})
         if not labels or all(split_of(name, folder=True) or name.lower() in PARTS for name in labels):
             got = f"only folders of splits or parts: {', '.join(labels)}" if labels else "no folders"
-            raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
+            raise ValueError(f"expected a folder with a folder per class; '{folder}' has {got}")
         if alike := names_of_splits(labels):
             ways = " or ".join(f"folder:{folder / name}" for name in alike)
             got = f"what seem to be splits: {', '.join(alike)}: name them train, val and test, or write {ways}"
-            raise ValueError(f"expected a folder that has a folder a class; '{folder}' has {got}")
+            raise ValueError(f"expected a folder with a folder per class; '{folder}' has {got}")
         if learnt := self._within.get("train"):  # as in Tiny ImageNet, whose val has a folder of images
             parts = [name for name in labels if name.lower() in PARTS and name not in learnt]
             labels = [name for name in labels if name not in parts]

@@ -123,7 +123,9 @@ class VocFolder(IdSource):
 
     def _report_missing(self, split: str, entry: Entry) -> None:
         if not self._lists or self._annotation(entry) is not None:  # else that is what is wrong
-            self._report(Finding(Kind.MISSING_IMAGE, entry.name, "no image of that name, or several"))
+            self._report(
+                Finding(Kind.MISSING_IMAGE, entry.name, f"no image of that name below '{self.folder}', or several")
+            )
 
     def _annotation(self, entry: Entry) -> Annotation | None:
         if entry.detail is None:

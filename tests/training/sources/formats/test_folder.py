@@ -58,7 +58,7 @@ def test_a_split_within_a_folder_of_its_name_is_that_split(tmp_path):
 
 
 def test_a_folder_of_images_in_another_split_is_no_class(tmp_path):
-    """Tiny ImageNet's: of validation there are images without a folder a class, and of the test alike."""
+    """Tiny ImageNet's: of validation there are images without a folder per class, and of the test alike."""
     write(tmp_path, "train/n1/images/1.jpg", "train/n2/images/2.jpg", "val/images/3.jpg", "test/images/4.jpg")
     source = open_source(f"folder:{tmp_path}")
     assert source.class_names == ("n1", "n2") and "val" not in source.undivided.splits
@@ -140,5 +140,5 @@ def test_names_that_are_no_text_are_refused_of_classes_and_reported_of_files(tmp
 
 
 def test_a_folder_without_folders_says_so(tmp_path):
-    with pytest.raises(ValueError, match=r"^expected a folder that has a folder a class; '.*' has no folders[^\n]*$"):
+    with pytest.raises(ValueError, match=r"^expected a folder with a folder per class; '.*' has no folders[^\n]*$"):
         open_source(f"folder:{tmp_path}")
