@@ -3,13 +3,11 @@
 from collections.abc import Callable
 
 from overfeat_tf.suggestion import suggest
-from training.recipes.digits import digits, digits_quick
 from training.recipes.finetuned import coco_accurate, coco_fast, finetune, finetune_classify, voc_accurate, voc_fast
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
-from training.recipes.recipe import Recipe, Schedule, read_recipe
-from training.recipes.settings import override
-from training.recipes.tinyimagenet import tinyimagenet
-from training.recipes.voc import voc
+from training.recipes.recipe import Recipe, Schedule
+from training.recipes.scratch import digits, digits_quick, tinyimagenet, voc
+from training.recipes.settings import override, read_recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits": digits,

@@ -1,11 +1,11 @@
 """What a recipe is: data, network, and a schedule for each stage."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -125,21 +125,15 @@ class Schedule:
         return self.steps // self.epoch_count
 
     def epochs_left(self, done: int) -> Iterator[tuple[int, int, int]]:
-        """Give the epochs that are left after so many steps as (first, last + 1, steps in each), for `fit`."""
+        """Yield the epochs that are left after so many steps as (first, last + 1, steps in each), for `fit`."""
         final, each = self.epoch_count - 1, self.epoch_steps
-        longest = self.steps - final * each
+        lengths = [each] * final + [self.steps - final * each]
         first = min(done // each, final)
-        begun = done - first * each
-        if begun:
-            if done < self.steps:
-                yield first, first + 1, (each if first < final else longest) - begun
-            first += 1
-        if first < final and longest == each:
-            yield first, final + 1, each
-        elif first < final:
-            yield from ((first, final, each), (final, final + 1, longest))
-        elif first == final:
-            yield final, final + 1, longest
+        lengths[first] -= done - first * each
+        for length, numbers in groupby(range(first, final + 1), lengths.__getitem__):
+            alike = list(numbers)
+            if length:
+                yield alike[0], alike[-1] + 1, length
 
     @property
     def boundaries(self) -> list[int]:
@@ -283,7 +277,7 @@ class Recipe:
         Raises:
             ValueError: there is not one weight for each class.
         """
-        stages = {name: getattr(self, name) for name in ("classification", "localization", "detection")}
+        stages = {name: getattr(self, name) for name in TASKS}
         most = max((s.steps * s.batch / s.passes for s in stages.values() if s.passes is not None), default=0)
         images = count_images(source, self.train_split, ceil(most)) if most else 0
         sized = replace(self, **{name: schedule.sized(images) for name, schedule in stages.items()})
@@ -335,9 +329,8 @@ class Recipe:
         check_range("validation_images", self.validation_images, counted, "None, or 1 or more")
         for name in ("classifier_channels", "regressor_channels"):
             channels = getattr(self, name)
-            check_range(
-                name, channels, channels is None or all(each >= 1 for each in channels), "None, or numbers from 1"
-            )
+            positive = channels is None or all(each >= 1 for each in channels)
+            check_range(name, channels, positive, "None, or numbers from 1")
         check_range("negatives_per_object", self.negatives_per_object, self.negatives_per_object >= 0, "0 or more")
         check_range("negatives_at_least", self.negatives_at_least, self.negatives_at_least >= 1, "1 or more")
         check_range("box_weight", self.box_weight, self.box_weight >= 0, "0 or more")
@@ -360,30 +353,3 @@ def _read_backbone(
     name: str, layer: str | None, weights: str | None, averaged: bool
 ) -> "tuple[KerasBackbone, keras.Model]":
     return (read_averaged if averaged else read_backbone)(name, layer, weights)
-
-
-def read_recipe(began: dict[str, Any]) -> Recipe:
-    """Read a recipe as a run of this or an earlier version wrote it: what it did not know was as the default is now.
-
-    Raises:
-        ValueError: it has a key that this version does not know, or the run was imported.
-    """
-    if "preset" not in began:
-        raise ValueError("expected a run that was trained; this one was not: it is imported, or damaged")
-    return _read(Recipe, {key: value for key, value in began.items() if key != "versions"})
-
-
-def _read(kind: Any, values: dict[str, Any], before: str = "") -> Any:
-    known = {f.name: f.type for f in fields(kind)}
-    if unknown := sorted(values.keys() - known.keys()):
-        raise ValueError(f"expected a run of this version or an earlier one; it has the setting '{before}{unknown[0]}'")
-    return kind(
-        **{
-            key: _read(known[key], value, f"{before}{key}.") if is_dataclass(known[key]) else _tuples(value)
-            for key, value in values.items()
-        }
-    )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
