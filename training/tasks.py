@@ -23,9 +23,8 @@ from training.evaluation.reports.report import Observer
 from training.fit.stages import classification_model, detection_model, localization_model
 from training.fit.train_step import StageModel
 from training.recipes import Recipe
-from training.run.best import Judge
-from training.views.crops import plain_crops
-from training.views.drawing import Drawing, Views, object_windows, window_maps
+from training.run.checkpoints import Judge
+from training.views.drawing import Drawing, Views, object_windows, plain_crops, window_maps
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import tensorflow as tf
@@ -178,7 +178,7 @@ class Inspection:
             "quantiles": list(QUANTILES),
             "splits": {split: counts.as_dict() for split, counts in self.counts.items()},
             "recipe": self.recipe.name if self.recipe else "",
-            "coverage": {split: coverage.as_dict() for split, coverage in self.coverage.items()},
+            "coverage": {split: asdict(coverage) for split, coverage in self.coverage.items()},
             "faults": self.faults,
             "findings": [
                 {

@@ -1,15 +1,25 @@
-"""What happens beside the steps: a watch on the loss, a bar, plain lines. `tensorboard` has its own."""
+"""Callbacks of `fit`: a watch on the loss, averages of weights, a table, lines, a bar."""
 
+import csv
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from overfeat_tf.network.convnet import Network
+from overfeat_tf.network.keras_backbone import leaf_layers
 from training.fit.plan import Plan, duration
+from training.fit.train_step import StageModel
+from training.run.checkpoints import Checkpoints
+
+RESULTS = "results.csv"
 
 
 class FiniteLoss(keras.callbacks.Callback):
@@ -42,6 +52,99 @@ class FiniteLoss(keras.callbacks.Callback):
         )
 
 
+class Averages(keras.callbacks.Callback):
+    """Average the weights that a stage moves, after each step; and show the averages to its validation.
+
+    Keras's own `use_ema` has one decay from the first step on, so that a short stage would be averaged with the weights
+    that it began with, and leaves out the statistics of batch normalisation. Here it is (1 + step) / (10 + step), up to
+    `decay`.
+    """
+
+    def __init__(self, model: StageModel, network: Network, decay: float):
+        super().__init__()
+        self._decay, self._steps = decay, model.optimizer.iterations
+        layers = [layer for part in network.parts.values() for layer, _ in leaf_layers(part) if layer.trainable]
+        self._weights = [weight for layer in layers for weight in layer.weights]
+        self.variables = [tf.Variable(weight.numpy(), trainable=False) for weight in self._weights]
+        self._shown: list | None = None
+
+        @tf.function(autograph=False)
+        def update(decay: tf.Tensor) -> None:
+            for average, weight in zip(self.variables, self._weights, strict=True):
+                average.assign(decay * average + (1.0 - decay) * weight.value)
+
+        self._update = update
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Take the step's weights into the average."""
+        step = float(self._steps.numpy())
+        self._update(tf.constant(min(self._decay, (1 + step) / (10 + step)), tf.float32))
+
+    def on_test_begin(self, logs: dict | None = None) -> None:
+        """Show the averages."""
+        self._shown = [weight.numpy() for weight in self._weights]
+        self.apply()
+
+    def on_test_end(self, logs: dict | None = None) -> None:
+        """Go back to the weights themselves."""
+        for weight, value in zip(self._weights, self._shown or (), strict=True):
+            weight.assign(value)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the averages within a block."""
+        self.on_test_begin()
+        try:
+            yield
+        finally:
+            self.on_test_end()
+
+    def apply(self) -> None:
+        """Set the weights to their averages."""
+        for weight, average in zip(self._weights, self.variables, strict=True):
+            weight.assign(average.numpy())
+
+
+class Results(keras.callbacks.Callback):
+    """Add an epoch's figures to the run's table; an epoch that is done again after a kill replaces its row."""
+
+    def __init__(self, run: Path, stage: str, checkpoints: Checkpoints):
+        super().__init__()
+        self._path, self._stage, self._checkpoints = run / RESULTS, stage, checkpoints
+        self._began = time.monotonic()
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._began = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        """Write the table beside the old one, and put it in its place."""
+        step = self._checkpoints.step
+        row: dict[str, object] = {
+            "stage": self._stage,
+            "epoch": epoch + 1,
+            "step": step,
+            "seconds": round(time.monotonic() - self._began, 1),
+            "learning_rate": f"{float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)):.4g}",
+            **{name: f"{value:.6g}" for name, value in (logs or {}).items()},
+        }
+        rows = [one for one in read_results(self._path) if one["stage"] != self._stage or int(one["step"]) < step]
+        names = dict.fromkeys(name for one in (*rows, row) for name in one)
+        new = self._path.with_name(f"{RESULTS}.new")
+        with open(new, "w", newline="") as file:
+            table = csv.DictWriter(file, list(names))
+            table.writeheader()
+            table.writerows([*rows, row])
+        os.replace(new, self._path)
+
+
+def read_results(path: Path) -> list[dict[str, str]]:
+    """Read the rows of a run's table, each with the figures that its stage has; none where there is no table."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
 class EpochLines(keras.callbacks.Callback):
     """Hand each epoch's figures to a function: plain lines where there is no terminal for a progress bar."""
 
@@ -55,14 +158,7 @@ class EpochLines(keras.callbacks.Callback):
 
 
 class StageBar(keras.callbacks.Callback):
-    """Show a stage's steps as a bar on the terminal, with the time left over all stages.
-
-    Args:
-        plan: All stages.
-        stage: This one.
-        done, steps: Its steps that are done, and all of them.
-        epochs: How many it has.
-    """
+    """Show a stage's steps, `done` of `steps`, as a bar on the terminal, with the time left over all stages."""
 
     def __init__(self, plan: Plan, stage: str, done: int, steps: int, epochs: int):
         super().__init__()

@@ -17,7 +17,7 @@ SMOOTHED = 0.05  # distance of two numbers up to which L1 is squared (Girshick 2
 
 
 class Criterion:
-    """What a stage learns by: a loss for each output, the figures that are made of them, and metrics.
+    """The criterion of a stage: a loss for each output, the figures made of them, and metrics.
 
     All figures are means since they were last reset: "loss", the weighted sum; of several outputs each one's as
     "NAME_loss"; and the metrics.
@@ -79,8 +79,8 @@ class BoxLoss(keras.losses.Loss):
     """How far predicted boxes are from the true ones, over the windows that learn one (4.2).
 
     `y_true` is float32 [B, h, w, 5]: four edges in window sides, and the object's class + 1 where the window learns
-    its box, else 0. `y_pred` is [B, h, w, 4]; or [B, h, w, 4 * classes], of which only the object's own class's box
-    learns (PCR, 4.3).
+    its box, else 0. `y_pred` is [B, h, w, 4]; or [B, h, w, 4 * classes], where only the box of the object's own
+    class learns (PCR, 4.3).
 
     Args:
         kind: "l2" is the squared distance (4.2). "iou" is 1 - IoU (6, ii) and "giou" 1 - generalised IoU, both with the

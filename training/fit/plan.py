@@ -1,4 +1,4 @@
-"""What a training is about to do - data, device, stages, steps, time - and how long it still takes."""
+"""The plan of a training, which the log shows as it begins: data, device, stages, steps; and the time left."""
 
 import logging
 import time
@@ -117,12 +117,8 @@ def _step_of_forward(stage: str, recipe: Recipe) -> float:
 
 def duration(seconds: float) -> str:
     """Write a time in hours and minutes, or minutes and seconds."""
-    seconds = round(seconds)
-    return (
-        f"{seconds // 3600} h {seconds % 3600 // 60:02} min"
-        if seconds >= 3600
-        else f"{seconds // 60}:{seconds % 60:02} min"
-    )
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes}:{left:02} min"
 
 
 def _forward_seconds(network: Network, side: int) -> float:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from training.views.reading import CORES
+
 
 def choose_strategy() -> tf.distribute.Strategy:
     """Mirror the model on the workers of TF_CONFIG; else on all GPUs where there are several (or several logical
@@ -20,19 +22,16 @@ def choose_strategy() -> tf.distribute.Strategy:
     """
     if has_workers():
         return tf.distribute.MultiWorkerMirroredStrategy()
-    for kind in ("GPU", "CPU"):
-        devices = [device.name for device in tf.config.list_logical_devices(kind)]
-        if len(devices) > 1:
-            return tf.distribute.MirroredStrategy(devices)
-        if devices:
-            return tf.distribute.get_strategy()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if len(devices) > 1:
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
 
 
 def device_name(strategy: tf.distribute.Strategy) -> str:
     """Return what a strategy trains on, such as "2 x NVIDIA A100" or "CPU, 8 cores"."""
     gpus = tf.config.list_physical_devices("GPU")
-    kind = f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    kind = f"CPU, {CORES} cores"
     if gpus:
         kind = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
     devices = strategy.num_replicas_in_sync

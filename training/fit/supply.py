@@ -15,9 +15,8 @@ from training.recipes import Recipe, Schedule
 from training.sources.checks import Finding, Log
 from training.sources.record import Record, Source, count_images
 from training.tasks import stage_views
-from training.views.batching import Bookmarks
 from training.views.data_service import DataService
-from training.views.pipeline import training_batches
+from training.views.pipeline import Bookmarks, training_batches
 
 # Records that may be read before a step is done with them: more than all buffers of the pipeline hold.
 READ_AHEAD = 20_000

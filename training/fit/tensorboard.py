@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 
 import keras
@@ -25,6 +24,7 @@ from training.evaluation.evaluate import evaluate
 from training.evaluation.metrics import Answer
 from training.evaluation.recall import THRESHOLDS, PrecisionRecall
 from training.recipes import Recipe
+from training.recipes.settings import leaves
 from training.sources.record import Record, Source
 
 POINTS = 500  # of a curve by steps in an epoch
@@ -83,7 +83,11 @@ def write_settings(run: Path, recipe: Recipe, stages: Sequence[str]) -> None:
         if stage in stages
     ]
     others = [stage for stage in TASKS if stage not in stages]
-    settings = {key: value for key, value in flatten(asdict(recipe)).items() if key.split(".")[0] not in others}
+    settings = {
+        key: value if isinstance(value, bool | int | float | str) else str(value)  # the table has no other kinds
+        for key, (_, value) in leaves(recipe)
+        if key.split(".")[0] not in others
+    }
     with tf.summary.create_file_writer(str(run / "logs")).as_default(step=0):
         hparams.hparams_config([hparams.HParam(key) for key in settings], shown)
         hparams.hparams(settings, trial_id=str(run))  # leaving the block flushes it
@@ -303,14 +307,3 @@ class ProfiledSteps(keras.callbacks.Callback):
 def _boxes(source: Source, record: Record, answer: Answer, least_score: float = 0.0) -> Image.Image:
     names = [source.class_names[label] for label in record.labels]
     return draw_boxes(record.image_bytes, answer, (record.boxes, names), least_score)
-
-
-def flatten(settings: dict, before: str = "") -> dict[str, bool | int | float | str]:
-    """Flatten nested settings to keys with dots; what TensorBoard's table has no kind for becomes text."""
-    found: dict[str, bool | int | float | str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            found |= flatten(value, f"{before}{key}.")
-        else:
-            found[f"{before}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found

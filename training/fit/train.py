@@ -21,8 +21,7 @@ from overfeat_tf.network.presets import Preset
 from overfeat_tf.suggestion import suggest
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import open_faultless
-from training.fit.averages import Averages
-from training.fit.callbacks import EpochLines, FiniteLoss, StageBar
+from training.fit.callbacks import Averages, EpochLines, FiniteLoss, Results, StageBar
 from training.fit.plan import Plan, make_plan, report_data, scored_images
 from training.fit.stages import seed_stage
 from training.fit.strategy import (
@@ -40,10 +39,8 @@ from training.fit.transfer import with_background
 from training.progress import log_lines
 from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
-from training.run.best import BestWeights
-from training.run.checkpoints import Checkpoints
+from training.run.checkpoints import BestWeights, Checkpoints
 from training.run.preflight import check, disk_space
-from training.run.results import Results
 from training.run.resume import config_of, continued, finished, has_features, network_of, open_run, with_precision
 from training.run.signals import CheckpointOnSignal
 from training.sources import open_data
@@ -99,7 +96,7 @@ def train(
             one of them writes.
         stages: Of classification, localization, detection, one or several; the recipe's if left out.
         strategy: As `choose_strategy` gives it, which several workers have to call before anything else.
-        start: A run whose weights a new run starts from (`training.fit.transfer`); one that is taken up has its own.
+        start: A run whose weights a new run starts from (`training.fit.transfer`); a run that resumes has its own.
         profile: Trace a few steps of each stage for TensorBoard's profiler.
         callbacks: Keras callbacks for `fit`, the same for each stage, whose name is `callback.model.name`. One that
             sets `model.stop_training` ends its stage. Their own state begins anew when a run resumes.
@@ -123,7 +120,7 @@ def train(
     if unknown:
         hint = suggest(unknown[0], TASKS)
         raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'{hint}")
-    # 1. What would end the run later is said now.
+    # 1. Refuse now what would end the run later.
     keep_freed_memory()
     data = recipe.data if data is None else data
     if data is None:
@@ -141,7 +138,7 @@ def train(
         service = DataService(data_service, StoredSource(source, recipe.train_split, run / "records"))
         service.require()
     if start is not None and not (run / CONFIG).is_file():
-        read_config(start)  # said before there is a folder
+        read_config(start)  # refused before there is a folder
     keras.utils.set_random_seed(recipe.seed)
 
     with run_folder.held(run) if chief else nullcontext(), strategy.scope():
@@ -159,7 +156,7 @@ def train(
         done = set(model.tasks) - {continued(run)}
         left = [stage for stage in TASKS if stage in stages and stage not in done]
         barrier(strategy)
-        alone = len(model.labels) == 1 and "detection" in left  # a class, with nothing to be told from
+        alone = len(model.labels) == 1 and "detection" in left  # with no other class to be told from
         # Until detection tells a single class from the background, all windows vote alike, and any box may win.
         answered = {"detection"} if alone else {"localization", "detection"}
         scales = model.options.scale_sizes(model.network.preset)
@@ -333,7 +330,7 @@ def _report_coverage(preset: Preset, model: Model, recipe: Recipe, objects: Obje
 
     Args:
         preset: The network as the run found it. One that begins has its own scales, which the cost is compared with;
-            one that resumes has those that were chosen, and nothing is said of the cost again.
+            one that resumes has those that were chosen, and their cost is not logged again.
         model: What is fitted, with the chosen scales.
         recipe, objects: What was chosen from what.
     """

@@ -1,4 +1,4 @@
-"""Weights taken over: from another run (5) or a release, and a classifier that grows a background class."""
+"""Transfer of weights: from another run (5) or a release, and to a classifier with a background class."""
 
 import logging
 from dataclasses import replace

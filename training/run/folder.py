@@ -47,12 +47,7 @@ def held(run: Path) -> Iterator[None]:
 
 
 def require_disk_space(run: Path, needed: int) -> None:
-    """Raise OSError unless the disk has space for what a run will hold, beyond what it holds already.
-
-    Args:
-        run: The run's folder.
-        needed: Bytes that it will hold.
-    """
+    """Raise OSError unless the disk has space for the `needed` bytes of a run, beyond what it holds already."""
     there = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
     free, missing = shutil.disk_usage(run).free, needed - there
     if free < missing:
@@ -71,12 +66,8 @@ def write_config(run: Path, config: dict) -> None:
 def commit(run: Path, config: dict, save_weights) -> None:
     """Replace weights and configuration together: `recover` finds the old or the new pair, whenever the process dies.
 
-    The rename of the configuration decides; before it, the old weights are kept aside.
-
-    Args:
-        run: The run's folder.
-        config: The configuration.
-        save_weights: Writes the weights into the folder that it is given.
+    The rename of the configuration decides; before it, the old weights are kept aside. `save_weights` writes the new
+    ones into the folder that it is given.
     """
     save_weights(run / NEW_WEIGHTS)
     (run / NEW_CONFIG).write_text(json.dumps(config, indent=2) + "\n")

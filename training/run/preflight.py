@@ -17,6 +17,9 @@ from training.run.checkpoints import KEPT
 from training.sources.record import Source, check_split
 from training.views.drawing import has_boxes, has_objects
 
+SPARE = 64 * 2**20  # bytes, for what is small: scalars, histograms, the graph
+PICTURE = 3 * SIDE * SIDE  # bytes at most, as a PNG of noise
+
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,8 @@ def check(
     if recipe.scales == "preset":
         recipe.inference.scale_sizes(preset)
     recipe.check_side(preset)
-    if recipe.averaged and (placing := [stage for stage in stages if BY_NAME[stage].has_boxes]):
+    placing = [stage for stage in stages if BY_NAME[stage].has_boxes]
+    if recipe.averaged and placing:
         raise ValueError(
             f"expected --stage classification with averaged=true; got {placing[0]}: a mean has no place for a box"
         )
@@ -40,14 +44,13 @@ def check(
     for stage in stages:
         schedule = getattr(recipe, stage)
         check_batch(strategy, schedule.batch, schedule.accumulate, stage)
-    _check_data(recipe, source, stages)
+    _check_data(recipe, source, placing)
     if recipe.val_split in source.splits and "detection" in stages:
         CocoDetection(())
 
 
-def _check_data(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
+def _check_data(recipe: Recipe, source: Source, placing: Sequence[str]) -> None:
     check_split(source, recipe.train_split)
-    placing = [stage for stage in stages if stage != "classification"]
     if placing and not source.boxed:
         raise ValueError(
             f"expected boxes for {placing[0]}; {source.name} has classes alone: train it with --stage classification"
@@ -56,10 +59,9 @@ def _check_data(recipe: Recipe, source: Source, stages: Sequence[str]) -> None:
     if recipe.val_split in set(source.splits) - {recipe.train_split}:
         _check_images(source, recipe.val_split, bool(placing), ": --set val_split=none trains without")
     if recipe.val_split not in source.splits:
-        missing, there = f"no split '{recipe.val_split}'", ", ".join(source.splits)
         log.info(
-            "%s has %s but %s: there is no validation; choose a split with --set val_split=NAME",
-            *(source.name, missing, there),
+            "%s has no split '%s' but %s: there is no validation; choose a split with --set val_split=NAME",
+            *(source.name, recipe.val_split, ", ".join(source.splits)),
         )
 
 
@@ -76,10 +78,6 @@ def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -
         raise ValueError(f"expected {kind} in split '{split}' of {source.name}; there are none{remedy}")
     where = f"split '{split}' of {source.name}"
     raise ValueError(f"expected images that can be read in {where}; of the last one: {status}{remedy}")
-
-
-SPARE = 64 * 2**20  # bytes, for what is small: scalars, histograms, the graph
-PICTURE = 3 * SIDE * SIDE  # bytes at most, as a PNG of noise
 
 
 def disk_space(recipe: Recipe, preset: Preset, classes: int) -> int:

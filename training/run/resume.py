@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 def network_of(recipe: Recipe, run: Path) -> Preset:
     """Return the network of the run in the folder, or else the recipe's: a backbone's file is read only to begin."""
     if (run / CONFIG).is_file():
-        with suppress(ValueError, KeyError, TypeError):  # said by `open_run`
+        with suppress(ValueError, KeyError, TypeError):  # `open_run` raises it
             return Preset.from_config(read_config(run)["model"]["preset"])
     return recipe.network
 
@@ -46,10 +46,7 @@ def open_run(
     """Resume the run in the folder, or begin one.
 
     Args:
-        recipe: What is fitted, and how.
-        source: The data.
-        run: The folder.
-        stages: What is asked for.
+        recipe, source, run, stages: What is fitted to what, where, and which stages are asked for.
         start: A run whose weights a new run starts from.
         is_chief: Whether this process writes in the folder.
         objects: Reads the training split's objects, where a new run chooses its scales from them.
@@ -57,23 +54,28 @@ def open_run(
     Raises:
         ValueError: the folder's run began with other settings, data or classes, or is damaged.
     """
-    if not (run / CONFIG).is_file():
-        return _begin(recipe, source, run, stages, start, is_chief, objects)
-    config = read_config(run)
-    if not {"model", "training"} <= config.keys():
-        raise ValueError(f"expected the configuration of a run in '{run / CONFIG}'; it is damaged: use another --run")
-    changed = _changes(json.loads(json.dumps(asdict(read_recipe(config["training"])))), _described(recipe, source))
-    if changed:
-        raise ValueError(
-            f"expected the settings that '{run}' began with, or another --run, or `overfeat train --run {run}`, which "
-            f"resumes it as it is; {', '.join(changed)} differ"
-        )
-    model = Model.from_config(config["model"])
-    check_classes(model.labels, source)
-    if (run / "weights").is_dir():  # a finished stage's, or those that it started from
-        model.load_weights(run / "weights")
-    elif model.tasks:
-        raise ValueError(f"expected '{run / 'weights'}', left by {model.tasks[-1]}; it is gone: use another --run")
+    if (run / CONFIG).is_file():
+        return _resume(recipe, source, run)
+    preset = recipe.network
+    if recipe.scales != "preset":
+        preset = replace(preset, scales=recipe.scales_for(preset, objects()))
+    network = build(
+        preset,
+        len(source.class_names),
+        per_class=recipe.per_class,
+        box_form=recipe.box_form,
+        context=recipe.context,
+    )
+    model = Model(network, source.class_names, recipe.inference, tasks=())
+    pretrained = recipe.preset not in PRESETS and recipe.weights is not None
+    if pretrained:
+        network.backbone.set_weights(recipe.backbone()[1].get_weights())
+    if start is not None:
+        model = start_from(model, start)
+    if is_chief and (start is not None or pretrained):  # so that a resumed run needs the other one no more
+        run_folder.commit(run, config_of(model, recipe, source, run, stages, start), model.save_weights)
+    elif is_chief:
+        run_folder.write_config(run, config_of(model, recipe, source, run, stages))
     return model
 
 
@@ -170,41 +172,24 @@ def with_precision(recipe: Recipe, network: Network, run: Path, is_chief: bool) 
     return replace(recipe, precision=read_config(run)["precision"])
 
 
-def _begin(
-    recipe: Recipe,
-    source: Source,
-    run: Path,
-    stages: Sequence[str],
-    start: Path | None,
-    is_chief: bool,
-    objects: Callable[[], Objects],
-) -> Model:
-    network = build(
-        _with_scales(recipe, objects),
-        len(source.class_names),
-        per_class=recipe.per_class,
-        box_form=recipe.box_form,
-        context=recipe.context,
-    )
-    model = Model(network, source.class_names, recipe.inference, tasks=())
-    pretrained = recipe.preset not in PRESETS and recipe.weights is not None
-    if pretrained:
-        network.backbone.set_weights(recipe.backbone()[1].get_weights())
-    if start is not None:
-        model = start_from(model, start)
-    if is_chief and (start is not None or pretrained):  # so that a resumed run needs the other one no more
-        run_folder.commit(run, config_of(model, recipe, source, run, stages, start), model.save_weights)
-    elif is_chief:
-        run_folder.write_config(run, config_of(model, recipe, source, run, stages))
+def _resume(recipe: Recipe, source: Source, run: Path) -> Model:
+    """Read the folder's run, unless it began with another recipe, data or classes."""
+    config = read_config(run)
+    if not {"model", "training"} <= config.keys():
+        raise ValueError(f"expected the configuration of a run in '{run / CONFIG}'; it is damaged: use another --run")
+    changed = _changes(json.loads(json.dumps(asdict(read_recipe(config["training"])))), _described(recipe, source))
+    if changed:
+        raise ValueError(
+            f"expected the settings that '{run}' began with, or another --run, or `overfeat train --run {run}`, which "
+            f"resumes it as it is; {', '.join(changed)} differ"
+        )
+    model = Model.from_config(config["model"])
+    check_classes(model.labels, source)
+    if (run / "weights").is_dir():  # a finished stage's, or those that it started from
+        model.load_weights(run / "weights")
+    elif model.tasks:
+        raise ValueError(f"expected '{run / 'weights'}', left by {model.tasks[-1]}; it is gone: use another --run")
     return model
-
-
-def _with_scales(recipe: Recipe, objects: Callable[[], Objects]) -> Preset:
-    """Return the recipe's network with the pyramid that the recipe asks for."""
-    preset = recipe.network
-    if recipe.scales == "preset":
-        return preset
-    return replace(preset, scales=recipe.scales_for(preset, objects()))
 
 
 def _changes(began: dict, now: dict) -> list[str]:

@@ -31,8 +31,8 @@ class CheckpointOnSignal(keras.callbacks.Callback):
     thread hears the signals too, and acts where the handler has not within `PATIENCE`.
 
     Args:
-        stage: The stage, for the line that says where it ended.
-        checkpoints: Where to write; it comes before this one among the callbacks.
+        stage: Its name, for the log.
+        checkpoints: They come before this callback.
         stop_data: Makes the data that a step may wait for end with an error; see `end_if_asked`.
     """
 
@@ -66,17 +66,19 @@ class CheckpointOnSignal(keras.callbacks.Callback):
         """Stop here after a signal; at an epoch's end only once its checkpoint and its boards are written."""
         if self._asked and not self._checkpoints.at_epoch_end:
             self._checkpoints.save()
-            self._end()
+            self.end_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        """Stop here after a signal."""
-        if self._asked:
-            self._end()
+        self.end_if_asked()
 
     def end_if_asked(self) -> None:
-        """Do as the signal says, if there was one: the data ended because of it, and the checkpoint is written."""
-        if self._asked:
-            self._end()
+        """Do as the signal says, if there was one; the checkpoint is written."""
+        if not self._asked:
+            return
+        name, step = signal.Signals(self._asked).name, self._checkpoints.step
+        log.info("%s: %s after step %d, which is kept: the same command resumes from there", self._stage, name, step)
+        signal.raise_signal(self._asked)
+        raise SystemExit(128 + self._asked)  # the first process of a container is not ended by it
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self._asked = number
@@ -96,9 +98,3 @@ class CheckpointOnSignal(keras.callbacks.Callback):
             name = signal.Signals(numbers[0]).name
             log.warning("%s: %s in a step that does not end: its last checkpoint is kept", self._stage, name)
             os._exit(128 + numbers[0])
-
-    def _end(self) -> None:
-        name, step = signal.Signals(self._asked).name, self._checkpoints.step
-        log.info("%s: %s after step %d, which is kept: the same command resumes from there", self._stage, name, step)
-        signal.raise_signal(self._asked)
-        raise SystemExit(128 + self._asked)  # the first process of a container is not ended by it

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -26,7 +26,7 @@ FEWEST = 3  # scales, whose votes are averaged: with one alone the paper's error
 # Times the preset's largest scale: up to sixteen times its arithmetic, and only where objects need it. On mosaics of
 # nine photographs of cards, whose objects are a twentieth to a fifth of the picture, 2.0 covers half.
 LARGEST = 4.0
-DEAR = 2.0  # times the arithmetic of the preset's own scales from which it is said
+DEAR = 2.0  # times the arithmetic of the preset's own scales, from which the log says so
 ANCHORS = 4  # ladders that are tried, a fraction of a step apart
 IMAGES = 500  # of a split that are looked at: a share of 0.98 is then known to within 0.01
 
@@ -110,17 +110,13 @@ class Coverage:
                 advice += "; or cut the pictures into parts"
         yield f"fewer than {ENOUGH:.0%} of the objects are covered: {advice}"
 
-    def as_dict(self) -> dict:
-        """Return the figures in JSON's types."""
-        return asdict(self)
-
 
 def read_objects(source: Source, split: str) -> Objects:
     """Read the sizes of a split's objects, from its first `IMAGES` images; crowds and objects without a box are not."""
     images, sides = [np.zeros((0, 2), np.float32)], [np.zeros((0, 2), np.float32)]
     for record in islice(source.records(split), IMAGES):
         boxes = np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
-        with suppress(ValueError):  # an image that can't be read is said where it is used
+        with suppress(ValueError):  # an image that can't be read is reported where it is used
             width, height = read_size(record.image_bytes)[1]
             images.append(np.tile(np.array([height, width], np.float32), (len(boxes), 1)))
             sides.append(boxes[:, 2:] - boxes[:, :2])

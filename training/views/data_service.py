@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class StoredSource:
-    """A source of which one split's images are joined in a file that TensorFlow's operations read.
+    """A source whose images of one split are joined in one file, which TensorFlow's operations read.
 
     There `image_bytes` of a record is where its image lies: offset and length in the file, as the bytes of int64 [2].
     """
@@ -95,14 +95,7 @@ class DataService(NamedTuple):
             ) from error
 
     def drawn_views(self, stream: RecordStream, views: Views, seed: int, report: ReportUnreadable) -> tf.data.Dataset:
-        """Return the drawn views of a stream's records, in order.
-
-        Args:
-            stream: Records of `source`.
-            views: What is shown of each record, and what it teaches.
-            seed: Of all that is random.
-            report: Told of images that can't be read.
-        """
+        """Return the drawn views of a stream of `source`'s records, in order; `report` hears of unreadable images."""
         file, size = str(self.source.images_file), self.source.images_file.stat().st_size
 
         def draw(number: tf.Tensor, packed: dict[str, Any]) -> tuple:

@@ -1,23 +1,30 @@
-"""Draw the views of a record, and what their windows learn: single windows, parts of a scale, or whole scales."""
+"""Draw the views of a record, with their targets: crops, single windows, parts of a scale, or whole scales."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from math import log
 
 import tensorflow as tf
 
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import SCALE_FITS
 from training.sources.record import Record
-from training.views.augmentation import Picture, ViewOptions, below, random_jitter, random_picture
+from training.views.augmentation import Picture, ViewOptions, below, random_picture
 from training.views.pyramid import Pyramid, draw_image, square_side
 from training.views.targets import BACKGROUND, IGNORED, Matching, pack_edges, window_origins
 
-# Drawings whose functions are kept: tracing them takes a second of each pipeline, of which a stage makes several.
+# Drawings whose functions are kept: tracing them takes a second, and a stage makes several pipelines.
 KEPT = 16
 SHORTEST = 256 / 221  # windows to an image's shorter side, where a crop of it has to show its class (3.1)
+# Batches from one that shows an image to the next that does: ten in a row of the same images would pull one way. With
+# what is drawn ahead that takes 2 GB of memory for `fast` at the paper's batch of 128, in proportion for smaller ones.
+APART = 4
+# Times the shorter side. Of an image longer yet, crops show the middle alone: all of a strip of 2 x 3000 pixels, 18 kB
+# of PNG, would be 1 GB once its shorter side is the paper's 256.
+LONGEST = 20
 
-Example = tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]  # pixels, and what they teach
+Example = tuple[tf.Tensor, tf.Tensor | dict[str, tf.Tensor]]  # pixels and targets
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Views:
     """The views that a stage sees of a record.
 
     Attributes:
-        shows: Tells of a record whether it has anything to show.
+        shows: Returns whether a record has anything to show.
         draw: Draws a decoded record's views from a seed, int32 [2]: a tuple of examples, as many for each record.
         apart: Batches from one that shows an image to the next that does.
         partners: How many of the records that follow a view may show too.
@@ -61,18 +68,18 @@ class Views:
 
 
 def draw_views(views: Views, seed: int, record: dict) -> tuple:
-    """Draw the views of a decoded record, by its place; those of an image that can't be read teach nothing."""
+    """Draw the views of a decoded record, by its place; those of an image that can't be read have no targets."""
     drawn = views.draw(view_seed(seed, record["place"]), record)
-    return tuple((pixels, mask_targets(targets, record["status"] == "")) for pixels, targets in drawn)
 
+    def masked(target: tf.Tensor) -> tf.Tensor:
+        """Return a target that all losses and metrics leave out, unless the image was read."""
+        return tf.where(record["status"] == "", target, tf.cast(IGNORED, target.dtype))
 
-def mask_targets(targets: tf.Tensor | dict[str, tf.Tensor], readable: tf.Tensor) -> tf.Tensor | dict[str, tf.Tensor]:
-    """Return targets as they are where `readable`, else full of `IGNORED`, which all losses and metrics leave out."""
-    return tf.nest.map_structure(lambda target: tf.where(readable, target, tf.cast(IGNORED, target.dtype)), targets)
+    return tuple((pixels, tf.nest.map_structure(masked, targets)) for pixels, targets in drawn)
 
 
 def view_seed(seed: int, place: tf.Tensor) -> tf.Tensor:
-    """Return the seed [2] of the views of the record at place int64 [2], whoever draws them and when."""
+    """Return the seed [2] of the views of the record at place int64 [2], the same in any process."""
     return tf.random.fold_in(tf.random.fold_in([seed, 0], place[0]), place[1])
 
 
@@ -84,6 +91,26 @@ def has_objects(record: Record) -> bool:
 def has_boxes(record: Record) -> bool:
     """Return whether each object of a record has a box."""
     return bool(record.boxed.all())
+
+
+def plain_crops(drawing: Drawing) -> Views:
+    """Show crops with their image's class: (pixels uint8 [window, window, 3], label int32 []).
+
+    `views.per_image` crops of each image, and with `views.mirror` their mirror images besides. An image of several
+    classes is shown as each in turn at random; a crowd gives it none. Pixels stay bytes until they are on the device:
+    a quarter of the memory to write here, and to copy there.
+    """
+    preset, views = drawing.preset, drawing.views
+
+    def draw(seed: tf.Tensor, record: dict) -> tuple[Example, ...]:
+        labels = tf.boolean_mask(record["labels"], ~record["crowd"])
+        # All that is random in one draw: small operations add up where an image takes a millisecond.
+        chances = tf.random.stateless_uniform([views.per_image, 4], seed)
+        crops = random_crops(chances[:, :3], shrink(record["image"], preset.shorter_side), preset.window, views.mirror)
+        chosen = tf.gather(labels, below(chances[:, 3], tf.size(labels)))
+        return tuple(zip(crops, tf.unstack(chosen) * (len(crops) // views.per_image), strict=True))
+
+    return Views(has_objects, draw, APART)
 
 
 @lru_cache(KEPT)
@@ -129,7 +156,7 @@ def window_maps(drawing: Drawing, scores: bool = True, voting_only: bool = False
 
     Args:
         drawing: What is drawn. With `views.whole_image`, a view of each scale in turn, of `square_side` pixels; else
-            views of `side` pixels, of which `views.object_share` show a positive window.
+            views of `side` pixels, `views.object_share` of them around a positive window.
         scores: Whether to give "scores".
         voting_only: Whether boxes are learnt only at windows that are not background. In detection, background windows
             have no vote. Many of them show several small objects at once, whose boxes cannot all be told: without
@@ -234,9 +261,8 @@ def _random_pyramid(chances: _Chances, record: dict, subject: tf.Tensor, drawing
     if views.mosaic or views.rotation or views.vertical_flip or views.erasing:
         numbers = tf.concat([numbers, chances.further()], axis=0)
     picture, index = random_picture(numbers, record["image"], record, subject, views, drawing.preset.mean)
-    jitter = random_jitter(chances.take(), drawing.views.scale_jitter)
-    scales = (drawing.scales, picture, jitter, drawing.scale_fit)
-    return Pyramid(drawing.preset, drawing.matching, *scales), index
+    jitter = tf.exp((2.0 * chances.take() - 1.0) * log(views.scale_jitter))  # log-uniform around 1
+    return Pyramid(drawing.preset, drawing.matching, drawing.scales, picture, jitter, drawing.scale_fit), index
 
 
 def _random_crop(place: tf.Tensor, colours: tf.Tensor, picture: Picture, drawing: Drawing) -> tf.Tensor:
@@ -246,3 +272,60 @@ def _random_crop(place: tf.Tensor, colours: tf.Tensor, picture: Picture, drawing
     top_left = -place * (extent - window)
     frame = tf.concat([top_left, top_left + extent], axis=0)
     return draw_image(colours, picture.pixels, frame, window, drawing.preset.mean, drawing.views.colour)
+
+
+def shrink(image: tf.Tensor, shorter: int) -> tf.Tensor:
+    """Resize an image uint8 [H, W, 3] to a shorter side of `shorter` pixels, uint8.
+
+    By the mean of areas where it shrinks to less than half, else bilinearly: antialiasing by a wider filter, as the
+    scan's, would cost more than decoding. Of an image more than `LONGEST` times as long as it is wide, the middle.
+    """
+    sides = tf.shape(image)[:2]
+    least = tf.reduce_min(sides)
+    size = tf.minimum(sides, LONGEST * least)
+    image = tf.slice(image, tf.concat([(sides - size) // 2, [0]], 0), tf.concat([size, [3]], 0))
+    # In whole numbers, rounded: a side must not fall a pixel short of the window.
+    to = (2 * size * shorter + least) // (2 * least)
+    bilinear = tf.raw_ops.ResizeBilinear
+    pixels = tf.cast(image, tf.float32)[None]  # of bytes it resizes at two thirds of the rate, this cast included
+    resize = tf.cond(
+        least > 2 * shorter,
+        lambda: tf.raw_ops.ResizeArea(images=pixels, size=to),
+        lambda: bilinear(images=pixels, size=to, half_pixel_centers=True),
+    )
+    return tf.cast(resize[0] + 0.5, tf.uint8)
+
+
+def random_crops(chances: tf.Tensor, image: tf.Tensor, window: int, mirror: bool) -> list[tf.Tensor]:
+    """Cut n squares of `window` pixels from uint8 [H, W, 3], and with `mirror` their mirror images.
+
+    Args:
+        chances: float32 [n, 3] in 0..1, of each square its top, its left, and (the first's for all) whether the mirror
+            images come first.
+        image: At least as large as the window.
+        window: Side of a square.
+        mirror: Whether to give the mirror images too.
+
+    Returns:
+        uint8 [window, window, 3] each; with `mirror` the second half shows the first mirrored, in the same order.
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    tops = tf.unstack(below(chances[:, 0], height - window + 1))
+    lefts = tf.unstack(below(chances[:, 1], width - window + 1))
+
+    def cut(rows: tf.Tensor, top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(tf.slice(rows, [top, 3 * left], [window, 3 * window]), [window, window, 3])
+
+    rows = tf.reshape(image, [height, 3 * width])  # as two dimensions, a slice copies whole rows
+    if not mirror:
+        return [cut(rows, top, left) for top, left in zip(tops, lefts, strict=True)]
+    # The image is mirrored, once, rather than each crop of it; by Reverse, a tenth of the time of a slice backwards.
+    turned = tf.reshape(tf.raw_ops.Reverse(tensor=image, dims=[False, True, False]), tf.shape(rows))
+    first = chances[0, 2] < 0.5
+    sides = tf.cond(first, lambda: (rows, turned), lambda: (turned, rows))
+
+    def half(side: tf.Tensor, as_it_is: tf.Tensor) -> list[tf.Tensor]:
+        across = [tf.where(as_it_is, left, width - window - left) for left in lefts]
+        return [cut(side, top, left) for top, left in zip(tops, across, strict=True)]
+
+    return half(sides[0], first) + half(sides[1], ~first)

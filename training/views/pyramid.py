@@ -36,16 +36,7 @@ class Pyramid:
         jitter: tf.Tensor | float = 1.0,
         scale_fit: str = SCALE_FITS[0],
     ):
-        """Lay a picture out.
-
-        Args:
-            preset: The network.
-            matching: Which windows show an object.
-            scales: (height, width) of the scales, in pixels.
-            picture: What is laid out.
-            jitter: A factor on the sides of all scales; exact ones are as they are.
-            scale_fit: Of `options.SCALE_FITS`.
-        """
+        """Lay a picture out at scales (height, width), whose sides `jitter` changes unless they are exact."""
         self.preset, self.matching, self.picture = preset, matching, picture
         if scale_fit == "aspect":
             heights, widths = tf.unstack(tf.constant(scales, tf.float32) * jitter, axis=1)

@@ -49,7 +49,7 @@ class RecordStream:
     """A split's records, repeated for ever from `start` on, in another order at each pass.
 
     Iterating gives dictionaries with the elements of `SCHEMA` and "place", int64 [2], as `Place`; and with "partners",
-    as `composition.mosaic` takes them.
+    as `augmentation.mosaic` takes them.
 
     Attributes:
         source, split, seed: The data, and the seed of its order.
@@ -208,8 +208,9 @@ def decode_records(data: tf.data.Dataset, report: ReportUnreadable | None = None
         with tf.control_dependencies([told]):
             return {**record, "status": tf.identity(record["status"])}
 
-    decoded = numbered(data).map(decode_record, num_parallel_calls=CORES, deterministic=True)
-    return decoded.enumerate().map(reported)
+    if "place" not in data.element_spec:  # records of no `RecordStream`
+        data = data.enumerate().map(lambda index, record: {"place": tf.stack([0, index]), **record})
+    return data.map(decode_record, num_parallel_calls=CORES, deterministic=True).enumerate().map(reported)
 
 
 def decode_record(record: dict) -> dict:
@@ -219,10 +220,3 @@ def decode_record(record: dict) -> dict:
     shown = tf.cond(status == "", lambda: shown, lambda: {key: tf.constant(BLANK[key]) for key in shown})
     kept = {key: record[key] for key in ("place", "partners") if key in record}
     return {**kept, **shown, "status": status, "id": record["image_id"]}
-
-
-def numbered(data: tf.data.Dataset) -> tf.data.Dataset:
-    """Number records that do not come from a `RecordStream`: "place" as there."""
-    if "place" in data.element_spec:
-        return data
-    return data.enumerate().map(lambda index, record: {"place": tf.stack([0, index]), **record})

@@ -85,13 +85,7 @@ def window_origins(preset: Preset, side: int, fine: bool) -> tf.Tensor:
 
 
 def home_scales(preset: Preset, matching: Matching, boxes: tf.Tensor) -> tf.Tensor:
-    """Return the scales that each object belongs to: bool [K, n].
-
-    Args:
-        preset: The network.
-        matching: The rule.
-        boxes: float32 [K, n, 4] yxyx, the objects in the pixels of each of the K scales.
-    """
+    """Return the scales that objects belong to, bool [K, n], by their boxes float32 [K, n, 4] yxyx in each's pixels."""
     longer = tf.reduce_max(boxes[..., 2:] - boxes[..., :2], axis=-1) / preset.window
     least, most = matching.sizes
     beyond = tf.maximum(tf.maximum(longer / most, least / tf.maximum(longer, 1e-6)), 1.0)
@@ -122,8 +116,7 @@ def assign(
     """Assign a label and a box to every window of one scale, by the rule above.
 
     Args:
-        preset: The network.
-        matching: The rule.
+        preset, matching: The network and the rule.
         boxes: float32 [n, 4] yxyx in the pixels of the scale's canvas.
         labels: int32 [n], classes from 0.
         crowd: bool [n], boxes around many objects.

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 import overfeat_tf as of
 from training.evaluation.recall import PrecisionRecall
-from training.fit.tensorboard import ProfiledSteps, Weights, flatten
+from training.fit.tensorboard import ProfiledSteps, Weights
 from training.sources.record import Record
 
 
@@ -50,11 +50,6 @@ def test_difficult_objects_and_images_without_boxes_count_for_nothing():
     (name, (true, false, _, missed, _, _)), *rest = curves.evaluate()
     assert name == "all" and not rest
     assert not true.any() and not missed.any() and false[0] == 1 and false[50] == 0
-
-
-def test_settings_are_flat_and_of_kinds_that_the_table_has():
-    settings = {"a": {"rate": 0.1, "drops": (1, 2)}, "data": None, "fine": True}
-    assert flatten(settings) == {"a.rate": 0.1, "a.drops": "(1, 2)", "data": "None", "fine": True}
 
 
 def test_a_profile_tells_steps_apart(tmp_path):

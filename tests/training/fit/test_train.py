@@ -191,7 +191,8 @@ def test_a_training_is_one_row_of_hyperparameters_by_their_keys(finished):
     )
     assert began.group_name == str(finished.run)
     assert began.hparams["detection.learning_rate"].number_value == SCHEDULE.learning_rate
-    assert began.hparams["negatives"].string_value == "offending"
+    assert began.hparams["negatives"].string_value == "offending" and began.hparams["fine"].bool_value is True
+    assert began.hparams["detection.drops"].string_value == "(0.5,)" and began.hparams["ema"].string_value == "None"
     for stage in TASKS:
         assert tag not in logged(finished.run / "logs" / stage / "train")
 

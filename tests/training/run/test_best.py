@@ -15,10 +15,9 @@ from overfeat_tf.models.loading import load_run, read_config
 from overfeat_tf.network.convnet import build
 from serving.export.card import run_figures, run_weights
 from training.fit import train as module
-from training.fit.averages import Averages
+from training.fit.callbacks import Averages, read_results
 from training.fit.train import train
-from training.run.best import BestWeights, Judge
-from training.run.results import read_results
+from training.run.checkpoints import BestWeights, Judge
 from training.run.resume import add_steps, resumed
 
 EPOCHS, STEPS = 3, 6

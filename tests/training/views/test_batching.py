@@ -11,9 +11,8 @@ from overfeat_tf.network.presets import PRESETS
 from training.sources.record import Record
 from training.views import reading
 from training.views.augmentation import ViewOptions
-from training.views.batching import Bookmarks, dealt_batches
 from training.views.drawing import Drawing, object_windows
-from training.views.pipeline import training_batches
+from training.views.pipeline import Bookmarks, dealt_batches, training_batches
 from training.views.reading import Place, RecordStream, mix
 from training.views.targets import Matching
 

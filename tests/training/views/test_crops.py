@@ -9,9 +9,8 @@ from small_source import SmallSource, few_digits
 
 from overfeat_tf.network.presets import PRESETS
 from training.sources.record import Record
-from training.views import crops
 from training.views.augmentation import ViewOptions
-from training.views.drawing import Drawing
+from training.views.drawing import Drawing, plain_crops, random_crops, shrink
 from training.views.pipeline import training_batches
 from training.views.targets import Matching
 
@@ -20,7 +19,7 @@ VIEWS = ViewOptions(per_image=5, plain=True)
 
 
 def batches(source, preset, views=VIEWS, batch=10, seed=3):
-    shown = crops.plain_crops(Drawing(preset, preset.scales, Matching(), views))
+    shown = plain_crops(Drawing(preset, preset.scales, Matching(), views))
     return training_batches(source, "train", shown, batch, seed)
 
 
@@ -30,7 +29,7 @@ def test_five_crops_of_the_papers_size_and_their_mirror_images(height, width):
     image[..., 0] = np.linspace(0, 255, height)[:, None]
     image[..., 1] = np.linspace(0, 255, width)
     chances = tf.random.stateless_uniform([5, 3], [3, 2])
-    found = crops.random_crops(chances, crops.shrink(tf.constant(image), 256), 231, mirror=True)
+    found = random_crops(chances, shrink(tf.constant(image), 256), 231, mirror=True)
     assert {(view.shape, view.dtype) for view in found} == {((231, 231, 3), tf.uint8)}
     pixels = np.float32(found)
     # 231 of the 256 pixels that the shorter side has, and of as many in proportion of the other.
@@ -44,7 +43,7 @@ def test_five_crops_of_the_papers_size_and_their_mirror_images(height, width):
 
 def test_shrinking_far_averages():
     noise = np.random.default_rng(0).integers(0, 256, (800, 1000, 3), np.uint8)
-    small = crops.shrink(tf.constant(noise), 200).numpy()
+    small = shrink(tf.constant(noise), 200).numpy()
     assert small.shape == (200, 250, 3) and small.dtype == np.uint8
     np.testing.assert_allclose(small, noise.reshape(200, 4, 250, 4, 3).mean(axis=(1, 3)), atol=1)
 
@@ -53,7 +52,7 @@ def test_shrinking_far_averages():
 def test_of_a_strip_the_middle_is_shown_in_bounded_memory(upright):
     strip = np.random.default_rng(0).integers(0, 256, (2, 3000, 3), np.uint8)
     axes = (1, 0, 2) if upright else (0, 1, 2)
-    shown, middle = (crops.shrink(tf.constant(each.transpose(axes)), 256) for each in (strip, strip[:, 1480:1520]))
+    shown, middle = (shrink(tf.constant(each.transpose(axes)), 256) for each in (strip, strip[:, 1480:1520]))
     assert sorted(shown.shape) == [3, 256, 20 * 256]
     np.testing.assert_array_equal(shown, middle)
 

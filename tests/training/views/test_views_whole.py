@@ -15,9 +15,8 @@ from training.fit import train as module
 from training.fit.train import train
 from training.sources.record import Record
 from training.views.augmentation import ViewOptions
-from training.views.batching import Bookmarks
 from training.views.drawing import Drawing, window_maps
-from training.views.pipeline import training_batches
+from training.views.pipeline import Bookmarks, training_batches
 from training.views.pyramid import square_side
 from training.views.targets import IGNORED, Matching
 

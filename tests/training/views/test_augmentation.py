@@ -7,8 +7,7 @@ from small_source import coloured_rectangles, hue, picture
 
 from overfeat_tf.images.decode import decode_image
 from training.sources.record import Record
-from training.views.augmentation import CUT, ViewOptions, random_picture
-from training.views.composition import PARTNERS, Scene, erase, mosaic, rotate
+from training.views.augmentation import CUT, PARTNERS, Scene, ViewOptions, erase, mosaic, random_picture, rotate
 from training.views.reading import Place, RecordStream
 
 FILL = 117.0
