@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -119,7 +120,7 @@ class Results(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Write the table beside the old one, and put it in its place."""
         step = self._checkpoints.step
-        row: dict[str, object] = {
+        row: dict[str, Any] = {
             "stage": self._stage,
             "epoch": epoch + 1,
             "step": step,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby, pairwise
-from math import ceil
+from math import ceil, inf
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, classifier
 from overfeat_tf.options import InferenceOptions
 from training.fit.losses import BOX_LOSSES, NEGATIVES
 from training.limits import check_choice, check_range
+from training.progress import progress
 from training.sources.record import Source, count_images
 from training.views.augmentation import ViewOptions
 from training.views.coverage import Objects, Scales, choose_scales, parse_scales
@@ -318,10 +319,11 @@ class Recipe:
         if self.scales != "preset" and self.inference.scales is not None:
             got = f"scales={self.scales} with inference.scales={self.inference.scales}"
             raise ValueError(f"expected inference.scales only with scales=preset, whose numbers they are; got {got}")
+        check_range("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2**32 - 1")
         check_range("ema", self.ema, self.ema is None or 0 < self.ema < 1, "None, or between 0 and 1")
         check_range("patience", self.patience, self.patience is None or self.patience >= 1, "None, or 1 or more")
         try:
-            positive = all(weight > 0 for weight in self.weights_of_classes() or ())
+            positive = all(0 < weight < inf for weight in self.weights_of_classes() or ())
         except ValueError:
             positive = False
         check_range("class_weights", self.class_weights, positive, "none, balanced, or numbers above 0 such as 1,1,4")
@@ -342,7 +344,7 @@ def _balanced(source: Source, split: str) -> str:
     A class is weighed by `MOST_WEIGHT` at most: else the only object of a class would outweigh the rest of its batch.
     """
     counts = np.zeros(len(source.class_names))
-    for record in source.records(split):
+    for record in progress(source.records(split), "count the objects of each class"):  # of a large set for minutes
         counts += np.bincount(record.labels[~record.crowd], minlength=len(counts))
     weights = np.minimum(counts.sum() / np.maximum(counts * (counts > 0).sum(), 1), MOST_WEIGHT)
     return ",".join(f"{weight:.4g}" for weight in np.where(counts > 0, weights, 1.0))

@@ -217,6 +217,8 @@ def test_steps_that_are_asked_for_do_not_follow_from_passes():
         ("views.stretch=-2", "expected views.stretch to be 0 or more; got -2.0"),
         ("matching.sizes=0.9,0.5", "expected matching.sizes to be two sides, the lesser first; got (0.9, 0.5)"),
         ("ema=1", "expected ema to be None, or between 0 and 1; got 1.0"),
+        ("seed=-1", "expected seed to be from 0 to 2**32 - 1; got -1"),
+        ("class_weights=1,inf", "to be none, balanced, or numbers above 0 such as 1,1,4; got 1,inf"),
         ("patience=0", "expected patience to be None, or 1 or more; got 0"),
         (
             "class_weights=even",
