@@ -1,12 +1,12 @@
 """Batches for `fit`, and a source that raises an error when its data is gone."""
 
 import logging
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from math import ceil
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from overfeat_tf.models.model import Model
@@ -18,8 +18,9 @@ from training.tasks import stage_views
 from training.views.data_service import DataService
 from training.views.pipeline import Bookmarks, training_batches
 
-# Records that may be read before a step is done with them: more than all buffers of the pipeline hold.
-READ_AHEAD = 20_000
+# Passes over a split without a record to show: a stream shuffles what it reads, and may begin within a pass; and
+# training and validation may read the same split.
+PASSES = 4
 # Unreadable images one after the other. Where a tenth of the images cannot be read, so many never follow each other.
 IN_A_ROW = 32
 VALIDATION_BATCHES = 4  # at least, of a split that is too large
@@ -27,21 +28,20 @@ VALIDATION_BATCHES = 4  # at least, of a split that is too large
 log = logging.getLogger(__name__)
 
 
-class Supply(keras.callbacks.Callback):
-    """A Source that passes another's records on, and a callback that hears when they are used.
+class Supply:
+    """A Source that passes another's records on, and ends where they are of no use.
 
     An input pipeline repeats its records for ever, so data that has gone away, or that has nothing to show, would keep
-    it busy for ever. Here a pass without a record raises OSError, as do `READ_AHEAD` records and two passes that no
-    step came of, `IN_A_ROW` images that cannot be read, and `stop`.
+    it busy for ever. Here a pass without a record raises OSError, as do `PASSES` without one to show, `IN_A_ROW`
+    images that cannot be read, and `stop`.
 
     Attributes:
         problem: What ended it; the pipeline's own error repeats it with a traceback.
     """
 
     def __init__(self, source: Source):
-        super().__init__()
         self.problem: Exception | None = None
-        self._source, self._unused, self._stopped = source, 0, False
+        self._source, self._not_shown, self._stopped = source, Counter[str](), False
         self._log, self._last, self._in_a_row = Log(), -1, 0
 
     def __getattr__(self, name: str) -> Any:
@@ -55,9 +55,9 @@ class Supply(keras.callbacks.Callback):
                 if self._stopped:
                     raise OSError("stopped")
                 count += 1
-                self._unused += 1
+                self._not_shown[split] += 1
                 yield record
-            if self._stopped or count == 0 or self._unused > max(READ_AHEAD, 2 * count):
+            if self._stopped or count == 0 or self._not_shown[split] > PASSES * count:
                 what = "has anything to learn" if count else "is left"
                 raise OSError(
                     f"expected images in split '{split}' of {self._source.name}; none {what}: is the data still there?"
@@ -65,6 +65,17 @@ class Supply(keras.callbacks.Callback):
         except Exception as error:
             self.problem = self.problem or error
             raise
+
+    def noting(self, split: str, shows: Callable[[Record], bool]) -> Callable[[Record], bool]:
+        """Return `shows`, whether a record of the split has anything to show, so that each one that has is noted."""
+
+        def noted(record: Record) -> bool:
+            shown = shows(record)
+            if shown:
+                self._not_shown[split] = 0
+            return shown
+
+        return noted
 
     def unreadable(self, number: int, finding: Finding) -> None:
         """Log an image that cannot be read, once, by its number in the stream; raise OSError after `IN_A_ROW`."""
@@ -82,14 +93,6 @@ class Supply(keras.callbacks.Callback):
         """End at the next record."""
         self._stopped = True
 
-    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Note that records were used."""
-        self._unused = 0
-
-    def on_test_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        """Note that records were used."""
-        self._unused = 0
-
 
 def stage_batches(
     stage: str,
@@ -103,6 +106,7 @@ def stage_batches(
 ) -> tf.data.Dataset:
     """Return rows of a stage's batches, from the step of `bookmarks` on, noting there how far the data is read."""
     views = stage_views(stage, model.network.preset, recipe, model.options)
+    views = replace(views, shows=supply.noting(split, views.shows))
     batch = getattr(recipe, stage).batch
     return training_batches(supply, split, views, batch, recipe.seed, bookmarks, rows, supply.unreadable, service)
 

@@ -248,7 +248,7 @@ def _fit(
 
     # 2. Validation and callbacks.
     supply = Supply(service.source if service is not None else source)
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), supply, *([averages] if averages else [])]
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([averages] if averages else [])]
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
         images = plan.scored.get(stage, 0)
