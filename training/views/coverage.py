@@ -148,6 +148,9 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
 
     Returns:
         Sizes (height, width) in pixels, smallest first; the preset's own where there are no objects.
+
+    Raises:
+        ValueError: `matching.sizes` that no such scales show, as those in pixels.
     """
     if not len(objects.sides):
         return preset.scales
@@ -156,6 +159,11 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     first *= min(1.0, matching.sizes[0] / float(_in_windows(objects, preset, [(round(first),) * 2]).max()))
     last = LARGEST * max(map(_area, preset.scales)) ** 0.5
     count = int(np.log(last / first) / np.log(STEP) * ANCHORS) + 1
+    if count <= ANCHORS * (FEWEST - 1):
+        raise ValueError(
+            f"expected matching.sizes in window sides ({preset.window} pixels each), such that scales up to {last:.0f} "
+            f"pixels show them; got {matching.sizes}"
+        )
     ladder = [round(first * STEP ** (number / ANCHORS)) for number in range(count)]
     squares = [(side, side) for side in ladder]
     longer, costs = _in_windows(objects, preset, squares), _areas(objects, preset, squares)

@@ -68,6 +68,8 @@ def test_objects_too_small_for_any_affordable_scale_get_the_scales_that_cover_mo
     found = measure_coverage(some, SMALL, choose_scales(some, SMALL, MATCHING), MATCHING)
     assert found.found == 0.5 and found.too_small == 0.5
     assert choose_scales(objects(), SMALL, MATCHING) == SMALL.scales
+    with pytest.raises(ValueError, match=r"^expected matching\.sizes in window sides .*; got \(30, 90\)$"):
+        choose_scales(objects(0.5), SMALL, Matching(sizes=(30, 90)))
     assert np.isnan(measure_coverage(objects(), SMALL, SMALL.scales, MATCHING).found)
 
 
