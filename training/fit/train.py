@@ -39,7 +39,7 @@ from training.fit.transfer import with_background
 from training.progress import log_lines
 from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
-from training.run.checkpoints import BestWeights, Checkpoints
+from training.run.checkpoints import BestWeights, Checkpoints, last_step
 from training.run.preflight import check, disk_space
 from training.run.resume import config_of, continued, finished, has_features, network_of, open_run, with_precision
 from training.run.signals import CheckpointOnSignal
@@ -174,7 +174,8 @@ def train(
         # 3. Fit each stage that is left, and commit it.
         history = {}
         idle = "classification" if alone else None
-        steps = {stage: _steps_left(stage, recipe, run) for stage in left if stage != idle}
+        saved = {stage: last_step(run / "checkpoints" / stage) or 0 for stage in left if stage != idle}
+        steps = {stage: getattr(recipe, stage).steps - step for stage, step in saved.items()}
         measure = chief and bool(left) and sys.stderr.isatty()
         plan = replace(make_plan(model.network, recipe, steps, measure), scored=scored)
         if chief and left:
@@ -205,12 +206,6 @@ def train(
                 run_folder.commit(run, config, model.save_weights)
         barrier(strategy)
     return Trained(model, history)
-
-
-def _steps_left(stage: str, recipe: Recipe, run: Path) -> int:
-    """Return the steps of a stage after its last checkpoint."""
-    latest = tf.train.latest_checkpoint(str(run / "checkpoints" / stage))
-    return getattr(recipe, stage).steps - (int(latest.rpartition("-")[2]) if latest else 0)
 
 
 def _fit(

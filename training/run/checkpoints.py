@@ -206,10 +206,9 @@ class BestWeights(keras.callbacks.Callback):
     def read(self) -> dict[str, Any] | None:
         """Return the "best" and the "last" epoch judged, the step, number and value of each; None before the first.
 
-        The best one also has the step at which its value was `reached` first.
+        The best one also has the step at which its value was `reached` first, from which patience counts.
         """
-        path = self._folder / BEST
-        return json.loads(path.read_text()) if path.is_file() else None
+        return _read_best(self._folder)
 
     def weights(self, epoch: dict[str, Any]) -> Path:
         """Return the folder of the best weights, those of an epoch that `read` gives."""
@@ -240,8 +239,29 @@ class BestWeights(keras.callbacks.Callback):
             best = {**last, "reached": reached}
             with self._shown():
                 self._save(self.weights(best))
-        new = self._folder / f"{BEST}.new"
-        new.write_text(json.dumps({"metric": self._judge.name, "best": best, "last": last}))
-        os.replace(new, self._folder / BEST)
+        _write_best(self._folder, {"metric": self._judge.name, "best": best, "last": last})
         for folder in set(self._folder.glob("best-*")) - {self.weights(best)}:
             shutil.rmtree(folder)
+
+
+def last_step(folder: Path) -> int | None:
+    """Return the step of a stage's last checkpoint; None where there is none."""
+    latest = tf.train.latest_checkpoint(str(folder))
+    return int(latest.rpartition("-")[2]) if latest else None
+
+
+def renew_patience(folder: Path, step: int) -> None:
+    """Let the patience of a stage that goes on after all its steps count from this step."""
+    if (judged := _read_best(folder)) is not None:
+        judged["best"]["reached"] = step
+        _write_best(folder, judged)
+
+
+def _read_best(folder: Path) -> dict[str, Any] | None:
+    return json.loads((folder / BEST).read_text()) if (folder / BEST).is_file() else None
+
+
+def _write_best(folder: Path, judged: dict[str, Any]) -> None:
+    new = folder / f"{BEST}.new"
+    new.write_text(json.dumps(judged))
+    os.replace(new, folder / BEST)

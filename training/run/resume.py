@@ -21,6 +21,7 @@ from training.fit.transfer import start_from
 from training.recipes import Recipe, read_recipe
 from training.run import folder as run_folder
 from training.sources.record import Source, check_classes
+from training.run.checkpoints import last_step, renew_patience
 from training.views.coverage import Objects
 
 log = logging.getLogger(__name__)
@@ -115,16 +116,18 @@ def add_steps(run: Path, steps: int) -> None:
             f"expected a finished run to continue; '{run}' is not: `overfeat train --run {run}` resumes it"
         )
     stage = [name for name in TASKS if name in done][-1]
-    if tf.train.latest_checkpoint(str(run / "checkpoints" / stage)) is None:
+    folder, schedule = run / "checkpoints" / stage, getattr(recipe, stage)
+    last = last_step(folder)  # earlier than the schedule's where the stage ended early
+    if last is None:
         raise ValueError(f"expected the checkpoint of {stage} in '{run / 'checkpoints'}'; it is gone: use --from {run}")
-    schedule = getattr(recipe, stage)
-    epochs = ceil((schedule.steps + steps) / schedule.epoch_steps)  # of the length that they have had so far
+    epochs = ceil((last + steps) / schedule.epoch_steps)  # of the length that they have had so far
     longer = replace(schedule, steps=epochs * schedule.epoch_steps, epochs=epochs)
     log.info("%s goes on to step %d, the end of epoch %d", stage, longer.steps, epochs)
     config["training"][stage] |= {"steps": longer.steps, "epochs": longer.epochs}
     with run_folder.held(run):
         run_folder.write_config(run, {**config, "continued": stage})
 
+        renew_patience(folder, last)
 
 def has_features(model: Model, run: Path) -> bool:
     """Return whether the features of the folder's run have learnt anything."""
