@@ -1,13 +1,12 @@
 """The three stages as compiled Keras models over one network: classification, localization, detection (3, 4, 5)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from overfeat_tf.network.backbone import Backbone
 from overfeat_tf.network.convnet import DenseHead, Network
 from overfeat_tf.network.keras_backbone import KerasBackbone, leaf_layers
 from overfeat_tf.suggestion import suggest
@@ -31,7 +30,7 @@ def seed_stage(fitted: StageModel, seed: tuple[int, ...]) -> None:
 
 def classification_model(network: Network, recipe: Recipe) -> StageModel:
     """Fit features and classifier on single windows: in training the network is non-spatial (3.1)."""
-    _let_learn(network, recipe, recipe.classification, network.features, network.classifier)
+    _set_trainable(network, recipe, recipe.classification, network.features, network.classifier)
     pixels = keras.Input((network.preset.window, network.preset.window, 3), name="pixels")
     scores = DenseHead.of(network.classifier, network.preset, fine=False, name="scores")(network.head_maps(pixels))
     logits = layers.Flatten(name="logits")(scores)
@@ -48,8 +47,8 @@ def classification_model(network: Network, recipe: Recipe) -> StageModel:
 def localization_model(network: Network, recipe: Recipe) -> StageModel:
     """Fit the regressor on the frozen features (4.2), or on features that learn with it (6, i)."""
     if recipe.through_features:
-        return _everything(network, recipe, recipe.localization)
-    _let_learn(network, recipe, recipe.localization, network.regressor)
+        return _joint_model(network, recipe, recipe.localization)
+    _set_trainable(network, recipe, recipe.localization, network.regressor)
     dense = network.as_model(_view_side(recipe), recipe.fine)
     criterion = Criterion({"boxes": BoxLoss(recipe.box_loss, network.box_form)})
     outputs = {"boxes": dense.output["boxes"]}
@@ -58,12 +57,12 @@ def localization_model(network: Network, recipe: Recipe) -> StageModel:
 
 def detection_model(network: Network, recipe: Recipe) -> StageModel:
     """Fit everything on many windows at once (5): the features move, so the regressor follows them."""
-    return _everything(network, recipe, recipe.detection)
+    return _joint_model(network, recipe, recipe.detection)
 
 
-def _everything(network: Network, recipe: Recipe, schedule: Schedule) -> StageModel:
-    """Let both losses through the whole network: where the features move, each head has to follow them."""
-    _let_learn(network, recipe, schedule, network.features, network.classifier, network.regressor)
+def _joint_model(network: Network, recipe: Recipe, schedule: Schedule) -> StageModel:
+    """Fit the whole network by both losses: where the features move, each head has to follow them."""
+    _set_trainable(network, recipe, schedule, network.features, network.classifier, network.regressor)
     dense = network.as_model(_view_side(recipe), recipe.fine)
     negatives = (recipe.negatives, recipe.negatives_per_object, recipe.negatives_at_least)
     weights = recipe.weights_of_classes()
@@ -89,30 +88,29 @@ def _compiled(
     return model
 
 
-def _let_learn(network: Network, recipe: Recipe, schedule: Schedule, *parts: keras.Model) -> None:
-    """Let these parts learn and freeze the others, and of a backbone what the recipe freezes.
-
-    Raises:
-        ValueError: the backbone has no layer `frozen_to`.
-    """
+def _set_trainable(network: Network, recipe: Recipe, schedule: Schedule, *parts: keras.Model) -> None:
+    """Make these parts trainable and freeze the others, and the backbone as far as the recipe says."""
     for part in network.parts.values():
         part.trainable = any(part is learning for learning in parts)
     backbone = network.backbone
     if network.features not in parts:
         return
     backbone.trainable = schedule.backbone_multiplier > 0
-    leaves = list(leaf_layers(backbone))
-    names = [name for _, name in leaves]
-    frozen = _count_frozen(recipe, network.preset.backbone, names)
-    for number, (layer, _) in enumerate(leaves):
+    frozen = count_frozen(recipe, network)
+    for number, (layer, _) in enumerate(leaf_layers(backbone)):
         fixed = isinstance(layer, layers.BatchNormalization) and recipe.batch_norm == "inference"
         # Each by itself: a model that is trainable already does not tell the layers that a stage before has frozen.
         layer.trainable = schedule.backbone_multiplier > 0 and number >= frozen and not fixed
 
 
-def _count_frozen(recipe: Recipe, backbone: Backbone, names: Sequence[str]) -> int:
-    """Count the backbone's first layers, of the given names, that `frozen_to` freezes."""
-    last = recipe.frozen_to
+def count_frozen(recipe: Recipe, network: Network) -> int:
+    """Count the first layers of the network's backbone that `frozen_to` freezes.
+
+    Raises:
+        ValueError: the backbone has no such layer.
+    """
+    last, backbone = recipe.frozen_to, network.preset.backbone
+    names = [name for _, name in leaf_layers(network.backbone)]
     if last is not None and last.isdigit():
         pretrained = recipe.weights is not None
         below = backbone.layers_to_stride(int(last)) if pretrained and isinstance(backbone, KerasBackbone) else []

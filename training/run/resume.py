@@ -16,12 +16,13 @@ from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import CONFIG, TASKS, Model
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import PRESETS, Preset
+from training.fit.stages import count_frozen
 from training.fit.strategy import barrier
 from training.fit.transfer import start_from
 from training.recipes import Recipe, read_recipe
 from training.run import folder as run_folder
-from training.sources.record import Source, check_classes
 from training.run.checkpoints import last_step, renew_patience
+from training.sources.record import Source, check_classes
 from training.views.coverage import Objects
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def open_run(
         box_form=recipe.box_form,
         context=recipe.context,
     )
+    count_frozen(recipe, network)  # refuses an unknown layer before the folder keeps the recipe
     model = Model(network, source.class_names, recipe.inference, tasks=())
     pretrained = recipe.preset not in PRESETS and recipe.weights is not None
     if pretrained:
@@ -125,9 +127,9 @@ def add_steps(run: Path, steps: int) -> None:
     log.info("%s goes on to step %d, the end of epoch %d", stage, longer.steps, epochs)
     config["training"][stage] |= {"steps": longer.steps, "epochs": longer.epochs}
     with run_folder.held(run):
+        renew_patience(folder, last)
         run_folder.write_config(run, {**config, "continued": stage})
 
-        renew_patience(folder, last)
 
 def has_features(model: Model, run: Path) -> bool:
     """Return whether the features of the folder's run have learnt anything."""
