@@ -146,8 +146,9 @@ def train(
         if chief:
             run_folder.recover(run)
             store(source, run)
-            if not set(stages) <= set(finished(run)):
-                run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names)))
+            held = {*stages, *finished(run)}
+            if held != set(finished(run)):
+                run_folder.require_disk_space(run, disk_space(recipe, preset, len(source.class_names), held))
             if service is not None:
                 service.source.write()
         barrier(strategy)
@@ -356,7 +357,9 @@ def _explain_failure(stage: str, schedule: Schedule, strategy: tf.distribute.Str
                 f"expected space on the disk of '{run}'; it is full: make some, and the same command resumes"
             ) from error
         parts = more_parts(strategy, schedule.batch, schedule.accumulate)
-        way = f"--set {stage}.accumulate={parts}, or a smaller {stage}.batch" if parts else "use a larger device"
+        way = "use a larger device"
+        if parts:
+            way = f"--set {stage}.accumulate={parts}, or a smaller {stage}.batch, with another --run"
         raise RuntimeError(
             f"expected a batch of {schedule.batch} to fit the device's memory; it does not: {way}"
         ) from error

@@ -15,7 +15,7 @@ def override(recipe: Recipe, settings: list[str]) -> Recipe:
     """Change a recipe by "key=value" settings, a dot leading inside: "detection.steps=2000"; of equal keys the last.
 
     Raises:
-        ValueError: no such key (the message names the nearest), a value of another kind, or values that do not do
+        ValueError: no such key (the message names the nearest), a value of another kind, or values that do not fit
             together.
     """
     known = dict(leaves(recipe))
@@ -70,7 +70,7 @@ def _meant(key: str, known: Iterable[str]) -> str:
 
 
 def _changed(part: Any, changes: dict[str, Any]) -> Any:
-    """Replace values by their keys, all of one part at once: two may do only together."""
+    """Replace values by their keys, all of one part at once: two may be valid only together."""
     own = {key: value for key, value in changes.items() if "." not in key}
     for name in {key.partition(".")[0] for key in changes if "." in key}:
         within = {key.partition(".")[2]: value for key, value in changes.items() if key.startswith(f"{name}.")}

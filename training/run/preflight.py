@@ -1,12 +1,12 @@
 """Check before a run what would stop it later or block it for ever, and compute the disk space that it needs."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import tensorflow as tf
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.models.tasks import BY_NAME, TASKS
+from overfeat_tf.models.tasks import BY_NAME
 from overfeat_tf.network.presets import Preset
 from training.evaluation.average_precision import CocoDetection
 from training.fit.strategy import check_batch, check_compiled
@@ -29,13 +29,14 @@ def check(
     """Check a recipe against its network, its data and the devices.
 
     Raises:
-        ValueError: a size, a scale, a split, boxes, images, or a batch that does not do.
+        ValueError: a size, scale, batch or split, or data that the run cannot use.
         ImportError: pycocotools is not there, by which detection is validated.
     """
     if recipe.scales == "preset":
         recipe.inference.scale_sizes(preset)
-    recipe.check_side(preset)
     placing = [stage for stage in stages if BY_NAME[stage].has_boxes]
+    if placing:
+        recipe.check_side(preset)
     if recipe.averaged and placing:
         raise ValueError(
             f"expected --stage classification with averaged=true; got {placing[0]}: a mean has no place for a box"
@@ -80,17 +81,18 @@ def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -
     raise ValueError(f"expected images that can be read in {where}; of the last one: {status}{remedy}")
 
 
-def disk_space(recipe: Recipe, preset: Preset, classes: int) -> int:
+def disk_space(recipe: Recipe, preset: Preset, classes: int, stages: Collection[str]) -> int:
     """Return how many bytes a run takes: weights, the best and the last; checkpoints, of weights and momenta; logs."""
+    schedules = [getattr(recipe, stage) for stage in stages]
     weights = 4 * sum(preset.parameters(classes, True, recipe.per_class, recipe.context).values())
-    epochs = sum(getattr(recipe, stage).epochs for stage in TASKS)
+    epochs = sum(schedule.epochs for schedule in schedules)
     # Old and new ones, each the best and the last; of a checkpoint the weights, their momenta and an average.
-    momenta = max(OPTIMIZERS[getattr(recipe, stage).optimizer] for stage in TASKS)
+    momenta = max(OPTIMIZERS[schedule.optimizer] for schedule in schedules)
     checkpoint = (1 + momenta + (recipe.ema is not None)) * weights
     return (
         4 * weights
-        + (len(TASKS) * KEPT + 1) * checkpoint
-        + (len(TASKS) + 1) * weights
+        + (len(stages) * KEPT + 1) * checkpoint
+        + (len(stages) + 1) * weights
         + epochs * PICTURES * PICTURE
         + SPARE
     )

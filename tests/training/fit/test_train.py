@@ -281,6 +281,14 @@ def test_sizes_that_the_network_cannot_take_are_refused_before_anything_is_made(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_layer_that_is_not_there_is_refused_before_the_run_keeps_its_recipe(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
+    with pytest.raises(ValueError, match=r"^expected frozen_to to be a layer of [^;]*; got 'conv9'"):
+        train(replace(RECIPE, frozen_to="conv9"), source, tmp_path, ["classification"])
+    # Classification has windows of the network's own side, whatever that of larger views.
+    assert train(replace(RECIPE, side=8), source, tmp_path, ["classification"]).model.tasks == ("classification",)
+
+
 @pytest.mark.parametrize("split, remedy", [("train", ""), ("val", ": --set val_split=none trains without")])
 def test_a_split_without_objects_is_refused_before_anything_is_made(source, tmp_path, split, remedy):
     empty = replace(source, records_of={**source.records_of, split: [Record.of_objects(b"", "", [], [])]})
@@ -393,7 +401,9 @@ def test_a_full_disk_is_told_from_a_full_device(source, tmp_path, monkeypatch, n
         train(replace(RECIPE, val_split="none"), source, tmp_path, ["localization"])
 
 
-@pytest.mark.parametrize("accumulate, way", [(1, "--set localization.accumulate=3, "), (9, "use a larger device")])
+@pytest.mark.parametrize(
+    "accumulate, way", [(1, "--set localization.accumulate=3, .* with another --run$"), (9, "use a larger device")]
+)
 def test_a_batch_that_does_not_fit_is_one_line_and_what_would_do(
     source, tmp_path, monkeypatch, no_boards, accumulate, way
 ):

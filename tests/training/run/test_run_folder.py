@@ -16,11 +16,14 @@ import pytest
 from small_run import RECIPE
 from small_source import few_digits
 
+from overfeat_tf.models.tasks import TASKS
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
 from training.fit.train import train
+from training.recipes import get_recipe
 from training.run import folder as run_folder
 from training.run.checkpoints import Checkpoints, Position
+from training.run.preflight import disk_space
 from training.tasks import TRAINED_TASKS
 
 Usage = namedtuple("Usage", "total used free")
@@ -71,6 +74,12 @@ def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
     run_folder.require_disk_space(tmp_path, 1500)
     with pytest.raises(OSError, match=re.escape("make space")):
         run_folder.require_disk_space(tmp_path, 1501)
+
+
+def test_a_run_of_fewer_stages_needs_less_space():
+    recipe = get_recipe("imagenet-accurate")
+    one, all_three = (disk_space(recipe, PRESETS["accurate"], 1000, stages) for stages in (TASKS[:1], TASKS))
+    assert 10e9 < one < 0.6 * all_three
 
 
 @pytest.mark.parametrize("per_class, context", [(False, False), (True, True)])
