@@ -26,8 +26,7 @@ from training.recipes import Recipe, get_recipe
 from training.sources import open_source
 from training.sources.record import Source, as_dataset
 from training.tasks import stage_views
-from training.views.crops import plain_crops
-from training.views.drawing import Drawing, Example, Views
+from training.views.drawing import Drawing, Example, Views, plain_crops
 from training.views.pipeline import PREFETCHED, record_batches, training_batches
 from training.views.reading import CORES, RecordStream
 
