@@ -149,12 +149,13 @@ def test_each_class_learns_its_own_box():
 def test_each_loss_finds_the_box(form, kind):
     keras.utils.set_random_seed(0)
     network = build("tiny", 2, per_class=True, box_form=form)
-    recipe = override(RECIPE, [f"box_loss={kind}", "localization.drops=()"])  # whose 4 steps are not these
-    values, first, last = fitted_boxes(network, recipe, 150)
-    assert last < first / 2
+    steps = 200  # at a constant rate the loss still rises and falls
+    recipe = override(RECIPE, [f"box_loss={kind}", f"localization.steps={steps}", "localization.drops=0.5,"])
+    values, first, last = fitted_boxes(network, recipe, steps)
+    assert last < first / 4
     for truth, own in (([0.1, 0.2, 0.6, 0.9], values[..., 0:4]), ([0.3, 0.1, 0.9, 0.7], values[..., 4:8])):
         found = decode(tf.constant(own.reshape(-1, 4)), form)
-        assert iou(tf.constant(truth), found).numpy().mean() > 0.7
+        assert iou(tf.constant(truth), found).numpy().mean() > 0.85
 
 
 @pytest.mark.parametrize(
