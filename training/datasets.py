@@ -82,14 +82,15 @@ class Dataset:
 
         Raises:
             ValueError: no such stage, recipe or split, data that has nothing to learn, or a network whose windows are
-                larger than the recipe's views.
+                larger than the recipe's views, of stages with boxes.
         """
         if stage not in TASKS:
             raise ValueError(f"expected a stage, one of {', '.join(TASKS)}; got '{stage}'{suggest(stage, TASKS)}")
         if stage != CLASSIFICATION.name and not self.source.boxed:
             raise ValueError(f"expected boxes for {stage}; {self.source.name} has classes alone")
         recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-        recipe.check_side(network.preset)
+        if stage != CLASSIFICATION.name:
+            recipe.check_side(network.preset)
         options = replace(recipe.inference, scales=None) if recipe.scales != "preset" else recipe.inference
         views = stage_views(stage, network.preset, recipe, options)
         if not any(map(views.shows, self.source.records(split))):

@@ -41,16 +41,23 @@ class Input(NamedTuple):
         return None if self.fps is None or self.number is None else (self.number - 1) / self.fps
 
 
-def find_inputs(names: Sequence[str]) -> list[Path]:
+def find_inputs(names: Sequence[str], out: Path) -> list[Path]:
     """List what the names stand for: files, folders, globs, `camera:0` and `-`, each once.
 
+    The pictures that an earlier run drew into `out` are left out of a folder around it.
+
     Raises:
-        ValueError: one of them matches no file.
+        ValueError: one of them matches no other file.
     """
     found: dict[str, Path] = {}
     for name in names:
         given = name == STDIN or name.startswith(video.CAMERA)
-        for source in [Path(name)] if given else find_files([name], (*SUFFIXES, *video.SUFFIXES)):
+        sources = [Path(name)] if given else find_files([name], (*SUFFIXES, *video.SUFFIXES))
+        if Path(os.path.abspath(name)) in (drawn := Path(os.path.abspath(out))).parents:
+            sources = [source for source in sources if drawn not in Path(os.path.abspath(source)).parents]
+            if not sources:
+                raise ValueError(f"expected image files; '{name}' has none but those in '{out}', the --out")
+        for source in sources:
             found.setdefault(name if given else os.path.abspath(source), source)
     return list(found.values())
 

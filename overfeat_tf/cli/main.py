@@ -219,7 +219,7 @@ def predict(
     from overfeat_tf.cli.inputs import find_inputs
     from overfeat_tf.cli.predict import Wanted, run
 
-    found = find_inputs(images)
+    found = find_inputs(images, wanted["out"])
     failed = run(model, found, server, Wanted(**wanted), threshold, changes, stages, connection, task, last)
     sys.exit(1 if failed else 0)
 

@@ -95,7 +95,11 @@ def inference_options(verb: Callable) -> Callable:
             help="Keep the image's aspect at each scale, or stretch it to the scale's exact size (Table 5).",
         ),
         click.option("--views", type=click.Choice(VIEWS), help="Scan scales densely, or classify crops (Table 2)."),
-        click.option("--flips/--no-flips", default=None, help="Also scan the mirror image."),
+        click.option(
+            "--flips/--no-flips",
+            default=None,
+            help="Also scan the mirror image; its windows count among --max-windows.",
+        ),
         click.option("--stride", type=click.Choice(STRIDES), help=STRIDE_HELP),
         click.option(
             "--scales", callback=_numbers, metavar="1,2,...", help="Numbers of the scales, as `info` prints them."

@@ -64,6 +64,8 @@ def _check_data(recipe: Recipe, source: Source, placing: Sequence[str]) -> None:
             "%s has no split '%s' but %s: there is no validation; choose a split with --set val_split=NAME",
             *(source.name, recipe.val_split, ", ".join(source.splits)),
         )
+        if recipe.patience is not None:
+            log.warning("patience=%d has no effect without validation: all epochs are trained", recipe.patience)
 
 
 def _check_images(source: Source, split: str, placing: bool, remedy: str = "") -> None:

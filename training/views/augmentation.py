@@ -75,7 +75,7 @@ class ViewOptions:
     @property
     def validating(self) -> "ViewOptions":
         """The options of the views that training is validated on: one of each image, or one at each scale."""
-        return replace(self, per_image=1, mirror=False, rotation=0.0, mosaic=0.0, erasing=0.0)
+        return replace(self, per_image=1, mirror=False, vertical_flip=False, rotation=0.0, mosaic=0.0, erasing=0.0)
 
     @property
     def partners(self) -> int:

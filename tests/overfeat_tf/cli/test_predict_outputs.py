@@ -176,6 +176,14 @@ def test_links_to_folders_are_followed_and_loops_are_not(predicts, tmp_path):
     assert len(find_files([str(tmp_path / "i*")])) == 4  # a glob may name folders
 
 
+def test_pictures_of_an_earlier_run_are_no_images(predicts, tmp_path):
+    picture(tmp_path / "a.png")
+    assert [len(predicts(Stub("detection"), tmp_path).rows) for _ in range(2)] == [1, 1]
+    (tmp_path / "a.png").unlink()
+    done = predicts(Stub("detection"), tmp_path)
+    assert done.status == 2 and f"has none but those in '{done.out}', the --out" in done.err
+
+
 def test_no_picture_is_written_over_an_image_that_is_read(predicts, tmp_path):
     file = picture(tmp_path / "out" / "a.png")
     before = file.read_bytes()

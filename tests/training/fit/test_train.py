@@ -320,11 +320,12 @@ def test_without_pycocotools_detection_is_refused_before_anything_is_made(source
 def test_a_set_without_the_split_to_validate_on_is_fitted_and_said(source, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(module, "_fit", lambda *_: ({}, {}))
     caplog.set_level("INFO", "training.run.preflight")
-    train(replace(RECIPE, val_split="valid"), source, tmp_path)
+    train(replace(RECIPE, val_split="valid", patience=3), source, tmp_path)
     assert (
         "small has no split 'valid' but train, val: there is no validation; choose a split with --set val_split="
         in caplog.text
     )
+    assert "patience=3 has no effect without validation" in caplog.text
 
 
 def test_images_with_a_class_alone_are_fitted_for_classification_alone(source, tmp_path, no_boards):
