@@ -338,7 +338,8 @@ def _opaque(layer: "keras.Layer", source: int) -> Step:
     import keras
 
     def side_for(side: int) -> int:
-        given = layer.compute_output_spec(keras.KerasTensor((1, side, side, _listed(layer.input)[0].shape[-1])))
+        maps = [keras.KerasTensor((1, side, side, each.shape[-1])) for each in _listed(layer.input)]
+        given = layer.compute_output_spec(maps if isinstance(layer.input, list) else maps[0])
         return _listed(given)[0].shape[1]
 
     given, of_one_more, of_twice = (side_for(side) for side in (64, 65, 128))

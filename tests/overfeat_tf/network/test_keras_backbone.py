@@ -49,6 +49,22 @@ def saved(model: keras.Model, folder) -> str:
     return path
 
 
+@keras.saving.register_keras_serializable("tests")
+class ScaledSum(layers.Layer):
+    """Joins two maps, as InceptionResNetV2's own layer does."""
+
+    def call(self, inputs):
+        return inputs[0] + 0.2 * inputs[1]
+
+
+def test_a_layer_of_another_kind_may_join_two_maps(tmp_path):
+    pixels = keras.Input((None, None, 3))
+    one = layers.Conv2D(4, 3, 4, "same", activation="relu")(pixels)
+    both = ScaledSum()([one, layers.Conv2D(4, 3, 1, "same")(one)])
+    backbone, _ = read_backbone(saved(keras.Model(pixels, layers.ReLU(name="joined")(both)), tmp_path), "joined")
+    assert backbone.stride == 4 and backbone.sides(64)[-1] == 16
+
+
 @pytest.mark.parametrize("name", CHAINS)
 def test_cells_look_at_their_own_pixels(name, tmp_path):
     """The gradient of a cell is centred on the square of pixels that the window's geometry gives it."""
