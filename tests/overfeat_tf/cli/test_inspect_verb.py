@@ -94,7 +94,7 @@ def test_strict_is_status_1_where_there_are_faults(spec, folder, monkeypatch, ca
         (["inspect", "vocc:x"], "did you mean 'voc'?"),
         (["inspect", "digits", "--split", "trainn"], "expected a split of digits, one of train, val, test"),
         (["inspect", "digits", "--strickt"], "--strict"),
-        (["train", "digits", "--data", "folder:nowhere"], "'nowhere' is none"),
+        (["train", "digits", "--data", "folder:nowhere"], "there is no folder 'nowhere'"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments, message, monkeypatch, capsys, tmp_path):

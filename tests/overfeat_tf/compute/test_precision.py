@@ -21,7 +21,7 @@ from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.scan.features import extract
 
-NEAR = 0.02  # of the largest value: bfloat16 has 8 significant bits
+NEAR = 0.03  # of the largest value: bfloat16 has 8 significant bits; twelve draws of weights came to 0.011 to 0.024
 
 
 @pytest.fixture(scope="module")

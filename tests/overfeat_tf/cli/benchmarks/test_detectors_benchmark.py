@@ -234,7 +234,7 @@ def test_a_backbone_without_a_map_of_each_stride_is_refused_before_a_training(tm
     x = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x))
     keras.Model(pixels, x).save(tmp_path / "shallow.keras")
     monkeypatch.setattr(detectors, "find_spec", lambda name: name)
-    with pytest.raises(ValueError, match=r"^expected a map at a stride of 16 pixels"):
+    with pytest.raises(ValueError, match=r"^expected an activation layer at a stride of 16 pixels"):
         detectors.measure(str(tmp_path / "shallow.keras"), ["digits"], None, 1)
 
 
