@@ -216,8 +216,9 @@ def predict(
     """
     require_server(server, connection, last)
     load_tensorflow()
-    from overfeat_tf.cli.inputs import find_inputs
-    from overfeat_tf.cli.predict import Wanted, run
+    from overfeat_tf.cli.predict.inputs import find_inputs
+    from overfeat_tf.cli.predict.outputs import Wanted
+    from overfeat_tf.cli.predict.run import run
 
     found = find_inputs(images, wanted["out"])
     failed = run(model, found, server, Wanted(**wanted), threshold, changes, stages, connection, task, last)
@@ -255,7 +256,7 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
     """
     load_tensorflow()
     from overfeat_tf.cli.features import check_suffix, extract_files, parse_scales
-    from overfeat_tf.cli.inputs import spooled
+    from overfeat_tf.cli.predict.inputs import spooled
     from overfeat_tf.models.loading import load
 
     with spooled(images) as files:

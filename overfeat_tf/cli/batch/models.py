@@ -10,7 +10,8 @@ from multiprocessing import get_context
 import tensorflow as tf
 
 from overfeat_tf.cli.options import load_tensorflow
-from overfeat_tf.cli.predict import Outputs, answer_each, encoded_call
+from overfeat_tf.cli.predict.outputs import Outputs
+from overfeat_tf.cli.predict.run import answer_each, encoded_call
 from overfeat_tf.models.loading import load
 from overfeat_tf.models.predictor import choose_task
 from overfeat_tf.models.tasks import BY_NAME

@@ -26,7 +26,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from overfeat_tf.cli.batch.models import Models
 from overfeat_tf.cli.options import Processed
-from overfeat_tf.cli.predict import Outputs
+from overfeat_tf.cli.predict.outputs import Outputs
 from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, read_image
 from overfeat_tf.models.loading import find_model, read_config
 from overfeat_tf.models.tasks import TASKS

@@ -13,7 +13,7 @@ from command_line import run
 from PIL import Image
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.predict import unique_stems
+from overfeat_tf.cli.predict.outputs import unique_stems
 from overfeat_tf.images.files import find_files
 from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build

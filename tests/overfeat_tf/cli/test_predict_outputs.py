@@ -54,7 +54,7 @@ def predicts(tmp_path, monkeypatch, capsys):
     """Runs `overfeat predict` with a stub; gives its status, its rows, its lines and what it wrote on stderr."""
 
     def predict(stub, *arguments):
-        monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda *_: stub)
+        monkeypatch.setattr("overfeat_tf.cli.predict.run.load", lambda *_: stub)
         answers, out = tmp_path / "answers.json", tmp_path / "out"
         status = run(monkeypatch, "predict", "m", *arguments, "--out", out, "--json", answers)
         printed = capsys.readouterr()

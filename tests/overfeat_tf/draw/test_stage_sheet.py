@@ -11,7 +11,7 @@ from command_line import run
 from small_network import LABELS, OPTIONS, encode, picture
 
 from overfeat_tf import boxes as box_ops
-from overfeat_tf.cli.predict import stages_stem, unique_stems
+from overfeat_tf.cli.predict.outputs import stages_stem, unique_stems
 from overfeat_tf.draw.stages import StagedModel, at_coarse_stride, draw_stages, heat_map, most_important
 from overfeat_tf.merge.accumulation import merge
 from overfeat_tf.models.model import Model

@@ -425,7 +425,7 @@ def test_its_command_lines_classification_is_reproduced(of_the_release, tmp_path
         b"P6\n# made here\n%d 231\n255\n" % each.shape[1] + each.tobytes() for each in (figures["pixels"], wide)
     )
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stream)))
-    monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda *_: model)
+    monkeypatch.setattr("overfeat_tf.cli.predict.run.load", lambda *_: model)
     status = overfeat(monkeypatch, "predict", "run", "-", "-n", 3, "--views", "release", "--out", tmp_path)
     printed = capsys.readouterr()
     assert status == 0, printed.err

@@ -11,7 +11,7 @@ import pytest
 from small_model import png
 
 from overfeat_tf.cli import main
-from overfeat_tf.cli.predict import unique_stems
+from overfeat_tf.cli.predict.outputs import unique_stems
 from overfeat_tf.draw.pictures import draw_boxes
 from overfeat_tf.merge.calibration import displayed
 from overfeat_tf.models.loading import load
@@ -67,9 +67,9 @@ def test_pictures_show_what_reaches_the_display_threshold(model, images, tmp_pat
     scores = scores[scores > 0]
     out, drawn = tmp_path / "answers.json", []
     loaded = load(exported)
-    monkeypatch.setattr("overfeat_tf.cli.predict.load", lambda *_: loaded)
+    monkeypatch.setattr("overfeat_tf.cli.predict.run.load", lambda *_: loaded)
     monkeypatch.setattr(
-        "overfeat_tf.cli.predict.draw_boxes",
+        "overfeat_tf.cli.predict.outputs.draw_boxes",
         lambda data, answer, least_score, **options: (
             drawn.append(least_score) or draw_boxes(data, answer, None, least_score, **options)
         ),
@@ -95,7 +95,7 @@ def test_pictures_show_what_reaches_the_display_threshold(model, images, tmp_pat
 def test_files_that_vanish_are_rows_too_and_none_is_sent(server, tmp_path, monkeypatch, capsys):
     (tmp_path / "a.png").write_bytes(png())
     files = [tmp_path / "a.png"]
-    monkeypatch.setattr("overfeat_tf.cli.inputs.find_files", lambda *_: [*files, tmp_path / "gone.png"])
+    monkeypatch.setattr("overfeat_tf.cli.predict.inputs.find_files", lambda *_: [*files, tmp_path / "gone.png"])
     out = tmp_path / "answers.json"
     asked = ["--server", server.address, "--out", tmp_path / "out", "--json", out]
     assert _predict(monkeypatch, "m", "x", *asked) == 1
