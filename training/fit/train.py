@@ -198,10 +198,9 @@ def train(
                 kept: dict = {}
             else:
                 history[stage], kept = _fit(stage, model, fitted_recipe, source, run, profile, callbacks, plan, service)
-            calibration, tasks = None, tuple(dict.fromkeys((*model.tasks, stage)))
-            if "detection" in tasks and chief:
-                calibration = calibrate(model, source, recipe.val_split, seed=recipe.seed)
-            model = replace(model, tasks=tasks, calibration=calibration)
+            model = replace(model, tasks=tuple(dict.fromkeys((*model.tasks, stage))), calibration=None)
+            if "detection" in model.tasks and chief:
+                model = replace(model, calibration=calibrate(model, source, recipe.val_split, seed=recipe.seed))
             if chief:
                 config = config_of(model, recipe, source, run, stages, kept=kept)
                 run_folder.commit(run, config, model.save_weights)

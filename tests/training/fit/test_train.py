@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
+from unittest import mock
 
 import keras
 import numpy as np
@@ -349,6 +350,12 @@ def test_localization_without_features_that_have_learnt_is_said(source, tmp_path
     train(RECIPE, source, tmp_path / "from", ["localization"], start=tmp_path / "both")
     train(replace(RECIPE, through_features=True), source, tmp_path / "through", ["localization"])
     assert not [message for message in caplog.messages if "learnt nothing yet" in message]
+
+
+def test_detection_alone_is_fitted_and_calibrated(source, tmp_path, no_boards):
+    with mock.patch.object(module, "calibrate", wraps=module.calibrate) as calibrated:
+        train(RECIPE, source, tmp_path, stages=["detection"])
+    assert calibrated.call_args.args[0].tasks == load(tmp_path).tasks == ("detection",)
 
 
 @pytest.mark.long
