@@ -254,7 +254,9 @@ def classify(network: Network, images: Images, options: InferenceOptions | None 
     """Classify images by the votes of all windows, scales and flips (3.3).
 
     Args:
-        network, images, options: See `detect`.
+        network: See `detect`.
+        images: See `detect`.
+        options: See `detect`.
 
     Returns:
         For pixels "logits" and "probs", float32 [B, classes]. For encoded images the top k: "classes" string [B, k],
@@ -271,7 +273,9 @@ def localize(network: Network, images: Images, options: InferenceOptions | None 
     """Return the top k classes of each image, a box each (4).
 
     Args:
-        network, images, options: See `detect`.
+        network: See `detect`.
+        images: See `detect`.
+        options: See `detect`.
 
     Returns:
         What `detect` returns, with N = k: the classes by falling score, each with its best merged box.
