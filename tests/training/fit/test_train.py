@@ -88,7 +88,7 @@ def finished(source, tmp_path_factory):
 
 
 def test_the_finished_detector_is_calibrated_once_and_the_run_keeps_it(finished):
-    assert finished.calibrations == [("val", RECIPE.seed, ("classification", "localization"))]
+    assert finished.calibrations == [("val", RECIPE.seed, tuple(TASKS))]
     assert load(finished.run).display_threshold == finished.model.display_threshold == 0.3
 
 
