@@ -74,9 +74,9 @@ def voc() -> Recipe:
         name="voc",
         data=None,
         preset="small",
-        classification=_slowing(3000, 64, epochs=5),
+        classification=_three_drops(3000, 64, epochs=5),
         localization=Schedule(steps=150, batch=32, learning_rate=0.03, epochs=1),
-        detection=_slowing(2800, 32, epochs=7),
+        detection=_three_drops(2800, 32, epochs=7),
         side=157,
         scales="auto",
         fine=False,
@@ -99,7 +99,7 @@ def tinyimagenet() -> Recipe:
         data=None,
         preset="thumbnail",
         # So few pictures, so often: decay and views that differ much hold top-1 up by as much as more steps do.
-        classification=_slowing(4000, 64, epochs=16),
+        classification=_three_drops(4000, 64, epochs=16),
         localization=Schedule(steps=3000, batch=32, learning_rate=0.03, epochs=5),
         detection=Schedule(steps=1500, batch=32, learning_rate=0.01, epochs=5),
         side=72,
@@ -110,6 +110,7 @@ def tinyimagenet() -> Recipe:
     )
 
 
-def _slowing(steps: int, batch: int, epochs: int) -> Schedule:
+def _three_drops(steps: int, batch: int, epochs: int) -> Schedule:
+    """Return a schedule whose learning rate drops three times, with L2 decay."""
     drops = (0.5, 0.75, 0.9)
     return Schedule(steps, batch, learning_rate=0.02, drops=drops, weight_decay=5e-4, decay="l2", epochs=epochs)

@@ -21,7 +21,7 @@ from overfeat_tf.models.model import Model
 from overfeat_tf.network.convnet import build
 from overfeat_tf.scan.features import extract
 
-NEAR = 0.03  # of the largest value: bfloat16 has 8 significant bits; twelve draws of weights came to 0.011 to 0.024
+NEAR = 0.02  # of the largest value: bfloat16 has 8 significant bits
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def on_a_backbone(tmp_path_factory):
             layer.moving_variance.assign(tf.random.uniform([16], 0.5, 1.5))
             layer.moving_mean.assign(tf.random.normal([16]))
     model.save(path := str(tmp_path_factory.mktemp("backbone") / "model.keras"))
+    keras.utils.set_random_seed(3)  # the heads' weights do not depend on how the file is read
     network = build(path, 3, layer="joined")
     return network, network.regressor
 
