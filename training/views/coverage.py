@@ -144,7 +144,8 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     They cover `WANTED` of the objects, and `TWICE` of them without the smallest scale, and without the largest: what
     is found at two scales accumulates more evidence, and better boxes (4.3), than what is found at one. The cost is
     the area of the canvases; of equal cost (no canvas is smaller than a window), the largest scales. Where no scales
-    up to `LARGEST` times the preset's cover so many, those that cover most.
+    up to `LARGEST` times the preset's cover so many, those that cover most; of these, those that show the other
+    objects nearest to the sizes that are found.
 
     Returns:
         Sizes (height, width) in pixels, smallest first; the preset's own where there are no objects.
@@ -169,6 +170,7 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     longer, costs = _in_windows(objects, preset, squares), _areas(objects, preset, squares)
     least, most = matching.sizes
     found = (longer >= least) & (longer <= most)
+    short = np.log(np.maximum(least / np.maximum(longer, 1e-6), np.maximum(longer / most, 1)))  # 0 where found
     best: tuple[tuple[float, ...], Sequence[int]] | None = None
     for start in range(len(squares)):
         for stop in range(start + ANCHORS * (FEWEST - 1), len(squares), ANCHORS):
@@ -177,7 +179,8 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
                 float(found[list(some)].any(axis=0).mean()) for some in (numbers, numbers[1:], numbers[:-1])
             )
             twice = min(without_smallest, without_largest, TWICE)
-            merit = (min(covered, WANTED), twice, -float(costs[list(numbers)].sum()), start)
+            nearest = 0.0 if covered >= WANTED else -float(short[list(numbers)].min(axis=0).mean())
+            merit = (min(covered, WANTED), twice, nearest, -float(costs[list(numbers)].sum()), start)
             if best is None or merit > best[0]:
                 best = merit, numbers
     assert best is not None

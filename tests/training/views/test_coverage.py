@@ -13,7 +13,15 @@ from training.fit import train as module
 from training.fit.train import train
 from training.recipes import override
 from training.sources.record import Record
-from training.views.coverage import Objects, choose_scales, measure_coverage, parse_scales, read_objects
+from training.views.coverage import (
+    FEWEST,
+    LARGEST,
+    Objects,
+    choose_scales,
+    measure_coverage,
+    parse_scales,
+    read_objects,
+)
 from training.views.targets import Matching
 
 SMALL, MATCHING = PRESETS["small"], Matching()
@@ -67,6 +75,8 @@ def test_objects_too_small_for_any_affordable_scale_get_the_scales_that_cover_mo
     some = objects(*np.full(50, 0.004), *np.full(50, 0.2))
     found = measure_coverage(some, SMALL, choose_scales(some, SMALL, MATCHING), MATCHING)
     assert found.found == 0.5 and found.too_small == 0.5
+    none = choose_scales(objects(*np.full(50, 0.004)), SMALL, MATCHING)  # none is found, the largest scale is nearest
+    assert none[-1][0] > 0.9 * LARGEST * max(height for height, _ in SMALL.scales) and len(none) == FEWEST
     assert choose_scales(objects(), SMALL, MATCHING) == SMALL.scales
     with pytest.raises(ValueError, match=r"^expected matching\.sizes in window sides .*; got \(30, 90\)$"):
         choose_scales(objects(0.5), SMALL, Matching(sizes=(30, 90)))
