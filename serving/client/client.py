@@ -1,6 +1,7 @@
 """A gRPC client for the embedded server and TF Serving, one or several of them."""
 
 import random
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from serving.connections import authorization, open_channel
 from serving.tensors import to_tensor
 
 DEFAULT_TIMEOUT_SECONDS = 60.0
+_ADDRESS = re.compile(r"^unix:.|[^:]:\d+$")
 IN_FLIGHT = 4  # requests a server: it works on one while others are sent, and memory stays bounded
 _POLL_SECONDS = 0.2
 # Of a server that is away, starting or busy; other errors would repeat. Calls change nothing on a server, so another
@@ -126,7 +128,7 @@ class Client(Predictor, AbstractContextManager):
         self.label = label
         self.timeout = timeout
         addresses = list(dict.fromkeys(each.strip() for each in address.split(",")))
-        if not all(addresses):
+        if not all(_ADDRESS.search(each) for each in addresses):
             raise ValueError(f"expected HOST:PORT, or several separated by commas; got '{address}'")
         for each in addresses:
             self._authorization = authorization(each, token, encrypted=ca_cert is not None)

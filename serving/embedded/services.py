@@ -20,8 +20,9 @@ PREDICTION, MODEL = (service.full_name for service in SERVICES)
 # The methods that run a model, and therefore go through the request queue.
 _QUEUED = frozenset(f"/{PREDICTION}/{name}" for name in ("Predict", "Classify", "Regress", "MultiInference"))
 # Threads by kind of call. Reloads take minutes, and clients of reflection and watches of the health hold a thread while
-# connected. The status of the health, on which the life of the process may depend, waits for none of them.
-THREADS = {"control": 4, "reload": 1, "reflection": 2, "watch": 16, "health": 2}
+# connected, as does a call whose message does not arrive. The status of the health, on which the life of the process
+# may depend, waits for none of the others.
+THREADS = {"control": 4, "reload": 1, "reflection": 2, "watch": 16, "health": 16}
 
 
 class Interceptor(grpc.ServerInterceptor):

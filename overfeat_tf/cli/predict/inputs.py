@@ -100,7 +100,7 @@ def _frames(source: Path, every: int) -> Iterator[Input]:
         with video.Video(str(source)) as opened:
             for number, data in opened.frames(every):
                 yield Input(source, data, "", number, opened.fps)
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
         yield Input(source, b"", str(error))
         return
     if number == 0:

@@ -54,10 +54,10 @@ def run(
         if rejected := _without_display_option(changes):
             given = ", ".join(map(option_name, rejected))
             raise ValueError(f"expected no {given} with --server; a served model keeps the options of its export")
-    if any(map(is_moving, sources)):
-        opencv()
-        if stages:
-            raise ValueError("expected images with --stages; got a video or a camera")
+    if stages and any(map(is_moving, sources)):
+        raise ValueError("expected images with --stages; got a video or a camera")
+    if all(map(is_moving, sources)):
+        opencv()  # beside images, videos that cannot be read are reported
     if wanted.best is not None:
         task = task or CLASSIFICATION.name
         if task != CLASSIFICATION.name:

@@ -278,3 +278,7 @@ def test_without_opencv_a_video_is_one_line(predicts, tmp_path, monkeypatch):
     (tmp_path / "clip.mp4").write_bytes(b"x")
     done = predicts(Stub("detection"), tmp_path / "clip.mp4")
     assert done.status == 2 and "pip install opencv-python-headless" in done.err
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    done = predicts(Stub("detection"), tmp_path / "clip.mp4", tmp_path / "a.png")
+    assert done.status == 1 and "pip install opencv-python-headless" in done.rows[0]["status"]
+    assert done.rows[1]["status"] == "" and len(done.rows) == 2

@@ -90,7 +90,7 @@ def test_without_any_server_the_error_names_one():
             client.detect([b"x"])
 
 
-@pytest.mark.parametrize("text", ["", "a:1,", ","])
+@pytest.mark.parametrize("text", ["", "a:1,", ",", "localhost", "a:1,b"])
 def test_an_address_that_is_none_is_refused(text):
     with pytest.raises(ValueError, match=r"^expected HOST:PORT, or several separated by commas; got"):
         Client(text, "m")

@@ -29,7 +29,7 @@ from training.sources.listing import (
     is_junk,
 )
 from training.sources.record import Record
-from training.sources.splits import DEPTH, IMAGES, NAMES, split_of_path
+from training.sources.splits import DEPTH, IMAGES, NAMES, split_of, split_of_path
 from training.sources.text import one_line, read_lines
 
 FIRST_PIXEL = 1  # VOC's boxes are pixels from 1, inclusive
@@ -64,8 +64,9 @@ class VocFolder(IdSource):
             self._locator = lambda split: locator
             # VOC's own folders also have a list for each class, as CLASS_SPLIT.txt with a flag a line.
             names = self._lists.keys()
+            splits = ((name, name.rpartition("_")[2]) for name in names)
             self.splits = tuple(
-                sorted(n for n in names if n.rpartition("_")[2] not in names - {n} or not self._is_flagged(n))
+                sorted(n for n, own in splits if NAMES.get(own, own) not in names - {n} or not self._is_flagged(n))
             )
         else:
             self._pairs = self._pair()
@@ -213,11 +214,14 @@ class VocFolder(IdSource):
 
 
 def _lists(folder: Path) -> dict[str, Path]:
-    """Return a VOC folder's lists by their names; none where it has no annotations of VOC's layout."""
+    """Return a VOC folder's lists by their splits (`valid.txt` is "val"); none without annotations of VOC's layout."""
     if not is_dir(folder / "Annotations"):
         return {}
     places = (sorted(path for path in (folder / lists).glob("*.txt") if not is_junk(path.name)) for lists in LISTS)
-    return {path.stem: path for path in next(filter(None, places), [])}
+    lists: dict[str, Path] = {path.stem: path for path in next(filter(None, places), [])}
+    splits = {stem: split_of(stem, folder=True) or stem for stem in lists}
+    once = {split for split, count in Counter(splits.values()).items() if count == 1}
+    return {split if (split := splits[stem]) in once else stem: path for stem, path in lists.items()}
 
 
 def _find(folder: Path) -> Path:

@@ -238,6 +238,15 @@ def test_the_lists_of_single_classes_are_no_splits(folder):
     assert folder.open().splits == ("official_train", "train", "train_small", "trainval")
 
 
+def test_lists_of_other_names_are_the_splits_that_they_name(folder):
+    folder.split("train", ["a"])
+    folder.split("valid", ["a", "b"])
+    folder.split("cat_valid", ["a  1", "b -1"])
+    assert folder.open().splits == ("train", "val")
+    folder.split("val", ["a"])  # then "valid" is a list of its own
+    assert folder.open().splits == ("train", "val", "valid")
+
+
 def test_a_name_may_have_spaces_and_a_flag_after_it_is_cut_off(folder):
     for name in ("sp ace", "photo 1", "photo 2", "a"):
         folder.image(name)
