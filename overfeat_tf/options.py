@@ -25,8 +25,8 @@ class InferenceOptions:
         fine: Take the last pooling at every offset (fine stride) rather than at the first alone (coarse).
         top_k: Classes that a scale may propose (4.3 a), and guesses of `localize` and `classify`.
         min_score: Least softmax score with which a window votes for a class in detection.
-        max_windows: Windows that take part in merging; the least confident are left out first. Localization by
-            "accumulated" merges all windows, as 4.3 does.
+        max_windows: Windows that take part in merging, and twice as many with `flips`; the least confident are left
+            out first. Localization by "accumulated" merges all windows, as 4.3 does.
         merge_threshold: The t of 4.3: boxes merge while the smallest match score does not exceed it.
         merge_average: How two boxes become one: "weighted" by the predictions that each stands for, or "plain".
         merge_across_classes: Whether boxes of different classes merge too; the class is then read off the sums.
@@ -96,6 +96,11 @@ class InferenceOptions:
             raise ValueError(f"expected min_score, a softmax score, to be between 0 and 1; got {self.min_score}")
         if not 0 <= self.merge_threshold < math.inf:
             raise ValueError(f"expected merge_threshold to be at least 0, and finite; got {self.merge_threshold}")
+
+    @property
+    def window_limit(self) -> int:
+        """The windows that take part in merging, those of the mirror image included."""
+        return self.max_windows * (2 if self.flips else 1)
 
     def scale_sizes(self, preset: Preset) -> tuple[tuple[int, int], ...]:
         """Return the (height, width) of the chosen scales.

@@ -81,7 +81,11 @@ def inference_options(verb: Callable) -> Callable:
         ),
         click.option("--max-detections", type=int, help="Maximum number of boxes per image."),
         click.option("--merge-threshold", type=float, help="Merge boxes up to this match score (t in 4.3)."),
-        click.option("--max-windows", type=int, help="Maximum number of windows to merge, most confident first."),
+        click.option(
+            "--max-windows",
+            type=int,
+            help="Maximum number of windows to merge, most confident first; with --flips twice as many.",
+        ),
         click.option("--min-score", type=float, help="Minimum score of the windows that vote in detection."),
         click.option("--top-k", type=int, help="Classes that each scale proposes, and guesses per answer (4.3 a)."),
         click.option(
@@ -95,11 +99,7 @@ def inference_options(verb: Callable) -> Callable:
             help="Keep the image's aspect at each scale, or stretch it to the scale's exact size (Table 5).",
         ),
         click.option("--views", type=click.Choice(VIEWS), help="Scan scales densely, or classify crops (Table 2)."),
-        click.option(
-            "--flips/--no-flips",
-            default=None,
-            help="Also scan the mirror image; its windows count among --max-windows.",
-        ),
+        click.option("--flips/--no-flips", default=None, help="Also scan the mirror image."),
         click.option("--stride", type=click.Choice(STRIDES), help=STRIDE_HELP),
         click.option(
             "--scales", callback=_numbers, metavar="1,2,...", help="Numbers of the scales, as `info` prints them."

@@ -110,7 +110,7 @@ def localize(network: Network, scans: list[ScaleScan], size: tf.Tensor, options:
     if accumulated:
         candidates = _all_of_proposed(scans, k, network.background)
     else:
-        candidates = _most_confident(scans, best.indices, max(options.max_windows // k, 1), network.background)
+        candidates = _most_confident(scans, best.indices, max(options.window_limit // k, 1), network.background)
     merged = merge_candidates(candidates, size, options)
     # Where fewer than k classes have a usable box, those of the largest votes follow them.
     ranked = tf.unique(tf.concat([merged.classes - 1, best.indices], axis=0)).y[:k] if accumulated else best.indices
@@ -151,7 +151,7 @@ def detect(
     proposed = [_propose(scan, min(options.top_k, network.num_classes), network.background) for scan in scans]
     probabilities = tf.concat(proposed, axis=0)  # [windows, classes]
     flat = tf.reshape(probabilities, [-1])
-    scores, picked = tf.math.top_k(flat, tf.minimum(options.max_windows, tf.size(flat)))
+    scores, picked = tf.math.top_k(flat, tf.minimum(options.window_limit, tf.size(flat)))
     voting = (scores >= options.min_score) & (scores > 0)  # 0 is of a class that its scale does not propose
     scores, picked = tf.boolean_mask(scores, voting), tf.boolean_mask(picked, voting)
     candidates = _candidates(scans, picked // network.num_classes, picked % network.num_classes, scores)

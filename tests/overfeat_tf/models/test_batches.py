@@ -249,7 +249,7 @@ def test_detect_is_proposing_and_merging(network, size, seed, flips):
         proposed = np.argsort(-probabilities.max(axis=0))[: options.top_k]  # (a): by their maximum over locations
         votes += [(p[label], label + 1, box) for p, box in zip(probabilities, boxes, strict=True) for label in proposed]
     votes.sort(key=lambda vote: -vote[0])
-    votes = [vote for vote in votes[: options.max_windows] if vote[0] >= options.min_score]
+    votes = [vote for vote in votes[: options.max_windows * (2 if flips else 1)] if vote[0] >= options.min_score]
     expected = merge_plainly(image, votes, options.merge_threshold)[: options.max_detections]
     assert 1 < len(expected) < len(votes)
 
