@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
+from overfeat_tf.arguments import check_choice
 from overfeat_tf.network.presets import Preset
 
 VIEWS = ("dense", "centre", "ten", "release")
@@ -80,8 +81,7 @@ class InferenceOptions:
             "scores": SCORES,
         }
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"expected {name} to be one of {', '.join(known)}; got '{getattr(self, name)}'")
+            check_choice(name, getattr(self, name), known)
         if self.scales is not None:
             numbers = tuple(self.scales) if isinstance(self.scales, Sequence) else (self.scales,)
             if not isinstance(self.scales, Sequence) or not all(isinstance(number, Integral) for number in numbers):

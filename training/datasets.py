@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import tensorflow as tf
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.models.tasks import CLASSIFICATION, TASKS
 from overfeat_tf.network.convnet import Network
-from overfeat_tf.suggestion import suggest
 from training.recipes import Recipe, get_recipe
 from training.sources import open_data
 from training.sources.dataset import Data

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from overfeat_tf import require_own_packages
+from overfeat_tf.arguments import suggest
 from overfeat_tf.cli.batch.command import batch
 from overfeat_tf.cli.benchmarks.command import benchmark
 from overfeat_tf.cli.options import (
@@ -33,7 +34,6 @@ from overfeat_tf.cli.options import (
 )
 from overfeat_tf.cli.runs import calibrate, evaluate, inspect, settings, train
 from overfeat_tf.cli.serving import check, serve
-from overfeat_tf.suggestion import suggest
 
 MOST_CHARACTERS = 2000  # of an error's line: TensorFlow's have no end
 # The exceptions that our code raises for the user's mistakes.

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.images.files import as_pixels, describe, read_image
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, display_threshold, displayed
@@ -18,7 +19,6 @@ from overfeat_tf.models.prediction import Prediction, Predictions
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
-from overfeat_tf.suggestion import suggest
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[bytes]
 Answers = dict[str, np.ndarray]

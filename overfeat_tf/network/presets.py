@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.network.backbone import INIT_STD, Backbone, Conv, ConvBackbone, Layer
 from overfeat_tf.network.keras_backbone import KerasBackbone
-from overfeat_tf.suggestion import suggest
 
 
 @dataclass(frozen=True)

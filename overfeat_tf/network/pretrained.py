@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, leaf_layers, trace_steps
 from overfeat_tf.network.presets import PRESETS, Preset
-from overfeat_tf.suggestion import suggest
 
 if TYPE_CHECKING:
     import keras

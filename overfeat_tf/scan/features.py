@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.compute.dense import feature_maps, find_windows, head_maps, run_heads
 from overfeat_tf.compute.execution import execution_of
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.pyramid import draw_scale, pad
-from overfeat_tf.suggestion import suggest
 
 
 def default_layer(preset: Preset) -> str:

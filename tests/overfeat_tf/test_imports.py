@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = {f"overfeat_tf.{package}" for package in ("boxes", "suggestion", "network", "options")}
+BASE = {f"overfeat_tf.{package}" for package in ("arguments", "boxes", "network", "options")}
 MODELS = BASE | {f"overfeat_tf.{package}" for package in ("compute", "scan", "merge", "images", "models")}
 LIBRARY = MODELS | {"overfeat_tf", "overfeat_tf.draw"}  # overfeat_tf itself: gives the public names
 ALLOWED = {
+    "overfeat_tf.arguments": set(),
     "overfeat_tf.boxes": set(),
-    "overfeat_tf.suggestion": set(),
-    "overfeat_tf.network": {"overfeat_tf.boxes", "overfeat_tf.suggestion"},
-    "overfeat_tf.options": {"overfeat_tf.network"},
+    "overfeat_tf.network": {"overfeat_tf.arguments", "overfeat_tf.boxes"},
+    "overfeat_tf.options": {"overfeat_tf.arguments", "overfeat_tf.network"},
     "overfeat_tf.compute": BASE,
     "overfeat_tf.scan": BASE | {"overfeat_tf.compute"},
     "overfeat_tf.merge": BASE,

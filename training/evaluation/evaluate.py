@@ -7,10 +7,10 @@ from itertools import islice
 
 import numpy as np
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.models.tasks import CLASSIFICATION, DETECTION, LOCALIZATION
-from overfeat_tf.suggestion import suggest
 from training.evaluation.metrics import Answer
 from training.progress import progress
 from training.sources.record import Record, Source, check_classes, check_split

@@ -7,8 +7,8 @@ import keras
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
+from overfeat_tf.arguments import check_choice
 from overfeat_tf.boxes import BOX_FORMS
-from training.limits import check_choice
 from training.views.targets import BACKGROUND, IGNORED
 
 NEGATIVES = ("offending", "random")

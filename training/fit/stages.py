@@ -7,9 +7,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.network.convnet import DenseHead, Network
 from overfeat_tf.network.keras_backbone import KerasBackbone, leaf_layers
-from overfeat_tf.suggestion import suggest
 from training.fit.losses import BoxLoss, ClassLoss, Criterion, DetectionLoss, ObjectLoss
 from training.fit.train_step import StageModel
 from training.recipes import Recipe, Schedule

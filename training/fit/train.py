@@ -15,10 +15,10 @@ import keras
 import tensorflow as tf
 from tqdm import tqdm
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.models.loading import read_config
 from overfeat_tf.models.model import CONFIG, LAST, TASKS, Model
 from overfeat_tf.network.presets import Preset
-from overfeat_tf.suggestion import suggest
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import open_faultless
 from training.fit.callbacks import Averages, EpochLines, FiniteLoss, Results, StageBar

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from overfeat_tf.suggestion import suggest
+from overfeat_tf.arguments import suggest
 from training.recipes.finetuned import coco_accurate, coco_fast, finetune, finetune_classify, voc_accurate, voc_fast
 from training.recipes.imagenet import imagenet_accurate, imagenet_fast
 from training.recipes.recipe import Recipe, Schedule

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from overfeat_tf.arguments import check_choice, check_range
 from overfeat_tf.boxes import BOX_FORMS
 from overfeat_tf.models.tasks import TASKS
 from overfeat_tf.network.keras_backbone import KerasBackbone
@@ -16,7 +17,6 @@ from overfeat_tf.network.presets import PRESETS, Preset, get_preset
 from overfeat_tf.network.pretrained import IMAGENET, backbone_preset, classifier_preset, read_averaged, read_backbone
 from overfeat_tf.options import InferenceOptions
 from training.fit.losses import BOX_LOSSES, NEGATIVES
-from training.limits import check_choice, check_range
 from training.progress import progress
 from training.sources.record import Source, count_images
 from training.views.augmentation import ViewOptions

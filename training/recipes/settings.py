@@ -7,7 +7,7 @@ from inspect import cleandoc
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from overfeat_tf.suggestion import suggest
+from overfeat_tf.arguments import suggest
 from training.recipes.recipe import Recipe
 
 

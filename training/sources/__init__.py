@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from overfeat_tf.suggestion import suggest
+from overfeat_tf.arguments import suggest
 
 if TYPE_CHECKING:
     from training.sources.checks import ReportFinding

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.suggestion import suggest
+from overfeat_tf.arguments import suggest
 
 SCHEMA = {
     "image_bytes": tf.TensorSpec([], tf.string),  # encoded: whatever overfeat_tf.images.decode reads

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
+from overfeat_tf.arguments import check_range
 from overfeat_tf.images.decode import decode_image
-from training.limits import check_range
 
 CUT, GONE = 0.5, 0.1  # least share of an object that is left in a picture for it to be learnt, and to count at all
 PARTNERS = 3  # images besides its own in a mosaic

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
+from overfeat_tf.arguments import check_range
 from overfeat_tf.network.presets import Preset
-from training.limits import check_range
 
 IGNORED = -1  # a window label: not in the loss
 BACKGROUND = 0  # object classes follow from 1

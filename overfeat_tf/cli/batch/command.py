@@ -5,8 +5,8 @@ from importlib.util import find_spec
 
 import click
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.cli.options import COUNT, load_tensorflow, task_option
-from overfeat_tf.suggestion import suggest
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

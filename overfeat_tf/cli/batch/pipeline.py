@@ -24,13 +24,13 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
+from overfeat_tf.arguments import suggest
 from overfeat_tf.cli.batch.models import Models
 from overfeat_tf.cli.options import Processed
 from overfeat_tf.cli.predict.outputs import Outputs
 from overfeat_tf.images.files import MAX_BYTES, SUFFIXES, read_image
 from overfeat_tf.models.loading import find_model, read_config
 from overfeat_tf.models.tasks import TASKS
-from overfeat_tf.suggestion import suggest
 
 # Of a batch, unless a single image is larger. Images are run one by one, so larger ones gain nothing, and processes
 # that wait for the last one lose more.

@@ -1,7 +1,14 @@
-"""Checks of a recipe's values, by the names that users set them by."""
+"""Checks of settings and options, by the names that users set them by, and the nearest valid name of a wrong one."""
 
+import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" with the known name nearest to `name`, or "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def check_choice(name: str, value: str, known: Collection[str]) -> None:
