@@ -283,13 +283,8 @@ def count_of(count: int, noun: str) -> str:
 
 
 def split_names(text: str | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Split a comma-separated option; return the default if there is none. Raise ValueError if it names nothing."""
-    if text is None:
-        return default
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise ValueError(f"expected names, separated by commas; got '{text}'")
-    return names
+    """Split a comma-separated option; return the default if there is none."""
+    return default if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def load_tensorflow(start: bool = True) -> None:

@@ -165,7 +165,7 @@ class InspectCommand(click.Command):
 @click.option("--out", type=FOLDER, help="Draw pictures with boxes into this folder.")
 @click.option("--limit", type=COUNT, help="Maximum number of images per split.")
 @click.option(
-    "--recipe", default="voc", show_default=True, help="Report how many objects the scales of this recipe cover."
+    "--recipe", default="finetune", show_default=True, help="Report how many objects the scales of this recipe cover."
 )
 @click.option("--views", is_flag=True, help="Also draw what the recipe shows in training, as OUT/views.png.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help=f"{SET_HELP}, e.g. views.mosaic=1.")

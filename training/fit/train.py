@@ -117,9 +117,9 @@ def train(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     stages = (stages,) if isinstance(stages, str) else recipe.stages if stages is None else stages
     unknown = [stage for stage in stages if stage not in TASKS]
-    if unknown:
-        hint = suggest(unknown[0], TASKS)
-        raise ValueError(f"expected stages of {', '.join(TASKS)}; got '{unknown[0]}'{hint}")
+    if unknown or not stages:
+        got = f"'{unknown[0]}'{suggest(unknown[0], TASKS)}" if unknown else "none"
+        raise ValueError(f"expected stages of {', '.join(TASKS)}; got {got}")
     # 1. Refuse now what would end the run later.
     keep_freed_memory()
     data = recipe.data if data is None else data

@@ -144,8 +144,8 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     They cover `WANTED` of the objects, and `TWICE` of them without the smallest scale, and without the largest: what
     is found at two scales accumulates more evidence, and better boxes (4.3), than what is found at one. The cost is
     the area of the canvases; of equal cost (no canvas is smaller than a window), the largest scales. Where no scales
-    up to `LARGEST` times the preset's cover so many, those that cover most; of these, those that show the other
-    objects nearest to the sizes that are found.
+    up to `LARGEST` times the preset's cover so many, those that cover most; where they cover fewer than half, of these
+    the ones that show the other objects nearest to the sizes that are found.
 
     Returns:
         Sizes (height, width) in pixels, smallest first; the preset's own where there are no objects.
@@ -179,7 +179,7 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
                 float(found[list(some)].any(axis=0).mean()) for some in (numbers, numbers[1:], numbers[:-1])
             )
             twice = min(without_smallest, without_largest, TWICE)
-            nearest = 0.0 if covered >= WANTED else -float(short[list(numbers)].min(axis=0).mean())
+            nearest = 0.0 if covered >= 0.5 else -float(short[list(numbers)].min(axis=0).mean())
             merit = (min(covered, WANTED), twice, nearest, -float(costs[list(numbers)].sum()), start)
             if best is None or merit > best[0]:
                 best = merit, numbers

@@ -101,6 +101,7 @@ def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tm
         (["train", "digits", "--set", "detection.stepz=3"], "did you mean 'detection.steps'?"),
         (["train", "digits", "--set", "detection.steps=many"], "expected detection.steps to be of type int"),
         (["train", "digits", "--stage", "everything"], "expected stages of classification"),
+        (["train", "digits", "--stage", ""], "expected stages of classification, localization, detection; got none"),
         (["train", "voc"], "expected --data SOURCE"),
         (["train", "digits", "--rnu", "x"], "--run"),
         (["train"], "expected a RECIPE (`overfeat train --help` lists them), or --run DIR alone"),

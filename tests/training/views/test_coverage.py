@@ -75,6 +75,7 @@ def test_objects_too_small_for_any_affordable_scale_get_the_scales_that_cover_mo
     some = objects(*np.full(50, 0.004), *np.full(50, 0.2))
     found = measure_coverage(some, SMALL, choose_scales(some, SMALL, MATCHING), MATCHING)
     assert found.found == 0.5 and found.too_small == 0.5
+    assert choose_scales(some, SMALL, MATCHING) == choose_scales(objects(*np.full(50, 0.2)), SMALL, MATCHING)
     none = choose_scales(objects(*np.full(50, 0.004)), SMALL, MATCHING)  # none is found, the largest scale is nearest
     assert none[-1][0] > 0.9 * LARGEST * max(height for height, _ in SMALL.scales) and len(none) == FEWEST
     assert choose_scales(objects(), SMALL, MATCHING) == SMALL.scales
