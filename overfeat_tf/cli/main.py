@@ -243,7 +243,10 @@ def predict(
     show_default=True,
     help="The image's own size, or numbers of the scales, as `info` prints them.",
 )
-def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None, stride: str, scales: str) -> None:
+@last_option
+def features(
+    model: Path, images: tuple[str, ...], out: Path, layer: str | None, stride: str, scales: str, last: bool
+) -> None:
     """Extract a layer's output for images.
 
     Writes an array float32 [h, w, C] for each image: the output before the layer's rectifier. MODEL is a run, or a
@@ -261,7 +264,7 @@ def features(model: Path, images: tuple[str, ...], out: Path, layer: str | None,
 
     with spooled(images) as files:
         check_suffix(out)
-        result = extract_files(load(model), files, out, layer, stride == "fine", parse_scales(scales))
+        result = extract_files(load(model, last), files, out, layer, stride == "fine", parse_scales(scales))
     click.echo(f"{out}: {result}", err=True)
     click.echo(out)
     sys.exit(1 if result.unreadable else 0)

@@ -31,19 +31,24 @@ def begun(source, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "recipe, renamed, differ",
     [
-        (replace(RECIPE, seed=1), "small", "seed"),
+        (replace(RECIPE, seed=1), "small", "seed differ"),
         (
             replace(RECIPE, detection=replace(SCHEDULE, learning_rate=0.1), box_weight=1.0),
             "small",
-            "detection.learning_rate, box_weight",
+            "detection.learning_rate, box_weight differ",
         ),
-        (RECIPE, "other", "data"),
+        (
+            replace(RECIPE, detection=replace(SCHEDULE, steps=SCHEDULE.steps + 1)),
+            "small",
+            "detection.steps differ, as they do where the data has more images than it had",
+        ),
+        (RECIPE, "other", "data differ"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(begun, source, recipe, renamed, differ):
     config = (begun / "config.json").read_text()
     message = f"expected the settings that '{begun}' began with, or another --run, or `overfeat train "
-    message += f"--run {begun}`, which resumes it as it is; {differ} differ"
+    message += f"--run {begun}`, which resumes it as it is; {differ}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(recipe, replace(source, name=renamed), begun)
     assert (begun / "config.json").read_text() == config
