@@ -33,7 +33,7 @@ DEFAULT_GRACE_SECONDS = 8.0
 
 _CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
 _CONNECTION_RPCS = 64  # concurrent calls of one connection: half of the queue by default
-_KEEPALIVE_MS = 20_000  # without a word from a client, after which it is pinged
+_KEEPALIVE_MS = 20_000  # of silence, after which a client is pinged
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _NOTICE_SECONDS = 0.5  # of answering after the health reports NOT_SERVING
 _CANCEL_SECONDS = 1.0  # for cancelled requests to notice: the rows that run finish first
@@ -98,8 +98,8 @@ class Server(AbstractContextManager):
                 # Per connection; further calls wait at the client. Without a limit a client that opens and resets calls
                 # by the thousand fills gRPC's queue of calls, and gRPC then cancels the calls of everybody.
                 ("grpc.max_concurrent_streams", _CONNECTION_RPCS),
-                # A client whose machine has gone does not say so: without pings its calls would hold threads for hours.
-                # gRPC waits a minute for the answer to one.
+                # A machine that vanishes closes no connection: without pings its calls would hold threads for hours.
+                # gRPC closes the connection if a ping has no answer for a minute.
                 ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
                 ("grpc.max_receive_message_length", max_bytes),
                 ("grpc.max_send_message_length", -1),

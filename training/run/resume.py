@@ -184,11 +184,11 @@ def _resume(recipe: Recipe, source: Source, run: Path) -> Model:
         raise ValueError(f"expected the configuration of a run in '{run / CONFIG}'; it is damaged: use another --run")
     changed = _changes(json.loads(json.dumps(asdict(read_recipe(config["training"])))), _described(recipe, source))
     if changed:
-        grown = all(name.endswith(".steps") for name in changed)
-        why = ", as they do where the data has more images than it had" if grown else ""
+        # Steps follow from the number of images where a schedule has `passes`.
+        hint = "; has the number of images changed?" if all(name.endswith(".steps") for name in changed) else ""
         raise ValueError(
             f"expected the settings that '{run}' began with, or another --run, or `overfeat train --run {run}`, which "
-            f"resumes it as it is; {', '.join(changed)} differ{why}"
+            f"resumes it as it is; {', '.join(changed)} differ{hint}"
         )
     model = Model.from_config(config["model"])
     check_classes(model.labels, source)

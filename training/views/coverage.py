@@ -21,6 +21,7 @@ WANTED = 0.99  # share of the objects that chosen scales cover
 # Share of them that chosen scales still cover without the smallest, and without the largest: nearly every object then
 # shows at two sizes. mAP50 on 73 pictures of cards was 0.79 so, 0.75 with one scale fewer.
 TWICE = 0.95
+MOST = 0.5  # share of them below which those that no scales cover count before the cost
 ENOUGH = 0.95  # share of the objects below which a user is warned
 FEWEST = 3  # scales, whose votes are averaged: with one alone the paper's error is a point higher (Table 2)
 # Times the preset's largest scale: up to sixteen times its arithmetic, and only where objects need it. On mosaics of
@@ -144,8 +145,8 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     They cover `WANTED` of the objects, and `TWICE` of them without the smallest scale, and without the largest: what
     is found at two scales accumulates more evidence, and better boxes (4.3), than what is found at one. The cost is
     the area of the canvases; of equal cost (no canvas is smaller than a window), the largest scales. Where no scales
-    up to `LARGEST` times the preset's cover so many, those that cover most; where they cover fewer than half, of these
-    the ones that show the other objects nearest to the sizes that are found.
+    up to `LARGEST` times the preset's cover so many, those that cover most. If that is fewer than `MOST`, the cost
+    counts less than how near the others come to a size that is found.
 
     Returns:
         Sizes (height, width) in pixels, smallest first; the preset's own where there are no objects.
@@ -170,7 +171,7 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     longer, costs = _in_windows(objects, preset, squares), _areas(objects, preset, squares)
     least, most = matching.sizes
     found = (longer >= least) & (longer <= most)
-    short = np.log(np.maximum(least / np.maximum(longer, 1e-6), np.maximum(longer / most, 1)))  # 0 where found
+    beyond = np.log(np.maximum(least / np.maximum(longer, 1e-6), np.maximum(longer / most, 1)))  # 0 where found
     best: tuple[tuple[float, ...], Sequence[int]] | None = None
     for start in range(len(squares)):
         for stop in range(start + ANCHORS * (FEWEST - 1), len(squares), ANCHORS):
@@ -179,8 +180,8 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
                 float(found[list(some)].any(axis=0).mean()) for some in (numbers, numbers[1:], numbers[:-1])
             )
             twice = min(without_smallest, without_largest, TWICE)
-            nearest = 0.0 if covered >= 0.5 else -float(short[list(numbers)].min(axis=0).mean())
-            merit = (min(covered, WANTED), twice, nearest, -float(costs[list(numbers)].sum()), start)
+            missed_by = float(beyond[list(numbers)].min(axis=0).mean()) if covered < MOST else 0.0
+            merit = (min(covered, WANTED), twice, -missed_by, -float(costs[list(numbers)].sum()), start)
             if best is None or merit > best[0]:
                 best = merit, numbers
     assert best is not None

@@ -1,6 +1,7 @@
 """How a server is watched and stopped: its observer, health, reflection, and the requests it still has."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from small_model import png
 from stock_requests import call, classify_request, good_request, multi_request, predict_request, status_request
 from waiting import until
 
+from serving.embedded import server as module
 from serving.embedded.servables import Models
 from serving.embedded.server import Server
 
@@ -49,6 +51,43 @@ def test_an_observer_is_told_of_each_request_once(servable):
         ("Predict", "", None, grpc.StatusCode.NOT_FOUND),  # a name from outside is no label for a metric
     ]
     assert all(0 <= each[4] < 20 for each in seen.told)
+
+
+def test_health_is_answered_beside_calls_that_send_no_message(server):
+    silent = threading.Event()
+    with grpc.insecure_channel(server.address) as channel:
+        check = channel.stream_unary("/grpc.health.v1.Health/Check")
+        calls = [check.future(iter(silent.wait, True)) for _ in range(6)]
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING and not any(call.done() for call in calls)
+        for call in calls:
+            call.cancel()
+        silent.set()
+
+
+@pytest.mark.long  # gRPC waits a minute for the answer to a ping
+def test_a_client_that_has_vanished_with_a_call_is_noticed(monkeypatch):
+    monkeypatch.setattr(module, "_KEEPALIVE_MS", 1000)
+    names = {":method": "POST", ":scheme": "http", ":path": "/grpc.health.v1.Health/Watch", ":authority": "m"}
+    names |= {"content-type": "application/grpc", "te": "trailers"}
+    pairs = [(name.encode(), value.encode()) for name, value in names.items()]
+    headers = b"".join(b"\0%c%b%c%b" % (len(name), name, len(value), value) for name, value in pairs)
+
+    def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+        return len(content).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + content
+
+    with Server(Models(), port=0) as server, socket.create_connection((server.host, server.port)) as client:
+        client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"") + frame(4, 1, 0, b""))
+        client.sendall(frame(1, 4, 1, headers) + frame(0, 1, 1, bytes(5)))  # an empty message
+        client.settimeout(90)
+        kinds = []
+        with client.makefile("rb") as stream:
+            while head := stream.read(9):
+                content = stream.read(int.from_bytes(head[:3]))
+                kinds.append(head[3])
+                if kinds[-1] == 6 and kinds.count(6) == 1:  # by this ping gRPC measures the connection
+                    client.sendall(frame(6, 1, 0, content))
+    assert kinds.count(0) == 1 and kinds.count(6) == 2  # the watch was answered, and a ping was not
 
 
 def test_health_is_told_for_the_server_and_each_service(channel):

@@ -40,7 +40,7 @@ def begun(source, tmp_path, monkeypatch):
         (
             replace(RECIPE, detection=replace(SCHEDULE, steps=SCHEDULE.steps + 1)),
             "small",
-            "detection.steps differ, as they do where the data has more images than it had",
+            "detection.steps differ; has the number of images changed?",
         ),
         (RECIPE, "other", "data differ"),
     ],
