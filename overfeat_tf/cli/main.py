@@ -15,6 +15,7 @@ from overfeat_tf import require_own_packages
 from overfeat_tf.arguments import suggest
 from overfeat_tf.cli.batch.command import batch
 from overfeat_tf.cli.benchmarks.command import benchmark
+from overfeat_tf.cli.evaluate import calibrate, evaluate
 from overfeat_tf.cli.options import (
     COUNT,
     FILE,
@@ -23,6 +24,7 @@ from overfeat_tf.cli.options import (
     STRIDES,
     Changes,
     Connection,
+    Number,
     connection_options,
     inference_options,
     last_option,
@@ -32,8 +34,8 @@ from overfeat_tf.cli.options import (
     task_option,
     with_changes,
 )
-from overfeat_tf.cli.runs import calibrate, evaluate, inspect, settings, train
 from overfeat_tf.cli.serving import check, serve
+from overfeat_tf.cli.train import inspect, settings, train
 
 MOST_CHARACTERS = 2000  # of an error's line: TensorFlow's have no end
 # The exceptions that our code raises for the user's mistakes.
@@ -182,9 +184,7 @@ def export(
 @click.option("--save-crops", is_flag=True, help="Also cut the drawn boxes out, as crops/CLASS/NAME_NUMBER.jpg.")
 @click.option("-n", "best", type=COUNT, metavar="N", help="Print only the N best class names and their scores.")
 @click.option("--every", type=COUNT, default=1, show_default=True, metavar="N", help="Use every Nth frame of a video.")
-@click.option(
-    "--threshold", type=click.FloatRange(0, 1), help="Minimum score of a box to draw [the model's display threshold]."
-)
+@click.option("--threshold", type=Number(0, 1), help="Minimum score of a box to draw [the model's display threshold].")
 @task_option
 @click.option("--stages", is_flag=True, help="Also draw the stages of each answer, as in Fig. 6; needs a run.")
 @last_option

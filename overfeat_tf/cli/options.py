@@ -29,6 +29,18 @@ STRIDES = ("coarse", "fine")
 STRIDE_HELP = "Stride of the windows (3.3)."
 SOURCE_HELP = "The data; `overfeat inspect --help` lists the forms of SOURCE"
 
+
+class Number(click.FloatRange):
+    """A number in a range; click's own takes nan and infinity."""
+
+    def convert(self, value, param, ctx):
+        """Return the number, or fail where it is not finite."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"expected a finite number; got {value!r}", param, ctx)
+        return number
+
+
 server_option = click.option(
     "--server", metavar="HOST:PORT,...", help="Use a server, or several; MODEL is then the name of their model."
 )

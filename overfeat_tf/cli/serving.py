@@ -10,7 +10,16 @@ from typing import Any, Self
 
 import click
 
-from overfeat_tf.cli.options import COUNT, FILE, FOLDER, Connection, connection_options, load_tensorflow, write_json
+from overfeat_tf.cli.options import (
+    COUNT,
+    FILE,
+    FOLDER,
+    Connection,
+    Number,
+    connection_options,
+    load_tensorflow,
+    write_json,
+)
 
 START_SECONDS, STATE_SECONDS = 600.0, 300.0  # within which a server serves, and a version is in a state
 _SERVES = re.compile(r" serving .* on (\S+)$")  # the line that a server logs once it serves, after time and level
@@ -50,14 +59,14 @@ _SERVES = re.compile(r" serving .* on (\S+)$")  # the line that a server logs on
 @click.option(
     "--poll",
     "poll_seconds",
-    type=click.FloatRange(min=0.05),
+    type=Number(min=0.05),
     default=1.0,
     show_default=True,
     help="Seconds between looks for new versions.",
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=8.0,
     show_default=True,
     help="Seconds that requests have to finish after SIGTERM.",

@@ -8,6 +8,7 @@ middle of their 16 x 16 pixels. `KerasBackbone.build` pads the pixels so that ce
 these cells tile, and boxes are placed by it as by a window of the paper's networks.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,7 +146,7 @@ class KerasBackbone(Backbone):
             x = layers.Rescaling(1.0, -self.mean, name="centre")(x)
             x = layers.ZeroPadding2D(((before, after),) * 2, name="pad")(x)
             x = layers.Rescaling(1.0, self.mean, name="restore")(x)
-        model = keras.models.model_from_json(self.architecture)
+        model = self._read_architecture()
         model.name = BACKBONE
         x = model(x)
         if first or last:
@@ -199,9 +200,26 @@ class KerasBackbone(Backbone):
 
     @cached_property
     def _model(self) -> "keras.Model":
+        return self._read_architecture()
+
+    def _read_architecture(self) -> "keras.Model":
+        """Return a new model of the architecture.
+
+        Raises:
+            ValueError: it has a custom layer or function that nothing in this process has registered.
+        """
         import keras
 
-        return keras.models.model_from_json(self.architecture)
+        try:
+            return keras.models.model_from_json(self.architecture)
+        except TypeError as error:
+            unknown = re.search(r"Could not locate (\w+ '[^']+')", str(error))
+            if unknown is None:
+                raise
+            raise ValueError(
+                f"expected the custom {unknown[1]} of the backbone '{self.name}' to be registered with Keras: import "
+                "the module that defines it first"
+            ) from None
 
     @cached_property
     def _steps(self) -> tuple[Step, ...]:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import click
 
-from overfeat_tf.cli.options import FILE, FOLDER, load_tensorflow, write_json
-
-COUNT = click.IntRange(min=1)
+from overfeat_tf.cli.options import COUNT, FILE, FOLDER, Number, load_tensorflow, write_json
 
 
 @click.group()
@@ -109,7 +107,7 @@ def benchmark_workers(repetitions: int, steps: int):
 @click.option("--data", required=True, multiple=True, metavar="SOURCE", help="A set to compare on; may be repeated.")
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Minutes of processor time (wall-clock with a GPU) for each training [those of the recipe].",
 )
 @reporting(repetitions=1)
@@ -171,7 +169,7 @@ def benchmark_ladder(
 @benchmark.command("serve")
 @click.option("--preset", "presets", multiple=True, default=("tiny", "fast"), show_default=True, help="A preset.")
 @click.option("--model", type=FOLDER, help="Measure saved_models/NAME instead of presets.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="Seconds of load.")
+@click.option("--seconds", type=Number(min=1), default=60, show_default=True, help="Seconds of load.")
 @click.option("--clients", type=COUNT, default=32, show_default=True, help="Concurrent clients under load.")
 @click.option("--hostile", type=COUNT, default=10_000, show_default=True, help="Number of hostile requests.")
 @reporting(repetitions=3)

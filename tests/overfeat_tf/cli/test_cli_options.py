@@ -185,6 +185,7 @@ def test_a_classifier_is_evaluated_without_a_regressor(classifiers, tmp_path):
         (["--top-k", 0], "expected top_k to be a whole number, at least 1; got 0"),
         (["--min-score", 2], "expected min_score, a softmax score, to be between 0 and 1; got 2.0"),
         (["--merge-threshold", -1], "expected merge_threshold to be at least 0, and finite; got -1.0"),
+        (["--threshold", "nan"], "expected a finite number; got 'nan'"),
         (["--task", "detection"], "expected a task that the model answers, of classification; got 'detection'"),
     ],
 )

@@ -270,6 +270,19 @@ def test_from_config_reads_what_config_writes():
     assert KerasBackbone.from_config(json.loads(json.dumps(backbone.config()))) == backbone
 
 
+def test_custom_functions_have_to_be_imported_before_a_model_is_built():
+    def wave(x):
+        return keras.ops.sin(x)
+
+    pixels = keras.Input((None, None, 3))
+    model = keras.Model(pixels, layers.Conv2D(4, 4, 4, activation=wave, name="row0")(pixels))
+    backbone = KerasBackbone("plain", "row0", model.to_json())
+    with keras.saving.custom_object_scope({"wave": wave}):
+        assert backbone.build().name == "features"
+    with pytest.raises(ValueError, match="expected the custom function 'wave' of the backbone 'plain' to be"):
+        KerasBackbone("plain", "row0", model.to_json()).build()
+
+
 @pytest.mark.parametrize("arithmetic", ["direct", "winograd"])
 def test_context_and_pcr_scan_as_the_keras_model_does(arithmetic, tmp_path, monkeypatch):
     monkeypatch.setattr(execution, "SAVED", -1e15)  # tiles, however few windows
