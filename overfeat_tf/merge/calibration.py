@@ -13,6 +13,7 @@ from overfeat_tf.options import InferenceOptions
 UNCALIBRATED_THRESHOLD = 0.5  # s / (1 + s) of one fully certain window
 LEAST = 1e-12  # of evidence, so that it has a logarithm
 RIVAL_IOU = 0.4  # boxes that overlap this much compete for one object; 0.3 and 0.5 measured within 0.002 mAP
+RIVALS = 100  # boxes of most evidence that others compete with, however many are answered
 # Options that change neither the boxes nor the evidence behind them.
 WITHOUT_EFFECT = ("scores", "one_box_per_object", "arithmetic", "images_at_once", "max_detections")
 
@@ -25,9 +26,9 @@ class Calibration:
 
         sigmoid(slope log(s) + contest log(share) + offset)
 
-    where s is the box's accumulated score and share is s over the sum of the accumulated scores of all boxes that
-    overlap it, itself included: several classes at one place can't all be right, nor can repeats of one. With slope 1
-    and zeros it is s / (1 + s), which models without a calibration answer.
+    where s is the box's accumulated score and share is s over the sum of the accumulated scores of the boxes that
+    overlap it, itself included (`evidence_shares`): several classes at one place can't all be right, nor can repeats of
+    one. With slope 1 and zeros it is s / (1 + s), which models without a calibration answer.
 
     Attributes:
         slope, contest: Weights, at least 0, so that more evidence never lowers a score.
@@ -55,7 +56,7 @@ class Calibration:
                 raise ValueError(f"expected thresholds from 0 to 1; got {value}")
 
     def __call__(self, scores: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-        """Return the probabilities float32 [n] of one image's accumulated scores [n] with their boxes [n, 4]."""
+        """Return the probabilities float32 [n] of one image's accumulated scores [n], falling, with their boxes [n, 4]."""
         evidence = tf.math.log(tf.maximum(scores, LEAST))
         share = tf.math.log(tf.maximum(evidence_shares(scores, boxes), LEAST))
         return tf.sigmoid(self.slope * evidence + self.contest * share + self.offset)
@@ -76,10 +77,18 @@ class Calibration:
 
 
 def evidence_shares(scores: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """Return each accumulated score's share [n] of those of all boxes that overlap its box, itself included."""
-    competing = tf.cast(box_ops.iou(boxes[:, None], boxes[None]) >= RIVAL_IOU, scores.dtype)
-    competing = tf.linalg.set_diag(competing, tf.ones_like(scores))  # a box without area too
-    return tf.math.divide_no_nan(scores, tf.linalg.matvec(competing, scores))
+    """Return each accumulated score's share [n] of its own and those of the boxes that overlap its box.
+
+    These are among the first `RIVALS`, so that a share does not depend on how many boxes there are in all.
+
+    Args:
+        scores: Accumulated scores float32 [n], falling.
+        boxes: float32 [n, 4] yxyx.
+    """
+    rivals = scores[:RIVALS]
+    competing = tf.cast(box_ops.iou(boxes[:, None], boxes[None, :RIVALS]) >= RIVAL_IOU, scores.dtype)
+    competing = tf.linalg.set_diag(competing, tf.zeros_like(rivals))  # itself, which a box without area misses
+    return tf.math.divide_no_nan(scores, scores + tf.linalg.matvec(competing, rivals))
 
 
 def saturating(scores: tf.Tensor) -> tf.Tensor:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from overfeat_tf import boxes as box_ops
 from overfeat_tf.merge.accumulation import Merged, merge
-from overfeat_tf.merge.calibration import RIVAL_IOU, Calibration, saturating
+from overfeat_tf.merge.calibration import RIVAL_IOU, RIVALS, Calibration, saturating
 from overfeat_tf.network.convnet import Network
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.dense_scan import ScaleScan, vote
@@ -230,22 +230,21 @@ def merge_candidates(candidates: Candidates, size: tf.Tensor, options: Inference
     return merged._replace(boxes=box_ops.clip(merged.boxes / sides))
 
 
-def answer_scores(merged: Merged, options: InferenceOptions, calibration: Calibration | None) -> tf.Tensor:
-    """Return the scores [m] in 0..1 that merged boxes are answered with: probabilities where the map is known."""
-    if calibration is None or options.scores == "accumulated":
-        return saturating(merged.scores)
-    return calibration(merged.scores, merged.boxes)
-
-
 def best_detections(merged: Merged, options: InferenceOptions, calibration: Calibration | None) -> Detections:
-    """Score the merged boxes of most evidence, order them by their scores, and pad to `options.max_detections`."""
+    """Score the merged boxes, take the best, and pad to `options.max_detections`.
+
+    Scores are probabilities where the map is known. They do not depend on how many boxes are answered.
+    """
     length = options.max_detections
-    merged = Merged(*(values[:length] for values in merged))
-    scores = answer_scores(merged, options, calibration)
+    merged = Merged(*(values[: max(length, RIVALS)] for values in merged))
+    if calibration is None or options.scores == "accumulated":
+        scores = saturating(merged.scores)
+    else:
+        scores = calibration(merged.scores, merged.boxes)
     if options.one_box_per_object:
         order = tf.image.non_max_suppression(merged.boxes, scores, length, RIVAL_IOU)
     else:
-        order = tf.argsort(scores, direction="DESCENDING", stable=True)
+        order = tf.argsort(scores, direction="DESCENDING", stable=True)[:length]
     count = tf.size(order)
 
     def fill(values: tf.Tensor) -> tf.Tensor:

@@ -8,7 +8,14 @@ from itertools import islice
 
 import numpy as np
 
-from overfeat_tf.merge.calibration import LEAST, UNCALIBRATED_THRESHOLD, Calibration, evidence_shares, relevant_options
+from overfeat_tf.merge.calibration import (
+    LEAST,
+    RIVALS,
+    UNCALIBRATED_THRESHOLD,
+    Calibration,
+    evidence_shares,
+    relevant_options,
+)
 from overfeat_tf.models.model import Model
 from training.evaluation.metrics import Answer, Rows, match_answer
 from training.sources.record import Record, Source
@@ -82,8 +89,9 @@ def calibrate(model: Model, source: Source, split: str, images: int = IMAGES, se
         log.warning("scores are not calibrated: expected boxes in split '%s' of %s; there are none", split, source.name)
         return None
     # As it is, if it answers so already: its functions may have been traced by the validation of its training.
-    plain = model.calibration is None and not model.options.one_box_per_object
-    detector = model if plain else model.with_options(scores="accumulated", one_box_per_object=False)
+    changes = {"one_box_per_object": False, "max_detections": max(model.options.max_detections, RIVALS)}
+    plain = model.calibration is None and model.options == replace(model.options, **changes)
+    detector = model if plain else model.with_options(scores="accumulated", **changes)
     found, objects, seen = Rows(score="f8", share="f8", right="?"), 0, 0
     boxed = (record for record in mix(source.records(split), (seed,)) if record.boxed.all())
     drawn = islice(boxed, images)

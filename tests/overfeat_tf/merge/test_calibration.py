@@ -99,6 +99,25 @@ def test_detections_are_ordered_by_what_they_are_answered_with():
     np.testing.assert_allclose(answer.scores.numpy()[:4], np.sort(expected)[::-1], rtol=1e-5)
 
 
+def test_a_score_does_not_depend_on_how_many_are_answered():
+    count = 130
+    merged = Merged(
+        tf.constant(some_boxes(count)),
+        tf.constant(np.geomspace(9, 0.1, count), tf.float32),
+        tf.range(1, count + 1),
+        tf.ones([count]),
+    )
+
+    def answered(length):
+        answer = tasks.best_detections(merged, InferenceOptions(max_detections=length), Calibration(1.0, 2.0, 0.0))
+        return dict(zip(answer.classes.numpy(), answer.scores.numpy(), strict=True))
+
+    hundred, every = answered(100), answered(count)
+    for length in (1, 3, 50):
+        assert list(answered(length).items()) == list(hundred.items())[:length]
+    assert hundred == pytest.approx({number: every[number] for number in hundred})
+
+
 def test_accumulated_scores_stay_to_be_had():
     answer = tasks.best_detections(MERGED, InferenceOptions(max_detections=5, scores="accumulated"), KNOWN)
     assert answer.classes.numpy().tolist() == [1, 2, 1, 3, 0]
