@@ -92,6 +92,10 @@ class InferenceOptions:
             if not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"expected {name} to be a whole number, at least 1; got {value}")
             object.__setattr__(self, name, int(value))
+        for name in ("flips", "fine", "merge_across_classes", "one_box_per_object"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
+        for name in ("min_score", "merge_threshold"):
+            object.__setattr__(self, name, float(getattr(self, name)))
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"expected min_score, a softmax score, to be between 0 and 1; got {self.min_score}")
         if not 0 <= self.merge_threshold < math.inf:

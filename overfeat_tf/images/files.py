@@ -28,6 +28,8 @@ ENCODED_IMAGE_FEATURE = "image/encoded"  # of a tf.Example, as TensorFlow's own 
 MAX_BYTES = 9 * MAX_PIXELS  # an uncompressed PNG of 4 x 16 bits per pixel, with a margin
 XMP = ("XML:com.adobe.xmp", "xmp")  # what Pillow calls it, and takes an orientation from, which no decoder here does
 DEEP = ("I", "I;16", "I;16B", "I;16L", "F")  # PIL's modes of more than 8 bits
+# What Pillow and its plugins raise for damaged files.
+DAMAGED_ERRORS = (OSError, SyntaxError, ValueError, TypeError, RuntimeError, struct.error, Image.DecompressionBombError)
 
 
 def find_files(patterns: Sequence[str], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
@@ -119,7 +121,8 @@ def _as_png(data: bytes) -> tuple[bytes, str]:
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
             if opened.width * opened.height > MAX_PIXELS:
-                return b"", f"expected at most {MAX_PIXELS} pixels, got {opened.width} x {opened.height}: send less"
+                size = f"{opened.height} x {opened.width} (height x width)"
+                return b"", f"expected at most {MAX_PIXELS} pixels, got {size}: send a smaller one"
             if opened.mode in ("I", "F"):
                 return b"", f"expected 8 or 16 bits a channel, got 32 in {opened.format}: save it with 8"
             shown = _upright(opened)
@@ -127,7 +130,7 @@ def _as_png(data: bytes) -> tuple[bytes, str]:
             stream = io.BytesIO()
             (shown if kept else shown.convert("RGB")).save(stream, "PNG", compress_level=1, exif=b"", icc_profile=None)
             return stream.getvalue(), ""
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError) as error:
+    except DAMAGED_ERRORS as error:
         return b"", f"damaged or of a kind that Pillow does not read: {' '.join(str(error).split()):.120}"
 
 

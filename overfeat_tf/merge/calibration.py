@@ -56,7 +56,7 @@ class Calibration:
                 raise ValueError(f"expected thresholds from 0 to 1; got {value}")
 
     def __call__(self, scores: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-        """Return the probabilities float32 [n] of one image's accumulated scores [n], falling, with their boxes [n, 4]."""
+        """Return the probabilities float32 [n] of an image's accumulated scores [n], falling, with boxes [n, 4]."""
         evidence = tf.math.log(tf.maximum(scores, LEAST))
         share = tf.math.log(tf.maximum(evidence_shares(scores, boxes), LEAST))
         return tf.sigmoid(self.slope * evidence + self.contest * share + self.offset)

@@ -17,6 +17,7 @@ from overfeat_tf.models.predictor import Answers, Images, Loaded
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
 from overfeat_tf.network.convnet import Network, build
 from overfeat_tf.network.presets import Preset
+from overfeat_tf.network.pretrained import UNREADABLE
 from overfeat_tf.options import InferenceOptions
 from overfeat_tf.scan.features import extract
 
@@ -213,7 +214,7 @@ class Model(Loaded):
                 path = home / f"{part}.weights.h5"
                 try:
                     model.load_weights(path)
-                except (OSError, ValueError) as error:
+                except UNREADABLE as error:
                     line = str(error).partition("\n")[0]
                     raise ValueError(f"expected the weights of this network's {part} in '{path}'; {line}") from None
 

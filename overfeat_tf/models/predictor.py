@@ -13,7 +13,7 @@ from PIL import Image
 
 from overfeat_tf.arguments import suggest
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.images.files import as_pixels, describe, read_image
+from overfeat_tf.images.files import DAMAGED_ERRORS, as_pixels, decodable, describe, read_image
 from overfeat_tf.merge.calibration import UNCALIBRATED_THRESHOLD, display_threshold, displayed
 from overfeat_tf.models.prediction import Prediction, Predictions
 from overfeat_tf.models.tasks import BY_NAME, CLASSIFICATION, DETECTION, LOCALIZATION, TASKS, Task
@@ -87,6 +87,8 @@ class Predictor(ABC):
         Raises:
             ValueError: no such layer or scale, or no run, since others have only the default; even without an image.
         """
+        if getattr(images, "ndim", 4) != 4:
+            raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images; got {describe(images)}")
         return self._extract([_pixels(np.asarray(image)[None])[0] for image in images], layer, scale, fine)
 
     def predict(
@@ -138,11 +140,14 @@ class Predictor(ABC):
             if problem:
                 return Prediction(held, status=f"{held}: {problem}")
         elif isinstance(image, bytes):
-            held = data = image
+            data, problem = decodable(image)
+            held = data or image
+            if problem:
+                return Prediction(held, status=problem)
         else:
             try:
                 held, data = as_pixels(image), b""
-            except (ValueError, OSError) as error:  # PIL reads a file when its pixels are asked for
+            except DAMAGED_ERRORS as error:  # PIL reads a file when its pixels are asked for
                 return Prediction(np.zeros((0, 0, 3), np.uint8), status=str(error))
             if task == CLASSIFICATION:  # whose signature for pixels knows no names
                 data = tf.io.encode_png(held).numpy()

@@ -75,11 +75,11 @@ class Network:
 
     def features_until(self, layer: str) -> keras.Model:
         """Return the features up to one of the backbone's `map_names`."""
-        outer = [own.name for own in self.features.layers]
-        if layer in outer:
+        if self.preset.backbone.is_chain or layer not in [own.name for own in self.backbone.layers]:
             return keras.Model(self.features.input, self.features.get_layer(layer).output)
         inner = keras.Model(self.backbone.input, self.backbone.get_layer(layer).output)
-        padded = self.features.layers[outer.index(BACKBONE) - 1].output
+        names = [own.name for own in self.features.layers]
+        padded = self.features.layers[names.index(BACKBONE) - 1].output
         return keras.Model(self.features.input, inner(padded))
 
     @property

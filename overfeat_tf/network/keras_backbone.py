@@ -118,7 +118,11 @@ class KerasBackbone(Backbone):
     def map_names(self) -> list[str]:
         named = {layer.name for layer in self._model.layers}  # a step may be an operation, which has no output to take
         added = [*["normalise"] * (not self.exact), *[NECK] * (self.neck > 0)]
-        return [*(step.name for step in self._steps if step.name in named), *added]
+        # The model's own layer has the name where both have.
+        return [
+            *(step.name for step in self._steps if step.name in named),
+            *(name for name in added if name not in named),
+        ]
 
     def sides(self, side: int) -> list[int]:
         before, after, _, _ = self.placement
@@ -170,11 +174,7 @@ class KerasBackbone(Backbone):
             return 0, 0, 0, 0
         stride = self.stride
         side = (8 + self.reach) * stride
-        for most in (
-            2 * stride,
-            8 * stride,
-            32 * stride,
-        ):  # at either end; a model that pads needs no more than the first
+        for most in (2 * stride, 8 * stride, 32 * stride):  # at either end; a model that pads needs only the first
             lasts = [self.along(self._steps, side + padded)[-1] for padded in range(2 * most - 1)]
             found = []
             for before, after in product(range(most), repeat=2):
@@ -288,7 +288,13 @@ def trace_steps(model: "keras.Model", ends_in_map: bool = True) -> tuple[Step, .
         outputs = _listed(operation.output)
         if id(outputs[0]) in known:  # the pixels
             continue
-        sources = [known.get(id(tensor)) for tensor in _listed(operation.input)]
+        inputs = _listed(operation.input)
+        if any(id(tensor) not in known for tensor in inputs):  # the output of a layer's second call
+            raise ValueError(
+                f"expected layers that are called once; '{operation.name}' reads another call of a shared layer: build "
+                "the model with a layer of its own for each call"
+            )
+        sources = [known[id(tensor)] for tensor in inputs]
         placed = [source for source in sources if source is not None]
         step = _step_of(operation, placed[0]) if placed else None
         if step is not None:
@@ -300,6 +306,26 @@ def trace_steps(model: "keras.Model", ends_in_map: bool = True) -> tuple[Step, .
             f"expected a layer with a map [B, h, w, C]; got '{model.layers[-1].name}': choose another --layer"
         )
     return tuple(steps)
+
+
+def require_described(model: "keras.Model") -> None:
+    """Raise ValueError if a function of `keras.ops` in a model gives another side than `trace_steps` says."""
+    import keras
+
+    steps = {step.name: number for number, step in enumerate(trace_steps(model, ends_in_map=False))}
+    functions = [each for each in model.operations if not isinstance(each, keras.layers.Layer) and each.name in steps]
+    if not functions:
+        return
+    probe = keras.Model(model.inputs[0], [each.output for each in functions])
+    for side in (256, 321):
+        maps = KerasBackbone.along(trace_steps(model, ends_in_map=False), side)
+        given = _listed(probe.compute_output_spec(keras.KerasTensor((1, side, side, 3))))
+        for function, tensor in zip(functions, given, strict=True):
+            if tensor.shape[1:3] != (maps[steps[function.name]].side,) * 2:
+                raise ValueError(
+                    f"expected functions that keep a map's side; '{function.name}' does not: use a layer of "
+                    "keras.layers for it, or choose a --layer before it"
+                )
 
 
 def leaf_layers(model: "keras.Model") -> Iterator[tuple["keras.Layer", str]]:
@@ -336,8 +362,13 @@ def _step_of(operation: "keras.Operation", source: int) -> Step | None:
             return Step(name, source, before=operation.padding[axis][0], after=operation.padding[axis][1])
         if isinstance(operation, layers.Cropping2D):
             return Step(name, source, before=-operation.cropping[axis][0], after=-operation.cropping[axis][1])
-        joins = isinstance(operation, layers.Add | layers.Concatenate | layers.Multiply)
-        return Step(name, source) if joins or not isinstance(operation, layers.Layer) else None
+        if isinstance(operation, layers.Add | layers.Concatenate | layers.Multiply):
+            return Step(name, source)
+        if isinstance(operation, layers.Layer):
+            return None
+        # A function of keras.ops: `require_described` finds those that change the side and are no padding.
+        before, after = getattr(operation, "pad_width", ((0, 0),) * 4)[1 + axis]
+        return Step(name, source, before=before, after=after)
 
     down, across = along(0), along(1)
     if down is None or across is None:

@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from math import log
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from overfeat_tf.arguments import suggest
-from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, leaf_layers, trace_steps
+from overfeat_tf.network.keras_backbone import BACKBONE, KerasBackbone, leaf_layers, require_described, trace_steps
 from overfeat_tf.network.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ LARGEST = 464  # the largest of a network's own scales: about that of Table 5
 SIDE = 224  # pixels of the pictures that a classifier was trained on, where it takes any size
 STEP = 1.4  # from one scale to the next (4.2)
 SCALES = 4  # of a classifier
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile)  # of damaged .keras and .h5 files
 
 
 def backbone_preset(backbone: KerasBackbone) -> Preset:
@@ -99,6 +101,7 @@ def read_backbone(
     cut = keras.Model(model.inputs[0], model.get_layer(layer).output, name=BACKBONE)
     stride = KerasBackbone.along(trace_steps(cut), 1024)[-1].stride
     cut = of_any_size(cut)
+    require_described(cut)
     pool = max(1, REACH // stride)
     return KerasBackbone(shown_name(name), layer, cut.to_json(), pool=pool, neck=NECK_CHANNELS), cut
 
@@ -212,7 +215,7 @@ def open_model(name: str, weights: str | None) -> "keras.Model":
             raise ValueError(f"expected a .keras file; '{name}' is not there")
         try:
             model = keras.models.load_model(name, compile=False)
-        except (OSError, ValueError, TypeError) as error:
+        except (*UNREADABLE, TypeError) as error:
             line = str(error).strip().partition("\n")[0]
             raise ValueError(f"expected a Keras model in '{name}'; it cannot be loaded: {line}") from None
         if weights is None:
@@ -222,7 +225,7 @@ def open_model(name: str, weights: str | None) -> "keras.Model":
     if weights not in (None, IMAGENET):
         try:
             model.load_weights(weights)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             line = str(error).partition("\n")[0]
             raise ValueError(f"expected weights of '{name}' in '{weights}'; {line}") from None
     inputs = getattr(model, "inputs", None) or ()  # unknown of a subclass, and before a first call
@@ -308,10 +311,23 @@ def _preprocessed(pixels: "keras.KerasTensor", make: Callable) -> "keras.KerasTe
 
 
 def _from_hub(preset: str, weights: str | None) -> "keras.Model":
+    """Load a preset of KerasHub, which keeps a backbone's preprocessing beside it, in an `ImageConverter`."""
+    import keras
+
     try:
         import keras_hub
     except ImportError:
         raise ImportError(
             f"expected KerasHub for '{HUB}{preset}'; it is not installed: pip install keras-hub"
         ) from None
-    return keras_hub.models.Backbone.from_preset(preset, load_weights=weights is not None)
+    model = keras_hub.models.Backbone.from_preset(preset, load_weights=weights is not None)
+    try:
+        converter = keras_hub.layers.ImageConverter.from_preset(preset)
+    except (FileNotFoundError, ValueError):  # none, as in presets that take pixels 0..255
+        return model
+    if converter.scale is None and converter.offset is None:
+        return model
+    pixels = keras.Input(model.inputs[0].shape[1:], name="pixels")
+    scale = 1.0 if converter.scale is None else converter.scale
+    offset = 0.0 if converter.offset is None else converter.offset
+    return keras.Model(pixels, model(keras.layers.Rescaling(scale, offset, name="preprocess")(pixels)))

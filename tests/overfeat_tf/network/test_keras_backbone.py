@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import sys
+import zipfile
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -161,6 +164,47 @@ def test_what_was_trained_in_mixed_precision_computes_in_float32(policy, tmp_pat
         np.testing.assert_allclose(model(pictures), expected(pictures), rtol=1e-5, atol=1e-7)
 
 
+def test_padding_by_a_function_places_cells_as_the_layer_does(tmp_path):
+    def padded(pad):
+        pixels = keras.Input((None, None, 3))
+        x = pad(layers.Conv2D(4, 3, 2, name="row0")(pixels))
+        return read_backbone(saved(keras.Model(pixels, layers.Conv2D(4, 3, 2, name="row1")(x)), tmp_path), "row1")[0]
+
+    function = padded(lambda x: keras.ops.pad(x, ((0, 0), (2, 1), (2, 1), (0, 0))))
+    layer = padded(layers.ZeroPadding2D(((2, 1), (2, 1))))
+    assert function.placement == layer.placement and function.sides(200) == layer.sides(200)
+
+
+def test_the_preprocessing_of_a_hub_preset_is_part_of_the_network(monkeypatch):
+    scale, offset = [0.02, 0.03, 0.04], [-2.0, -1.0, 0.5]
+    backbone = chain(CHAINS["patches"])
+    found = SimpleNamespace(scale=scale, offset=offset)
+
+    def no_converter(preset):
+        raise FileNotFoundError(preset)
+
+    hub = SimpleNamespace(
+        models=SimpleNamespace(Backbone=SimpleNamespace(from_preset=lambda preset, load_weights: backbone)),
+        layers=SimpleNamespace(ImageConverter=SimpleNamespace(from_preset=lambda preset: found)),
+    )
+    monkeypatch.setitem(sys.modules, "keras_hub", hub)
+    pixels = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)).astype(np.float32)
+    _, with_converter = read_backbone("keras_hub:some", "row1")
+    np.testing.assert_allclose(with_converter(pixels), backbone(pixels * scale + offset), rtol=1e-5)
+    hub.layers.ImageConverter.from_preset = no_converter
+    _, without = read_backbone("keras_hub:some", "row1")
+    np.testing.assert_allclose(without(pixels), backbone(pixels), rtol=1e-5)
+
+
+def test_a_layer_of_the_models_own_goes_before_ours_of_the_same_name(tmp_path):
+    pixels = keras.Input((None, None, 3))
+    x = layers.Conv2D(5, 4, 4, activation="relu", name="neck")(pixels)
+    path = saved(keras.Model(pixels, layers.Conv2D(6, 4, 4, activation="relu", name="last")(x)), tmp_path)
+    network = of.build(path, 2, layer="last")
+    names = network.preset.backbone.map_names
+    assert names.count("neck") == 1 and network.features_until("neck").output.shape[-1] == 5
+
+
 def test_a_description_builds_the_same_network(tmp_path):
     path = saved(chain(CHAINS["same"]), tmp_path)
     network = of.build(path, 3, layer="row3")
@@ -227,9 +271,13 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'larger' enlarges it"):
         of.build(saved(keras.Model(pixels, enlarged), tmp_path), 2, layer="last")
     free = keras.Input((None, None, 3))
+    shared = layers.Conv2D(3, 3, name="shared")
     for layer, line in (
         (layers.Resizing(32, 32, name="resized"), "maps grow with the picture; 'resized' gives 32 cells of any"),
         (layers.Conv2D(2, 3, (2, 1), name="wide"), "rows and columns alike; 'wide' does not"),
+        (lambda x: shared(shared(x)), "called once; 'last' reads another call of a shared layer"),
+        (lambda x: x[:, ::2, ::2], "functions that keep a map's side; 'get_item"),
+        (lambda x: keras.ops.max_pool(x, 2), "functions that keep a map's side; 'max_pool"),
     ):
         model = keras.Model(free, layers.Conv2D(2, 3, 2, name="last")(layer(free)))
         with pytest.raises(ValueError, match=line):
@@ -239,6 +287,14 @@ def test_refusals(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"functional model of pixels .* takes inputs of unknown shape"):
         of.build(unbuilt, 2)
     path = saved(chain(CHAINS["same"]), tmp_path)
+    damaged = bytearray((tmp_path / "model.keras").read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (tmp_path / "damaged.keras").write_bytes(damaged)
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as other:
+        other.writestr("readme.txt", "no model")
+    for name in ("damaged", "other"):
+        with pytest.raises(ValueError, match=rf"expected a Keras model in .*{name}.keras'; it cannot be loaded: "):
+            of.build(str(tmp_path / f"{name}.keras"), 2, layer="row3")
     (tmp_path / "junk.weights.h5").write_bytes(b"junk")
     for weights, line in (("junk.weights.h5", "file signature not found"), ("none.weights.h5", "No such file")):
         with pytest.raises(ValueError, match=rf"expected weights of .*model.keras' in .*{weights}'; .*{line}"):

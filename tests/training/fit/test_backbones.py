@@ -47,6 +47,7 @@ def hub_preset(folder: Path) -> str:
     hub = pytest.importorskip("keras_hub")
     backbone = hub.models.DenseNetBackbone([1, 1, 1], growth_rate=4, image_shape=(None, None, 3))
     backbone.save_to_preset(str(folder / "densenet"))
+    hub.layers.ImageConverter(scale=1 / 255, offset=-0.5).save_to_preset(str(folder / "densenet"))
     return f"keras_hub:{folder / 'densenet'}"
 
 
