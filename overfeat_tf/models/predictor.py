@@ -87,9 +87,7 @@ class Predictor(ABC):
         Raises:
             ValueError: no such layer or scale, or no run, since others have only the default; even without an image.
         """
-        if getattr(images, "ndim", 4) != 4:
-            raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images; got {describe(images)}")
-        return self._extract([_pixels(np.asarray(image)[None])[0] for image in images], layer, scale, fine)
+        return self._extract([_pixels(np.asarray(image)[None])[0] for image in _listed(images)], layer, scale, fine)
 
     def predict(
         self,
@@ -163,12 +161,9 @@ class Predictor(ABC):
 
     def _answer(self, task: Task, images: Images) -> Answers:
         encoded, pixels = task.signatures
-        if isinstance(images, tf.Tensor):
-            images = images.numpy()
-        if isinstance(images, np.ndarray) and images.ndim == 4:
+        images = _listed(images)
+        if isinstance(images, np.ndarray):
             return self._run(pixels, images=_pixels(images))
-        if isinstance(images, bytes | str | np.ndarray) or not isinstance(images, Sequence):
-            raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images or of bytes; got {describe(images)}")
         if all(isinstance(image, bytes) for image in images):
             return self._run(encoded, **{task.encoded_input: np.array(list(images), object)})
         rows = [self._run(pixels, images=_pixels(np.asarray(image)[None])) for image in images]
@@ -205,6 +200,16 @@ class Loaded(Predictor):
         """Name the classes and the tasks."""
         count, names = len(self.labels), ", ".join(self.labels[:3]) + ", ..." * (len(self.labels) > 3)
         return f"<{type(self).__name__}: {count} class{'es' * (count != 1)} ({names}); {', '.join(self.tasks)}>"
+
+
+def _listed(images: Images) -> Images:
+    """Return images if they are a batch [B, H, W, C] or a list; a single image would be taken for its rows."""
+    if isinstance(images, tf.Tensor):
+        images = images.numpy()
+    batch = isinstance(images, np.ndarray) and images.ndim == 4
+    if not batch and (isinstance(images, bytes | str | np.ndarray) or not isinstance(images, Sequence)):
+        raise ValueError(f"expected uint8 [B, H, W, 3], or a list of images or of bytes; got {describe(images)}")
+    return images
 
 
 def _pixels(images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from overfeat_tf.images.decode import decode_image
-from overfeat_tf.images.files import as_pixels, find_files, read_image
+from overfeat_tf.images.files import as_pixels, decodable, find_files, read_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -52,6 +52,22 @@ def test_heic_and_avif_are_read(suffix, tmp_path):
     smooth = Image.fromarray(PIXELS).resize((64, 48), Image.Resampling.BICUBIC)
     smooth.save(path, quality=95)
     assert np.abs(decoded(path).astype(int) - np.asarray(smooth)).mean() < 8
+
+
+def test_a_damaged_avif_is_reported_whatever_pillow_raises():
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).resize((64, 48)).save(stream, "AVIF")
+    raised = set()
+    for at in range(12, 300):
+        damaged = bytearray(stream.getvalue())
+        damaged[at] ^= 0xFF
+        try:
+            Image.open(io.BytesIO(damaged)).load()
+        except Exception as error:
+            raised.add(type(error))
+        data, problem = decodable(bytes(damaged))
+        assert bool(data) != bool(problem) and "\n" not in problem
+    assert RuntimeError in raised
 
 
 def test_an_image_in_memory_is_shown_as_its_file():

@@ -208,8 +208,9 @@ def test_no_images_have_no_answers(model):
     ids=lambda images: str(getattr(images, "dtype", type(images).__name__)),
 )
 def test_what_is_no_image_is_refused(model, images):
-    with pytest.raises(ValueError, match=r"^expected (images of )?uint8 .*; got "):
-        model.detect(images)
+    for call in (model.detect, model.extract_features):
+        with pytest.raises(ValueError, match=r"^expected (images of )?uint8 .*; got "):
+            call(images)
 
 
 def test_what_is_no_network_and_what_does_not_fit_it_is_refused(model, tmp_path):
@@ -237,9 +238,11 @@ def test_what_is_no_network_and_what_does_not_fit_it_is_refused(model, tmp_path)
 def test_a_model_of_numpys_numbers_is_saved(tmp_path):
     one = np.int64(1)
     network = of.build("tiny", one + 1)
-    of.Model(network, np.array(["a", "b"]), of.InferenceOptions(scales=(one,), top_k=one)).save(tmp_path / "run")
+    options = of.InferenceOptions(scales=(one,), top_k=one, min_score=np.float32(0.5), flips=np.True_)
+    of.Model(network, np.array(["a", "b"]), options).save(tmp_path / "run")
     loaded = of.load(tmp_path / "run")
-    assert loaded.labels == ("a", "b") and loaded.options == of.InferenceOptions(scales=(1,), top_k=1)
+    expected = of.InferenceOptions(scales=(1,), top_k=1, min_score=0.5, flips=True)
+    assert loaded.labels == ("a", "b") and loaded.options == expected
 
 
 def test_a_classifier_finds_no_boxes(model):

@@ -15,6 +15,16 @@ IMAGE = picture(90, 120)
 EXIF_TURNED = 6  # stored on its side
 
 
+class Broken(Image.Image):
+    """An image as Pillow opens it from a damaged file, whose fault shows once its pixels are asked for."""
+
+    def load(self):
+        raise SyntaxError("broken PNG file (chunk b'IDAX')")
+
+
+BROKEN = Broken()
+
+
 @pytest.fixture(scope="module")
 def model(network):
     return of.Model(network, LABELS, OPTIONS, ("classification", "detection"))
@@ -50,6 +60,7 @@ def test_images_of_every_kind_are_answered_alike(model, tmp_path):
         "path": tmp_path / "image.png",
         "bytes": encode(IMAGE),
         "bytes with alpha": encode(alpha),
+        "bytes of TIFF": encode(IMAGE, "TIFF"),
         "PIL": Image.fromarray(IMAGE),
         "PIL with alpha": Image.fromarray(alpha),
         "PIL turned": Image.open(io.BytesIO(encode(turned, exif=exif))),
@@ -81,10 +92,11 @@ def test_images_of_every_kind_are_answered_alike(model, tmp_path):
         (encode(IMAGE)[:500], "damaged or truncated"),
         (IMAGE.astype(np.int64), r"expected pixels of uint8, uint16 or float; got int64 \[90, 120, 3\]"),
         (IMAGE.astype(np.float32), "expected float pixels from 0 to 1; got 0 to 2"),
+        (BROKEN, "broken PNG file"),
         (np.full((9, 9, 3), np.nan), "expected float pixels from 0 to 1; got nan"),
         (np.zeros((9, 9, 5), np.uint8), r"expected pixels \[H, W\].*got uint8 \[9, 9, 5\]"),
     ],
-    ids=["no file", "no image", "cut off", "int64", "0..255", "nan", "channels"],
+    ids=["no file", "no image", "cut off", "int64", "0..255", "PIL", "nan", "channels"],
 )
 def test_what_is_no_image_is_one_line_and_stops_no_other(model, image, line):
     with pytest.raises(ValueError, match=line) as caught:
