@@ -36,7 +36,7 @@ def iou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 
 def giou(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Return IoU less the part of the enclosing box that neither covers: in -1..1, falling as boxes part.
+    """Return IoU less the part of the enclosing box that neither covers: in -1..1, decreasing as they move apart.
 
     Generalised IoU (Rezatofighi et al. 2019) of a [..., 4] and b [..., 4], broadcast.
     """

@@ -26,10 +26,10 @@ from overfeat_tf.compute.precision import MIXED, in_precision
 from overfeat_tf.network.convnet import DenseHead, Network
 from overfeat_tf.options import ARITHMETICS
 
-LEAST_GAIN = 1.15  # of bfloat16 over the next best, below which float32 is worth more
-LEAST_WORK = 4e9  # multiply-adds of a scan: `tiny` has 2.6 G, `small` 6 G
-MOST_SCORE = 0.01  # that a softmax score may differ by, where the window leaves two classes even
-MOST_PIXELS = 1.0  # that the edges of 99 boxes in 100 may, in the window
+MIN_SPEEDUP = 1.15  # of bfloat16 over the next best, below which float32 is worth more
+MIN_MULTIPLY_ADDS = 4e9  # multiply-adds of a scan: `tiny` has 2.6 G, `small` 6 G
+MAX_SCORE_ERROR = 0.01  # that a softmax score may differ by, where the window leaves two classes even
+MAX_BOX_ERROR = 1.0  # that the edges of 99 boxes in 100 may, in the window
 REPETITIONS, MOST_REPETITIONS, LEAST_SECONDS = 3, 20, 1.0  # of what is timed
 TRAINED_WINDOWS = 8  # whose gradients are timed
 
@@ -49,7 +49,7 @@ class Choice(NamedTuple):
 def choose_precision(network: Network) -> Choice:
     """Choose what a network trains fastest in on this machine: "float32" or "mixed_bfloat16", and why."""
     product = bfloat16_gain()
-    if product < LEAST_GAIN:
+    if product < MIN_SPEEDUP:
         return Choice("float32", f"bfloat16 multiplies {product:.1f} times as fast as float32 on this machine")
     side = network.preset.window
     # Features and classifier: a network that only classifies has no regressor, and must not get one.
@@ -69,12 +69,12 @@ def choose_precision(network: Network) -> Choice:
 
     traced = [tf.function(partial(on_each_device, name), autograph=False) for name in ("float32", MIXED)]
     exact, reduced = fastest(traced)
-    chosen = MIXED if exact > LEAST_GAIN * reduced else "float32"
+    chosen = MIXED if exact > MIN_SPEEDUP * reduced else "float32"
     return Choice(chosen, f"a step in bfloat16 is {exact / reduced:.1f} times as fast as in float32 on this machine")
 
 
 class Trial(NamedTuple):
-    """What bfloat16 makes of a view: its gain in time, and differences in softmax scores and in pixels of boxes.
+    """How bfloat16 compares with float32 on a view: speed-up, and differences in softmax scores and box edges (pixels).
 
     Of scores it is the most that the view's differences in log-odds can make, d / 4 where two classes are even. The
     scores themselves would not tell: a trained network's are near 0 or 1 in a picture of no object.
@@ -116,24 +116,24 @@ def choose_arithmetic(networks: Sequence[Network]) -> Choice:
     expected = min(tiles_gain(network) for network in networks) if winograd else 1.0
     plain = "winograd" if expected > 1 else "direct"
     expected_gain = f", {expected:.1f} times as fast as direct by the cost model" if expected > 1 else ""
-    if min(scan_work(network) for network in networks) < LEAST_WORK:
+    if min(scan_work(network) for network in networks) < MIN_MULTIPLY_ADDS:
         return Choice(plain, "")
     product = bfloat16_gain()
-    if product < LEAST_GAIN:
+    if product < MIN_SPEEDUP:
         return Choice(plain, f"bfloat16 multiplies {product:.1f} times as fast as float32 here{expected_gain}")
     trials = [try_bfloat16(network) for network in networks]
     gain, (scores, pixels) = min(t.gain for t in trials), np.max([t[1:] for t in trials], axis=0)
     found = f"bfloat16 runs {gain:.1f} times as fast as float32 here, scores within {scores:.3f}, boxes {pixels:.1f} px"
-    if scores > MOST_SCORE or pixels > MOST_PIXELS:
-        return Choice(plain, f"{found}; allowed are {MOST_SCORE:g} and {MOST_PIXELS:g}{expected_gain}")
-    return Choice("bfloat16" if gain > LEAST_GAIN * expected else plain, f"{found}; {plain}{expected_gain}")
+    if scores > MAX_SCORE_ERROR or pixels > MAX_BOX_ERROR:
+        return Choice(plain, f"{found}; allowed are {MAX_SCORE_ERROR:g} and {MAX_BOX_ERROR:g}{expected_gain}")
+    return Choice("bfloat16" if gain > MIN_SPEEDUP * expected else plain, f"{found}; {plain}{expected_gain}")
 
 
 def worth_measuring(networks: Sequence[Network]) -> tuple[str, ...]:
     """List the arithmetics that differ, and that may pay on this machine; direct is always one of them."""
     tiled = any(execution_of(network, "winograd").sides for network in networks)
-    large = max(scan_work(network) for network in networks) >= LEAST_WORK
-    reduced = large and bfloat16_gain() >= LEAST_GAIN
+    large = max(scan_work(network) for network in networks) >= MIN_MULTIPLY_ADDS
+    reduced = large and bfloat16_gain() >= MIN_SPEEDUP
     return ("direct", *["winograd"] * tiled, *["bfloat16"] * reduced)
 
 

@@ -191,8 +191,8 @@ def _by_tiles_or(
     """
     firsts = [_first(stack) for stack in stacks]
     sides = {execution.sides.get(layer.name) if execution else None for layer in firsts}
-    side = sides.pop()
-    if side is None or sides:  # some have none, or other tiles
+    side, *others = sides
+    if side is None or others:  # some have none, or they differ
         return directly()
 
     def by_tiles() -> list[tf.Tensor]:

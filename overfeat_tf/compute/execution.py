@@ -3,11 +3,11 @@
 A layer of r x r taps over C channels, K outputs, is direct: a row of r^2 C numbers for each window, one product with
 its weights. Or it is computed by tiles (`winograd`): for each tile of m x m windows t^2 products of C numbers,
 t = m + r - 1, between two small products that transform what goes in and what comes out, with weights that are
-transformed in every call. Both are priced in multiply-adds at the rate of a large matrix product. MOVED, READ and
-CONVOLVED were measured on two cores of x86 CPUs. STARTED is an estimate, SAVED and GAINED are choices: without GAINED,
-`accurate` would also run its second layer by tiles, hardly faster and in 1 GB more. `overfeat benchmark scan`
-prints what the rule expects of each layer and what it takes. The rule chooses the tiles of each layer by its shape;
-each call then compares the two costs for the sizes of its maps.
+transformed in every call. Both are priced in multiply-adds at the rate of a large matrix product. MOVE_COST,
+READ_COST and CONV_COST were measured on two cores of x86 CPUs. LAUNCH_COST is an estimate, MIN_SAVING and MIN_SPEEDUP
+are choices: without MIN_SPEEDUP, `accurate` would also run its second layer by tiles, hardly faster and in 1 GB more.
+`overfeat benchmark scan` prints what the rule expects of each layer and what it takes. The rule chooses the tiles of
+each layer by its shape; each call then compares the two costs for the sizes of its maps.
 
 It is a rule for CPUs: a GPU's library has such transforms of its own, and chooses them by itself.
 """
@@ -28,12 +28,12 @@ from overfeat_tf.network.presets import Preset
 from overfeat_tf.options import ARITHMETICS
 
 # Multiply-adds in the time of:
-MOVED = 45  # writing a number somewhere else, as gathering and stacking do
-READ = 24  # reading a weight once: what a product of few rows waits for
-STARTED = 2_000_000  # starting an operation
-CONVOLVED = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
-SAVED = 5_000_000_000  # what tiles have to save on a preset's own scales, to be worth their graph
-GAINED = 1.5  # how many times as fast they have to be, to be worth their memory
+MOVE_COST = 45  # writing a number somewhere else, as gathering and stacking do
+READ_COST = 24  # reading a weight once: what a product of few rows waits for
+LAUNCH_COST = 2_000_000  # starting an operation
+CONV_COST = 1.15  # a multiply-add of TensorFlow's own convolution, which moves nothing beforehand
+MIN_SAVING = 5_000_000_000  # what tiles have to save on a preset's own scales, to be worth their graph
+MIN_SPEEDUP = 1.5  # how many times as fast they have to be, to be worth their memory
 
 # Numbers in the weights of a feature layer from which it is a product of all maps: `accurate`'s last has 9.4 M. A
 # convolution reads such weights again and again for each map, and comes to two thirds of the product's rate.
@@ -116,17 +116,17 @@ class Shape(NamedTuple):
 def direct_cost(shape: Shape, windows: Any) -> Any:
     """Price a layer over so many windows, as one product of gathered rows, in multiply-adds; ints or tensors."""
     row = shape.taps**2 * shape.channels
-    return windows * (row * (shape.outputs + MOVED)) + row * shape.outputs * READ
+    return windows * (row * (shape.outputs + MOVE_COST)) + row * shape.outputs * READ_COST
 
 
 def winograd_cost(shape: Shape, side: int, tiles: Any) -> Any:
     """Price a layer over so many tiles of `side` x `side` windows, likewise."""
     points = (side + shape.taps - 1) ** 2
     weights = points * shape.channels * shape.outputs
-    derived = weights * (2 * MOVED + shape.taps**2 + READ)  # gathered, then transformed, then read
-    incoming = shape.channels * (2 * MOVED + points)  # gathered, then transformed
-    outgoing = shape.outputs * (2 * MOVED + side**2)  # stacked, then transformed
-    return tiles * (points * (incoming + outgoing) + weights) + derived + 2 * points * STARTED
+    derived = weights * (2 * MOVE_COST + shape.taps**2 + READ_COST)  # gathered, then transformed, then read
+    incoming = shape.channels * (2 * MOVE_COST + points)  # gathered, then transformed
+    outgoing = shape.outputs * (2 * MOVE_COST + side**2)  # stacked, then transformed
+    return tiles * (points * (incoming + outgoing) + weights) + derived + 2 * points * LAUNCH_COST
 
 
 class TiledLayer(NamedTuple):
@@ -160,7 +160,7 @@ def _price_layers(preset: Preset, context: bool) -> Iterator[TiledLayer]:
     chain = preset.backbone.layers if preset.backbone.is_chain else ()
     for layer, maps in zip(chain, zip(*sizes, strict=False), strict=False):
         shape = Shape(layer.kernel, 1, layer.inputs, layer.channels)
-        yield _price(layer.name, shape, maps, CONVOLVED, layer.stride == 1)
+        yield _price(layer.name, shape, maps, CONV_COST, layer.stride == 1)
     reach = preset.last_pool * preset.head_kernel - 1
     windows = [(height - reach, width - reach) for *_, (height, width) in sizes]
     for first, *_ in (preset.head(part, 1, context) for part in ("classifier", "regressor")):
@@ -178,5 +178,5 @@ def _price(name: str, shape: Shape, windows: Any, convolved: float | None = None
         along = [[tiles_along(length, shape.dilation, side) for length in each] for each in windows]
         costs[side] = winograd_cost(shape, side, sum(down * across for down, across in along))
     best = min(costs, key=lambda side: costs[side], default=None)
-    pays = best is not None and direct - costs[best] > SAVED and direct > GAINED * costs[best]
+    pays = best is not None and direct - costs[best] > MIN_SAVING and direct > MIN_SPEEDUP * costs[best]
     return TiledLayer(name, best if pays else None, direct, costs[best] if best is not None else direct)

@@ -30,7 +30,7 @@ def reducible_layers(network: Network) -> list[layers.Layer]:
 
 @contextmanager
 def in_precision(network: Network, policy: str, others: Sequence[layers.Layer] = ()) -> Iterator[None]:
-    """Let a network's layers, and `others`, compute by a policy of Keras's; as before again afterwards.
+    """Compute a network's layers, and `others`, under a Keras dtype policy; restore their own policies on exit.
 
     The layers that normalise pixels and those that give scores and boxes stay in float32.
     """

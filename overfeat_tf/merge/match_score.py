@@ -18,7 +18,7 @@ from overfeat_tf import boxes as box_ops
 
 FAR = float("inf")
 # A row holds what scores and merges need of a box: its edges, its centre, half its area, and how many predictions it
-# stands for. No box is infinitely far from every box.
+# stands for. `NO_BOX` marks an empty place: it is infinitely far from every box.
 NO_BOX = (FAR, FAR, -FAR, -FAR, FAR, FAR, 0.0, 0.0)
 ROW = len(NO_BOX)
 
@@ -26,7 +26,7 @@ ROW = len(NO_BOX)
 def to_rows(boxes: tf.Tensor, counts: tf.Tensor) -> tf.Tensor:
     """Describe boxes float32 [..., 4] that stand for counts float32 [...] predictions: rows [..., ROW].
 
-    Where a count is 0 there is no box.
+    A row with count 0 is `NO_BOX`.
     """
     halves = box_ops.area(boxes) / 2.0
     rows = tf.concat([boxes, box_ops.centre(boxes), tf.stack([halves, counts], axis=-1)], axis=-1)
@@ -45,7 +45,7 @@ def match_scores(rows: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
 
 
 def box_merge(a: tf.Tensor, b: tf.Tensor, average: str) -> tf.Tensor:
-    """Merge rows [..., ROW] of boxes with others; no box where b is none."""
+    """Merge rows [..., ROW] of boxes with others; `NO_BOX` where b is `NO_BOX`."""
     counts = a[..., -1] + b[..., -1]
     share = b[..., -1:] / counts[..., None] if average == "weighted" else 0.5
     # Written so that equal boxes become themselves, to the last bit.

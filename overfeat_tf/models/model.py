@@ -26,7 +26,7 @@ SPLIT = "split.json"  # in a run and in an export: which images of its data were
 CONFIG = "config.json"  # in a run and in an export; its section "model" is this module's
 SHARED_PRODUCT = 8  # images whose features are computed together: enough rows for the heads to run at full rate
 ENCODED = tf.TensorSpec([None], tf.string)
-PIXELS = tf.TensorSpec([None, None, None, 3], tf.uint8)
+IMAGES_SPEC = tf.TensorSpec([None, None, None, 3], tf.uint8)
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,7 +112,7 @@ class Model(Loaded):
     def _run(self, signature: str, **inputs: np.ndarray) -> Answers:
         (value,) = inputs.values()
         if signature not in self._traced:
-            spec = ENCODED if value.dtype == object else PIXELS  # of any sizes, or each would be traced by itself
+            spec = ENCODED if value.dtype == object else IMAGES_SPEC  # of any sizes, or each would be traced by itself
             self._traced[signature] = tf.function(getattr(self.inference, signature), [spec], autograph=False)
         tensor = tf.constant(value, tf.string if value.dtype == object else tf.uint8)
         return {key: answer.numpy() for key, answer in self._traced[signature](tensor).items()}

@@ -1,7 +1,7 @@
 """The heads as Keras models, and how they slide over feature maps at fine stride in training (3.3, 3.5).
 
 Pooling k x k regions without overlap, once from each offset (dy, dx) in {0..k-1}^2 (Fig. 3), is pooling with stride 1
-and dealing the result out by its coordinates modulo k. TensorFlow's space-to-batch deals, batch-to-space collects.
+and sorting the cells by their coordinates modulo k: TensorFlow's `space_to_batch`, which `batch_to_space` undoes.
 """
 
 import keras

@@ -77,8 +77,8 @@ def read_backbone(
     Args:
         name: Of `keras.applications`, such as "EfficientNetV2B0"; "keras_hub:" and a preset of KerasHub; or the path
             of a `.keras` file.
-        layer: Where to cut it: the name of a layer, or a stride in pixels, at which `default_layer` finds one; 16 if
-            None.
+        layer: Where to cut it: the name of a layer, or a stride in pixels, of which `activation_at_stride` finds the
+            layer; 16 if None.
         weights: "imagenet" for the weights that Keras or KerasHub download; the path of a weights file; None for random
             ones. A `.keras` file brings its own with "imagenet".
 
@@ -166,10 +166,10 @@ def of_any_size(model: "keras.Model") -> "keras.Model":
 
 def _layer_name(model: "keras.Model", name: str, layer: str | int) -> str:
     """Return the name of a layer that may be given by its stride."""
-    return default_layer(model, name, int(layer)) if str(layer).isdigit() else str(layer)
+    return activation_at_stride(model, name, int(layer)) if str(layer).isdigit() else str(layer)
 
 
-def default_layer(model: "keras.Model", name: str, stride: int) -> str:
+def activation_at_stride(model: "keras.Model", name: str, stride: int) -> str:
     """Return the last activation with the most channels at a stride, in pixels.
 
     In a network of inverted residuals that is the expansion of the first block at stride 32, before its stride is

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def calibrate(model: Model, source: Source, split: str, images: int = IMAGES, se
         log.warning("scores are not calibrated: expected boxes in split '%s' of %s; there are none", split, source.name)
         return None
     # As it is, if it answers so already: its functions may have been traced by the validation of its training.
-    changes = {"one_box_per_object": False, "max_detections": max(model.options.max_detections, RIVALS)}
+    changes: dict[str, Any] = {"one_box_per_object": False, "max_detections": max(model.options.max_detections, RIVALS)}
     plain = model.calibration is None and model.options == replace(model.options, **changes)
     detector = model if plain else model.with_options(scores="accumulated", **changes)
     found, objects, seen = Rows(score="f8", share="f8", right="?"), 0, 0

@@ -157,7 +157,7 @@ class Recipe:
         data: Default SOURCE; None where the user must name one.
         preset: The network: a preset, or a backbone as `overfeat_tf.build` takes it.
         layer: Where a backbone is cut: the name of a layer, or a stride in pixels, of whose layers one is chosen
-            (`pretrained.default_layer`); 16 if None.
+            (`pretrained.activation_at_stride`); 16 if None.
         classifier_channels, regressor_channels: Channels of each head's hidden layers; the network's own if None.
         averaged: Whether a backbone's last map is averaged over each window and classified by one linear layer, as
             Keras's own classifiers do: for classes alone, since a mean does not tell where in the window an object is.

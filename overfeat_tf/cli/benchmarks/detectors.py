@@ -28,7 +28,7 @@ from overfeat_tf.models.model import TASKS
 from overfeat_tf.models.predictor import Answers, Predictor
 from overfeat_tf.models.tasks import DETECTION
 from overfeat_tf.network.backbone import GREY
-from overfeat_tf.network.pretrained import default_layer, of_any_size, open_model
+from overfeat_tf.network.pretrained import activation_at_stride, of_any_size, open_model
 from training.evaluation.evaluate import evaluate
 from training.fit.train import train
 from training.recipes import Recipe, get_recipe, override
@@ -240,7 +240,9 @@ def open_maps(backbone: str) -> tuple[keras.Model, dict[str, keras.KerasTensor]]
         ValueError: there is no map at one of the strides.
     """
     model = of_any_size(open_model(backbone, "imagenet"))
-    return model, {f"P{level}": model.get_layer(default_layer(model, backbone, 2**level)).output for level in (3, 4, 5)}
+    return model, {
+        f"P{level}": model.get_layer(activation_at_stride(model, backbone, 2**level)).output for level in (3, 4, 5)
+    }
 
 
 class TimedRate(keras.callbacks.Callback):

@@ -25,8 +25,8 @@ PRESET = Preset("plain", 41, ConvBackbone(CONVS), (6, 4), (5, 3), ((49, 49), (73
 
 @pytest.fixture
 def everything_pays(monkeypatch):
-    monkeypatch.setattr(execution, "SAVED", -1e15)
-    monkeypatch.setattr(execution, "GAINED", 0.0)
+    monkeypatch.setattr(execution, "MIN_SAVING", -1e15)
+    monkeypatch.setattr(execution, "MIN_SPEEDUP", 0.0)
     monkeypatch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
 
 

@@ -112,7 +112,7 @@ def test_the_fastest_whose_answers_are_near_is_chosen(monkeypatch, gain, trial, 
     monkeypatch.setattr(choice, "bfloat16_gain", lambda: gain)
     monkeypatch.setattr(choice, "try_bfloat16", lambda _: trial)
     assert choose_arithmetic([network])[0] == "winograd"  # too small to be measured
-    monkeypatch.setattr(choice, "LEAST_WORK", 0)
+    monkeypatch.setattr(choice, "MIN_MULTIPLY_ADDS", 0)
     found = choose_arithmetic([network])
     assert found.arithmetic == expected and why in found.reason
 

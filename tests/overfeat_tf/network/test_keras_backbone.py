@@ -341,8 +341,8 @@ def test_custom_functions_have_to_be_imported_before_a_model_is_built():
 
 @pytest.mark.parametrize("arithmetic", ["direct", "winograd"])
 def test_context_and_pcr_scan_as_the_keras_model_does(arithmetic, tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "SAVED", -1e15)  # tiles, however few windows
-    monkeypatch.setattr(execution, "GAINED", 0.0)
+    monkeypatch.setattr(execution, "MIN_SAVING", -1e15)  # tiles, however few windows
+    monkeypatch.setattr(execution, "MIN_SPEEDUP", 0.0)
     monkeypatch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
     network = of.build(saved(chain(CHAINS["same"]), tmp_path), 3, layer="row3", context=True, per_class=True)
     scale = network.preset.scales[0]

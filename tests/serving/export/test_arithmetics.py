@@ -30,8 +30,8 @@ def detector(model: Model) -> Model:
 def version(detector: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The model, whose few channels would not pay, exported as if they did."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arithmetic, "SAVED", -1e15)
-        patch.setattr(arithmetic, "GAINED", 0.0)
+        patch.setattr(arithmetic, "MIN_SAVING", -1e15)
+        patch.setattr(arithmetic, "MIN_SPEEDUP", 0.0)
         patch.setattr("overfeat_tf.compute.dense.winograd_cost", lambda *_: 0.0)
         winograd = detector.with_options(arithmetic="winograd")
         yield export(winograd, tmp_path_factory.mktemp("models") / "pets")

@@ -58,8 +58,8 @@ def test_the_arithmetic_of_this_machine_has_its_rate(chosen):
 @pytest.mark.long
 def test_a_small_network_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "NATIVE", (100, 140))
-    monkeypatch.setattr("overfeat_tf.compute.execution.SAVED", -1e12)  # have every layer transformed
-    monkeypatch.setattr("overfeat_tf.compute.execution.GAINED", 0.0)
+    monkeypatch.setattr("overfeat_tf.compute.execution.MIN_SAVING", -1e12)  # have every layer transformed
+    monkeypatch.setattr("overfeat_tf.compute.execution.MIN_SPEEDUP", 0.0)
     preset = PRESETS["tiny"]
     run, *versions = scan._write_classifiers("tiny", tmp_path)
     models = [load(version) for version in versions]
