@@ -39,21 +39,54 @@ class RequestContext:
             raise cancelled_by_client()
 
 
-class RequestQueue(futures.ThreadPoolExecutor):
+class CallPool(futures.ThreadPoolExecutor):
+    """Threads for calls of one kind, of which at most `limit` run or wait.
+
+    `submit` never refuses: gRPC calls it after the interceptor has called `require_space`.
+    """
+
+    def __init__(self, threads: int, kind: str, limit: int):
+        super().__init__(threads, kind)
+        self._kind, self._limit, self._calls = kind, limit, 0
+        self._changed = threading.Condition()
+
+    def require_space(self) -> None:
+        """Raise StatusError UNAVAILABLE, which clients retry, if there are too many calls."""
+        if self._calls >= self._limit:
+            message = f"expected at most {self._limit} {self._kind} calls at a time; try again later"
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
+
+    def submit(self, function: Callable, /, *args: Any, **options: Any) -> futures.Future:
+        with self._changed:
+            self._calls += 1
+        future = super().submit(function, *args, **options)
+        future.add_done_callback(self._done)
+        return future
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until no call runs or waits; return whether that happened within `seconds`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._calls == 0, seconds)
+
+    def _done(self, _: futures.Future) -> None:
+        with self._changed:
+            self._calls -= 1
+            self._changed.notify_all()
+
+
+class RequestQueue(CallPool):
     """Threads for requests, and their turns: so many run at a time, first come, first served; and not too many wait.
 
     gRPC receives a call's message on its thread, so there is one for each request: slow senders hold up nobody.
-    `submit` never refuses: gRPC calls it after the interceptor has called `require_space`.
     """
 
     def __init__(self, workers: int, max_waiting: int, max_bytes: int):
         """Let `workers` requests run; the messages of those that wait may take `max_bytes` together."""
-        super().__init__(workers + max_waiting, "serving")
+        super().__init__(workers + max_waiting, "serving", workers + max_waiting)
         self._workers, self._max_waiting, self._max_bytes = workers, max_waiting, max_bytes
-        self._calls = self._running = self._bytes = 0
+        self._running = self._bytes = 0
         self._turns: deque[object] = deque()
         self.on_start: Callable[[float], None] = lambda seconds: None  # called with the seconds that a request waited
-        self._changed = threading.Condition()
 
     @property
     def waiting(self) -> int:
@@ -62,7 +95,7 @@ class RequestQueue(futures.ThreadPoolExecutor):
 
     def require_space(self) -> None:
         """Raise StatusError UNAVAILABLE, which clients retry, if the queue is full."""
-        if self._calls >= self._workers + self._max_waiting:
+        if self._calls >= self._limit:
             message = f"The queue of this server is full: {self._max_waiting} requests wait already"
             raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
 
@@ -97,23 +130,6 @@ class RequestQueue(futures.ThreadPoolExecutor):
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
-
-    def submit(self, function: Callable, /, *args: Any, **options: Any) -> futures.Future:
-        with self._changed:
-            self._calls += 1
-        future = super().submit(function, *args, **options)
-        future.add_done_callback(self._done)
-        return future
-
-    def wait_idle(self, seconds: float) -> bool:
-        """Wait until no request runs or waits; return whether that happened within `seconds`."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._calls == 0, seconds)
-
-    def _done(self, _: futures.Future) -> None:
-        with self._changed:
-            self._calls -= 1
-            self._changed.notify_all()
 
 
 def deadline_exceeded() -> StatusError:

@@ -20,9 +20,10 @@ import grpc
 from serving.embedded.access import Access, bracketed, listen
 from serving.embedded.config import Labels, ServedModel, from_directories
 from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
+from serving.embedded.request_queue import CallPool
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
-from serving.embedded.services import THREADS, Interceptor, add_services, set_health
+from serving.embedded.services import MAX_CALLS, THREADS, Interceptor, add_services, set_health
 from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager, require_versions
 
 DEFAULT_PORT = 8500
@@ -31,7 +32,7 @@ DEFAULT_MAX_BYTES = 64 << 20
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
+_REJECTIONS = 64  # concurrent calls that are rejected: each kind of call has a bound below that of all together
 _CONNECTION_RPCS = 64  # concurrent calls of one connection: half of the queue by default
 _KEEPALIVE_MS = 20_000  # of silence, after which a client is pinged
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -87,12 +88,13 @@ class Server(AbstractContextManager):
         self._version_manager = version_manager
         options |= {"version_manager": version_manager, "max_requests": max_requests}
         self.handler = RequestHandler(models, max_bytes, **options)
-        pools = {kind: ThreadPoolExecutor(count, kind) for kind, count in THREADS.items()}
-        self._pools = (self.handler.queue, *pools.values())
+        pools = {kind: CallPool(count, kind, MAX_CALLS) for kind, count in THREADS.items()}
+        rejections = ThreadPoolExecutor(2, "reject")
+        self._pools = (self.handler.queue, rejections, *pools.values())
         self._server = grpc.server(
-            pools["control"],
+            rejections,
             interceptors=[Interceptor(self.handler, self.access)],
-            maximum_concurrent_rpcs=max_requests + _CONTROL_RPCS,
+            maximum_concurrent_rpcs=max_requests + len(pools) * MAX_CALLS + _REJECTIONS,
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers share a port without an error
                 # Per connection; further calls wait at the client. Without a limit a client that opens and resets calls

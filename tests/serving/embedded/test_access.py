@@ -66,13 +66,17 @@ def test_methods_made_up_without_a_token_are_one_to_the_observer(guarded, files)
     assert [each[0] for each in seen.told] == ["", "", "Predict"]
 
 
-def test_status_needs_the_token_and_health_does_not(guarded, files):
+def test_status_and_health_watches_need_the_token_and_health_checks_do_not(guarded, files):
     with _channel(guarded, files) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             call(channel, "GetModelStatus", status_request())
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        check = health_pb2_grpc.HealthStub(channel).Check
-        assert check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        health = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_client_that_speaks_no_tls_is_not_answered(guarded):
