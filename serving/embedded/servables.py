@@ -214,16 +214,12 @@ class Models:
             return dict(self._labels.get(name, {}))
 
     def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
-        """Replace the labels of a model.
-
-        Raises:
-            ValueError: a label names a version that is not served.
-        """
+        """Replace the labels of a model; one of a version that has not been served yet is left out."""
         with self._lock:
-            for label, version in labels.items():
-                if version not in self._served.get(name, {}):
-                    raise ValueError(f"label {label} names version {version} of {name}, which is not loaded")
-            self._labels[name] = dict(labels)
+            served, used = self._served.get(name, {}), self._labels.get(name, {})
+            self._labels[name] = {
+                label: version for label, version in labels.items() if version in served or used.get(label) == version
+            }
 
     def _freed(self, name: str, version: int) -> None:
         with self._lock:
