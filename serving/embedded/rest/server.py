@@ -125,14 +125,19 @@ class _Protocol(H11Protocol):
         self._limit_idling()
 
     def data_received(self, data: bytes) -> None:
+        begins = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        limit = None if begins else self.timeout_keep_alive_task
         super().data_received(data)
-        self._limit_idling()
+        self._limit_idling(None if limit is None else limit.when())
 
-    def _limit_idling(self) -> None:
-        """Also close a connection that brings no whole head of a request; uvicorn waits for a first one for ever."""
+    def _limit_idling(self, end: float | None = None) -> None:
+        """Also close a connection that brings no whole head of a request; uvicorn waits for a first one for ever.
+
+        `end` is when a head that has begun to arrive must be whole.
+        """
         if self.timeout_keep_alive_task is None and not self._is_answering():
-            limit = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-            self.timeout_keep_alive_task = limit
+            end = end or self.loop.time() + self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_at(end, self.timeout_keep_alive_handler)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio keeps the connection if told so
         """Keep the connection for the answer that is due; without one, or over TLS, which cannot, close it."""

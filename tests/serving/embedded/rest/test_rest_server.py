@@ -127,6 +127,24 @@ def test_a_connection_that_brings_no_request_is_closed(monkeypatch):
                 assert client.recv(1) == b""
 
 
+def test_a_request_whose_head_drips_in_is_cut_off(monkeypatch):
+    monkeypatch.setattr(server_module, "_KEEP_ALIVE_SECONDS", 0.5)
+    with _served(lambda x: {"y": x}) as rest, socket.create_connection(("127.0.0.1", rest.port), 20) as client:
+        client.sendall(b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\nX: ")
+        client.settimeout(0.05)
+
+        def is_closed_after_one_more() -> bool:
+            try:
+                client.sendall(b"x")
+                return client.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        assert any(is_closed_after_one_more() for _ in range(60))
+
+
 @pytest.mark.parametrize("before", ["http://host", "HTTP://user@host:80", "https://[::1]:8501"])
 def test_a_path_may_come_in_the_absolute_form(before):
     with _served(lambda x: {"y": x}) as rest:
