@@ -239,3 +239,32 @@ def test_a_tensor_equals_its_numbers_to_the_last_bit():
     tensors, by_row = json_messages.tensors({"instances": back}, {"y": spec})
     assert by_row and np.array_equal(to_tensor(tensors["y"]).numpy(), values)
     assert image_example(DARK).features.feature["image/encoded"].bytes_list.value == [DARK]
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("names", [["boxes"], ["boxes", "texts", "scores"]])
+def test_a_large_answer_is_written_in_parts(monkeypatch, by_row, names):
+    arrays = {
+        "boxes": np.arange(2 * 9 * 5 * 4, dtype=np.float32).reshape(2, 9, 5, 4),
+        "texts": np.array([[b"a\xc3\xa9"] * 30, [b"b"] * 30], object),
+        "scores": np.zeros([2, 0], np.float32),
+    }
+    response, sizes = predict_pb2.PredictResponse(), []
+    for name in names:
+        response.outputs[name].CopyFrom(to_proto(tf.constant(arrays[name])))
+    whole = predict_json(response, by_row)
+    convert = json_messages._plain
+    monkeypatch.setattr(json_messages, "_PART_VALUES", 16)
+    monkeypatch.setattr(
+        json_messages, "_plain", lambda name, values: (sizes.append(values.size), convert(name, values))[1]
+    )
+    assert predict_json(response, by_row) == whole
+    assert max(sizes) <= 16 and len(sizes) > 20  # no other thread runs while one is converted
+    expected = {name: arrays[name].tolist() for name in names}
+    if "texts" in names:
+        expected["texts"] = [["aé"] * 30, ["b"] * 30]
+    columns = json.loads(whole)["predictions" if by_row else "outputs"]
+    if len(names) == 1:
+        assert columns == expected["boxes"]
+    else:
+        assert columns == ([{n: expected[n][i] for n in names} for i in range(2)] if by_row else expected)
