@@ -13,7 +13,9 @@ import grpc
 
 from serving.errors import StatusError
 
-_CHECK_SECONDS = 0.2  # between looks whether anybody still waits for a request that waits
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"
+CANCELLED = grpc.StatusCode.CANCELLED, "the client cancelled the request"
+_CHECK_SECONDS = 0.2  # between checks whether the client of a waiting request is still there
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class RequestContext:
         """Raise StatusError DEADLINE_EXCEEDED or CANCELLED once nobody waits for the answer."""
         # gRPC also reports a client whose deadline has passed as gone: the deadline comes first.
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise deadline_exceeded()
+            raise StatusError(*DEADLINE_EXCEEDED)
         if self.is_cancelled():
-            raise cancelled_by_client()
+            raise StatusError(*CANCELLED)
 
 
 class CallPool(futures.ThreadPoolExecutor):
@@ -75,7 +77,7 @@ class CallPool(futures.ThreadPoolExecutor):
 
 
 class RequestQueue(CallPool):
-    """Threads for requests, and their turns: so many run at a time, first come, first served; and not too many wait.
+    """Threads for requests, and slots to run them: a few run at a time, first come, first served, and some wait.
 
     gRPC receives a call's message on its thread, so there is one for each request: slow senders hold up nobody.
     """
@@ -85,13 +87,13 @@ class RequestQueue(CallPool):
         super().__init__(workers + max_waiting, "serving", workers + max_waiting)
         self._workers, self._max_waiting, self._max_bytes = workers, max_waiting, max_bytes
         self._running = self._bytes = 0
-        self._turns: deque[object] = deque()
+        self._waiting: deque[object] = deque()
         self.on_start: Callable[[float], None] = lambda seconds: None  # called with the seconds that a request waited
 
     @property
     def waiting(self) -> int:
-        """Count the requests that wait for their turn."""
-        return len(self._turns)
+        """Count the waiting requests."""
+        return len(self._waiting)
 
     def require_space(self) -> None:
         """Raise StatusError UNAVAILABLE, which clients retry, if the queue is full."""
@@ -100,8 +102,8 @@ class RequestQueue(CallPool):
             raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
 
     @contextmanager
-    def turn(self, context: RequestContext, size: int = 0) -> Iterator[None]:
-        """Wait for a request's turn, and hold it for as long as the block runs.
+    def slot(self, context: RequestContext, size: int = 0) -> Iterator[None]:
+        """Wait for a slot, and hold it for as long as the block runs.
 
         Raises:
             StatusError: nobody waits for the answer any more, or the messages that wait, of which this one has `size`
@@ -109,18 +111,18 @@ class RequestQueue(CallPool):
         """
         ticket, asked = object(), time.monotonic()
         with self._changed:
-            if self._turns and self._bytes + size > self._max_bytes:
+            if self._waiting and self._bytes + size > self._max_bytes:
                 message = "too many large requests at a time; try again later"
                 raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
-            self._turns.append(ticket)
+            self._waiting.append(ticket)
             self._bytes += size
             try:
-                while self._running >= self._workers or self._turns[0] is not ticket:
+                while self._running >= self._workers or self._waiting[0] is not ticket:
                     self._changed.wait(_CHECK_SECONDS)
                     context.check()
                 self._running += 1
             finally:
-                self._turns.remove(ticket)
+                self._waiting.remove(ticket)
                 self._bytes -= size
                 self._changed.notify_all()
         try:
@@ -130,13 +132,3 @@ class RequestQueue(CallPool):
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
-
-
-def deadline_exceeded() -> StatusError:
-    """Return the error of a request whose deadline has passed."""
-    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-
-
-def cancelled_by_client() -> StatusError:
-    """Return the error of a request whose client has gone."""
-    return StatusError(grpc.StatusCode.CANCELLED, "the client cancelled the request")

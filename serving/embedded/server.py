@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from serving.embedded.access import Access, bracketed, listen
-from serving.embedded.config import Labels, ServedModel, from_directories
+from serving.embedded.config import ServedModel, from_directories
 from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
 from serving.embedded.request_queue import CallPool
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
-from serving.embedded.services import MAX_CALLS, THREADS, Interceptor, add_services, set_health
+from serving.embedded.services import MAX_CALLS, MODEL, PREDICTION, THREADS, Interceptor, add_services
 from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager, require_versions
 
 DEFAULT_PORT = 8500
@@ -108,7 +109,7 @@ class Server(AbstractContextManager):
             ],
         )
         self._health = add_services(self._server, self.handler, pools)
-        set_health(self._health, not models.starting)
+        self.set_ready(not models.starting)
         credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
         try:
             if credentials is None:
@@ -124,13 +125,15 @@ class Server(AbstractContextManager):
         return f"{bracketed(self.host)}:{self.port}"
 
     def open_rest(self, port: int, page: bool = False) -> RestServer:
-        """Also listen on a REST port, with metrics and perhaps a page to try it."""
-        self.rest = RestServer(self.handler, self.host, port, access=self.access, metrics=True, page=page)
+        """Also listen on a REST port; see RestServer."""
+        self.rest = RestServer(self.handler, self.host, port, access=self.access, page=page)
         return self.rest
 
-    def set_ready(self) -> None:
-        """Report SERVING: what is to be served is loaded."""
-        set_health(self._health, True)
+    def set_ready(self, ready: bool = True) -> None:
+        """Report SERVING or NOT_SERVING as the health of the server ("") and both services."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", PREDICTION, MODEL):
+            self._health.set(name, status)
 
     def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
         """Report NOT_SERVING, reject new requests, let running and waiting ones finish, and close.
@@ -159,11 +162,9 @@ class Server(AbstractContextManager):
         self.stop(None if kind else DEFAULT_GRACE_SECONDS)
 
 
-def start(
-    model_dirs: Sequence[Path], *, all_versions: bool = False, labels: Labels | None = None, **options: Any
-) -> Server:
+def start(model_dirs: Sequence[Path], *, all_versions: bool = False, **options: Any) -> Server:
     """Load model directories and serve them; see from_directories and start_models."""
-    return start_models(from_directories(model_dirs, all_versions, labels), **options)
+    return start_models(from_directories(model_dirs, all_versions), **options)
 
 
 def start_models(
@@ -234,7 +235,7 @@ def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, 
 
     before = {number: signal.signal(number, stop_loading) for number in _STOP_SIGNALS}
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
     try:
         server = start_models(wanted, **options)
@@ -256,14 +257,3 @@ def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, 
         _log.warning("requests that cannot be cancelled end with the process")
     logging.shutdown()
     os._exit(0)  # the interpreter would wait for the threads of what cannot be cancelled
-
-
-class LogFormatter(logging.Formatter):
-    """Logs an exception that gRPC reports, as of an unreadable message, by its message instead of its traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name.partition(".")[0] == "grpc" and record.exc_info and record.exc_info[1] is not None:
-            why = " ".join(str(record.exc_info[1]).split()) or type(record.exc_info[1]).__name__
-            message = f"{record.getMessage()} {why}"
-            record = logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, message, (), None)
-        return super().format(record)

@@ -8,16 +8,22 @@ from functools import partial
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
-from tensorflow_serving.apis import model_service_pb2_grpc, prediction_service_pb2_grpc
+from tensorflow_serving.apis import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    prediction_service_pb2,
+    prediction_service_pb2_grpc,
+)
 
 from serving.embedded.access import Access
-from serving.embedded.handler import SERVICES, RequestHandler
+from serving.embedded.handler import RequestHandler
 from serving.embedded.request_queue import CallPool, RequestContext
 from serving.errors import StatusError
 
-PREDICTION, MODEL = (service.full_name for service in SERVICES)
+PREDICTION = prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name
+MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
 _CHECK = f"/{health.SERVICE_NAME}/Check"  # open to all: liveness probes have no token
 # Threads per kind of call. Reloads take minutes; reflection streams and health watches hold a thread while connected.
 # Health checks, which a liveness probe may use, have their own.
@@ -63,7 +69,7 @@ class Interceptor(grpc.ServerInterceptor):
 
 
 def add_services(server: grpc.Server, handler: RequestHandler, pools: Mapping[str, CallPool]) -> health.HealthServicer:
-    """Add all services, on the pools of `THREADS`, to a server, and return its health, which `set_health` sets."""
+    """Add all services, on the pools of `THREADS`, to a server, and return its health."""
     prediction = prediction_service_pb2_grpc.PredictionServiceServicer()
     prediction.Predict = _run_on(handler.queue, _unary(handler.predict))
     prediction.Classify = _run_on(handler.queue, _unary(handler.classify))
@@ -85,13 +91,6 @@ def add_services(server: grpc.Server, handler: RequestHandler, pools: Mapping[st
     servicer.ServerReflectionInfo = _run_on(pools["reflection"], servicer.ServerReflectionInfo)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     return checks
-
-
-def set_health(checks: health.HealthServicer, ready: bool) -> None:
-    """Report SERVING or NOT_SERVING for the server ("") and both services."""
-    response = health_pb2.HealthCheckResponse
-    for name in ("", PREDICTION, MODEL):
-        checks.set(name, response.SERVING if ready else response.NOT_SERVING)
 
 
 def _unary(method: Callable[[Any, RequestContext], Any]) -> Callable[[Any, grpc.ServicerContext], Any]:

@@ -26,7 +26,6 @@ from serving.version_folders import (
 
 DEFAULT_POLL_SECONDS = 1.0  # TF Serving's
 _MAX_WARMUP_RECORDS = 1000
-_LINE_SECONDS = 10.0  # between the log lines of a long warm-up
 
 _log = logging.getLogger(__name__)
 
@@ -301,14 +300,8 @@ def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:
     if not file.is_file():
         return 0
     count = 0
-    start = logged = time.monotonic()
     try:
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-            now = time.monotonic()
-            if now - logged >= _LINE_SECONDS:
-                logged = now
-                version = servable.name, servable.version
-                _log.info("%s version %d: warming up, %d requests in %.0f s", *version, count, now - start)
             count += 1
             if count > _MAX_WARMUP_RECORDS:
                 raise ValueError(f"expected at most {_MAX_WARMUP_RECORDS} records")

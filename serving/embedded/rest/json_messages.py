@@ -1,6 +1,7 @@
 """TF Serving's messages as JSON: requests by rows or columns into tensors and tf.Examples, and responses back.
 
-Every function raises StatusError INVALID_ARGUMENT for what it cannot convert.
+Every function raises StatusError INVALID_ARGUMENT for what it cannot convert, or UnicodeEncodeError for half of a
+surrogate pair.
 """
 
 import base64
@@ -181,7 +182,6 @@ def _example(value: Any) -> tf.train.Example:
         raise invalid(f"Example must be JSON object but got JSON {_type_name(value)}")
     example = tf.train.Example()
     for name, content in value.items():
-        _utf8(name, name)
         _fill(example.features.feature[name], name, content if isinstance(content, list) else [content])
     return example
 
@@ -196,7 +196,7 @@ def _fill(feature: tf.train.Feature, name: str, values: list) -> None:
         feature.float_list.value.extend(_numbers(name, values, tf.float32.as_datatype_enum).tolist())
     elif types == {int}:
         if not all(-(2**63) <= value < 2**63 for value in values):
-            raise invalid(f"Feature: {name} has an element that is no int64.")
+            raise invalid(f"Feature: {name} has an element that does not fit int64.")
         feature.int64_list.value.extend(map(int, values))
     else:
         raise invalid(f"Feature: {name} has element with unexpected JSON type: {_type_name(values[0])}")
@@ -225,7 +225,7 @@ def _string(name: str, value: Any) -> bytes:
         return _from_base64(name, value)
     if not isinstance(value, str):
         raise _wrong_type(name, value, tf.string.as_datatype_enum)
-    return _utf8(name, value)
+    return value.encode("utf-8")
 
 
 def _numbers(name: str, values: Sequence, dtype: int) -> np.ndarray:
@@ -264,14 +264,6 @@ def _shown(value: Any) -> str:
         return f"{_type_name(value).lower()} of {len(value)}"
     text = json.dumps(value)
     return text if len(text) <= _MAX_SHOWN_CHARS else text[:_MAX_SHOWN_CHARS] + "..."
-
-
-def _utf8(name: str, text: str) -> bytes:
-    """Encode text; half of a surrogate pair, which JSON can write, is no UTF-8."""
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise invalid(f'{_shown(name)}: JSON text that is no UTF-8; send bytes as {{"b64": "..."}}') from None
 
 
 def _from_base64(name: str, value: dict) -> bytes:

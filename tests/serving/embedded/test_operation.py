@@ -36,7 +36,8 @@ server.run([], grace=0.2)
 
 def test_an_observer_is_told_of_each_request_once(servable):
     seen = Seen()
-    with Server(Models([servable]), port=0, observer=seen) as server, grpc.insecure_channel(server.address) as channel:
+    with Server(Models([servable]), port=0) as server, grpc.insecure_channel(server.address) as channel:
+        server.handler.observer = seen
         call(channel, "Predict", good_request())
         call(channel, "Classify", classify_request(png()))
         call(channel, "MultiInference", multi_request("classify"))

@@ -88,7 +88,8 @@ def test_a_request_that_finds_the_queue_full_need_not_be_received():
     gate = Gate()
     seen = Seen()
     large = predict_request(x=np.ones(4 << 20, np.float32))
-    server = serve_function(gate, workers=1, max_requests=1, observer=seen)
+    server = serve_function(gate, workers=1, max_requests=1)
+    server.handler.observer = seen
     with server, grpc.insecure_channel(server.address) as channel:
         running = predict(channel).future(X, timeout=20)
         assert gate.entered.acquire(timeout=10)

@@ -55,8 +55,8 @@ def test_slow_bodies_and_too_many_large_ones_are_refused(server, monkeypatch):
         assert httpx.post(rest.url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
 
 
-def _served(function, timeout: float = 30, **options) -> RestServer:
-    return RestServer(RequestHandler(function_models(function), 1 << 20, **options), port=0, timeout=timeout)
+def _served(function, **options) -> RestServer:
+    return RestServer(RequestHandler(function_models(function), 1 << 20, **options), port=0)
 
 
 def _post(rest: RestServer, timeout: float = 20) -> httpx.Response:
@@ -153,9 +153,10 @@ def test_a_path_may_come_in_the_absolute_form(before):
         assert _raw(rest, f"GET {before} HTTP/1.1\r\nHost: host\r\n\r\n".encode()).startswith(b"HTTP/1.1 404")
 
 
-def test_a_request_that_waited_too_long_gets_504_at_once():
+def test_a_request_that_waited_too_long_gets_504_at_once(monkeypatch):
+    monkeypatch.setattr(api, "_TIMEOUT_SECONDS", 2.0)
     gate = Gate()
-    with _served(gate, workers=1, timeout=2.0) as rest, futures.ThreadPoolExecutor(2) as pool:
+    with _served(gate, workers=1) as rest, futures.ThreadPoolExecutor(2) as pool:
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
         assert _post(rest).status_code == 504  # while the other still runs
