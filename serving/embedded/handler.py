@@ -88,7 +88,6 @@ class RequestHandler:
         """Make the queue.
 
         Args:
-            models, max_bytes: see above.
             version_manager: reloads the configuration; None if the models are fixed.
             workers: requests that run at the same time; by default one for each CPU, and at least four.
             max_requests: requests that run or wait; further ones are rejected.

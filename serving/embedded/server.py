@@ -73,7 +73,7 @@ class Server(AbstractContextManager):
         """Listen and answer; the health is NOT_SERVING while the models of the start are loaded.
 
         Args:
-            host, port: where to listen; the loopback address keeps other machines out, and port 0 is any free one.
+            host, port: where to listen; port 0 is any free one.
             access: what clients need; nothing by default.
             max_bytes: the largest request, and the largest tensor in one.
             version_manager: keeps `models` up to date, and is closed with the server; None if they are fixed.
@@ -123,11 +123,6 @@ class Server(AbstractContextManager):
     @property
     def address(self) -> str:
         return f"{bracketed(self.host)}:{self.port}"
-
-    def open_rest(self, port: int, page: bool = False) -> RestServer:
-        """Also listen on a REST port; see RestServer."""
-        self.rest = RestServer(self.handler, self.host, port, access=self.access, page=page)
-        return self.rest
 
     def set_ready(self, ready: bool = True) -> None:
         """Report SERVING or NOT_SERVING as the health of the server ("") and both services."""
@@ -181,7 +176,7 @@ def start_models(
     max_bytes: int = DEFAULT_MAX_BYTES,
     **options: Any,
 ) -> Server:
-    """Serve models, and follow the changes of their directories; return once all are loaded.
+    """Serve models, and follow the changes of their directories; return once they are loaded.
 
     The ports open at once: until the models are loaded, their state is LOADING, the health NOT_SERVING, and requests
     get UNAVAILABLE, which clients retry.
@@ -191,11 +186,11 @@ def start_models(
         rest_port: the port of REST and Prometheus, 0 for any free one; None for neither.
         page: whether to show a page to try it there.
         poll_seconds, config, warm: see VersionManager.
-        wait: whether to wait for models that are not there yet.
+        wait: whether models may have no version yet; see VersionManager.start.
         host, port, max_bytes, **options: see Server.
 
     Raises:
-        FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
+        FileNotFoundError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
     listen(host, port).close()  # a taken port is said before anything else
@@ -207,8 +202,8 @@ def start_models(
     server = Server(models, host, port, max_bytes=max_bytes, version_manager=manager, **options)
     try:
         if rest_port is not None:
-            url = server.open_rest(rest_port, page).url
-            _log.info("REST and metrics on %s%s", url, " - open it in a browser to try it" if page else "")
+            server.rest = RestServer(server.handler, host, rest_port, access=server.access, page=page)
+            _log.info("REST and metrics on %s%s", server.rest.url, " - open it in a browser to try it" if page else "")
         _log.info("listening on %s while models are loaded", server.address)
         manager.start(wanted, wait)
     except BaseException:
@@ -219,14 +214,11 @@ def start_models(
 
 
 def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, **options: Any) -> None:
-    """Serve and log until SIGTERM or SIGINT, then let requests finish, cancel those that take longer, and exit with 0.
+    """Serve and log until SIGTERM or SIGINT, let requests finish for `grace` seconds, cancel the rest, exit with 0.
 
     A second signal ends the process the ordinary way. Must be called from the main thread.
 
-    Args:
-        wanted: what to serve.
-        grace: the seconds that requests may take to finish.
-        **options: see start_models, which may raise.
+    `options` are those of start_models, which may raise.
     """
     signalled = threading.Event()
 

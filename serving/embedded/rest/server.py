@@ -50,12 +50,7 @@ class RestServer(AbstractContextManager):
         access: Access | None = None,
         page: bool = False,
     ):
-        """Listen and answer.
-
-        Args:
-            handler: answers the requests, on its queue.
-            host, port, access: see serving.embedded.server.Server.
-            page: whether to show the page to try it, at `/`.
+        """Listen and answer, with the page to try it at `/` if `page`.
 
         Raises:
             OSError: the address is taken or not ours.
