@@ -36,7 +36,7 @@ def open_channel(
         raise ValueError("expected a client's certificate and its key together: give --client-cert and --client-key")
     if ca_cert is None:
         if client_cert is not None:
-            raise ValueError("expected --ca-cert with --client-cert: without TLS nobody is shown a certificate")
+            raise ValueError("expected --ca-cert with --client-cert: client certificates are used only with TLS")
         return grpc.insecure_channel(address, options=_OPTIONS)
     require_authority(ca_cert)
     pair: tuple[bytes, ...] = ()
@@ -58,7 +58,8 @@ def authorization(address: str, token: str | None, encrypted: bool) -> tuple[tup
         raise ValueError("expected a token of visible ASCII characters, on one line; got other ones")
     local = address.startswith(("unix:", "unix-abstract:")) or is_loopback(address.rpartition(":")[0])
     if not encrypted and not local:
-        raise ValueError(f"expected --ca-cert with a token: without TLS all on the way to {address} could read it")
+        who = f"anyone on the network path to {address}"
+        raise ValueError(f"expected --ca-cert with a token: without TLS {who} could read it")
     return (("authorization", f"Bearer {token}"),)
 
 

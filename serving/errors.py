@@ -49,7 +49,7 @@ def to_status_error(error: Exception) -> StatusError:
     if isinstance(error, StatusError):
         return error
     if isinstance(error, UnicodeEncodeError):  # half of a surrogate pair, which JSON can write
-        return invalid("expected names in UTF-8; the request has text that is none")
+        return invalid("expected valid UTF-8 text in the request")
     if isinstance(error, tf.errors.OpError):
         return StatusError(_CODES.get(error.error_code, grpc.StatusCode.INTERNAL), reason(error.message))
     return StatusError(grpc.StatusCode.INTERNAL, f"{type(error).__name__}: {reason(str(error))}")

@@ -11,7 +11,6 @@ from tensorflow_serving.config.file_system_storage_path_source_pb2 import FileSy
 
 from serving.errors import invalid
 
-Labels = Mapping[str, Mapping[str, int]]  # version numbers by model and label
 VersionPolicy: Any = FileSystemStoragePathSourceConfig.ServableVersionPolicy
 
 
@@ -41,10 +40,8 @@ class ServedModel:
         return set(sorted(versions)[-(self.policy.latest.num_versions or 1) :])
 
 
-def from_directories(
-    bases: Sequence[Path], all_versions: bool = False, labels: Labels | None = None
-) -> list[ServedModel]:
-    """Return the configuration of model directories, `saved_models/NAME`, with version numbers by name and label.
+def from_directories(bases: Sequence[Path], all_versions: bool = False) -> list[ServedModel]:
+    """Return the configuration of model directories, `saved_models/NAME`.
 
     Raises:
         ValueError: two directories have the same name, or none was given.
@@ -56,7 +53,7 @@ def from_directories(
     for base in (Path(base).resolve() for base in bases):
         if base.name in models:
             raise ValueError(f"two model directories are called {base.name}: rename one, the name is how clients ask")
-        models[base.name] = ServedModel(base.name, base, policy, (labels or {}).get(base.name, {}))
+        models[base.name] = ServedModel(base.name, base, policy)
     return list(models.values())
 
 

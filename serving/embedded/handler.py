@@ -11,12 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from tensorflow_serving.apis import (
-    get_model_status_pb2,
-    model_management_pb2,
-    model_service_pb2,
-    prediction_service_pb2,
-)
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 
 from serving.embedded import inference
 from serving.embedded.request_queue import RequestContext, RequestQueue
@@ -28,12 +23,8 @@ from serving.errors import StatusError, invalid, to_status_error
 DEFAULT_MAX_ROWS = 1024
 # Running and waiting requests together. Clients retry the UNAVAILABLE that further ones get.
 DEFAULT_MAX_REQUESTS = 128
-SERVICES = (
-    prediction_service_pb2.DESCRIPTOR.services_by_name["PredictionService"],
-    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"],
-)
-# Takes each request once it has ended: method, model, the version that answered, code, seconds and entry point. Unknown
-# methods and models are empty, so that metrics have few labels.
+# Takes each request once it has ended: method, which a client may have made up, model, empty if unknown, the version
+# that answered, code, seconds and entry point.
 Observer = Callable[[str, str, int | None, grpc.StatusCode, float, str], None]
 _NO_DEADLINE = RequestContext()
 _MESSAGES_WAITING = 8  # of the largest size: as many bytes may wait
@@ -79,7 +70,7 @@ class RequestHandler:
 
     Attributes:
         models: what is served.
-        queue: where the callers run the methods that run a model; these wait for their turn there.
+        queue: where the callers run the methods that run a model; these wait for a slot there.
         max_bytes: the most bytes that one tensor of a request may occupy.
         observer: called after every request; its exceptions are logged. May be set at any time.
     """
@@ -88,7 +79,6 @@ class RequestHandler:
         self,
         models: Models,
         max_bytes: int,
-        observer: Observer | None = None,
         *,
         version_manager: VersionManager | None = None,
         workers: int | None = None,
@@ -98,7 +88,6 @@ class RequestHandler:
         """Make the queue.
 
         Args:
-            models, max_bytes, observer: see above.
             version_manager: reloads the configuration; None if the models are fixed.
             workers: requests that run at the same time; by default one for each CPU, and at least four.
             max_requests: requests that run or wait; further ones are rejected.
@@ -106,7 +95,7 @@ class RequestHandler:
         """
         self.models = models
         self.max_bytes = max_bytes
-        self.observer = observer
+        self.observer: Observer | None = None
         self._version_manager = version_manager
         self._max_rows = max_rows
         workers = min(workers or max(4, os.cpu_count() or 1), max_requests)
@@ -158,14 +147,13 @@ class RequestHandler:
         self, method: str, code: grpc.StatusCode, request: Any = None, entrypoint: str = _NO_DEADLINE.entrypoint
     ) -> None:
         """Tell the observer of a request that was rejected before it was read, or could not be read in full."""
-        known = any(method in service.methods_by_name for service in SERVICES)
-        self._observe(method if known else "", request, None, code, 0.0, entrypoint)
+        self._observe(method, request, None, code, 0.0, entrypoint)
 
     def _run(self, answer: Callable, request: Any, asked: Any, context: RequestContext) -> Any:
-        """Run the model that `asked`, a message with a ModelSpec, asks for, once it is the request's turn."""
+        """Run the model that `asked`, a message with a ModelSpec, asks for, once there is a slot."""
         inference.require_rows(request, self._max_rows)
         servable = self.models.find(asked)
-        with self.queue.turn(context, request.ByteSize()):
+        with self.queue.slot(context, request.ByteSize()):
             return answer(servable, request, self.max_bytes, context.check)
 
     def _observe(

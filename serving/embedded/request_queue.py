@@ -13,7 +13,9 @@ import grpc
 
 from serving.errors import StatusError
 
-_CHECK_SECONDS = 0.2  # between looks whether anybody still waits for a request that waits
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"
+CANCELLED = grpc.StatusCode.CANCELLED, "the client cancelled the request"
+_CHECK_SECONDS = 0.2  # between checks whether the client of a waiting request is still there
 
 
 @dataclass(frozen=True)
@@ -34,69 +36,27 @@ class RequestContext:
         """Raise StatusError DEADLINE_EXCEEDED or CANCELLED once nobody waits for the answer."""
         # gRPC also reports a client whose deadline has passed as gone: the deadline comes first.
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise deadline_exceeded()
+            raise StatusError(*DEADLINE_EXCEEDED)
         if self.is_cancelled():
-            raise cancelled_by_client()
+            raise StatusError(*CANCELLED)
 
 
-class RequestQueue(futures.ThreadPoolExecutor):
-    """Threads for requests, and their turns: so many run at a time, first come, first served; and not too many wait.
+class CallPool(futures.ThreadPoolExecutor):
+    """Threads for calls of one kind, of which at most `limit` run or wait.
 
-    gRPC receives a call's message on its thread, so there is one for each request: slow senders hold up nobody.
     `submit` never refuses: gRPC calls it after the interceptor has called `require_space`.
     """
 
-    def __init__(self, workers: int, max_waiting: int, max_bytes: int):
-        """Let `workers` requests run; the messages of those that wait may take `max_bytes` together."""
-        super().__init__(workers + max_waiting, "serving")
-        self._workers, self._max_waiting, self._max_bytes = workers, max_waiting, max_bytes
-        self._calls = self._running = self._bytes = 0
-        self._turns: deque[object] = deque()
-        self.on_start: Callable[[float], None] = lambda seconds: None  # called with the seconds that a request waited
+    def __init__(self, threads: int, kind: str, limit: int):
+        super().__init__(threads, kind)
+        self._kind, self._limit, self._calls = kind, limit, 0
         self._changed = threading.Condition()
 
-    @property
-    def waiting(self) -> int:
-        """Count the requests that wait for their turn."""
-        return len(self._turns)
-
     def require_space(self) -> None:
-        """Raise StatusError UNAVAILABLE, which clients retry, if the queue is full."""
-        if self._calls >= self._workers + self._max_waiting:
-            message = f"The queue of this server is full: {self._max_waiting} requests wait already"
+        """Raise StatusError UNAVAILABLE, which clients retry, if there are too many calls."""
+        if self._calls >= self._limit:
+            message = f"expected at most {self._limit} {self._kind} calls at a time; try again later"
             raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
-
-    @contextmanager
-    def turn(self, context: RequestContext, size: int = 0) -> Iterator[None]:
-        """Wait for a request's turn, and hold it for as long as the block runs.
-
-        Raises:
-            StatusError: nobody waits for the answer any more, or the messages that wait, of which this one has `size`
-                bytes, are too large together.
-        """
-        ticket, asked = object(), time.monotonic()
-        with self._changed:
-            if self._turns and self._bytes + size > self._max_bytes:
-                message = "too many large requests at a time; try again later"
-                raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
-            self._turns.append(ticket)
-            self._bytes += size
-            try:
-                while self._running >= self._workers or self._turns[0] is not ticket:
-                    self._changed.wait(_CHECK_SECONDS)
-                    context.check()
-                self._running += 1
-            finally:
-                self._turns.remove(ticket)
-                self._bytes -= size
-                self._changed.notify_all()
-        try:
-            self.on_start(time.monotonic() - asked)
-            yield
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._changed.notify_all()
 
     def submit(self, function: Callable, /, *args: Any, **options: Any) -> futures.Future:
         with self._changed:
@@ -106,7 +66,7 @@ class RequestQueue(futures.ThreadPoolExecutor):
         return future
 
     def wait_idle(self, seconds: float) -> bool:
-        """Wait until no request runs or waits; return whether that happened within `seconds`."""
+        """Wait until no call runs or waits; return whether that happened within `seconds`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._calls == 0, seconds)
 
@@ -116,11 +76,59 @@ class RequestQueue(futures.ThreadPoolExecutor):
             self._changed.notify_all()
 
 
-def deadline_exceeded() -> StatusError:
-    """Return the error of a request whose deadline has passed."""
-    return StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+class RequestQueue(CallPool):
+    """Threads for requests, and slots to run them: a few run at a time, first come, first served, and some wait.
 
+    gRPC receives a call's message on its thread, so there is one for each request: slow senders hold up nobody.
+    """
 
-def cancelled_by_client() -> StatusError:
-    """Return the error of a request whose client has gone."""
-    return StatusError(grpc.StatusCode.CANCELLED, "the client cancelled the request")
+    def __init__(self, workers: int, max_waiting: int, max_bytes: int):
+        """Let `workers` requests run; the messages of those that wait may take `max_bytes` together."""
+        super().__init__(workers + max_waiting, "serving", workers + max_waiting)
+        self._workers, self._max_waiting, self._max_bytes = workers, max_waiting, max_bytes
+        self._running = self._bytes = 0
+        self._waiting: deque[object] = deque()
+        self.on_start: Callable[[float], None] = lambda seconds: None  # called with the seconds that a request waited
+
+    @property
+    def waiting(self) -> int:
+        """Count the waiting requests."""
+        return len(self._waiting)
+
+    def require_space(self) -> None:
+        """Raise StatusError UNAVAILABLE, which clients retry, if the queue is full."""
+        if self._calls >= self._limit:
+            message = f"The queue of this server is full: {self._max_waiting} requests wait already"
+            raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
+
+    @contextmanager
+    def slot(self, context: RequestContext, size: int = 0) -> Iterator[None]:
+        """Wait for a slot, and hold it for as long as the block runs.
+
+        Raises:
+            StatusError: nobody waits for the answer any more, or the messages that wait, of which this one has `size`
+                bytes, are too large together.
+        """
+        ticket, asked = object(), time.monotonic()
+        with self._changed:
+            if self._waiting and self._bytes + size > self._max_bytes:
+                message = "too many large requests at a time; try again later"
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, message)
+            self._waiting.append(ticket)
+            self._bytes += size
+            try:
+                while self._running >= self._workers or self._waiting[0] is not ticket:
+                    self._changed.wait(_CHECK_SECONDS)
+                    context.check()
+                self._running += 1
+            finally:
+                self._waiting.remove(ticket)
+                self._bytes -= size
+                self._changed.notify_all()
+        try:
+            self.on_start(time.monotonic() - asked)
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()

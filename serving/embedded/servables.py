@@ -2,7 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -68,9 +68,13 @@ class Servable:
         for start in range(0, rows, ROWS_PER_RUN):
             check()
             parts.append(function(**{name: each[start : start + ROWS_PER_RUN] for name, each in inputs.items()}))
-        if _can_join(parts, rows):
-            return {name: tf.concat([part[name] for part in parts], 0) for name in parts[0]}
-        return function(**inputs)  # another program's model, which only looks like one of the contract
+        joined = {}
+        for name in parts[0]:
+            shapes = [tuple(part[name].shape) for part in parts]
+            if () in shapes or sum(shape[0] for shape in shapes) != rows or len({shape[1:] for shape in shapes}) > 1:
+                return function(**inputs)  # another program's model, which only looks like one of the contract
+            joined[name] = tf.concat([part[name] for part in parts], 0)
+        return joined
 
 
 class Models:
@@ -105,15 +109,6 @@ class Models:
         with self._lock:
             return sorted((name, version) for name, versions in self._served.items() for version in versions)
 
-    def display_thresholds(self) -> dict[str, dict[str, float]]:
-        """Return the display thresholds of the versions that have one, by name and number."""
-        found: dict[str, dict[str, float]] = {}
-        with self._lock:
-            for name, version in self.loaded:
-                if (threshold := self._served[name][version].display_threshold) is not None:
-                    found.setdefault(name, {})[str(version)] = threshold
-        return found
-
     @property
     def unloading(self) -> bool:
         """Return whether a version that is no longer served is still in use."""
@@ -131,34 +126,26 @@ class Models:
             StatusError: NOT_FOUND if there is none, INVALID_ARGUMENT if the request names none, UNAVAILABLE, which
                 clients retry, while the server starts.
         """
-        try:
-            return self._find(request)
-        except StatusError:
-            if self.starting and (name := request.model_spec.name) in self._states:
-                raise StatusError(grpc.StatusCode.UNAVAILABLE, f"{name} is loading; try again later") from None
-            raise
-
-    def _find(self, request) -> Servable:
         if not request.HasField("model_spec"):
             raise invalid("Missing ModelSpec")
         spec = request.model_spec
         if not spec.name:
             raise invalid("ModelSpec has no name specified.")
+        label = spec.version_label if spec.HasField("version_label") else None
         with self._lock:
             versions = self._served.get(spec.name, {})
-            wanted: int | None = None
-            if spec.HasField("version_label"):
-                wanted = self._labels.get(spec.name, {}).get(spec.version_label)
-                if wanted is None:
-                    raise invalid(f"Unrecognized servable version label: {spec.version_label}")
-            elif spec.HasField("version"):
-                wanted = spec.version.value
+            if label is not None:
+                wanted = self._labels.get(spec.name, {}).get(label)
             else:
-                wanted = max(versions, default=None)
-            if wanted is None or wanted not in versions:
-                asked = f"Latest({spec.name})" if wanted is None else f"Specific({spec.name}, {wanted})"
-                raise StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
-            return versions[wanted]
+                wanted = spec.version.value if spec.HasField("version") else max(versions, default=None)
+            if wanted in versions:
+                return versions[wanted]
+            if self.starting and spec.name in self._states:
+                raise StatusError(grpc.StatusCode.UNAVAILABLE, f"{spec.name} is loading; try again later")
+        if wanted is None and label is not None:
+            raise invalid(f"Unrecognized servable version label: {label}")
+        asked = f"Latest({spec.name})" if wanted is None else f"Specific({spec.name}, {wanted})"
+        raise StatusError(grpc.StatusCode.NOT_FOUND, f"Servable not found for request: {asked}")
 
     def served(self, name: str) -> dict[int, Servable]:
         """Return the served versions of a model, by number."""
@@ -214,26 +201,14 @@ class Models:
             return dict(self._labels.get(name, {}))
 
     def set_labels(self, name: str, labels: Mapping[str, int]) -> None:
-        """Replace the labels of a model.
-
-        Raises:
-            ValueError: a label names a version that is not served.
-        """
+        """Replace the labels of a model; one of a version that has not been served yet is left out."""
         with self._lock:
-            for label, version in labels.items():
-                if version not in self._served.get(name, {}):
-                    raise ValueError(f"label {label} names version {version} of {name}, which is not loaded")
-            self._labels[name] = dict(labels)
+            served, used = self._served.get(name, {}), self._labels.get(name, {})
+            self._labels[name] = {
+                label: version for label, version in labels.items() if version in served or used.get(label) == version
+            }
 
     def _freed(self, name: str, version: int) -> None:
         with self._lock:
             if self._states[name][version][0] == State.UNLOADING:  # not if it has been loaded again
                 self.set_state(name, version, State.END)
-
-
-def _can_join(parts: Sequence[Tensors], rows: int) -> bool:
-    """Return whether every output has a row per input row, and rows of one shape."""
-    for shapes in ([tuple(part[name].shape) for part in parts] for name in parts[0]):
-        if () in shapes or sum(shape[0] for shape in shapes) != rows or len({shape[1:] for shape in shapes}) > 1:
-            return False
-    return True

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from serving.embedded.access import Access, bracketed, listen
-from serving.embedded.config import Labels, ServedModel, from_directories
+from serving.embedded.config import ServedModel, from_directories
 from serving.embedded.handler import DEFAULT_MAX_REQUESTS, RequestHandler
+from serving.embedded.request_queue import CallPool
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import Models
-from serving.embedded.services import THREADS, Interceptor, add_services, set_health
+from serving.embedded.services import MAX_CALLS, MODEL, PREDICTION, THREADS, Interceptor, add_services
 from serving.embedded.version_manager import DEFAULT_POLL_SECONDS, VersionManager, require_versions
 
 DEFAULT_PORT = 8500
@@ -31,7 +33,7 @@ DEFAULT_MAX_BYTES = 64 << 20
 # How long a stopping server lets requests finish; container runtimes kill after 10 s.
 DEFAULT_GRACE_SECONDS = 8.0
 
-_CONTROL_RPCS = 256  # concurrent calls that run no model, watches of the health included
+_REJECTIONS = 64  # concurrent calls that are rejected: each kind of call has a bound below that of all together
 _CONNECTION_RPCS = 64  # concurrent calls of one connection: half of the queue by default
 _KEEPALIVE_MS = 20_000  # of silence, after which a client is pinged
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -71,7 +73,7 @@ class Server(AbstractContextManager):
         """Listen and answer; the health is NOT_SERVING while the models of the start are loaded.
 
         Args:
-            host, port: where to listen; the loopback address keeps other machines out, and port 0 is any free one.
+            host, port: where to listen; port 0 is any free one.
             access: what clients need; nothing by default.
             max_bytes: the largest request, and the largest tensor in one.
             version_manager: keeps `models` up to date, and is closed with the server; None if they are fixed.
@@ -87,12 +89,13 @@ class Server(AbstractContextManager):
         self._version_manager = version_manager
         options |= {"version_manager": version_manager, "max_requests": max_requests}
         self.handler = RequestHandler(models, max_bytes, **options)
-        pools = {kind: ThreadPoolExecutor(count, kind) for kind, count in THREADS.items()}
-        self._pools = (self.handler.queue, *pools.values())
+        pools = {kind: CallPool(count, kind, MAX_CALLS) for kind, count in THREADS.items()}
+        rejections = ThreadPoolExecutor(2, "reject")
+        self._pools = (self.handler.queue, rejections, *pools.values())
         self._server = grpc.server(
-            pools["control"],
+            rejections,
             interceptors=[Interceptor(self.handler, self.access)],
-            maximum_concurrent_rpcs=max_requests + _CONTROL_RPCS,
+            maximum_concurrent_rpcs=max_requests + len(pools) * MAX_CALLS + _REJECTIONS,
             options=[
                 ("grpc.so_reuseport", 0),  # or two servers share a port without an error
                 # Per connection; further calls wait at the client. Without a limit a client that opens and resets calls
@@ -106,7 +109,7 @@ class Server(AbstractContextManager):
             ],
         )
         self._health = add_services(self._server, self.handler, pools)
-        set_health(self._health, not models.starting)
+        self.set_ready(not models.starting)
         credentials, where = self.access.server_credentials(), f"{bracketed(host)}:{port}"
         try:
             if credentials is None:
@@ -121,14 +124,11 @@ class Server(AbstractContextManager):
     def address(self) -> str:
         return f"{bracketed(self.host)}:{self.port}"
 
-    def open_rest(self, port: int, page: bool = False) -> RestServer:
-        """Also listen on a REST port, with metrics and perhaps a page to try it."""
-        self.rest = RestServer(self.handler, self.host, port, access=self.access, metrics=True, page=page)
-        return self.rest
-
-    def set_ready(self) -> None:
-        """Report SERVING: what is to be served is loaded."""
-        set_health(self._health, True)
+    def set_ready(self, ready: bool = True) -> None:
+        """Report SERVING or NOT_SERVING as the health of the server ("") and both services."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", PREDICTION, MODEL):
+            self._health.set(name, status)
 
     def stop(self, grace: float | None = DEFAULT_GRACE_SECONDS, notice: float = 0.0) -> None:
         """Report NOT_SERVING, reject new requests, let running and waiting ones finish, and close.
@@ -157,11 +157,9 @@ class Server(AbstractContextManager):
         self.stop(None if kind else DEFAULT_GRACE_SECONDS)
 
 
-def start(
-    model_dirs: Sequence[Path], *, all_versions: bool = False, labels: Labels | None = None, **options: Any
-) -> Server:
+def start(model_dirs: Sequence[Path], *, all_versions: bool = False, **options: Any) -> Server:
     """Load model directories and serve them; see from_directories and start_models."""
-    return start_models(from_directories(model_dirs, all_versions, labels), **options)
+    return start_models(from_directories(model_dirs, all_versions), **options)
 
 
 def start_models(
@@ -178,7 +176,7 @@ def start_models(
     max_bytes: int = DEFAULT_MAX_BYTES,
     **options: Any,
 ) -> Server:
-    """Serve models, and follow the changes of their directories; return once all are loaded.
+    """Serve models, and follow the changes of their directories; return once they are loaded.
 
     The ports open at once: until the models are loaded, their state is LOADING, the health NOT_SERVING, and requests
     get UNAVAILABLE, which clients retry.
@@ -188,11 +186,11 @@ def start_models(
         rest_port: the port of REST and Prometheus, 0 for any free one; None for neither.
         page: whether to show a page to try it there.
         poll_seconds, config, warm: see VersionManager.
-        wait: whether to wait for models that are not there yet.
+        wait: whether models may have no version yet; see VersionManager.start.
         host, port, max_bytes, **options: see Server.
 
     Raises:
-        FileNotFoundError, ValueError, LoadError: a model cannot be served; see VersionManager.start.
+        FileNotFoundError, LoadError: a model cannot be served; see VersionManager.start.
         OSError: the address is taken or not ours.
     """
     listen(host, port).close()  # a taken port is said before anything else
@@ -204,8 +202,8 @@ def start_models(
     server = Server(models, host, port, max_bytes=max_bytes, version_manager=manager, **options)
     try:
         if rest_port is not None:
-            url = server.open_rest(rest_port, page).url
-            _log.info("REST and metrics on %s%s", url, " - open it in a browser to try it" if page else "")
+            server.rest = RestServer(server.handler, host, rest_port, access=server.access, page=page)
+            _log.info("REST and metrics on %s%s", server.rest.url, " - open it in a browser to try it" if page else "")
         _log.info("listening on %s while models are loaded", server.address)
         manager.start(wanted, wait)
     except BaseException:
@@ -216,14 +214,11 @@ def start_models(
 
 
 def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, **options: Any) -> None:
-    """Serve and log until SIGTERM or SIGINT, then let requests finish, cancel those that take longer, and exit with 0.
+    """Serve and log until SIGTERM or SIGINT, let requests finish for `grace` seconds, cancel the rest, exit with 0.
 
     A second signal ends the process the ordinary way. Must be called from the main thread.
 
-    Args:
-        wanted: what to serve.
-        grace: the seconds that requests may take to finish.
-        **options: see start_models, which may raise.
+    `options` are those of start_models, which may raise.
     """
     signalled = threading.Event()
 
@@ -232,7 +227,7 @@ def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, 
 
     before = {number: signal.signal(number, stop_loading) for number in _STOP_SIGNALS}
     for handler in logging.getLogger().handlers:
-        handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     _log.info("this server is for one machine; for more run TF Serving, which takes the same folders")
     try:
         server = start_models(wanted, **options)
@@ -254,14 +249,3 @@ def run(wanted: Sequence[ServedModel], *, grace: float = DEFAULT_GRACE_SECONDS, 
         _log.warning("requests that cannot be cancelled end with the process")
     logging.shutdown()
     os._exit(0)  # the interpreter would wait for the threads of what cannot be cancelled
-
-
-class LogFormatter(logging.Formatter):
-    """Logs an exception that gRPC reports, as of an unreadable message, by its message instead of its traceback."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        if record.name.partition(".")[0] == "grpc" and record.exc_info and record.exc_info[1] is not None:
-            why = " ".join(str(record.exc_info[1]).split()) or type(record.exc_info[1]).__name__
-            message = f"{record.getMessage()} {why}"
-            record = logging.LogRecord(record.name, logging.WARNING, record.pathname, record.lineno, message, (), None)
-        return super().format(record)

@@ -26,7 +26,6 @@ from serving.version_folders import (
 
 DEFAULT_POLL_SECONDS = 1.0  # TF Serving's
 _MAX_WARMUP_RECORDS = 1000
-_LINE_SECONDS = 10.0  # between the log lines of a long warm-up
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +34,8 @@ class VersionManager:
     """Keeps `models` as the configuration and the disk say, polling both until closed.
 
     A new version is loaded and warmed up beside the old one, which is unloaded only when the new one is served. A
-    version that cannot be loaded is reported once and ignored until its directory changes; meanwhile the next older
-    one that can be served is served.
+    version that cannot be loaded is not tried again until its directory changes; meanwhile the next older one that can
+    be served is served. A label names its version as soon as that is served.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class VersionManager:
         self._config_seen = fingerprint(config) if config else ()
         self._wanted: dict[str, ServedModel] = {}
         self._paths: dict[tuple[str, int], Path] = {}  # of the served versions
-        self._broken: dict[Path, tuple] = {}  # fingerprints of versions that could not be loaded
+        self._broken: dict[Path, tuple[tuple, LoadError]] = {}  # fingerprints and errors of what could not be loaded
         self._seen: dict[Path, tuple] = {}  # fingerprints of new versions and of the config at the last poll
         self._changing = threading.Lock()
         self._closed = threading.Event()
@@ -69,23 +68,17 @@ class VersionManager:
     def start(self, wanted: Sequence[ServedModel], wait: bool = False) -> None:
         """Load models, one after the other, and start polling.
 
-        With `wait`, wait for models that have no version yet, as TF Serving does.
+        With `wait`, load models that have no version yet when they get one; wait only until one model has.
 
         Raises:
             FileNotFoundError: a model has no version.
             LoadError: none of its versions can be served.
-            ValueError: a label names a version that is not served.
         """
         self._wanted = {model.name: model for model in wanted}
-        # All paths are checked before the first model is loaded, which takes long.
-        for model in wanted:
-            for number in self._require_versions(model, wait):
-                self._models.set_state(model.name, number, State.START)
-        for model in wanted:
+        for model in self._find_models(wanted, wait):
             error = self._update(model, settled=True)
             if error is not None and not self._models.served(model.name):
                 raise error
-            self._models.set_labels(model.name, model.labels)
         self._models.starting = False
         self._thread.start()
 
@@ -128,8 +121,10 @@ class VersionManager:
             return
         self._config_seen = self._seen[self._config]
         try:
-            if not self._replace(from_file(self._config)):  # else each error has its line
-                _log.info("%s: configuration loaded", self._config)
+            failed = self._replace(from_file(self._config))
+            _log.info("%s: configuration loaded", self._config)
+            for error in failed:  # also those of earlier loads
+                _log.error("%s: %s", self._config, error)
         except (ValueError, OSError, StatusError) as error:
             why = " ".join((error.message if isinstance(error, StatusError) else str(error)).split())
             _log.error("%s: configuration refused, nothing changed: %s", self._config, why)
@@ -152,12 +147,8 @@ class VersionManager:
             errors = []
             for model in wanted.values():
                 error = self._update(model, settled=True)
-                served = self._models.served(model.name)
-                if isinstance(error, LoadError) or (error is not None and not served):
+                if isinstance(error, LoadError) or (error is not None and not self._models.served(model.name)):
                     errors.append(error)
-                self._models.set_labels(
-                    model.name, {k: number for k, number in model.labels.items() if number in served}
-                )
         return errors
 
     def _require_labels(self, model: ServedModel) -> None:
@@ -177,22 +168,31 @@ class VersionManager:
             try:
                 self.poll()
             except Exception:
-                _log.exception("looking for versions failed")
+                _log.exception("polling for versions failed")
 
-    def _require_versions(self, model: ServedModel, wait: bool) -> set[int]:
-        """Return the versions to serve, which may be waited for; raise FileNotFoundError if there is none."""
-        logged = False
+    def _find_models(self, wanted: Sequence[ServedModel], wait: bool) -> list[ServedModel]:
+        """Return the models that have versions to serve, which is checked before the first load, which takes long.
+
+        With `wait`, wait until there is one; without, raise FileNotFoundError if a model has none.
+        """
+        missing: set[str] = set()
         while True:
-            try:
-                return require_versions(model)
-            except FileNotFoundError as error:
-                if not wait:
-                    raise
-                if not logged:
-                    _log.warning("waiting for %s: %s", model.name, error)
-                logged = True
-            if self._closed.wait(self._poll_seconds):
-                return set()
+            present = []
+            for model in wanted:
+                try:
+                    numbers = require_versions(model)
+                except FileNotFoundError as error:
+                    if not wait:
+                        raise
+                    if model.name not in missing:
+                        _log.warning("waiting for %s: %s", model.name, error)
+                    missing.add(model.name)
+                else:
+                    present.append(model)
+                    for number in numbers:
+                        self._models.set_state(model.name, number, State.START)
+            if present or not wanted or self._closed.wait(self._poll_seconds):
+                return present
 
     def _update(self, model: ServedModel, settled: bool = False) -> Exception | None:
         """Load and unload versions of one model as the disk says; return the first error.
@@ -201,21 +201,30 @@ class VersionManager:
         """
         try:
             found = find_versions(model.base)
-        except OSError as error:
+        except OSError as missing:
             if settled:
-                _log.warning("%s: nothing loaded or unloaded: %s", model.name, error)
-            return error
+                _log.warning("%s: nothing loaded or unloaded: %s", model.name, missing)
+            self._models.set_labels(model.name, model.labels)
+            return missing
         first: LoadError | None = None
-        for number, path in [*found.items()]:
-            if path in self._broken and self._broken[path] == fingerprint(path):
-                del found[number]
         while fresh := [n for n in model.wanted(found) if self._paths.get((model.name, n)) != found[n]]:
             number = max(fresh)
-            unsettled = not settled and not self._is_settled(found[number])
-            broken = None if unsettled else self._load(model.name, number, found[number])
-            first = first or broken
-            if unsettled or broken:
+            path = found[number]
+            known = self._broken.get(path)
+            if known is not None and known[0] == fingerprint(path):
+                error: LoadError | None = known[1]
+            elif settled or self._is_settled(path):
+                error = self._load(model.name, number, path)
+            else:
                 del found[number]
+                continue
+            if error is not None:
+                del found[number]
+                first = first or error
+        self._models.set_labels(model.name, model.labels)  # before a version that had one of them is unloaded
+        if settled:
+            for label in model.labels.keys() - self._models.labels(model.name).keys():
+                _log.warning("%s: label %s names version %d, not served", model.name, label, model.labels[label])
         wanted, served = model.wanted(found), set(self._models.served(model.name))
         if wanted & served:  # never unload the last one
             self._withdraw(model.name, served - wanted)
@@ -229,12 +238,13 @@ class VersionManager:
                 self._models.set_state(name, number, State.LOADING)
             self._models.publish(load_version(name, number, path, self._max_bytes, self._warm))
         except LoadError as error:
-            self._broken[path] = before
             why = " ".join(str(error).split())
+            failed = LoadError(why)  # without the traceback, which would keep what was loaded
+            self._broken[path] = before, failed
             if not replaced:
                 self._models.set_state(name, number, State.END, why)
-            _log.error("%s version %d is broken and left out: %s", name, number, why)
-            return error
+            _log.error("%s version %d failed to load and is not served: %s", name, number, why)
+            return failed
         finally:
             self._seen.pop(path, None)
         self._broken.pop(path, None)
@@ -290,14 +300,8 @@ def warm_up(servable: Servable, file: Path, max_bytes: int) -> int:
     if not file.is_file():
         return 0
     count = 0
-    start = logged = time.monotonic()
     try:
         for record in tf.data.TFRecordDataset(str(file)).as_numpy_iterator():
-            now = time.monotonic()
-            if now - logged >= _LINE_SECONDS:
-                logged = now
-                version = servable.name, servable.version
-                _log.info("%s version %d: warming up, %d requests in %.0f s", *version, count, now - start)
             count += 1
             if count > _MAX_WARMUP_RECORDS:
                 raise ValueError(f"expected at most {_MAX_WARMUP_RECORDS} records")

@@ -12,11 +12,12 @@ from exported_model import exported, images, model, reloaded  # noqa: F401 - fix
 from small_model import SmallModel, png
 from stock_requests import classify_request, predict_request, write_warmup
 
+from serving.embedded.config import ServedModel, VersionPolicy
 from serving.embedded.servables import Servable
-from serving.embedded.server import Server, start
+from serving.embedded.server import Server, start_models
 from serving.embedded.version_manager import load_version
 
-LABELS = {"m": {"stable": 1, "canary": 2}}
+LABELS = {"stable": 1, "canary": 2}
 MAX_BYTES = 4 << 20
 
 
@@ -55,7 +56,8 @@ def model_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def server(model_dir) -> Iterator[Server]:
     """Serves both versions on a free port."""
-    with start([model_dir], port=0, all_versions=True, labels=LABELS, max_bytes=MAX_BYTES) as server:
+    both = ServedModel("m", model_dir, VersionPolicy(all=VersionPolicy.All()), LABELS)
+    with start_models([both], port=0, max_bytes=MAX_BYTES) as server:
         yield server
 
 

@@ -26,12 +26,13 @@ from tensorflow_serving.apis import (
 )
 
 from serving.embedded.handler import RequestHandler
-from serving.embedded.request_queue import RequestContext, cancelled_by_client, deadline_exceeded
+from serving.embedded.request_queue import CANCELLED, DEADLINE_EXCEEDED, RequestContext
 from serving.embedded.rest import json_messages
 from serving.errors import StatusError, invalid, to_status_error
+from serving.version_folders import is_version
 
 # How long a request may take, waiting included; TF Serving's default.
-DEFAULT_TIMEOUT_SECONDS = 30.0
+_TIMEOUT_SECONDS = 30.0
 # All bodies that are held at a time, in bodies of the largest size.
 _BODIES_HELD = 4
 # How long a body may take to arrive: slow clients would otherwise hold all memory.
@@ -39,7 +40,6 @@ _BODY_SECONDS = 60.0
 _MODEL = r"(?i)/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?"
 _PREDICTION = re.compile(_MODEL + r":(predict|classify|regress)")
 _DESCRIPTION = re.compile(_MODEL + r"(/metadata)?")
-_VERSION_DIGITS = 19  # of an int64
 # TF Serving's table (http_server.cc); other codes become 500.
 _HTTP_CODES = {
     grpc.StatusCode.CANCELLED: 499,  # which nobody reads
@@ -67,11 +67,10 @@ class RestApi:
         held: the requests that are read, wait or run.
     """
 
-    def __init__(self, handler: RequestHandler, timeout: float = DEFAULT_TIMEOUT_SECONDS):
+    def __init__(self, handler: RequestHandler):
         self.held = 0
         self._handler = handler
         self._max_bytes = handler.max_bytes  # of a body; an image in base64 is a third larger
-        self._timeout = timeout
         self._bytes_held = 0
         # One body at a time is parsed: Python cannot parse two at once, and their memory would add up.
         self._parsing = threading.Lock()
@@ -91,7 +90,7 @@ class RestApi:
             try:
                 answer = {"predict": self._predict, "classify": self._classify, "regress": self._regress}[method]
                 async with self._body(request) as body:
-                    deadline = time.monotonic() + self._timeout
+                    deadline = time.monotonic() + _TIMEOUT_SECONDS
                     return await self._run(request, deadline, lambda context: answer(spec, body, context))
             except Exception as error:
                 status = to_status_error(error) if not isinstance(error, HTTPException) else invalid(error.detail)
@@ -138,10 +137,10 @@ class RestApi:
         except TimeoutError:
             raise HTTPException(408, f"expected the whole body within {_BODY_SECONDS:g} s") from None
         except ClientDisconnect:
-            raise cancelled_by_client() from None
+            raise StatusError(*CANCELLED) from None
 
     async def _run(self, request: Request, deadline: float, answer: Callable[[RequestContext], bytes]) -> bytes:
-        """Run a function on the queue, unless the client leaves or the deadline passes before its turn.
+        """Run a function on the queue, unless the client leaves or the deadline passes before it runs.
 
         Raises:
             StatusError: the queue is full, the client has left, or the deadline has passed.
@@ -154,11 +153,11 @@ class RestApi:
         try:
             done, _ = await asyncio.wait([future], timeout=deadline - time.monotonic())
             if not done and running.cancel():
-                raise deadline_exceeded()
+                raise StatusError(*DEADLINE_EXCEEDED)
             return await future
         except asyncio.CancelledError:
             if cancelled.is_set():
-                raise cancelled_by_client() from None
+                raise StatusError(*CANCELLED) from None
             raise
         finally:
             cancelled.set()
@@ -234,7 +233,7 @@ def _model_spec(name: str | None, version: str | None, label: str | None) -> mod
         raise invalid("Missing model name in request.")
     spec = model_pb2.ModelSpec(name=_unquoted(name))
     if version is not None:
-        if len(version) > _VERSION_DIGITS or int(version) >= 2**63:
+        if not is_version(version):
             raise invalid(f"Failed to convert version: {version} to numeric.")
         spec.version.value = int(version)
     elif label is not None:

@@ -34,19 +34,17 @@ class Metrics(Collector):
         self._latency = Histogram(name, text, labels, buckets=_REQUEST_BUCKETS, registry=registry)
         name, text = f"{_PREFIX}batching_session:queuing_latency", "Wall time that requests waited in microseconds."
         queuing = Histogram(name, text, ["thread_pool_name"], buckets=_QUEUING_BUCKETS, registry=registry)
-        self.gauge("overfeat_requests_queued", "Requests that wait for their turn.", lambda: handler.queue.waiting)
+        self.gauge("overfeat_requests_queued", "Waiting requests.", lambda: handler.queue.waiting)
         registry.register(self)
         ProcessCollector(registry=registry)
-        self._next, handler.observer = handler.observer, self.observe
+        handler.observer = self.observe
         waited = queuing.labels("serving")
         handler.queue.on_start = lambda seconds: waited.observe(seconds * 1e6)
 
     def observe(
         self, method: str, model: str, version: int | None, code: grpc.StatusCode, seconds: float, entrypoint: str
     ) -> None:
-        """Count a request and, if it was answered, time it, as TF Serving does; then tell the observer before."""
-        if self._next is not None:
-            self._next(method, model, version, code, seconds, entrypoint)
+        """Count a request and, if it was answered, time it, as TF Serving does."""
         if method not in _METHODS:
             return
         self._requests.labels(model, code.name).inc()

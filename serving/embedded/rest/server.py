@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.embedded.access import Access, bracketed, listen
 from serving.embedded.handler import RequestHandler
-from serving.embedded.rest.api import DEFAULT_TIMEOUT_SECONDS, RestApi, error_response
+from serving.embedded.rest.api import RestApi, error_response
 from serving.embedded.rest.metrics import CONTENT_TYPE, METRICS_PATH, Metrics
 from serving.embedded.rest.page import OPEN_PATHS, page_routes
 
@@ -48,29 +48,21 @@ class RestServer(AbstractContextManager):
         port: int = DEFAULT_PORT,
         *,
         access: Access | None = None,
-        metrics: bool = False,
         page: bool = False,
-        timeout: float = DEFAULT_TIMEOUT_SECONDS,
     ):
-        """Listen and answer.
-
-        Args:
-            handler: answers the requests, on its queue.
-            host, port, access: see serving.embedded.server.Server.
-            metrics: whether to show metrics to Prometheus, which observe the handler.
-            page: whether to show the page to try it, at `/`.
-            timeout: the seconds that a request may take.
+        """Listen and answer, with the page to try it at `/` if `page`.
 
         Raises:
             OSError: the address is taken or not ours.
         """
         self.host = host
-        self.api = RestApi(handler, timeout)
-        routes = [Route("/v1/{path:path}", self.api.respond, methods=["GET", "POST"])]
-        if metrics:
-            shown = Metrics(handler)
-            shown.gauge("overfeat_rest_requests", "REST requests that are read, wait or run.", lambda: self.api.held)
-            routes.append(Route(METRICS_PATH, lambda _: Response(shown.page(), media_type=CONTENT_TYPE)))
+        self.api = RestApi(handler)
+        metrics = Metrics(handler)
+        metrics.gauge("overfeat_rest_requests", "REST requests that are read, wait or run.", lambda: self.api.held)
+        routes = [
+            Route("/v1/{path:path}", self.api.respond, methods=["GET", "POST"]),
+            Route(METRICS_PATH, lambda _: Response(metrics.page(), media_type=CONTENT_TYPE)),
+        ]
         if page:
             routes += page_routes(handler.models)
         app = Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown})
@@ -125,14 +117,19 @@ class _Protocol(H11Protocol):
         self._limit_idling()
 
     def data_received(self, data: bytes) -> None:
+        begins = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        limit = None if begins else self.timeout_keep_alive_task
         super().data_received(data)
-        self._limit_idling()
+        self._limit_idling(None if limit is None else limit.when())
 
-    def _limit_idling(self) -> None:
-        """Also close a connection that brings no whole head of a request; uvicorn waits for a first one for ever."""
+    def _limit_idling(self, end: float | None = None) -> None:
+        """Also close a connection that brings no whole head of a request; uvicorn waits for a first one for ever.
+
+        `end` is when a head that has begun to arrive must be whole.
+        """
         if self.timeout_keep_alive_task is None and not self._is_answering():
-            limit = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-            self.timeout_keep_alive_task = limit
+            end = end or self.loop.time() + self.timeout_keep_alive
+            self.timeout_keep_alive_task = self.loop.call_at(end, self.timeout_keep_alive_handler)
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio keeps the connection if told so
         """Keep the connection for the answer that is due; without one, or over TLS, which cannot, close it."""

@@ -4,12 +4,12 @@ import subprocess
 
 import grpc
 import pytest
-from gated_model import Seen
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stock_requests import call, good_request, status_request
 
 from serving.client.check import check
 from serving.embedded.access import Access
+from serving.embedded.rest.metrics import Metrics
 from serving.embedded.server import Server
 
 TOKEN = "0123456789abcdef"
@@ -55,24 +55,29 @@ def test_without_the_token_there_is_no_way_in(guarded, files, metadata):
     assert "authorization: Bearer TOKEN" in refused.value.details()
 
 
-def test_methods_made_up_without_a_token_are_one_to_the_observer(guarded, files):
-    guarded.handler.observer = seen = Seen()
+def test_methods_made_up_without_a_token_are_no_metric(guarded, files):
+    metrics = Metrics(guarded.handler)
     with _channel(guarded, files) as channel:
         for path in ("/a/b", "/tensorflow.serving.PredictionService/Nope", "/tensorflow.serving.ModelService/Predict"):
             with pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary(path)(b"", timeout=20)
             assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
     guarded.handler.observer = None
-    assert [each[0] for each in seen.told] == ["", "", "Predict"]
+    page = metrics.page().decode()
+    assert ':request_count{model_name="",status="UNAUTHENTICATED"} 1.0' in page and "Nope" not in page  # Predict alone
 
 
-def test_status_needs_the_token_and_health_does_not(guarded, files):
+def test_status_and_health_watches_need_the_token_and_health_checks_do_not(guarded, files):
     with _channel(guarded, files) as channel:
         with pytest.raises(grpc.RpcError) as refused:
             call(channel, "GetModelStatus", status_request())
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
-        check = health_pb2_grpc.HealthStub(channel).Check
-        assert check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        health = health_pb2_grpc.HealthStub(channel)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_client_that_speaks_no_tls_is_not_answered(guarded):

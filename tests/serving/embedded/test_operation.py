@@ -18,6 +18,7 @@ from stock_requests import call, classify_request, good_request, multi_request, 
 from waiting import until
 
 from serving.embedded import server as module
+from serving.embedded import services
 from serving.embedded.servables import Models
 from serving.embedded.server import Server
 
@@ -35,7 +36,8 @@ server.run([], grace=0.2)
 
 def test_an_observer_is_told_of_each_request_once(servable):
     seen = Seen()
-    with Server(Models([servable]), port=0, observer=seen) as server, grpc.insecure_channel(server.address) as channel:
+    with Server(Models([servable]), port=0) as server, grpc.insecure_channel(server.address) as channel:
+        server.handler.observer = seen
         call(channel, "Predict", good_request())
         call(channel, "Classify", classify_request(png()))
         call(channel, "MultiInference", multi_request("classify"))
@@ -63,6 +65,46 @@ def test_health_is_answered_beside_calls_that_send_no_message(server):
         for call in calls:
             call.cancel()
         silent.set()
+
+
+def test_too_many_watches_of_the_health_are_rejected_and_stop_no_other_call(servable, monkeypatch):
+    monkeypatch.setattr(module, "MAX_CALLS", 4)
+    with Server(Models([servable]), port=0) as server, grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest(), timeout=20) for _ in range(4)]
+        assert all(next(watch).status == health_pb2.HealthCheckResponse.SERVING for watch in watches)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert refused.value.details() == "expected at most 4 watch calls at a time; try again later"
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status
+        assert call(channel, "GetModelStatus", status_request()).model_version_status
+        for watch in watches:
+            watch.cancel()
+
+
+@pytest.mark.parametrize("method", ["PredictionService/Predict", "ModelService/GetModelStatus"])
+def test_a_call_whose_message_does_not_arrive_in_time_is_cancelled(servable, monkeypatch, method):
+    for name in ("_MESSAGE_SECONDS", "_SMALL_MESSAGE_SECONDS"):
+        monkeypatch.setattr(services, name, 0.3)
+    silent = threading.Event()
+    with (
+        Server(Models([servable]), port=0, max_requests=4) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        begin = channel.stream_unary(f"/tensorflow.serving.{method}")
+        calls = [begin.future(iter(silent.wait, True), timeout=20) for _ in range(4)]  # as many as there are threads
+        assert [each.exception(10).code() for each in calls] == [grpc.StatusCode.CANCELLED] * 4
+        silent.set()
+        assert server.handler.queue.wait_idle(5)
+        assert call(channel, "GetModelStatus", status_request(), timeout=5).model_version_status
+        assert call(channel, "Predict", good_request(), timeout=5).outputs
+
+
+def test_a_call_that_ends_without_a_message_is_rejected(server):
+    with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as refused:
+        channel.stream_unary("/tensorflow.serving.PredictionService/Predict")(iter(()), timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 @pytest.mark.long  # gRPC waits a minute for the answer to a ping

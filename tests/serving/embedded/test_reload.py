@@ -77,7 +77,7 @@ def test_reload_replaces_the_whole_configuration(model_dir, base, tmp_path):
         assert set(states(channel).values()) <= {State.UNLOADING, State.END}
 
 
-def test_a_label_in_use_moves_to_loaded_versions_only_and_a_refusal_changes_nothing(model_dir, base):
+def test_a_label_in_use_moves_to_loaded_versions_only_and_a_refusal_changes_nothing(model_dir, base, monkeypatch):
     put(model_dir, base, 2, source=2)
 
     def listing(*versions: int, **labels: int) -> dict:
@@ -94,7 +94,11 @@ def test_a_label_in_use_moves_to_loaded_versions_only_and_a_refusal_changes_noth
             assert server.models.loaded == [("m", 1), ("m", 2)]
             assert call(channel, "Predict", good_request(label="canary")).model_spec.version.value == 2
         _reload(channel, listing(1, 2, 3, stable=1, canary=2))
+        withdraw, labelled = server.models.withdraw, []
+        noted = lambda name, version: (labelled.append(server.models.labels("m")["canary"]), withdraw(name, version))  # noqa: E731
+        monkeypatch.setattr(server.models, "withdraw", noted)
         _reload(channel, listing(1, 3, stable=1, canary=3, new=3))
+        assert labelled == [3]  # before version 2 is unloaded: in between the label would name nothing
         assert server.models.loaded == [("m", 1), ("m", 3)]
         assert [server.models.labels("m")[label] for label in ("stable", "canary", "new")] == [1, 3, 3]
 
@@ -104,11 +108,13 @@ def test_reload_says_what_could_not_be_loaded(base, tmp_path):
     (tmp_path / "broken" / "1" / "saved_model.pb").write_bytes(b"\xff")
     keep = {"name": "m", "base_path": str(base)}
     with served(base) as (server, channel):
-        with pytest.raises(grpc.RpcError) as failed:
-            _reload(channel, keep, {"name": "broken", "base_path": str(tmp_path / "broken")})
-        assert failed.value.code() is grpc.StatusCode.UNKNOWN
-        assert failed.value.details().startswith("1 servable(s) did not become available: {")
-        assert server.models.loaded == [("m", 1)]
+        for _ in range(2):  # the second time nothing is loaded: it has not changed
+            with pytest.raises(grpc.RpcError) as failed:
+                _reload(channel, keep, {"name": "broken", "base_path": str(tmp_path / "broken")})
+            assert failed.value.code() is grpc.StatusCode.UNKNOWN
+            assert failed.value.details().startswith("1 servable(s) did not become available: {")
+            assert "broken/1/saved_model.pb is not a SavedModel" in failed.value.details()
+            assert server.models.loaded == [("m", 1)]
         with pytest.raises(grpc.RpcError, match="there is no such directory"):
             _reload(channel, keep, {"name": "new", "base_path": str(tmp_path / "nowhere")})
         for config, message in [

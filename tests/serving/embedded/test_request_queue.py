@@ -19,6 +19,7 @@ from waiting import until
 
 from serving.embedded.handler import RequestHandler
 from serving.embedded.request_queue import RequestContext, RequestQueue
+from serving.embedded.rest import api
 from serving.embedded.rest.server import RestServer
 from serving.embedded.servables import ROWS_PER_RUN
 from serving.embedded.server import Server
@@ -67,7 +68,7 @@ def test_requests_run_in_order_and_too_many_are_refused():
     queue, leave, gone, order = RequestQueue(1, 3, 100), threading.Event(), threading.Event(), []
 
     def run(number):
-        with queue.turn(RequestContext(is_cancelled=gone.is_set if number == 3 else lambda: False), 30):
+        with queue.slot(RequestContext(is_cancelled=gone.is_set if number == 3 else lambda: False), 30):
             order.append(number)
             assert leave.wait(10)
 
@@ -78,7 +79,7 @@ def test_requests_run_in_order_and_too_many_are_refused():
         until(lambda number=number: (queue.waiting, len(order)) == (number, 1))
     with pytest.raises(StatusError, match="UNAVAILABLE: The queue of this server is full: 3 requests wait already"):
         queue.require_space()
-    with pytest.raises(StatusError, match="too many large requests"), queue.turn(RequestContext(), 20):
+    with pytest.raises(StatusError, match="too many large requests"), queue.slot(RequestContext(), 20):
         pass
     gone.set()  # a client that leaves frees its place
     with pytest.raises(StatusError, match="CANCELLED"):
@@ -92,7 +93,7 @@ def test_requests_run_in_order_and_too_many_are_refused():
 
 
 @pytest.mark.parametrize("method", ["Classify", "MultiInference"])
-def test_all_methods_that_run_a_model_wait_for_their_turn(method):
+def test_all_methods_that_run_a_model_wait_for_a_slot(method):
     running, most = [], []
 
     def classify(inputs):
@@ -163,10 +164,11 @@ def test_a_request_whose_client_is_gone_stops(server, slow, ask):
     assert len(slow.runs) < 40
 
 
-def test_over_rest_a_request_past_its_deadline_and_one_whose_client_is_gone_stop(slow):
+def test_over_rest_a_request_past_its_deadline_and_one_whose_client_is_gone_stop(slow, monkeypatch):
     handler = RequestHandler(contract_models(slow), 1 << 20, workers=1)
     body = {"signature_name": "classify_images", "inputs": IMAGES.tolist()}
-    with RestServer(handler, port=0, timeout=2) as rest:
+    with monkeypatch.context() as patch, RestServer(handler, port=0) as rest:
+        patch.setattr(api, "_TIMEOUT_SECONDS", 2)
         answer = httpx.post(f"{rest.url}/v1/models/m:predict", json=body, timeout=20)
         assert (answer.status_code, answer.json()) == (504, {"error": "Deadline Exceeded"})
     with RestServer(handler, port=0) as rest:

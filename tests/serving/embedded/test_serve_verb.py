@@ -61,7 +61,7 @@ def test_it_serves_a_configuration_says_so_and_finishes_what_it_has_on_sigterm(m
             assert running.result().outputs["turns"].int64_val[0] > 0
             told = process.stderr.read().splitlines()
             assert process.wait(30) == 0
-        assert len(told) == 2 and "WARNING Exception deserializing message! Error parsing message" in told[0], told
+        assert len(told) == 2 and "Predict: unreadable message: Error parsing message" in told[0], told
         assert told[1].endswith("INFO stopping; requests have 8 s to finish")
     finally:
         process.kill()

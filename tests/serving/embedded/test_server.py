@@ -15,7 +15,6 @@ from gated_model import Gate, Seen, X, predict, serve_function
 from stock_requests import call, predict_request, status_request
 from waiting import until
 
-from serving.embedded.servables import Models
 from serving.embedded.server import start
 
 
@@ -89,7 +88,8 @@ def test_a_request_that_finds_the_queue_full_need_not_be_received():
     gate = Gate()
     seen = Seen()
     large = predict_request(x=np.ones(4 << 20, np.float32))
-    server = serve_function(gate, workers=1, max_requests=1, observer=seen)
+    server = serve_function(gate, workers=1, max_requests=1)
+    server.handler.observer = seen
     with server, grpc.insecure_channel(server.address) as channel:
         running = predict(channel).future(X, timeout=20)
         assert gate.entered.acquire(timeout=10)
@@ -184,8 +184,3 @@ def test_a_taken_port_is_one_line_before_anything_is_loaded(server, tmp_path):
         OSError, match=rf"^cannot listen on 127\.0\.0\.1:{server.port}: Address already in use; [^\n]*$"
     ):
         start([tmp_path / "absent"], port=server.port)
-
-
-def test_a_label_for_a_version_that_is_not_loaded_is_refused():
-    with pytest.raises(ValueError, match="label stable names version 1 of m, which is not loaded"):
-        Models().set_labels("m", {"stable": 1})

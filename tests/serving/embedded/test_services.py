@@ -105,6 +105,13 @@ def test_clients_that_watch_the_health_and_leave_hold_nobody(server):
         assert call(channel, "Predict", good_request()).outputs
 
 
+@pytest.mark.parametrize("path", ["/grpc.health.v1.Health/List", "/tensorflow.serving.PredictionService/Nope"])
+def test_methods_that_the_server_does_not_offer_are_unimplemented(channel, path):
+    with pytest.raises(grpc.RpcError) as refused:
+        channel.unary_unary(path)(b"", timeout=10)
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_metadata_describes_the_signatures(channel):
     packed = call(channel, "GetModelMetadata", metadata_request("signature_def")).metadata["signature_def"]
     signatures = get_model_metadata_pb2.SignatureDefMap()

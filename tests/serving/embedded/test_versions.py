@@ -19,7 +19,7 @@ from waiting import until
 
 from serving.embedded import server as server_module
 from serving.embedded import version_manager
-from serving.embedded.config import ServedModel, from_directories
+from serving.embedded.config import ServedModel, VersionPolicy, from_directories
 from serving.embedded.servables import Models
 from serving.embedded.server import Server, start
 from serving.embedded.version_manager import VersionManager
@@ -83,7 +83,7 @@ def test_a_broken_version_is_tried_again_once_it_changes(model_dir, base, caplog
     for _ in range(3):
         manager.poll()
     assert models.loaded == [("m", 1)]
-    assert [record.getMessage().startswith("m version 2 is broken") for record in caplog.records] == [True]
+    assert [record.getMessage().startswith("m version 2 failed to load") for record in caplog.records] == [True]
     (broken / "saved_model.pb").write_bytes(whole)
     manager.poll()  # sees the change
     assert models.loaded == [("m", 1)]
@@ -156,6 +156,17 @@ def test_the_ports_open_at_once_and_report_loading_until_the_model_is_ready(base
     found["server"].stop()
 
 
+def test_a_missing_model_does_not_hold_back_the_others(base, model_dir, tmp_path):
+    manager = VersionManager(models := Models(), 1 << 20, poll_seconds=0.05)
+    wanted = from_directories([tmp_path / "late", base])
+    threading.Thread(target=manager.start, args=(wanted, True), daemon=True).start()
+    until(lambda: models.loaded == [("m", 1)], 10)
+    (tmp_path / "late").mkdir()
+    put(model_dir, tmp_path / "late", 1)
+    until(lambda: models.loaded == [("late", 1), ("m", 1)])
+    manager.close()
+
+
 def test_a_model_that_is_not_there_yet_is_waited_for(model_dir, tmp_path, caplog):
     base = tmp_path / "late"
     threading.Timer(0.3, lambda: (base.mkdir(), put(model_dir, base, 1))).start()
@@ -178,11 +189,27 @@ def test_policies_choose_versions_by_number(policy, wanted):
     assert ServedModel("m", Path("/m"), config.model_version_policy).wanted({9, 12, 1}) == wanted
 
 
+def test_a_label_names_its_version_once_that_is_repaired(model_dir, base, caplog):
+    manager = VersionManager(models := Models(), 1 << 20)
+    graph = put(model_dir, base, 2, changed={"saved_model.pb": b"\xff"}) / "saved_model.pb"
+    policy = VersionPolicy(all=VersionPolicy.All())
+    manager.start([ServedModel("m", base, policy, {"stable": 1, "canary": 2})])
+    manager.close()
+    assert models.loaded == [("m", 1)] and models.labels("m") == {"stable": 1}
+    assert "m: label canary names version 2, not served" in caplog.messages
+    with pytest.raises(StatusError, match="INVALID_ARGUMENT: Unrecognized servable version label: canary"):
+        models.find(good_request(label="canary"))
+    graph.write_bytes((model_dir / "2" / "saved_model.pb").read_bytes())
+    manager.poll(), manager.poll()
+    assert models.find(good_request(label="canary")).version == 2
+
+
 def test_a_label_is_refused_by_name_where_its_version_is_gone(model_dir, base):
     models = Models()
     manager = VersionManager(models, 1 << 20)
     put(model_dir, base, 2, source=2)
-    manager.start(from_directories([base], all_versions=True, labels={"m": {"stable": 1}}))
+    policy = VersionPolicy(all=VersionPolicy.All())
+    manager.start([ServedModel("m", base, policy, {"stable": 1})])
     manager.close()
     shutil.rmtree(base / "1")
     manager.poll()

@@ -35,7 +35,12 @@ def page_routes(models: Models) -> list[Route]:
     """Return the page's routes; it also asks for the names of the served models and their display thresholds."""
 
     def describe(_: Request) -> Response:
-        known = {"models": sorted(models.names), "thresholds": models.display_thresholds()}
+        thresholds: dict[str, dict[str, float]] = {}
+        for name, version in models.loaded:
+            servable = models.served(name).get(version)
+            if servable is not None and servable.display_threshold is not None:
+                thresholds.setdefault(name, {})[str(version)] = servable.display_threshold
+        known = {"models": sorted(models.names), "thresholds": thresholds}
         return Response(dumps(known), headers=_HEADERS, media_type="application/json")
 
     return [*(_file(path, *file) for path, file in _FILES.items()), Route(MODELS_PATH, describe)]

@@ -140,7 +140,7 @@ def test_status_and_metadata_as_grpc_answers_them(http, channel, version):
         ("m:predict", {"inputs": [1.5]}, 400, "JSON Value: 1.5 Type: Number is not of expected type: string"),
         ("m:predict", {"inputs": [{"b64": "%%%"}]}, 400, 'Unable to base64 decode "%%%"'),
         ("m:predict", {"inputs": [{"b64": 1}]}, 400, "not formatted correctly for base64 data"),
-        ("m:predict", {"inputs": ["\ud800"]}, 400, "no UTF-8"),
+        ("m:predict", {"inputs": ["\ud800"]}, 400, "expected valid UTF-8 text in the request"),
         ("m:predict", {"inputs": [["a"], "b"]}, 400, "beside lists"),
         ("m:predict", {"inputs": [["a"], ["a", "b"]]}, 400, "lists of sizes [1, 2]"),
         ("m:predict", {"inputs": "a"}, 400, "to have shape [?] but [] is provided"),
@@ -160,7 +160,7 @@ def test_status_and_metadata_as_grpc_answers_them(http, channel, version):
         ("m:classify", {"signature_name": "classify", "examples": []}, 400, "empty array"),
         ("m:classify", {"signature_name": "classify", "examples": [{"x": {}}]}, 400, "unexpected JSON type: Object"),
         ("m:classify", {"signature_name": "classify", "examples": [{"x": [1, "a"]}]}, 400, "expecting one type"),
-        ("m:classify", {"signature_name": "classify", "examples": [{"x": 2**63}]}, 400, "no int64"),
+        ("m:classify", {"signature_name": "classify", "examples": [{"x": 2**63}]}, 400, "does not fit int64"),
         ("m:regress", {"signature_name": "classify", "examples": [{}]}, 400, "Expected one output Tensor."),
         ("m:regress", {"signature_name": "spin", "examples": [{}]}, 400, "No regression inputs found in SignatureDef"),
         ("m:predict", b"{", 400, "JSON Parse error"),
@@ -190,7 +190,7 @@ def test_values_are_counted_before_they_are_made():
 def test_paths_that_are_none(http):
     assert http.get("/v1/models").status_code == 400
     assert http.get("/v1/models/nobody").json() == {"error": "Could not find any versions of model nobody"}
-    for answer in (http.get("/"), http.put(PREDICT), http.get("/monitoring/prometheus/metrics")):
+    for answer in (http.get("/"), http.put(PREDICT), http.get("/monitoring")):
         assert answer.status_code in (404, 405) and "error" in answer.json()
 
 
@@ -239,3 +239,32 @@ def test_a_tensor_equals_its_numbers_to_the_last_bit():
     tensors, by_row = json_messages.tensors({"instances": back}, {"y": spec})
     assert by_row and np.array_equal(to_tensor(tensors["y"]).numpy(), values)
     assert image_example(DARK).features.feature["image/encoded"].bytes_list.value == [DARK]
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("names", [["boxes"], ["boxes", "texts", "scores"]])
+def test_a_large_answer_is_written_in_parts(monkeypatch, by_row, names):
+    arrays = {
+        "boxes": np.arange(2 * 9 * 5 * 4, dtype=np.float32).reshape(2, 9, 5, 4),
+        "texts": np.array([[b"a\xc3\xa9"] * 30, [b"b"] * 30], object),
+        "scores": np.zeros([2, 0], np.float32),
+    }
+    response, sizes = predict_pb2.PredictResponse(), []
+    for name in names:
+        response.outputs[name].CopyFrom(to_proto(tf.constant(arrays[name])))
+    whole = predict_json(response, by_row)
+    convert = json_messages._plain
+    monkeypatch.setattr(json_messages, "_PART_VALUES", 16)
+    monkeypatch.setattr(
+        json_messages, "_plain", lambda name, values: (sizes.append(values.size), convert(name, values))[1]
+    )
+    assert predict_json(response, by_row) == whole
+    assert max(sizes) <= 16 and len(sizes) > 20  # no other thread runs while one is converted
+    expected = {name: arrays[name].tolist() for name in names}
+    if "texts" in names:
+        expected["texts"] = [["aé"] * 30, ["b"] * 30]
+    columns = json.loads(whole)["predictions" if by_row else "outputs"]
+    if len(names) == 1:
+        assert columns == expected["boxes"]
+    else:
+        assert columns == ([{n: expected[n][i] for n in names} for i in range(2)] if by_row else expected)

@@ -55,8 +55,8 @@ def test_slow_bodies_and_too_many_large_ones_are_refused(server, monkeypatch):
         assert httpx.post(rest.url + PREDICT, json={"signature_name": "spin", "inputs": [0]}).status_code == 200
 
 
-def _served(function, timeout: float = 30, **options) -> RestServer:
-    return RestServer(RequestHandler(function_models(function), 1 << 20, **options), port=0, timeout=timeout)
+def _served(function, **options) -> RestServer:
+    return RestServer(RequestHandler(function_models(function), 1 << 20, **options), port=0)
 
 
 def _post(rest: RestServer, timeout: float = 20) -> httpx.Response:
@@ -127,6 +127,24 @@ def test_a_connection_that_brings_no_request_is_closed(monkeypatch):
                 assert client.recv(1) == b""
 
 
+def test_a_request_whose_head_drips_in_is_cut_off(monkeypatch):
+    monkeypatch.setattr(server_module, "_KEEP_ALIVE_SECONDS", 0.5)
+    with _served(lambda x: {"y": x}) as rest, socket.create_connection(("127.0.0.1", rest.port), 20) as client:
+        client.sendall(b"GET /v1/models/m HTTP/1.1\r\nHost: x\r\nX: ")
+        client.settimeout(0.05)
+
+        def is_closed_after_one_more() -> bool:
+            try:
+                client.sendall(b"x")
+                return client.recv(1) == b""
+            except TimeoutError:
+                return False
+            except ConnectionError:
+                return True
+
+        assert any(is_closed_after_one_more() for _ in range(60))
+
+
 @pytest.mark.parametrize("before", ["http://host", "HTTP://user@host:80", "https://[::1]:8501"])
 def test_a_path_may_come_in_the_absolute_form(before):
     with _served(lambda x: {"y": x}) as rest:
@@ -135,9 +153,10 @@ def test_a_path_may_come_in_the_absolute_form(before):
         assert _raw(rest, f"GET {before} HTTP/1.1\r\nHost: host\r\n\r\n".encode()).startswith(b"HTTP/1.1 404")
 
 
-def test_a_request_that_waited_too_long_gets_504_at_once():
+def test_a_request_that_waited_too_long_gets_504_at_once(monkeypatch):
+    monkeypatch.setattr(api, "_TIMEOUT_SECONDS", 2.0)
     gate = Gate()
-    with _served(gate, workers=1, timeout=2.0) as rest, futures.ThreadPoolExecutor(2) as pool:
+    with _served(gate, workers=1) as rest, futures.ThreadPoolExecutor(2) as pool:
         running = pool.submit(_post, rest)
         assert gate.entered.acquire(timeout=10)
         assert _post(rest).status_code == 504  # while the other still runs
