@@ -1,5 +1,6 @@
 """Data from Python: what `datasets.open` takes, its records, and the batches of each stage."""
 
+import csv
 from dataclasses import replace
 
 import keras
@@ -171,11 +172,17 @@ def test_other_elements_are_refused_in_one_line(change, line, source):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the stage of each epoch, and ends classification after its first."""
+    """Notes the stage of each epoch, begin and end, and ends classification after its first epoch."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.begun, self.ended = [], [], []
+
+    def on_train_begin(self, logs=None):
+        self.begun.append(self.model.name)
+
+    def on_train_end(self, logs=None):
+        self.ended.append((self.model.name, logs["loss"]))
 
     def on_epoch_end(self, epoch, logs=None):
         self.seen.append((self.model.name, epoch, logs["loss"]))
@@ -184,10 +191,13 @@ class Watch(keras.callbacks.Callback):
 
 def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source, tmp_path, no_boards):
     splits, stages = {split: elements(source, split) for split in source.splits}, ["classification", "localization"]
-    recipe = replace(RECIPE, name="own", classification=replace(RECIPE.classification, steps=5))  # epochs of 2 and 3
-    watch = Watch()
+    longer = replace(RECIPE.classification, steps=5)  # epochs of 2 and 3
+    recipe = replace(RECIPE, name="own", classification=longer, localization=longer)
+    watch, table = Watch(), keras.callbacks.CSVLogger(str(tmp_path / "table.csv"))  # which writes its file anew
     options = {"stages": stages, "class_names": source.class_names}
-    model, history = of.train(recipe, splits, tmp_path / "run", callbacks=[watch], **options)
+    model, history = of.train(
+        recipe, splits, tmp_path / "run", callbacks=[watch, table, keras.callbacks.History()], **options
+    )
     assert model.tasks == tuple(stages) and model.labels == source.class_names
     assert {stage: len(figures["loss"]) for stage, figures in history.items()} == {
         "classification": 1,
@@ -195,6 +205,9 @@ def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source,
     }
     assert {"top1", "val_loss"} <= set(history["classification"])
     assert watch.seen == [(stage, epoch, loss) for stage, f in history.items() for epoch, loss in enumerate(f["loss"])]
+    assert watch.begun == stages
+    assert watch.ended == [(stage, figures["loss"][-1]) for stage, figures in history.items()]
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "table.csv").read_text().splitlines())] == ["0", "1"]
     again = of.train(recipe, splits, str(tmp_path / "run"), **options)
     assert again.model.tasks == of.load(tmp_path / "run").tasks == model.tasks and again.history == {}
 

@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,37 @@ from training.fit.train_step import StageModel
 from training.run.checkpoints import Checkpoints
 
 RESULTS = "results.csv"
+
+
+class StageCallbacks(keras.callbacks.CallbackList):
+    """The callbacks of a stage, which may take several calls of `fit`; training begins and ends once for them.
+
+    Else `CSVLogger` would write its file anew for a last epoch that is longer, and `EarlyStopping` would restore the
+    best weights before it.
+
+    Attributes:
+        figures: Those of the epochs by their names, each a list.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model, epochs: int, steps: int):
+        """Take the callbacks of a stage of so many epochs, each with so many steps."""
+        history = keras.callbacks.History()  # of this stage alone, unlike a user's own; the last one counts
+        super().__init__([*callbacks, history], model=model, verbose=0, epochs=epochs, steps=steps)
+        self.figures: dict[str, list[float]] = history.history
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Leave it to `begin`."""
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Leave it to `end`."""
+
+    def begin(self) -> None:
+        """Begin the stage."""
+        super().on_train_begin()
+
+    def end(self) -> None:
+        """End the stage, with the figures of its last epoch."""
+        super().on_train_end({name: values[-1] for name, values in self.figures.items()})
 
 
 class FiniteLoss(keras.callbacks.Callback):

@@ -21,7 +21,7 @@ from overfeat_tf.models.model import CONFIG, LAST, TASKS, Model
 from overfeat_tf.network.presets import Preset
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import open_faultless
-from training.fit.callbacks import Averages, EpochLines, FiniteLoss, Results, StageBar
+from training.fit.callbacks import Averages, EpochLines, FiniteLoss, Results, StageBar, StageCallbacks
 from training.fit.plan import Plan, make_plan, report_data, scored_images
 from training.fit.stages import seed_stage
 from training.fit.strategy import (
@@ -259,15 +259,17 @@ def _fit(
     elif chief:
         callbacks.append(EpochLines(log.info, stage, schedule.epoch_count))
     callbacks += others
+    on_signal = CheckpointOnSignal(stage, checkpoints, supply.stop)
+    hooks = StageCallbacks([*callbacks, on_signal], fitted, schedule.epoch_count, each)
 
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.
-    history: dict[str, list[float]] = {}
     with (
         bar,
         _explain_failure(stage, schedule, strategy, run),
-        CheckpointOnSignal(stage, checkpoints, supply.stop) as on_signal,
+        on_signal,
         _keep_step_if_data_ends(supply, checkpoints, on_signal),
     ):
+        hooks.begin()
         for first, last, steps in schedule.epochs_left(done):
             if best.exhausted():
                 break
@@ -275,21 +277,21 @@ def _fit(
             batches = partial(
                 stage_batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks, service=service
             )
-            figures = fitted.fit(
+            hooks.set_params({**hooks.params, "steps": steps})
+            fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
                 initial_epoch=first,
                 steps_per_epoch=steps,
                 validation_data=validation,
                 validation_steps=count,
-                callbacks=[*callbacks, on_signal],
+                callbacks=hooks,
                 shuffle=False,  # the pipeline does
                 verbose=0,
-            ).history
-            for name, values in figures.items():
-                history.setdefault(name, []).extend(values)
+            )
             if fitted.stop_training:
                 break
+        hooks.end()
 
     # 4. The best weights, with those of the last step beside them.
     if averages is not None:
@@ -301,7 +303,7 @@ def _fit(
             trained.save_weights(run / run_folder.NEW_WEIGHTS / LAST)
         trained.load_weights(best.weights(judged["best"]))
         log.info("%s: %s is best after epoch %d: its weights are kept", stage, judge.name, judged["best"]["epoch"])
-    return history, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
+    return hooks.figures, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
 
 
 @contextmanager
