@@ -120,6 +120,29 @@ def test_a_crowd_is_difficult_whoever_says_so(source):
         assert found.difficult.tolist() == found.crowd.tolist() == [True] + [False] * (count - 1)
 
 
+def test_records_that_are_complete_are_checked_too(source):
+    (record,) = source.records("train", 1)
+    count, found = len(record.labels), []
+
+    def opened(**changes):
+        each = {**{key: getattr(record, key) for key in SCHEMA}, **changes}
+        return list(open_data(tf.data.Dataset.from_tensors(each), source.class_names, found.append).records("train"))
+
+    with pytest.raises(
+        ValueError, match=r"^expected boxes \[ymin, xmin, ymax, xmax\] from 0 to 1; image '.*' has [\d.]+:"
+    ):
+        opened(boxes=record.boxes * 100)
+    with pytest.raises(
+        ValueError, match=rf"^expected a label for each box of image '.*'; got {count + 1} for {count}$"
+    ):
+        opened(labels=np.append(record.labels, 0))
+    assert [len(each.labels) for each in opened(boxes=np.full_like(record.boxes, np.nan))] == [0]
+    assert [len(each.labels) for each in opened(labels=record.labels * 0 + 99)] == [0]
+    assert {finding.kind for finding in found} == {Kind.NO_NUMBERS, Kind.UNKNOWN_CLASS}
+    (kept,) = opened(boxed=record.boxed & False, boxes=np.full_like(record.boxes, np.nan))
+    assert not kept.boxed.any() and (kept.boxes == (0, 0, 1, 1)).all()
+
+
 def test_pixels_are_counted_without_encoding_them(monkeypatch):
     pixels = tf.data.Dataset.from_tensor_slices({"image": np.zeros((5, 8, 9, 3), np.uint8), "label": [0, 1, 0, 1, 1]})
     source = open_data(pixels)

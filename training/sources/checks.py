@@ -100,7 +100,7 @@ class Thing:
     Attributes:
         label: Its class's name in the annotation.
         corners: ymin, xmin, ymax, xmax in pixels; nan where the annotation has no number.
-        difficult, crowd, truncated, occluded: As in `Record`.
+        difficult, crowd, truncated, occluded, boxed: As in `Record`.
         where: Its place in its file, such as "line 7", for what is found wrong with it.
     """
 
@@ -110,6 +110,7 @@ class Thing:
     crowd: bool = False
     truncated: bool = False
     occluded: bool = False
+    boxed: bool = True
     where: str = ""
 
 
@@ -202,7 +203,7 @@ def make_record(
             return Record.of_class(data, name, classes[image_class])
         report(Finding(Kind.UNKNOWN_CLASS, name, f"'{image_class}'"))
         return None
-    flags = {flag: [getattr(thing, flag) for thing in kept] for flag in FLAGS}
+    flags = {flag: [getattr(thing, flag) for thing in kept] for flag in ("boxed", *FLAGS)}
     return Record.of_objects(data, name, boxes, [classes[thing.label] for thing in kept], **flags)
 
 

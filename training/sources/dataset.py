@@ -24,7 +24,7 @@ class DatasetSource:
     - "image_bytes", an encoded image; or "image", pixels as `images.files.as_pixels` takes them;
     - "labels" int [n] from 0, or the classes' names, string [n]; or "label", a scalar;
     - "boxes" float [n, 4], [ymin, xmin, ymax, xmax] normalised to 0..1; without it each image has one class alone;
-    - "image_id", and "difficult", "crowd", "truncated" and "occluded", bool [n].
+    - "image_id", and "boxed", "difficult", "crowd", "truncated" and "occluded", bool [n].
 
     A run that resumes needs the records in the order that they had.
 
@@ -73,9 +73,6 @@ class DatasetSource:
 
     def _record(self, element: dict[str, Any], number: int, classes: Mapping[str, int]) -> Record | None:
         name, data = _name(element, number), _image(element)
-        if element.keys() >= SCHEMA.keys():  # a record already
-            fields = {key: element[key] for key in SCHEMA if key not in ("image_bytes", "image_id")}
-            return Record(data, name, **{**fields, "difficult": fields["difficult"] | fields["crowd"]})
         labels = [self._class_name(label) for label in np.ravel(element["labels" if "labels" in element else "label"])]
         if "boxes" not in element:
             if len(labels) > 1:
@@ -84,6 +81,9 @@ class DatasetSource:
         boxes = np.reshape(element["boxes"], (-1, 4)).astype(np.float64)
         if len(boxes) != len(labels):
             raise ValueError(f"expected a label for each box of image '{name}'; got {len(labels)} for {len(boxes)}")
+        flags = {flag: np.ravel(element[flag]) for flag in ("boxed", *FLAGS) if flag in element}
+        if "boxed" in flags:
+            boxes[~flags["boxed"]] = (0, 0, 1, 1)
         if np.any(np.abs(boxes) > FARTHEST):
             raise ValueError(
                 f"expected boxes [ymin, xmin, ymax, xmax] from 0 to 1; image '{name}' has {np.abs(boxes).max():g}: "
@@ -93,7 +93,6 @@ class DatasetSource:
             width, height = read_size(data)[1]
         except ValueError:  # reported with the record
             width, height = 1, 1
-        flags = {flag: np.ravel(element[flag]) for flag in FLAGS if flag in element}
         things = [
             Thing(
                 label,
