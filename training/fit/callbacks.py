@@ -62,21 +62,22 @@ class FiniteLoss(keras.callbacks.Callback):
     """
 
     def __init__(self, stage: str, step: int):
+        """Take the stage's name, and the steps that it has done."""
         super().__init__()
         self._stage, self._step = stage, step
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Look at the mean loss so far: once not finite, it stays so."""
+        self._step += 1
         if logs and not np.isfinite(logs["loss"]):
             self._stop(f"the loss of {self._stage} is {logs['loss']} at step {self._step}")
-        self._step += 1
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Look at what the last step has made of the weights, whose loss no step has seen."""
         if logs and not np.isfinite(logs.get("val_loss", 0.0)):
-            self._stop(f"the validation loss of {self._stage} is {logs['val_loss']} after step {self._step - 1}")
+            self._stop(f"the validation loss of {self._stage} is {logs['val_loss']} after step {self._step}")
         if not all(bool(tf.reduce_all(tf.math.is_finite(weight.value))) for weight in self.model.trainable_weights):
-            self._stop(f"weights of {self._stage} are not finite after step {self._step - 1}")
+            self._stop(f"weights of {self._stage} are not finite after step {self._step}")
 
     def _stop(self, what: str) -> None:
         raise FloatingPointError(
