@@ -41,7 +41,16 @@ from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
 from training.run.checkpoints import BestWeights, Checkpoints, last_step
 from training.run.preflight import check, disk_space
-from training.run.resume import config_of, continued, finished, has_features, network_of, open_run, with_precision
+from training.run.resume import (
+    check_openable,
+    config_of,
+    continued,
+    finished,
+    has_features,
+    network_of,
+    open_run,
+    with_precision,
+)
 from training.run.signals import CheckpointOnSignal
 from training.sources import open_data
 from training.sources.dataset import Data
@@ -128,14 +137,16 @@ def train(
     strategy = strategy or choose_strategy()
     chief = is_chief(strategy)
     checked = (recipe.train_split, recipe.val_split)
-    source = open_faultless(data, class_names, checked) if strict else open_data(data, class_names)
     run, start = Path("runs", recipe.name) if run is None else Path(run), None if start is None else Path(start)
+    if isinstance(data, str):
+        check_openable(data, run)
+    source = open_faultless(data, class_names, checked) if strict else open_data(data, class_names)
     source = settle(source, run, recipe.val_split)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
     check(recipe, preset, source, stages, strategy)
     service = None
     if data_service is not None:
-        service = DataService(data_service, StoredSource(source, recipe.train_split, run / "records"))
+        service = DataService(data_service, StoredSource(source, recipe.train_split, run / run_folder.RECORDS))
         service.require()
     if start is not None and not (run / CONFIG).is_file():
         read_config(start)  # refused before there is a folder
