@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from overfeat_tf.images import decode
+from overfeat_tf.images.decode import read_size
 from overfeat_tf.images.files import read_image
 from training.sources.record import FLAGS, Record
 
@@ -123,24 +123,6 @@ def read_file(path: Path, name: str, report: ReportFinding) -> bytes | None:
     return data
 
 
-def read_size(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return an encoded image's (width, height) in pixels, as stored and as displayed, from its header.
-
-    Raises:
-        ValueError: no image that can be read.
-    """
-    stored, shown, _ = decode.read_size(data)
-    return stored[::-1], shown[::-1]
-
-
-def read_orientation(data: bytes) -> int:
-    """Return the EXIF orientation by which an image is turned, 1 to 8; 1 also for what is no image."""
-    try:
-        return decode.read_size(data)[2]
-    except ValueError:
-        return 1
-
-
 def are_shares(edges: np.ndarray) -> bool:
     """Return whether a file's edges of boxes, nan or not, are shares of the image: some are, and none is far beyond."""
     return bool(((edges > 0) & (edges < 1)).any() and not (edges > FARTHEST).any())
@@ -212,7 +194,7 @@ def _annotated_size(
 ) -> tuple[float, float] | None:
     """Return the (width, height) that the boxes are in; None, reported, where that can't be told."""
     try:
-        stored, shown = read_size(data)
+        stored, shown = (size[::-1] for size in read_size(data)[:2])
     except ValueError as error:
         report(Finding(Kind.UNREADABLE, name, str(error)))
         return None

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.images.decode import read_size
 from overfeat_tf.images.files import as_pixels
-from training.sources.checks import FARTHEST, ReportFinding, Thing, make_record, read_size
+from training.sources.checks import FARTHEST, ReportFinding, Thing, make_record
 from training.sources.record import FLAGS, SCHEMA, Record, Source, check_split
 from training.sources.text import one_line
 
@@ -90,7 +91,7 @@ class DatasetSource:
                 "divide them by its height and width"
             )
         try:
-            width, height = read_size(data)[1]
+            height, width = read_size(data)[1]
         except ValueError:  # reported with the record
             width, height = 1, 1
         things = [

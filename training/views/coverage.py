@@ -8,9 +8,9 @@ from itertools import islice
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.images.decode import read_size
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.scan.pyramid import fit_scale
-from training.sources.checks import read_size
 from training.sources.record import Source
 from training.views.targets import Matching
 
@@ -118,7 +118,7 @@ def read_objects(source: Source, split: str) -> Objects:
     for record in islice(source.records(split), IMAGES):
         boxes = np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
         with suppress(ValueError):  # an image that can't be read is reported where it is used
-            width, height = read_size(record.image_bytes)[1]
+            height, width = read_size(record.image_bytes)[1]
             images.append(np.tile(np.array([height, width], np.float32), (len(boxes), 1)))
             sides.append(boxes[:, 2:] - boxes[:, :2])
     return Objects(np.concatenate(images), np.concatenate(sides))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.sources.checks import Finding, Kind, Thing, make_record, read_orientation, read_size
+from training.sources.checks import Finding, Kind, Thing, make_record
 
 
 def encoded(size=(40, 20), orientation: int | None = None) -> bytes:
@@ -63,19 +63,3 @@ def test_where_no_box_is_left_the_class_of_the_whole_image_is():
     assert record.boxed.tolist() == [False] and record.boxes.tolist() == [[0, 0, 1, 1]]
     boxed = make_record(IMAGE, "a", [Thing("cat", (1, 1, 5, 9))], {"cat": 0, "dog": 1}, print, image_class="dog")
     assert boxed is not None and boxed.labels.tolist() == [0] and boxed.boxed.tolist() == [True]
-
-
-@pytest.mark.parametrize("orientation", range(0, 10))
-def test_sizes_are_those_that_our_decoding_shows(orientation):
-    from overfeat_tf.images.decode import decode_image
-
-    data = encoded((40, 20), orientation)
-    pixels, status = decode_image(data)
-    assert not status.numpy()
-    assert read_size(data) == ((40, 20), pixels.shape[1::-1])
-    assert read_orientation(data) == (orientation if orientation in range(1, 9) else 1)
-
-
-def test_what_is_no_image_is_an_error_of_one_line():
-    with pytest.raises(ValueError, match=r"^4 bytes that are no image[^\n]*$"):
-        read_size(b"text")

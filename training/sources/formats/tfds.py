@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
+from overfeat_tf.images.decode import read_size
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
 from training.sources.file_source import ExampleSource
 from training.sources.formats.annotation_xml import read_annotation
 from training.sources.record import Record
@@ -74,7 +75,7 @@ class TfdsSet(ExampleSource):
         data, classes = self._image(example), self._classes
         if self._objects:
             try:
-                stored, _ = read_size(data)  # boxes are normalised
+                stored = read_size(data)[0][::-1]  # boxes are normalised
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None

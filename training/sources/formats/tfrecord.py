@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
+from overfeat_tf.images.decode import read_size
+from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
 from training.sources.file_source import ExampleSource
 from training.sources.listing import is_junk
 from training.sources.record import Record
@@ -92,7 +93,7 @@ class TfRecords(ExampleSource):
         width, height = (_number(_first(example, f"image/{side}", 0)) for side in ("width", "height"))
         if not min(width, height) > 0:
             try:  # of an image that is shown turned, nobody says which way its boxes lie
-                width, height = read_size(data)[0]
+                height, width = read_size(data)[0]
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None
