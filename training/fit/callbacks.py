@@ -85,7 +85,7 @@ class FiniteLoss(keras.callbacks.Callback):
         )
 
 
-class Averages(keras.callbacks.Callback):
+class EMA(keras.callbacks.Callback):
     """Average the weights that a stage moves, after each step; and show the averages to its validation.
 
     Keras's own `use_ema` has one decay from the first step on, so that a short stage would be averaged with the weights
@@ -99,7 +99,7 @@ class Averages(keras.callbacks.Callback):
         layers = [layer for part in network.parts.values() for layer, _ in leaf_layers(part) if layer.trainable]
         self._weights = [weight for layer in layers for weight in layer.weights]
         self.variables = [tf.Variable(weight.numpy(), trainable=False) for weight in self._weights]
-        self._shown: list | None = None
+        self._before: list | None = None
 
         @tf.function(autograph=False)
         def update(decay: tf.Tensor) -> None:
@@ -115,17 +115,17 @@ class Averages(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Show the averages."""
-        self._shown = [weight.numpy() for weight in self._weights]
+        self._before = [weight.numpy() for weight in self._weights]
         self.apply()
 
     def on_test_end(self, logs: dict | None = None) -> None:
         """Go back to the weights themselves."""
-        for weight, value in zip(self._weights, self._shown or (), strict=True):
+        for weight, value in zip(self._weights, self._before or (), strict=True):
             weight.assign(value)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the averages within a block."""
+    def applied(self) -> Iterator[None]:
+        """Set the weights to their averages within a block."""
         self.on_test_begin()
         try:
             yield

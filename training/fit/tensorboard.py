@@ -48,7 +48,7 @@ def stage_boards(
     images: int,
     logs: Path,
     steps: int,
-    shown: Callable[[], AbstractContextManager] = nullcontext,
+    applied: Callable[[], AbstractContextManager] = nullcontext,
     profile: bool = False,
 ) -> list[keras.callbacks.Callback]:
     """List the callbacks that write a stage's boards into `logs`, in an order in which each sees what others add.
@@ -60,7 +60,7 @@ def stage_boards(
         images: How many validation images are scored after each epoch.
         logs: The stage's folder of logs.
         steps: In an epoch.
-        shown: Makes the weights those to be validated, for as long as it takes.
+        applied: Makes the weights those to be validated, for as long as it takes.
         profile: Also trace a few steps of the first epoch.
     """
     train = tf.summary.create_file_writer(str(logs / "train"))
@@ -69,7 +69,7 @@ def stage_boards(
     if recipe.val_split in source.splits:
         validation = tf.summary.create_file_writer(str(logs / "validation"))
         if stage == "classification" or images:
-            boards.append(Validation(validation, stage, model, source, recipe.val_split, images, shown))
+            boards.append(Validation(validation, stage, model, source, recipe.val_split, images, applied))
     boards += [Weights(train, model), Epochs(train, validation)]
     return [*boards, ProfiledSteps(logs / "train", min(PROFILED[1], steps))] if profile else boards
 
@@ -194,15 +194,15 @@ class Validation(keras.callbacks.Callback):
         source: Source,
         split: str,
         images: int,
-        shown: Callable[[], AbstractContextManager],
+        applied: Callable[[], AbstractContextManager],
     ):
         super().__init__()
-        self._writer, self._stage, self._scored, self._shown = writer, stage, model, shown
+        self._writer, self._stage, self._scored, self._applied = writer, stage, model, applied
         self._source, self._split, self._images = source, split, images
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Score, draw and write."""
-        with self._writer.as_default(step=epoch), self._shown():
+        with self._writer.as_default(step=epoch), self._applied():
             figures = self._look(epoch)
         self._writer.flush()
         if logs is not None:

@@ -21,7 +21,7 @@ from overfeat_tf.models.model import CONFIG, LAST, TASKS, Model
 from overfeat_tf.network.presets import Preset
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import open_faultless
-from training.fit.callbacks import Averages, EpochLines, FiniteLoss, Results, StageBar, StageCallbacks
+from training.fit.callbacks import EMA, EpochLines, FiniteLoss, Results, StageBar, StageCallbacks
 from training.fit.plan import Plan, make_plan, report_data, scored_images
 from training.fit.stages import seed_stage
 from training.fit.strategy import (
@@ -241,24 +241,24 @@ def _fit(
     fitted = TRAINED_TASKS[stage].model(model.network, recipe)
     fitted.name = stage
     seed_stage(fitted, (recipe.seed, TASKS.index(stage)))
-    averages = Averages(fitted, model.network, recipe.ema) if recipe.ema is not None else None
+    ema = EMA(fitted, model.network, recipe.ema) if recipe.ema is not None else None
     folder, each = run / "checkpoints" / stage, schedule.epoch_steps
-    checkpoints = Checkpoints(folder, fitted, schedule, chief, averages.variables if averages else ())
+    checkpoints = Checkpoints(folder, fitted, schedule, chief, ema.variables if ema else ())
     done = checkpoints.resume()
     trained = replace(model, tasks=tuple(dict.fromkeys((*model.tasks, stage))))
-    shown = averages.shown if averages else nullcontext
-    judge = TRAINED_TASKS[stage].judged_by
-    best = BestWeights(folder, judge, trained.save_weights, checkpoints, each, recipe.patience, shown, chief)
+    applied = ema.applied if ema else nullcontext
+    monitor = TRAINED_TASKS[stage].monitor
+    best = BestWeights(folder, monitor, trained.save_weights, checkpoints, each, recipe.patience, applied, chief)
     if done:
         log.info("%s: resuming after step %d of %d", stage, done, schedule.steps)
 
     # 2. Validation and callbacks.
     supply = Supply(service.source if service is not None else source)
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([averages] if averages else [])]
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([ema] if ema else [])]
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
         images = plan.scored.get(stage, 0)
-        callbacks += stage_boards(stage, trained, recipe, source, images, run / "logs" / stage, each, shown, profile)
+        callbacks += stage_boards(stage, trained, recipe, source, images, run / "logs" / stage, each, applied, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
     bar: AbstractContextManager = nullcontext()
@@ -305,15 +305,15 @@ def _fit(
         hooks.end()
 
     # 4. The best weights, with those of the last step beside them.
-    if averages is not None:
-        averages.apply()
+    if ema is not None:
+        ema.apply()
     barrier(strategy)
     judged = best.read()
     if judged is not None and judged["best"]["step"] != checkpoints.step:
         if chief:
             trained.save_weights(run / run_folder.NEW_WEIGHTS / LAST)
         trained.load_weights(best.weights(judged["best"]))
-        log.info("%s: %s is best after epoch %d: its weights are kept", stage, judge.name, judged["best"]["epoch"])
+        log.info("%s: %s is best after epoch %d: its weights are kept", stage, monitor.name, judged["best"]["epoch"])
     return hooks.figures, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
 
 

@@ -170,7 +170,7 @@ class Divided:
         total = sum(1 for _ in self.undivided.images(split))
         chosen = frozenset(_choose(self.undivided.images(split), total, self.seed))
         if chosen:
-            how = "near-duplicates on one side" if total <= COMPARED else "near-duplicates told by their names alone"
+            how = "near-duplicates on one side" if total <= COMPARED else "near-duplicates recognised by file name only"
             log.info(
                 "%s has one list of images: %d of %d (%.0f %%) are held out as split 'val', by seed %d, %s; "
                 "--split all means all of them",
