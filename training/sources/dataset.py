@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from overfeat_tf.images.decode import read_size
 from overfeat_tf.images.files import as_pixels
-from training.sources.checks import FARTHEST, ReportFinding, Thing, make_record
+from training.sources.checks import FARTHEST, AnnotatedObject, ReportFinding, make_record
 from training.sources.record import FLAGS, SCHEMA, Record, Source, check_split
 from training.sources.text import one_line
 
@@ -94,15 +94,15 @@ class DatasetSource:
             height, width = read_size(data)[1]
         except ValueError:  # reported with the record
             width, height = 1, 1
-        things = [
-            Thing(
+        objects = [
+            AnnotatedObject(
                 label,
                 tuple(float(edge) for edge in box * (height, width, height, width)),  # type: ignore[arg-type]
                 **{flag: bool(values[index]) for flag, values in flags.items()},  # type: ignore[arg-type]
             )
             for index, (label, box) in enumerate(zip(labels, boxes, strict=True))
         ]
-        return make_record(data, name, things, classes, self._report)
+        return make_record(data, name, objects, classes, self._report)
 
     def _class_name(self, label: Any) -> str:
         if isinstance(label, bytes | str):
