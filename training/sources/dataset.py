@@ -107,7 +107,8 @@ class DatasetSource:
     def _class_name(self, label: Any) -> str:
         if isinstance(label, bytes | str):
             return one_line(_text(label))
-        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
+        # Another's number may be the name of a class.
+        return self.class_names[label] if 0 <= label < len(self.class_names) else f"label {label}"
 
     def _read_names(self) -> tuple[str, ...]:
         labels = set()

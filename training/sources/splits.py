@@ -206,8 +206,8 @@ def settle(source: Source, run: Path, val_split: str = "val") -> Source:
     """Return a source divided as the run's folder has it stored, or for a run that begins, as it divides itself.
 
     The same goes for the folder of an export, and for data that has moved since. A start that failed before the run's
-    configuration was written settles nothing. Where `val_split`, the recipe's, is
-    another than "val", a run that begins holds nothing out. A source that is not `Divided` is returned as it is.
+    configuration was written settles nothing. Where `val_split`, the recipe's, is another than "val", a run that begins
+    holds nothing out. A source that is not `Divided` is returned as it is.
     """
     if not isinstance(source, Divided):
         return source
