@@ -23,7 +23,7 @@ from training.evaluation.reports.report import Observer
 from training.fit.stages import classification_model, detection_model, localization_model
 from training.fit.train_step import StageModel
 from training.recipes import Recipe
-from training.run.checkpoints import Judge
+from training.run.checkpoints import Monitor
 from training.views.drawing import Drawing, Views, object_windows, plain_crops, window_maps
 
 
@@ -34,13 +34,13 @@ class TrainedTask:
     Attributes:
         model: Builds and compiles the Keras model that the stage fits; it shares the network's variables.
         views: Gives what the stage is shown of a record.
-        judged_by: What its best epoch is chosen by.
+        monitor: What its best epoch is chosen by.
         metrics, observers: Made from class names and display threshold.
     """
 
     model: Callable[[Network, Recipe], StageModel]
     views: Callable[[Drawing, Recipe], Views]
-    judged_by: Judge
+    monitor: Monitor
     metrics: tuple[Callable[[Sequence[str], float | None], Metric], ...]
     observers: tuple[Callable[[Sequence[str], float | None], Observer], ...]
 
@@ -49,21 +49,21 @@ TRAINED_TASKS: dict[str, TrainedTask] = {
     "classification": TrainedTask(
         model=classification_model,
         views=lambda drawing, recipe: plain_crops(drawing) if recipe.views.plain else object_windows(drawing),
-        judged_by=Judge("val_top1"),
+        monitor=Monitor("val_top1"),
         metrics=(lambda *_: IlsvrcErrors("top"),),
         observers=(ClassConfusion, WrongClasses),
     ),
     "localization": TrainedTask(
         model=localization_model,
         views=lambda drawing, recipe: window_maps(drawing, scores=recipe.through_features),
-        judged_by=Judge("val_localization1_error", falls=True),
+        monitor=Monitor("val_localization1_error", mode="min"),
         metrics=(lambda *_: IlsvrcErrors("localization"),),
         observers=(WrongPlaces,),
     ),
     "detection": TrainedTask(
         model=detection_model,
         views=lambda drawing, _: window_maps(drawing, voting_only=True),
-        judged_by=Judge("val_map"),
+        monitor=Monitor("val_map"),
         metrics=(
             lambda names, _: CocoDetection(names),
             lambda names, _: VocDetection(names),

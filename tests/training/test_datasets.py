@@ -1,5 +1,6 @@
 """Data from Python: what `datasets.open` takes, its records, and the batches of each stage."""
 
+import csv
 from dataclasses import replace
 
 import keras
@@ -119,6 +120,29 @@ def test_a_crowd_is_difficult_whoever_says_so(source):
         assert found.difficult.tolist() == found.crowd.tolist() == [True] + [False] * (count - 1)
 
 
+def test_records_that_are_complete_are_checked_too(source):
+    (record,) = source.records("train", 1)
+    count, found = len(record.labels), []
+
+    def opened(**changes):
+        each = {**{key: getattr(record, key) for key in SCHEMA}, **changes}
+        return list(open_data(tf.data.Dataset.from_tensors(each), source.class_names, found.append).records("train"))
+
+    with pytest.raises(
+        ValueError, match=r"^expected boxes \[ymin, xmin, ymax, xmax\] from 0 to 1; image '.*' has [\d.]+:"
+    ):
+        opened(boxes=record.boxes * 100)
+    with pytest.raises(
+        ValueError, match=rf"^expected a label for each box of image '.*'; got {count + 1} for {count}$"
+    ):
+        opened(labels=np.append(record.labels, 0))
+    assert [len(each.labels) for each in opened(boxes=np.full_like(record.boxes, np.nan))] == [0]
+    assert [len(each.labels) for each in opened(labels=record.labels * 0 + 99)] == [0]
+    assert {finding.kind for finding in found} == {Kind.NO_NUMBERS, Kind.UNKNOWN_CLASS}
+    (kept,) = opened(boxed=record.boxed & False, boxes=np.full_like(record.boxes, np.nan))
+    assert not kept.boxed.any() and (kept.boxes == (0, 0, 1, 1)).all()
+
+
 def test_pixels_are_counted_without_encoding_them(monkeypatch):
     pixels = tf.data.Dataset.from_tensor_slices({"image": np.zeros((5, 8, 9, 3), np.uint8), "label": [0, 1, 0, 1, 1]})
     source = open_data(pixels)
@@ -130,7 +154,7 @@ def test_classes_without_boxes_and_what_can_not_be_used(source):
     record = next(source.records("train"))
     images = tf.data.Dataset.from_tensor_slices({"image_bytes": [record.image_bytes] * 3, "label": [0, 1, 7]})
     found = []
-    opened = open_data(images, ("a", "b"), found.append)
+    opened = open_data(images, ("a", "7"), found.append)
     assert not opened.boxed and [each.labels.tolist() for each in opened.records("train")] == [[0], [1]]
     assert [finding.kind for finding in found] == [Kind.UNKNOWN_CLASS]
 
@@ -171,11 +195,17 @@ def test_other_elements_are_refused_in_one_line(change, line, source):
 
 
 class Watch(keras.callbacks.Callback):
-    """Notes the stage of each epoch, and ends classification after its first."""
+    """Notes the stage of each epoch, begin and end, and ends classification after its first epoch."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen, self.begun, self.ended = [], [], []
+
+    def on_train_begin(self, logs=None):
+        self.begun.append(self.model.name)
+
+    def on_train_end(self, logs=None):
+        self.ended.append((self.model.name, logs["loss"]))
 
     def on_epoch_end(self, epoch, logs=None):
         self.seen.append((self.model.name, epoch, logs["loss"]))
@@ -184,10 +214,13 @@ class Watch(keras.callbacks.Callback):
 
 def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source, tmp_path, no_boards):
     splits, stages = {split: elements(source, split) for split in source.splits}, ["classification", "localization"]
-    recipe = replace(RECIPE, name="own", classification=replace(RECIPE.classification, steps=5))  # epochs of 2 and 3
-    watch = Watch()
+    longer = replace(RECIPE.classification, steps=5)  # epochs of 2 and 3
+    recipe = replace(RECIPE, name="own", classification=longer, localization=longer)
+    watch, table = Watch(), keras.callbacks.CSVLogger(str(tmp_path / "table.csv"))  # which writes its file anew
     options = {"stages": stages, "class_names": source.class_names}
-    model, history = of.train(recipe, splits, tmp_path / "run", callbacks=[watch], **options)
+    model, history = of.train(
+        recipe, splits, tmp_path / "run", callbacks=[watch, table, keras.callbacks.History()], **options
+    )
     assert model.tasks == tuple(stages) and model.labels == source.class_names
     assert {stage: len(figures["loss"]) for stage, figures in history.items()} == {
         "classification": 1,
@@ -195,6 +228,9 @@ def test_train_takes_tf_data_and_callbacks_and_returns_model_and_history(source,
     }
     assert {"top1", "val_loss"} <= set(history["classification"])
     assert watch.seen == [(stage, epoch, loss) for stage, f in history.items() for epoch, loss in enumerate(f["loss"])]
+    assert watch.begun == stages
+    assert watch.ended == [(stage, figures["loss"][-1]) for stage, figures in history.items()]
+    assert [row["epoch"] for row in csv.DictReader((tmp_path / "table.csv").read_text().splitlines())] == ["0", "1"]
     again = of.train(recipe, splits, str(tmp_path / "run"), **options)
     assert again.model.tasks == of.load(tmp_path / "run").tasks == model.tasks and again.history == {}
 

@@ -1,8 +1,6 @@
 """Score a model - a run, a SavedModel or a served model - on a split of a source."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
 import numpy as np
@@ -12,6 +10,7 @@ from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.predictor import Predictor
 from overfeat_tf.models.tasks import CLASSIFICATION, DETECTION, LOCALIZATION
 from training.evaluation.metrics import Answer
+from training.evaluation.threads import map_ahead
 from training.progress import progress
 from training.sources.record import Record, Source, check_classes, check_split
 from training.tasks import TRAINED_TASKS
@@ -175,24 +174,13 @@ def _scored(
 def _answered(
     calls: Sequence[Call], batches: Iterator[list[Record]], concurrency: int
 ) -> Iterator[tuple[list[Record], list[Answer]]]:
-    """Yield batches with the answers of each call, in order; `concurrency` calls at a time, and as many batches."""
-    if concurrency == 1:
-        for batch in batches:
-            yield batch, [call([record.image_bytes for record in batch]) for call in calls]
-        return
-    waiting: deque[tuple[list[Record], list[Future[Answer]]]] = deque()
-    pool = ThreadPoolExecutor(concurrency, "evaluate")
-    try:
-        for batch in batches:
-            images = [record.image_bytes for record in batch]
-            waiting.append((batch, [pool.submit(call, images) for call in calls]))
-            if len(waiting) == concurrency:
-                batch, futures = waiting.popleft()
-                yield batch, [future.result() for future in futures]
-        for batch, futures in waiting:
-            yield batch, [future.result() for future in futures]
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    """Yield batches with the answers of each call, in order; `concurrency` batches at a time."""
+
+    def answer(batch: list[Record]) -> tuple[list[Record], list[Answer]]:
+        images = [record.image_bytes for record in batch]
+        return batch, [call(images) for call in calls]
+
+    return map(answer, batches) if concurrency == 1 else map_ahead(answer, batches, concurrency, concurrency)
 
 
 def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:

@@ -3,19 +3,19 @@
 import hashlib
 import os
 import unicodedata
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
-from overfeat_tf.images.decode import decode_image
+from overfeat_tf.images.decode import decode_image, read_size
+from training.evaluation.threads import map_ahead
 from training.progress import progress
 from training.recipes import Recipe
 from training.sources import open_data
-from training.sources.checks import Finding, Kind, Log, ReportFinding, read_orientation
+from training.sources.checks import Finding, Kind, Log, ReportFinding
 from training.sources.dataset import Data
 from training.sources.record import Record, Source, check_split
 from training.views.coverage import Coverage, Objects, measure_coverage
@@ -132,7 +132,9 @@ class Inspection:
         """Count and check a split's records; `see` gets the split, each readable record and what it has wrong."""
         self._split, self.counts[split] = split, SplitCounts()
         self._of_image.clear()
-        for record, size, status in progress(_sized(source.records(split, limit)), f"inspect {split}"):
+        # In threads rather than in a tf.data pipeline, each of which takes a second to make.
+        sized = map_ahead(_sized, source.records(split, limit), os.cpu_count(), AHEAD)
+        for record, size, status in progress(sized, f"inspect {split}"):
             if status:
                 self.add(Finding(Kind.UNREADABLE, record.image_id, status.decode()))
             else:
@@ -197,7 +199,7 @@ class Inspection:
         name = record.image_id
         if min(size) < TINY or max(size) > HUGE:
             self.add(Finding(Kind.TINY if min(size) < TINY else Kind.HUGE, name, f"{size[1]}x{size[0]} pixels"))
-        orientation = read_orientation(record.image_bytes)
+        orientation = read_size(record.image_bytes)[2]
         if orientation != 1:
             self.add(Finding(Kind.TURNED, name, f"{orientation}: boxes are taken in the image as displayed"))
         digest = hashlib.blake2b(record.image_bytes, digest_size=16).digest()
@@ -278,27 +280,8 @@ def _plain(name: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(c)[0] not in "CZ")
 
 
-def _sized(records: Iterator[Record]) -> Iterator[tuple[Record, tuple[int, int], bytes]]:
-    """Yield records with their images' (height, width) and statuses, in order; some images are decoded at a time.
-
-    In threads rather than in a tf.data pipeline, each of which takes a second to make.
-    """
-    waiting: deque[tuple[Record, Future[tuple[tuple[int, int], bytes]]]] = deque()
-    pool = ThreadPoolExecutor(os.cpu_count(), "inspect")
-    try:
-        for record in records:
-            waiting.append((record, pool.submit(_size, record.image_bytes)))
-            if len(waiting) == AHEAD:
-                record, found = waiting.popleft()
-                yield record, *found.result()
-        for record, found in waiting:
-            yield record, *found.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _size(data: bytes) -> tuple[tuple[int, int], bytes]:
-    """Return a decoded image's height and width, so that no pixels wait, and its status."""
-    image, status = decode_image(data)
+def _sized(record: Record) -> tuple[Record, tuple[int, int], bytes]:
+    """Return a record with its decoded image's height and width, so that no pixels wait, and its status."""
+    image, status = decode_image(record.image_bytes)
     height, width, _ = image.shape
-    return (height, width), status.numpy()
+    return record, (height, width), status.numpy()

@@ -4,7 +4,7 @@ import csv
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,37 @@ from training.run.checkpoints import Checkpoints
 RESULTS = "results.csv"
 
 
+class StageCallbacks(keras.callbacks.CallbackList):
+    """The callbacks of a stage, which may take several calls of `fit`; training begins and ends once for them.
+
+    Else `CSVLogger` would write its file anew for a last epoch that is longer, and `EarlyStopping` would restore the
+    best weights before it.
+
+    Attributes:
+        figures: Those of the epochs by their names, each a list.
+    """
+
+    def __init__(self, callbacks: Sequence[keras.callbacks.Callback], model: keras.Model, epochs: int, steps: int):
+        """Take the callbacks of a stage of so many epochs, each with so many steps."""
+        history = keras.callbacks.History()  # of this stage alone, unlike a user's own; the last one counts
+        super().__init__([*callbacks, history], model=model, verbose=0, epochs=epochs, steps=steps)
+        self.figures: dict[str, list[float]] = history.history
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Leave it to `begin`."""
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Leave it to `end`."""
+
+    def begin(self) -> None:
+        """Begin the stage."""
+        super().on_train_begin()
+
+    def end(self) -> None:
+        """End the stage, with the figures of its last epoch."""
+        super().on_train_end({name: values[-1] for name, values in self.figures.items()})
+
+
 class FiniteLoss(keras.callbacks.Callback):
     """Stop a run whose loss is not finite, or at an epoch's end its weights, before they are written; and say where.
 
@@ -31,21 +62,22 @@ class FiniteLoss(keras.callbacks.Callback):
     """
 
     def __init__(self, stage: str, step: int):
+        """Take the stage's name, and the steps that it has done."""
         super().__init__()
         self._stage, self._step = stage, step
 
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         """Look at the mean loss so far: once not finite, it stays so."""
+        self._step += 1
         if logs and not np.isfinite(logs["loss"]):
             self._stop(f"the loss of {self._stage} is {logs['loss']} at step {self._step}")
-        self._step += 1
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Look at what the last step has made of the weights, whose loss no step has seen."""
         if logs and not np.isfinite(logs.get("val_loss", 0.0)):
-            self._stop(f"the validation loss of {self._stage} is {logs['val_loss']} after step {self._step - 1}")
+            self._stop(f"the validation loss of {self._stage} is {logs['val_loss']} after step {self._step}")
         if not all(bool(tf.reduce_all(tf.math.is_finite(weight.value))) for weight in self.model.trainable_weights):
-            self._stop(f"weights of {self._stage} are not finite after step {self._step - 1}")
+            self._stop(f"weights of {self._stage} are not finite after step {self._step}")
 
     def _stop(self, what: str) -> None:
         raise FloatingPointError(
@@ -53,7 +85,7 @@ class FiniteLoss(keras.callbacks.Callback):
         )
 
 
-class Averages(keras.callbacks.Callback):
+class EMA(keras.callbacks.Callback):
     """Average the weights that a stage moves, after each step; and show the averages to its validation.
 
     Keras's own `use_ema` has one decay from the first step on, so that a short stage would be averaged with the weights
@@ -67,7 +99,7 @@ class Averages(keras.callbacks.Callback):
         layers = [layer for part in network.parts.values() for layer, _ in leaf_layers(part) if layer.trainable]
         self._weights = [weight for layer in layers for weight in layer.weights]
         self.variables = [tf.Variable(weight.numpy(), trainable=False) for weight in self._weights]
-        self._shown: list | None = None
+        self._before: list | None = None
 
         @tf.function(autograph=False)
         def update(decay: tf.Tensor) -> None:
@@ -83,17 +115,17 @@ class Averages(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: dict | None = None) -> None:
         """Show the averages."""
-        self._shown = [weight.numpy() for weight in self._weights]
+        self._before = [weight.numpy() for weight in self._weights]
         self.apply()
 
     def on_test_end(self, logs: dict | None = None) -> None:
         """Go back to the weights themselves."""
-        for weight, value in zip(self._weights, self._shown or (), strict=True):
+        for weight, value in zip(self._weights, self._before or (), strict=True):
             weight.assign(value)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the averages within a block."""
+    def applied(self) -> Iterator[None]:
+        """Set the weights to their averages within a block."""
         self.on_test_begin()
         try:
             yield

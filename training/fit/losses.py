@@ -131,11 +131,7 @@ class _Entropy(keras.losses.Loss):
         entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(classes, logits)
         return _weighted(entropy, classes, self.class_weights)
 
-    def get_config(self):
-        return {**super().get_config(), "class_weights": self.class_weights}
 
-
-@keras.saving.register_keras_serializable("overfeat_tf")
 class ClassLoss(_Entropy):
     """Cross-entropy of single windows: `y_true` is int32 [B] of classes or IGNORED, `y_pred` logits [B, classes]."""
 
@@ -145,7 +141,6 @@ class ClassLoss(_Entropy):
         return entropy * tf.cast(labels != IGNORED, entropy.dtype)
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
 class ObjectLoss(_Entropy):
     """Cross-entropy over an image's object windows alone, for a classifier that has no background class yet.
 
@@ -157,7 +152,6 @@ class ObjectLoss(_Entropy):
         return _mean_where(labels > BACKGROUND, self.entropy(tf.maximum(labels - 1, 0), y_pred))
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
 class DetectionLoss(keras.losses.Loss):
     """Cross-entropy over an image's object windows and a few negatives picked on the fly (5).
 
@@ -197,11 +191,6 @@ class DetectionLoss(keras.losses.Loss):
         objects = tf.math.count_nonzero(positive, axis=1, keepdims=True, dtype=tf.int32)
         negative = background & (rank < tf.maximum(self.per_positive * objects, self.at_least))
         return _mean_where(positive | negative, _weighted(entropy, tf.maximum(labels, 0), self.class_weights))
-
-    def get_config(self):
-        own = {"negatives": self.negatives, "per_positive": self.per_positive, "at_least": self.at_least}
-        weights = None if self.class_weights is None else self.class_weights[1:]
-        return {**super().get_config(), **own, "class_weights": weights}
 
 
 def _mean_where(chosen: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:

@@ -147,7 +147,6 @@ def _learning_rate(schedule: Schedule) -> keras.optimizers.schedules.LearningRat
     return WarmUp(learning_rate, schedule.warm_up) if schedule.warm_up else learning_rate
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
     """A schedule, or a constant learning rate, that rises linearly from a tenth over the first steps."""
 
@@ -161,13 +160,8 @@ class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
         return (self.after(step) if callable(self.after) else self.after) * (0.1 + 0.9 * share)
 
     def get_config(self):
-        """Return the schedule's arguments."""
+        """Return the schedule's arguments, for the JSON of a model that `keras.callbacks.TensorBoard` writes."""
         return {"after": keras.saving.serialize_keras_object(self.after), "steps": self.steps}
-
-    @classmethod
-    def from_config(cls, config):
-        """Build the schedule, and the one that it warms up."""
-        return cls(keras.saving.deserialize_keras_object(config["after"]), config["steps"])
 
 
 class StageOptimizer(keras.optimizers.Optimizer):
@@ -191,11 +185,6 @@ class StageOptimizer(keras.optimizers.Optimizer):
         super().__init__(**kwargs)
         self._clip, self._l2, self._decoupled, self._slow = clip, l2, decoupled, slow or {}
         self._factor: Callable[[tf.Variable], float] = lambda variable: 1.0
-
-    def get_config(self):
-        """Return the optimizer's arguments."""
-        own = {"clip": self._clip, "l2": self._l2, "decoupled": self._decoupled, "slow": self._slow}
-        return {**super().get_config(), **own}
 
     def build(self, variables):
         """Make the optimizer's variables, and know those that are slow on every device."""
@@ -232,11 +221,9 @@ class StageOptimizer(keras.optimizers.Optimizer):
         super().update_step(gradient, variable, own)
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
 class StageSGD(StageOptimizer, keras.optimizers.SGD):
     """SGD with momentum."""
 
 
-@keras.saving.register_keras_serializable("overfeat_tf")
 class StageAdamW(StageOptimizer, keras.optimizers.Adam):
     """Adam with decoupled weight decay."""

@@ -58,10 +58,10 @@ class Supply:
                 self._not_shown[split] += 1
                 yield record
             if self._stopped or count == 0 or self._not_shown[split] > PASSES * count:
-                what = "has anything to learn" if count else "is left"
-                raise OSError(
-                    f"expected images in split '{split}' of {self._source.name}; none {what}: is the data still there?"
-                )
+                what = "none is left: is the data still there?"
+                if count:
+                    what = "none has an object to learn: `overfeat inspect` shows what is wrong"
+                raise OSError(f"expected images in split '{split}' of {self._source.name}; {what}")
         except Exception as error:
             self.problem = self.problem or error
             raise

@@ -20,7 +20,7 @@ from tensorboard.plugins.pr_curve import summary as pr_curve
 from overfeat_tf.draw.pictures import draw_boxes, draw_classes, draw_filters
 from overfeat_tf.images.decode import decode_image
 from overfeat_tf.models.model import TASKS, Model
-from training.evaluation.evaluate import evaluate
+from training.evaluation.evaluate import Callback, evaluate
 from training.evaluation.metrics import Answer
 from training.evaluation.recall import THRESHOLDS, PrecisionRecall
 from training.recipes import Recipe
@@ -48,7 +48,7 @@ def stage_boards(
     images: int,
     logs: Path,
     steps: int,
-    shown: Callable[[], AbstractContextManager] = nullcontext,
+    applied: Callable[[], AbstractContextManager] = nullcontext,
     profile: bool = False,
 ) -> list[keras.callbacks.Callback]:
     """List the callbacks that write a stage's boards into `logs`, in an order in which each sees what others add.
@@ -60,7 +60,7 @@ def stage_boards(
         images: How many validation images are scored after each epoch.
         logs: The stage's folder of logs.
         steps: In an epoch.
-        shown: Makes the weights those to be validated, for as long as it takes.
+        applied: Makes the weights those to be validated, for as long as it takes.
         profile: Also trace a few steps of the first epoch.
     """
     train = tf.summary.create_file_writer(str(logs / "train"))
@@ -69,7 +69,7 @@ def stage_boards(
     if recipe.val_split in source.splits:
         validation = tf.summary.create_file_writer(str(logs / "validation"))
         if stage == "classification" or images:
-            boards.append(Validation(validation, stage, model, source, recipe.val_split, images, shown))
+            boards.append(Validation(validation, stage, model, source, recipe.val_split, images, applied))
     boards += [Weights(train, model), Epochs(train, validation)]
     return [*boards, ProfiledSteps(logs / "train", min(PROFILED[1], steps))] if profile else boards
 
@@ -194,20 +194,16 @@ class Validation(keras.callbacks.Callback):
         source: Source,
         split: str,
         images: int,
-        shown: Callable[[], AbstractContextManager],
+        applied: Callable[[], AbstractContextManager],
     ):
         super().__init__()
-        self._writer, self._stage, self._scored, self._shown = writer, stage, model, shown
+        self._writer, self._stage, self._scored, self._applied = writer, stage, model, applied
         self._source, self._split, self._images = source, split, images
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Score, draw and write."""
-        with self._writer.as_default(step=epoch), self._shown():
-            try:
-                figures = self._look(epoch)
-            except ValueError as error:  # such as images without objects: no reason to end a run
-                log.warning("no figures of %s in epoch %d: %s", self._stage, epoch + 1, error)
-                return
+        with self._writer.as_default(step=epoch), self._applied():
+            figures = self._look(epoch)
         self._writer.flush()
         if logs is not None:
             logs |= figures
@@ -215,7 +211,7 @@ class Validation(keras.callbacks.Callback):
     def _look(self, epoch: int) -> dict[str, float]:
         if self._stage == "detection":
             return self._detection(epoch)
-        return self._localization() if self._stage == "localization" else self._classification()
+        return self._localization(epoch) if self._stage == "localization" else self._classification()
 
     def _detection(self, epoch: int) -> dict[str, float]:
         curves = PrecisionRecall(self._source.class_names)
@@ -223,11 +219,12 @@ class Validation(keras.callbacks.Callback):
 
         def process(record: Record, answer: Answer) -> None:
             curves.process(record, answer)
-            if len(shown) < PICTURES and len(record.labels):
+            if len(shown) < PICTURES and len(record.labels) and not answer["status"]:
                 shown.append((record, answer))
 
-        callbacks = {"detection": [process]}
-        figures = evaluate(self._scored, self._source, self._split, limit=self._images, quiet=True, callbacks=callbacks)
+        figures = self._evaluate(("detection",), process, epoch)
+        if not figures:
+            return {}
         least = curves.best_threshold()  # calibrated once the stage is done
         self._draw([_boxes(self._source, record, answer, least) for record, answer in shown])
         for name, curve in curves.evaluate():
@@ -235,19 +232,25 @@ class Validation(keras.callbacks.Callback):
             tf.summary.experimental.write_raw_pb(written.SerializeToString(), step=epoch)
         return {"val_map": figures["map"], "val_map50": figures["map50"]}
 
-    def _localization(self) -> dict[str, float]:
+    def _localization(self, epoch: int) -> dict[str, float]:
         shown: list[tuple[Record, Answer]] = []
 
         def process(record: Record, answer: Answer) -> None:
-            if len(shown) < PICTURES:
+            if len(shown) < PICTURES and not answer["status"]:
                 shown.append((record, {**answer, "num_detections": np.minimum(answer["num_detections"], 1)}))
 
-        protocols, callbacks = ("classification", "localization"), {"localization": [process]}
-        figures = evaluate(
-            self._scored, self._source, self._split, protocols, self._images, quiet=True, callbacks=callbacks
-        )
-        self._draw([_boxes(self._source, *pair) for pair in shown if not pair[1]["status"]])  # the best guess of each
+        figures = self._evaluate(("classification", "localization"), process, epoch)
+        self._draw([_boxes(self._source, *pair) for pair in shown])  # the best guess of each
         return {f"val_{name}": value for name, value in figures.items() if name.endswith("_error")}
+
+    def _evaluate(self, protocols: Sequence[str], process: Callback, epoch: int) -> dict[str, float]:
+        """Return the figures of the images by the protocols; `process` gets each answer of the last protocol."""
+        callbacks = {protocols[-1]: [process]}
+        try:
+            return evaluate(self._scored, self._source, self._split, protocols, self._images, True, callbacks)
+        except ValueError as error:  # such as images without objects: no reason to end a run
+            log.warning("no figures of %s in epoch %d: %s", self._stage, epoch + 1, error)
+            return {}
 
     def _classification(self) -> dict[str, float]:
         records = self._source.records(self._split, PICTURES)

@@ -21,7 +21,7 @@ from overfeat_tf.models.model import CONFIG, LAST, TASKS, Model
 from overfeat_tf.network.presets import Preset
 from training.evaluation.calibration import calibrate
 from training.evaluation.inspection import open_faultless
-from training.fit.callbacks import Averages, EpochLines, FiniteLoss, Results, StageBar
+from training.fit.callbacks import EMA, EpochLines, FiniteLoss, Results, StageBar, StageCallbacks
 from training.fit.plan import Plan, make_plan, report_data, scored_images
 from training.fit.stages import seed_stage
 from training.fit.strategy import (
@@ -41,7 +41,16 @@ from training.recipes import Recipe, Schedule, get_recipe
 from training.run import folder as run_folder
 from training.run.checkpoints import BestWeights, Checkpoints, last_step
 from training.run.preflight import check, disk_space
-from training.run.resume import config_of, continued, finished, has_features, network_of, open_run, with_precision
+from training.run.resume import (
+    check_openable,
+    config_of,
+    continued,
+    finished,
+    has_features,
+    network_of,
+    open_run,
+    with_precision,
+)
 from training.run.signals import CheckpointOnSignal
 from training.sources import open_data
 from training.sources.dataset import Data
@@ -128,14 +137,16 @@ def train(
     strategy = strategy or choose_strategy()
     chief = is_chief(strategy)
     checked = (recipe.train_split, recipe.val_split)
-    source = open_faultless(data, class_names, checked) if strict else open_data(data, class_names)
     run, start = Path("runs", recipe.name) if run is None else Path(run), None if start is None else Path(start)
+    if isinstance(data, str):
+        check_openable(data, run)
+    source = open_faultless(data, class_names, checked) if strict else open_data(data, class_names)
     source = settle(source, run, recipe.val_split)
     recipe, preset = recipe.sized(source), network_of(recipe, run)
     check(recipe, preset, source, stages, strategy)
     service = None
     if data_service is not None:
-        service = DataService(data_service, StoredSource(source, recipe.train_split, run / "records"))
+        service = DataService(data_service, StoredSource(source, recipe.train_split, run / run_folder.RECORDS))
         service.require()
     if start is not None and not (run / CONFIG).is_file():
         read_config(start)  # refused before there is a folder
@@ -230,24 +241,24 @@ def _fit(
     fitted = TRAINED_TASKS[stage].model(model.network, recipe)
     fitted.name = stage
     seed_stage(fitted, (recipe.seed, TASKS.index(stage)))
-    averages = Averages(fitted, model.network, recipe.ema) if recipe.ema is not None else None
+    ema = EMA(fitted, model.network, recipe.ema) if recipe.ema is not None else None
     folder, each = run / "checkpoints" / stage, schedule.epoch_steps
-    checkpoints = Checkpoints(folder, fitted, schedule, chief, averages.variables if averages else ())
+    checkpoints = Checkpoints(folder, fitted, schedule, chief, ema.variables if ema else ())
     done = checkpoints.resume()
     trained = replace(model, tasks=tuple(dict.fromkeys((*model.tasks, stage))))
-    shown = averages.shown if averages else nullcontext
-    judge = TRAINED_TASKS[stage].judged_by
-    best = BestWeights(folder, judge, trained.save_weights, checkpoints, each, recipe.patience, shown, chief)
+    applied = ema.applied if ema else nullcontext
+    monitor = TRAINED_TASKS[stage].monitor
+    best = BestWeights(folder, monitor, trained.save_weights, checkpoints, each, recipe.patience, applied, chief)
     if done:
         log.info("%s: resuming after step %d of %d", stage, done, schedule.steps)
 
     # 2. Validation and callbacks.
     supply = Supply(service.source if service is not None else source)
-    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([averages] if averages else [])]
+    callbacks: list[keras.callbacks.Callback] = [FiniteLoss(stage, done), *([ema] if ema else [])]
     validation, count = validation_data(stage, model, recipe, source, supply)
     if chief:
         images = plan.scored.get(stage, 0)
-        callbacks += stage_boards(stage, trained, recipe, source, images, run / "logs" / stage, each, shown, profile)
+        callbacks += stage_boards(stage, trained, recipe, source, images, run / "logs" / stage, each, applied, profile)
         callbacks.append(Results(run, stage, checkpoints))
     callbacks += [best, checkpoints]
     bar: AbstractContextManager = nullcontext()
@@ -259,15 +270,17 @@ def _fit(
     elif chief:
         callbacks.append(EpochLines(log.info, stage, schedule.epoch_count))
     callbacks += others
+    on_signal = CheckpointOnSignal(stage, checkpoints, supply.stop)
+    hooks = StageCallbacks([*callbacks, on_signal], fitted, schedule.epoch_count, each)
 
     # 3. The epochs that are left: the one under way, those of usual length, and a longer last one.
-    history: dict[str, list[float]] = {}
     with (
         bar,
         _explain_failure(stage, schedule, strategy, run),
-        CheckpointOnSignal(stage, checkpoints, supply.stop) as on_signal,
+        on_signal,
         _keep_step_if_data_ends(supply, checkpoints, on_signal),
     ):
+        hooks.begin()
         for first, last, steps in schedule.epochs_left(done):
             if best.exhausted():
                 break
@@ -275,33 +288,33 @@ def _fit(
             batches = partial(
                 stage_batches, stage, model, recipe, supply, recipe.train_split, bookmarks=marks, service=service
             )
-            figures = fitted.fit(
+            hooks.set_params({**hooks.params, "steps": steps})
+            fitted.fit(
                 shard_batches(strategy, batches, schedule.batch),
                 epochs=last,
                 initial_epoch=first,
                 steps_per_epoch=steps,
                 validation_data=validation,
                 validation_steps=count,
-                callbacks=[*callbacks, on_signal],
+                callbacks=hooks,
                 shuffle=False,  # the pipeline does
                 verbose=0,
-            ).history
-            for name, values in figures.items():
-                history.setdefault(name, []).extend(values)
+            )
             if fitted.stop_training:
                 break
+        hooks.end()
 
     # 4. The best weights, with those of the last step beside them.
-    if averages is not None:
-        averages.apply()
+    if ema is not None:
+        ema.apply()
     barrier(strategy)
     judged = best.read()
     if judged is not None and judged["best"]["step"] != checkpoints.step:
         if chief:
             trained.save_weights(run / run_folder.NEW_WEIGHTS / LAST)
         trained.load_weights(best.weights(judged["best"]))
-        log.info("%s: %s is best after epoch %d: its weights are kept", stage, judge.name, judged["best"]["epoch"])
-    return history, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
+        log.info("%s: %s is best after epoch %d: its weights are kept", stage, monitor.name, judged["best"]["epoch"])
+    return hooks.figures, {stage: {"step": checkpoints.step, "ema": recipe.ema, **(judged or {})}}
 
 
 @contextmanager

@@ -161,15 +161,15 @@ class Checkpoints(keras.callbacks.Callback):
                 tf.io.gfile.rmtree(str(path)) if path.is_dir() else path.unlink()
 
 
-class Judge(NamedTuple):
-    """What a stage is judged by after each epoch: a figure of `fit`'s logs, and whether less of it is better."""
+class Monitor(NamedTuple):
+    """What a stage is judged by after each epoch: a figure of `fit`'s logs, whose "max" or "min" is best."""
 
     name: str
-    falls: bool = False
+    mode: str = "max"
 
     def better(self, value: float, than: float) -> bool:
         """Return whether a value is as good or better: of equal ones the later has learnt for longer."""
-        return value <= than if self.falls else value >= than
+        return value <= than if self.mode == "min" else value >= than
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -180,28 +180,28 @@ class BestWeights(keras.callbacks.Callback):
 
     Args:
         folder: The stage's checkpoints.
-        judge: What is compared.
+        monitor: What is compared.
         save: Writes the weights into the folder that it is given.
         checkpoints, epoch_steps: They tell the step, and how many are an epoch.
         patience: Epochs without a better one after which the stage ends; None for all.
-        shown: Makes the weights those to be kept, for as long as it takes.
+        applied: Makes the weights those to be kept, for as long as it takes.
         is_chief: Whether this process writes.
     """
 
     def __init__(
         self,
         folder: Path,
-        judge: Judge,
+        monitor: Monitor,
         save: Callable[[Path], None],
         checkpoints: Checkpoints,
         epoch_steps: int,
         patience: int | None,
-        shown: Callable[[], AbstractContextManager],
+        applied: Callable[[], AbstractContextManager],
         is_chief: bool = True,
     ):
         super().__init__()
-        self._folder, self._judge, self._save, self._checkpoints = folder, judge, save, checkpoints
-        self._epoch_steps, self._patience, self._shown, self._is_chief = epoch_steps, patience, shown, is_chief
+        self._folder, self._monitor, self._save, self._checkpoints = folder, monitor, save, checkpoints
+        self._epoch_steps, self._patience, self._applied, self._is_chief = epoch_steps, patience, applied, is_chief
 
     def read(self) -> dict[str, Any] | None:
         """Return the "best" and the "last" epoch judged, the step, number and value of each; None before the first.
@@ -224,22 +224,22 @@ class BestWeights(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         """Keep the weights if they are the best so far; stop if there have been none for long enough."""
-        value = (logs or {}).get(self._judge.name, math.nan)
+        value = (logs or {}).get(self._monitor.name, math.nan)
         if self._is_chief and not math.isnan(value):
             self._record(epoch, float(value))
         if self._patience is not None and any_worker(tf.distribute.get_strategy(), self._is_chief and self.exhausted()):
-            log.info("no better %s for %d epochs: the stage ends here", self._judge.name, self._patience)
+            log.info("no better %s for %d epochs: the stage ends here", self._monitor.name, self._patience)
             self.model.stop_training = True
 
     def _record(self, epoch: int, value: float) -> None:
         step, best = self._checkpoints.step, (self.read() or {}).get("best")
         last = {"step": step, "epoch": epoch + 1, "value": value}
-        if best is None or self._judge.better(value, best["value"]):
+        if best is None or self._monitor.better(value, best["value"]):
             reached = best.get("reached", best["step"]) if best is not None and value == best["value"] else step
             best = {**last, "reached": reached}
-            with self._shown():
+            with self._applied():
                 self._save(self.weights(best))
-        _write_best(self._folder, {"metric": self._judge.name, "best": best, "last": last})
+        _write_best(self._folder, {"metric": self._monitor.name, "best": best, "last": last})
         for folder in set(self._folder.glob("best-*")) - {self.weights(best)}:
             shutil.rmtree(folder)
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from overfeat_tf.models.model import CONFIG
+from overfeat_tf.models.model import CONFIG, SPLIT
 
 LOCK = ".lock"
+RECORDS = "records"  # the copy of the images for a data service
 NEW_CONFIG, NEW_WEIGHTS, OLD_WEIGHTS = f"{CONFIG}.new", "weights.new", "weights.old"
 
 
@@ -48,7 +49,8 @@ def held(run: Path) -> Iterator[None]:
 
 def require_disk_space(run: Path, needed: int) -> None:
     """Raise OSError unless the disk has space for the `needed` bytes of a run, beyond what it holds already."""
-    there = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    files = (path for path in run.rglob("*") if path.is_file() and run / RECORDS not in path.parents)
+    there = sum(path.stat().st_size for path in files)  # the copy of the images is not part of what is needed
     free, missing = shutil.disk_usage(run).free, needed - there
     if free < missing:
         raise OSError(
@@ -81,7 +83,13 @@ def commit(run: Path, config: dict, save_weights) -> None:
 
 
 def recover(run: Path) -> None:
-    """Finish or undo what a killed process has left half done."""
+    """Finish or undo what a killed process has left half done, and remove what is left of a run that did not begin.
+
+    Its split and its copy of the images may be those of other data.
+    """
+    if not (run / CONFIG).is_file():
+        (run / SPLIT).unlink(missing_ok=True)
+        shutil.rmtree(run / RECORDS, ignore_errors=True)
     old = run / OLD_WEIGHTS
     if old.exists() and (run / NEW_CONFIG).exists():  # not yet decided: back to the old pair
         if (run / "weights").exists():

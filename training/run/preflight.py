@@ -39,7 +39,8 @@ def check(
         recipe.check_side(preset)
     if recipe.averaged and placing:
         raise ValueError(
-            f"expected --stage classification with averaged=true; got {placing[0]}: a mean has no place for a box"
+            f"expected --stage classification with averaged=true; got {placing[0]}: average pooling loses where the "
+            "object is"
         )
     check_compiled(strategy, recipe.jit_compile)
     for stage in stages:

@@ -22,6 +22,8 @@ from training.fit.transfer import start_from
 from training.recipes import Recipe, read_recipe
 from training.run import folder as run_folder
 from training.run.checkpoints import last_step, renew_patience
+from training.sources import SOURCES
+from training.sources.dataset import DatasetSource
 from training.sources.record import Source, check_classes
 from training.views.coverage import Objects
 
@@ -105,6 +107,17 @@ def resumed(run: Path) -> tuple[Recipe, str, tuple[str, ...]]:
     return read_recipe(config["training"]), config["training"]["data"], tuple(config.get("stages", TASKS))
 
 
+def check_openable(data: str, run: Path) -> None:
+    """Raise ValueError where the run began with data from Python, of which `data` is but the name."""
+    training = (read_config(run).get("training") or {}) if (run / CONFIG).is_file() else {}
+    if training.get("data") == data and not _is_spec(data):
+        what = data if data == DatasetSource.name else f"source '{data}'"
+        raise ValueError(
+            f"expected overfeat_tf.train(..., run='{run}') with the {what} that it began with; the command line cannot "
+            "open it"
+        )
+
+
 def add_steps(run: Path, steps: int) -> None:
     """Let the last stage of a finished run go on for more steps, to the end of an epoch, as a stage as long as that.
 
@@ -186,9 +199,12 @@ def _resume(recipe: Recipe, source: Source, run: Path) -> Model:
     if changed:
         # Steps follow from the number of images where a schedule has `passes`.
         hint = "; has the number of images changed?" if all(name.endswith(".steps") for name in changed) else ""
+        as_it_is = ""
+        if _is_spec(config["training"]["data"]):  # else the command line cannot open it
+            as_it_is = f", or `overfeat train --run {run}`, which resumes it as it is"
         raise ValueError(
-            f"expected the settings that '{run}' began with, or another --run, or `overfeat train --run {run}`, which "
-            f"resumes it as it is; {', '.join(changed)} differ{hint}"
+            f"expected the settings that '{run}' began with, or another --run{as_it_is}; {', '.join(changed)} "
+            f"differ{hint}"
         )
     model = Model.from_config(config["model"])
     check_classes(model.labels, source)
@@ -197,6 +213,11 @@ def _resume(recipe: Recipe, source: Source, run: Path) -> Model:
     elif model.tasks:
         raise ValueError(f"expected '{run / 'weights'}', left by {model.tasks[-1]}; it is gone: use another --run")
     return model
+
+
+def _is_spec(data: str) -> bool:
+    """Return whether the name of a run's data is a SOURCE of the command line."""
+    return data.partition(":")[0] in SOURCES
 
 
 def _changes(began: dict, now: dict) -> list[str]:

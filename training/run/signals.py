@@ -15,7 +15,7 @@ from training.run.checkpoints import Checkpoints
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 USUAL = (signal.SIG_DFL, signal.default_int_handler)
 # How long the main thread may be in one call of TensorFlow, which Python's handlers wait for, after a signal: then the
-# data is asked to end, since it may be what does not come; and after as long again, the process ends without a word.
+# data is asked to end, since it may be what does not come; and after as long again, the process ends where it is.
 PATIENCE = 10.0
 
 log = logging.getLogger(__name__)

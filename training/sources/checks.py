@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from overfeat_tf.images import decode
+from overfeat_tf.images.decode import read_size
 from overfeat_tf.images.files import read_image
 from training.sources.record import FLAGS, Record
 
@@ -94,13 +94,13 @@ class Log:
 
 
 @dataclass(frozen=True)
-class Thing:
+class AnnotatedObject:
     """An object as its annotation has it.
 
     Attributes:
         label: Its class's name in the annotation.
         corners: ymin, xmin, ymax, xmax in pixels; nan where the annotation has no number.
-        difficult, crowd, truncated, occluded: As in `Record`.
+        difficult, crowd, truncated, occluded, boxed: As in `Record`.
         where: Its place in its file, such as "line 7", for what is found wrong with it.
     """
 
@@ -110,6 +110,7 @@ class Thing:
     crowd: bool = False
     truncated: bool = False
     occluded: bool = False
+    boxed: bool = True
     where: str = ""
 
 
@@ -122,24 +123,6 @@ def read_file(path: Path, name: str, report: ReportFinding) -> bytes | None:
     return data
 
 
-def read_size(data: bytes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return an encoded image's (width, height) in pixels, as stored and as displayed, from its header.
-
-    Raises:
-        ValueError: no image that can be read.
-    """
-    stored, shown, _ = decode.read_size(data)
-    return stored[::-1], shown[::-1]
-
-
-def read_orientation(data: bytes) -> int:
-    """Return the EXIF orientation by which an image is turned, 1 to 8; 1 also for what is no image."""
-    try:
-        return decode.read_size(data)[2]
-    except ValueError:
-        return 1
-
-
 def are_shares(edges: np.ndarray) -> bool:
     """Return whether a file's edges of boxes, nan or not, are shares of the image: some are, and none is far beyond."""
     return bool(((edges > 0) & (edges < 1)).any() and not (edges > FARTHEST).any())
@@ -148,7 +131,7 @@ def are_shares(edges: np.ndarray) -> bool:
 def make_record(
     data: bytes,
     name: str,
-    things: Iterable[Thing],
+    objects: Iterable[AnnotatedObject],
     classes: Mapping[str, int],
     report: ReportFinding,
     *,
@@ -162,7 +145,7 @@ def make_record(
     Args:
         data: The encoded image.
         name: Its id.
-        things: Its objects.
+        objects: Its objects.
         classes: Labels by the names that annotations have.
         report: Is told of everything that is wrong.
         stated: The image's (width, height) as the annotation has it, 0 where it does not. One of the image's shape
@@ -175,35 +158,35 @@ def make_record(
         None where the record can't be used.
     """
     boxes: list[tuple[float, ...]] = []
-    kept: list[Thing] = []
-    if things := list(things):
+    kept: list[AnnotatedObject] = []
+    if objects := list(objects):
         size = _annotated_size(data, name, stated, report)
         if size is None:
             return None
         known = set()
-        for thing in things:
-            thing = replace(thing, difficult=thing.difficult or thing.crowd)
+        for one in objects:
+            one = replace(one, difficult=one.difficult or one.crowd)
             if normalised:
                 sides = (size[1], size[0]) * 2
-                corners = tuple(edge * side for edge, side in zip(thing.corners, sides, strict=True))
-                thing = replace(thing, corners=corners)  # type: ignore[arg-type]
-            box = _box(thing, name, classes, size, first, report)
+                corners = tuple(edge * side for edge, side in zip(one.corners, sides, strict=True))
+                one = replace(one, corners=corners)  # type: ignore[arg-type]
+            box = _box(one, name, classes, size, first, report)
             if box is None:
                 continue
-            marks = tuple(getattr(thing, flag) for flag in FLAGS)
-            if (same := (classes[thing.label], marks, *(round(edge, SAME_DECIMALS) for edge in box))) in known:
-                report(Finding(Kind.OBJECT_TWICE, name, _describe(thing, size)))
+            marks = tuple(getattr(one, flag) for flag in FLAGS)
+            if (same := (classes[one.label], marks, *(round(edge, SAME_DECIMALS) for edge in box))) in known:
+                report(Finding(Kind.OBJECT_TWICE, name, _describe(one, size)))
                 continue
             known.add(same)
             boxes.append(box)
-            kept.append(thing)
+            kept.append(one)
     if image_class is not None and not kept:
         if image_class in classes:
             return Record.of_class(data, name, classes[image_class])
         report(Finding(Kind.UNKNOWN_CLASS, name, f"'{image_class}'"))
         return None
-    flags = {flag: [getattr(thing, flag) for thing in kept] for flag in FLAGS}
-    return Record.of_objects(data, name, boxes, [classes[thing.label] for thing in kept], **flags)
+    flags = {flag: [getattr(one, flag) for one in kept] for flag in ("boxed", *FLAGS)}
+    return Record.of_objects(data, name, boxes, [classes[one.label] for one in kept], **flags)
 
 
 def _annotated_size(
@@ -211,7 +194,7 @@ def _annotated_size(
 ) -> tuple[float, float] | None:
     """Return the (width, height) that the boxes are in; None, reported, where that can't be told."""
     try:
-        stored, shown = read_size(data)
+        stored, shown = (size[::-1] for size in read_size(data)[:2])
     except ValueError as error:
         report(Finding(Kind.UNREADABLE, name, str(error)))
         return None
@@ -231,10 +214,15 @@ def _annotated_size(
 
 
 def _box(
-    thing: Thing, name: str, classes: Mapping[str, int], size: tuple[float, float], first: int, report: ReportFinding
+    one: AnnotatedObject,
+    name: str,
+    classes: Mapping[str, int],
+    size: tuple[float, float],
+    first: int,
+    report: ReportFinding,
 ) -> tuple[float, ...] | None:
     """Return an object's box as normalised yxyx; None, reported, where it can't be used."""
-    ymin, xmin, ymax, xmax = thing.corners
+    ymin, xmin, ymax, xmax = one.corners
     edges = (ymin - first, xmin - first, ymax, xmax)
     sides = (size[1], size[0]) * 2
     # In the record's own precision, in which a sliver may have no area.
@@ -242,7 +230,7 @@ def _box(
     beyond = max(-min(edges), max(edge - side for edge, side in zip(edges, sides, strict=True)))
     reversed_axes = [f"{a}max < {a}min" for a, low, high in (("x", xmin, xmax), ("y", ymin, ymax)) if low > high]
     kind = None
-    if thing.label not in classes:
+    if one.label not in classes:
         kind = Kind.UNKNOWN_CLASS
     elif not all(map(math.isfinite, edges)):
         kind = Kind.NO_NUMBERS
@@ -254,10 +242,10 @@ def _box(
         kind = Kind.OUTSIDE
     if kind is not None or beyond > ROUNDING:
         remedy = f": {' and '.join(reversed_axes)}: swap them" if kind is Kind.REVERSED else ""
-        report(Finding(kind or Kind.BEYOND, name, f"{_describe(thing, size)}{remedy}"))
+        report(Finding(kind or Kind.BEYOND, name, f"{_describe(one, size)}{remedy}"))
     return None if kind is not None else clipped
 
 
-def _describe(thing: Thing, size: tuple[float, float]) -> str:
-    where = f"{thing.where}: " if thing.where else ""
-    return "{}'{}' yxyx {:g} {:g} {:g} {:g} in {:g}x{:g}".format(where, thing.label, *thing.corners, *size)
+def _describe(one: AnnotatedObject, size: tuple[float, float]) -> str:
+    where = f"{one.where}: " if one.where else ""
+    return "{}'{}' yxyx {:g} {:g} {:g} {:g} in {:g}x{:g}".format(where, one.label, *one.corners, *size)

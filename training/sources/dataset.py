@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.images.decode import read_size
 from overfeat_tf.images.files import as_pixels
-from training.sources.checks import FARTHEST, ReportFinding, Thing, make_record, read_size
+from training.sources.checks import FARTHEST, AnnotatedObject, ReportFinding, make_record
 from training.sources.record import FLAGS, SCHEMA, Record, Source, check_split
 from training.sources.text import one_line
 
@@ -24,7 +25,7 @@ class DatasetSource:
     - "image_bytes", an encoded image; or "image", pixels as `images.files.as_pixels` takes them;
     - "labels" int [n] from 0, or the classes' names, string [n]; or "label", a scalar;
     - "boxes" float [n, 4], [ymin, xmin, ymax, xmax] normalised to 0..1; without it each image has one class alone;
-    - "image_id", and "difficult", "crowd", "truncated" and "occluded", bool [n].
+    - "image_id", and "boxed", "difficult", "crowd", "truncated" and "occluded", bool [n].
 
     A run that resumes needs the records in the order that they had.
 
@@ -73,9 +74,6 @@ class DatasetSource:
 
     def _record(self, element: dict[str, Any], number: int, classes: Mapping[str, int]) -> Record | None:
         name, data = _name(element, number), _image(element)
-        if element.keys() >= SCHEMA.keys():  # a record already
-            fields = {key: element[key] for key in SCHEMA if key not in ("image_bytes", "image_id")}
-            return Record(data, name, **{**fields, "difficult": fields["difficult"] | fields["crowd"]})
         labels = [self._class_name(label) for label in np.ravel(element["labels" if "labels" in element else "label"])]
         if "boxes" not in element:
             if len(labels) > 1:
@@ -84,30 +82,33 @@ class DatasetSource:
         boxes = np.reshape(element["boxes"], (-1, 4)).astype(np.float64)
         if len(boxes) != len(labels):
             raise ValueError(f"expected a label for each box of image '{name}'; got {len(labels)} for {len(boxes)}")
+        flags = {flag: np.ravel(element[flag]) for flag in ("boxed", *FLAGS) if flag in element}
+        if "boxed" in flags:
+            boxes[~flags["boxed"]] = (0, 0, 1, 1)
         if np.any(np.abs(boxes) > FARTHEST):
             raise ValueError(
                 f"expected boxes [ymin, xmin, ymax, xmax] from 0 to 1; image '{name}' has {np.abs(boxes).max():g}: "
                 "divide them by its height and width"
             )
         try:
-            width, height = read_size(data)[1]
+            height, width = read_size(data)[1]
         except ValueError:  # reported with the record
             width, height = 1, 1
-        flags = {flag: np.ravel(element[flag]) for flag in FLAGS if flag in element}
-        things = [
-            Thing(
+        objects = [
+            AnnotatedObject(
                 label,
                 tuple(float(edge) for edge in box * (height, width, height, width)),  # type: ignore[arg-type]
                 **{flag: bool(values[index]) for flag, values in flags.items()},  # type: ignore[arg-type]
             )
             for index, (label, box) in enumerate(zip(labels, boxes, strict=True))
         ]
-        return make_record(data, name, things, classes, self._report)
+        return make_record(data, name, objects, classes, self._report)
 
     def _class_name(self, label: Any) -> str:
         if isinstance(label, bytes | str):
             return one_line(_text(label))
-        return self.class_names[label] if 0 <= label < len(self.class_names) else str(label)
+        # Another's number may be the name of a class.
+        return self.class_names[label] if 0 <= label < len(self.class_names) else f"label {label}"
 
     def _read_names(self) -> tuple[str, ...]:
         labels = set()

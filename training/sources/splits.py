@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from overfeat_tf.models.model import SPLIT
+from overfeat_tf.models.model import CONFIG, SPLIT
 from training.progress import progress
 from training.sources.listing import MASKS, folders_below
 from training.sources.record import Record, Source, check_split
@@ -170,7 +170,7 @@ class Divided:
         total = sum(1 for _ in self.undivided.images(split))
         chosen = frozenset(_choose(self.undivided.images(split), total, self.seed))
         if chosen:
-            how = "near-duplicates on one side" if total <= COMPARED else "near-duplicates told by their names alone"
+            how = "near-duplicates on one side" if total <= COMPARED else "near-duplicates recognised by file name only"
             log.info(
                 "%s has one list of images: %d of %d (%.0f %%) are held out as split 'val', by seed %d, %s; "
                 "--split all means all of them",
@@ -205,12 +205,13 @@ def divide(source: Source) -> Source:
 def settle(source: Source, run: Path, val_split: str = "val") -> Source:
     """Return a source divided as the run's folder has it stored, or for a run that begins, as it divides itself.
 
-    The same goes for the folder of an export, and for data that has moved since. Where `val_split`, the recipe's, is
-    another than "val", a run that begins holds nothing out. A source that is not `Divided` is returned as it is.
+    The same goes for the folder of an export, and for data that has moved since. A start that failed before the run's
+    configuration was written settles nothing. Where `val_split`, the recipe's, is another than "val", a run that begins
+    holds nothing out. A source that is not `Divided` is returned as it is.
     """
     if not isinstance(source, Divided):
         return source
-    if (run / SPLIT).is_file():
+    if (run / SPLIT).is_file() and (run / CONFIG).is_file():
         stored = json.loads((run / SPLIT).read_text())
         if stored["source"] == source.name or _moved(source, stored):
             return Divided(source.undivided, stored["val"], stored["seed"])

@@ -8,26 +8,26 @@ from itertools import islice
 import numpy as np
 import tensorflow as tf
 
+from overfeat_tf.images.decode import read_size
 from overfeat_tf.network.presets import Preset
 from overfeat_tf.scan.pyramid import fit_scale
-from training.sources.checks import read_size
 from training.sources.record import Source
 from training.views.targets import Matching
 
 Scales = tuple[tuple[int, int], ...]
 
 STEP = 1.4  # from scale to scale (4.2)
-WANTED = 0.99  # share of the objects that chosen scales cover
+TARGET_COVERAGE = 0.99  # share of the objects that chosen scales cover
 # Share of them that chosen scales still cover without the smallest, and without the largest: nearly every object then
 # shows at two sizes. mAP50 on 73 pictures of cards was 0.79 so, 0.75 with one scale fewer.
-TWICE = 0.95
-MOST = 0.5  # share of them below which those that no scales cover count before the cost
-ENOUGH = 0.95  # share of the objects below which a user is warned
-FEWEST = 3  # scales, whose votes are averaged: with one alone the paper's error is a point higher (Table 2)
+TARGET_COVERAGE_AT_TWO_SCALES = 0.95
+COST_COUNTS_FROM = 0.5  # share of them below which those that no scales cover count before the cost
+WARN_BELOW = 0.95  # share of the objects below which a user is warned
+MIN_SCALES = 3  # scales, whose votes are averaged: with one alone the paper's error is a point higher (Table 2)
 # Times the preset's largest scale: up to sixteen times its arithmetic, and only where objects need it. On mosaics of
 # nine photographs of cards, whose objects are a twentieth to a fifth of the picture, 2.0 covers half.
-LARGEST = 4.0
-DEAR = 2.0  # times the arithmetic of the preset's own scales, from which the log says so
+MAX_SCALE_FACTOR = 4.0
+REPORT_COST_FROM = 2.0  # times the arithmetic of the preset's own scales, from which the log says so
 ANCHORS = 4  # ladders that are tried, a fraction of a step apart
 IMAGES = 500  # of a split that are looked at: a share of 0.98 is then known to within 0.01
 
@@ -83,20 +83,20 @@ class Coverage:
         )
 
     def cost_remark(self) -> Iterator[str]:
-        """Say in a line what the scales cost, where they are `DEAR`."""
-        if self.cost > DEAR:
+        """Say in a line what the scales cost, from `REPORT_COST_FROM` on."""
+        if self.cost > REPORT_COST_FROM:
             yield (
                 f"a scan of these scales takes {self.cost:.1f} times the arithmetic of the network's own: --set "
                 "scales=SIZES without the largest takes less, and finds fewer of the small objects"
             )
 
     def warning(self, chosen: str) -> Iterator[str]:
-        """Say in a line what to do, where fewer objects than `ENOUGH` are covered.
+        """Say in a line what to do, where a smaller share than `WARN_BELOW` is covered.
 
         Args:
             chosen: The recipe's `scales`.
         """
-        if self.found >= ENOUGH:
+        if self.found >= WARN_BELOW:
             return
         advice = "--set scales=auto chooses scales for them"
         if chosen == "auto":
@@ -108,8 +108,8 @@ class Coverage:
             more = 1 + _area(wanted) / sum(map(_area, self.scales))
             advice = f"--set scales={sizes} covers more, for {more:.1f} times the arithmetic"
             if step > 1:
-                advice += "; or cut the pictures into parts"
-        yield f"fewer than {ENOUGH:.0%} of the objects are covered: {advice}"
+                advice += "; or tile the images"
+        yield f"fewer than {WARN_BELOW:.0%} of the objects are covered: {advice}"
 
 
 def read_objects(source: Source, split: str) -> Objects:
@@ -118,7 +118,7 @@ def read_objects(source: Source, split: str) -> Objects:
     for record in islice(source.records(split), IMAGES):
         boxes = np.clip(record.boxes[record.boxed & ~record.crowd], 0, 1)
         with suppress(ValueError):  # an image that can't be read is reported where it is used
-            width, height = read_size(record.image_bytes)[1]
+            height, width = read_size(record.image_bytes)[1]
             images.append(np.tile(np.array([height, width], np.float32), (len(boxes), 1)))
             sides.append(boxes[:, 2:] - boxes[:, :2])
     return Objects(np.concatenate(images), np.concatenate(sides))
@@ -140,13 +140,13 @@ def measure_coverage(objects: Objects, preset: Preset, scales: Scales, matching:
 
 
 def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scales:
-    """Choose the scales, at least `FEWEST` and `STEP` apart, that cover the objects at the least cost.
+    """Choose the scales, at least `MIN_SCALES` and `STEP` apart, that cover the objects at the least cost.
 
-    They cover `WANTED` of the objects, and `TWICE` of them without the smallest scale, and without the largest: what
-    is found at two scales accumulates more evidence, and better boxes (4.3), than what is found at one. The cost is
-    the area of the canvases; of equal cost (no canvas is smaller than a window), the largest scales. Where no scales
-    up to `LARGEST` times the preset's cover so many, those that cover most. If that is fewer than `MOST`, the cost
-    counts less than how near the others come to a size that is found.
+    They cover `TARGET_COVERAGE` of the objects, and `TARGET_COVERAGE_AT_TWO_SCALES` of them without the smallest scale,
+    and without the largest: what is found at two scales accumulates more evidence, and better boxes (4.3), than what is
+    found at one. The cost is the area of the canvases; of equal cost (no canvas is smaller than a window), the largest
+    scales. Where no scales up to `MAX_SCALE_FACTOR` times the preset's cover so many, those that cover most. If that is
+    fewer than `COST_COUNTS_FROM`, the cost counts less than how near the others come to a size that is found.
 
     Returns:
         Sizes (height, width) in pixels, smallest first; the preset's own where there are no objects.
@@ -159,9 +159,9 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     first = matching.sizes[0] * preset.window
     # Smaller still, and the longest object, which is longer than this in a picture that is not square, is too small.
     first *= min(1.0, matching.sizes[0] / float(_in_windows(objects, preset, [(round(first),) * 2]).max()))
-    last = LARGEST * max(map(_area, preset.scales)) ** 0.5
+    last = MAX_SCALE_FACTOR * max(map(_area, preset.scales)) ** 0.5
     count = int(np.log(last / first) / np.log(STEP) * ANCHORS) + 1
-    if count <= ANCHORS * (FEWEST - 1):
+    if count <= ANCHORS * (MIN_SCALES - 1):
         raise ValueError(
             f"expected matching.sizes in window sides ({preset.window} pixels each), such that scales up to {last:.0f} "
             f"pixels show them; got {matching.sizes}"
@@ -174,14 +174,14 @@ def choose_scales(objects: Objects, preset: Preset, matching: Matching) -> Scale
     beyond = np.log(np.maximum(least / np.maximum(longer, 1e-6), np.maximum(longer / most, 1)))  # 0 where found
     best: tuple[tuple[float, ...], Sequence[int]] | None = None
     for start in range(len(squares)):
-        for stop in range(start + ANCHORS * (FEWEST - 1), len(squares), ANCHORS):
+        for stop in range(start + ANCHORS * (MIN_SCALES - 1), len(squares), ANCHORS):
             numbers = range(start, stop + 1, ANCHORS)
             covered, without_smallest, without_largest = (
                 float(found[list(some)].any(axis=0).mean()) for some in (numbers, numbers[1:], numbers[:-1])
             )
-            twice = min(without_smallest, without_largest, TWICE)
-            missed_by = float(beyond[list(numbers)].min(axis=0).mean()) if covered < MOST else 0.0
-            merit = (min(covered, WANTED), twice, -missed_by, -float(costs[list(numbers)].sum()), start)
+            twice = min(without_smallest, without_largest, TARGET_COVERAGE_AT_TWO_SCALES)
+            missed_by = float(beyond[list(numbers)].min(axis=0).mean()) if covered < COST_COUNTS_FROM else 0.0
+            merit = (min(covered, TARGET_COVERAGE), twice, -missed_by, -float(costs[list(numbers)].sum()), start)
             if best is None or merit > best[0]:
                 best = merit, numbers
     assert best is not None

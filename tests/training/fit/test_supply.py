@@ -50,7 +50,7 @@ def test_passes_without_anything_to_show_end_it_too():
     shows = supply.noting("train", lambda record: record is rare)
     for _ in range(9):  # one in so many may go on for ever
         assert [shows(record) for record in supply.records("train")].count(True) == 1
-    with pytest.raises(OSError, match="none has anything to learn"):
+    with pytest.raises(OSError, match=r"none has an object to learn: `overfeat inspect` shows what is wrong$"):
         for _ in range(module.PASSES + 1):
             list(supply.records("train"))
 

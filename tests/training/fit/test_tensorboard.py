@@ -1,13 +1,17 @@
-"""Precision-recall counts by hand, settings as the table takes them, and a profile's steps."""
+"""Precision-recall counts by hand, validation's figures and pictures, and a profile's steps."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from small_source import SmallSource, picture
 
 import overfeat_tf as of
 from training.evaluation.recall import PrecisionRecall
-from training.fit.tensorboard import ProfiledSteps, Weights
+from training.fit.tensorboard import ProfiledSteps, Validation, Weights
 from training.sources.record import Record
 
 
@@ -82,3 +86,38 @@ def test_weights_are_shown_of_a_backbone_that_begins_with_statistics(tmp_path):
     boards.on_epoch_end(0)
     (file,) = (tmp_path / "logs").iterdir()
     assert b"first_layer" in file.read_bytes()
+
+
+@pytest.mark.parametrize(("stage", "figure"), [("detection", "val_map50"), ("localization", "val_localization1_error")])
+def test_an_image_that_is_cut_off_is_scored_and_not_drawn(stage, figure, tmp_path):
+    def answers(images):
+        rows = [{**answer([HERE], [0.9], [1]), "detection_class_entities": np.array([b"a"], object)} for _ in images]
+        stacked = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+        statuses = np.array([b"damaged" if image == cut else b"" for image in images], object)
+        return {**stacked, "status": statuses, "image_size": np.full((len(images), 2), 100)}
+
+    whole = np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)
+    whole = tf.io.encode_jpeg(whole).numpy()
+    cut = whole[: len(whole) // 2]
+    records = [Record.of_objects(data, name, [HERE], [0]) for name, data in (("cut", cut), ("whole", whole))]
+    source = SmallSource({"val": records}, class_names=("a",))
+    model = SimpleNamespace(detect=answers, localize=answers, concurrency=1, tasks=("localization",))
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    logs: dict = {}
+    Validation(writer, stage, model, source, "val", 2, nullcontext).on_epoch_end(0, logs)
+    assert 0.0 <= logs[figure] <= 1.0
+    (file,) = tmp_path.iterdir()
+    assert b"val/0" in file.read_bytes() and b"val/1" not in file.read_bytes()
+
+
+def test_images_without_objects_give_no_figures_and_end_no_run(tmp_path, caplog):
+    source = SmallSource({"val": [Record.of_objects(picture(9, 9), "none", [], [])]}, class_names=("a",))
+
+    def answers(images):
+        found = {**answer([], [], []), "status": np.array(b"", object), "image_size": np.array([9, 9])}
+        return {key: values[None] for key, values in found.items()}
+
+    model = SimpleNamespace(detect=answers, concurrency=1)
+    writer, logs = tf.summary.create_file_writer(str(tmp_path)), {}
+    Validation(writer, "detection", model, source, "val", 1, nullcontext).on_epoch_end(3, logs)
+    assert not logs and "no figures of detection in epoch 4: " in caplog.text

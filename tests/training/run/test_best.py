@@ -15,16 +15,16 @@ from overfeat_tf.models.loading import load_run, read_config
 from overfeat_tf.network.convnet import build
 from serving.export.card import run_figures, run_weights
 from training.fit import train as module
-from training.fit.callbacks import Averages, read_results
+from training.fit.callbacks import EMA, read_results
 from training.fit.train import train
-from training.run.checkpoints import BestWeights, Judge
+from training.run.checkpoints import BestWeights, Monitor
 from training.run.resume import add_steps, resumed
 
 EPOCHS, STEPS = 3, 6  # of the four and eight that are asked for: patience ends there
 FOUND = (0.4, 0.9, 0.9, 0.1, 0.5)  # of the epochs
 
 
-def judged(folder: Path, values, falls=False, patience=None) -> tuple[BestWeights, list[int]]:
+def judged(folder: Path, values, mode="max", patience=None) -> tuple[BestWeights, list[int]]:
     """Give epochs of four steps these values; return what was saved, and the steps at which it was."""
     saved: list[int] = []
 
@@ -33,7 +33,7 @@ def judged(folder: Path, values, falls=False, patience=None) -> tuple[BestWeight
         saved.append(at.step)
 
     at = SimpleNamespace(step=0)
-    best = BestWeights(folder, Judge("val_x", falls), save, at, 4, patience, nullcontext)
+    best = BestWeights(folder, Monitor("val_x", mode), save, at, 4, patience, nullcontext)
     best.set_model(SimpleNamespace(stop_training=False))
     for epoch, value in enumerate(values):
         at.step += 4
@@ -44,11 +44,11 @@ def judged(folder: Path, values, falls=False, patience=None) -> tuple[BestWeight
 
 
 @pytest.mark.parametrize(
-    "falls, values, at, reached",
-    [(False, FOUND, 12, 8), (True, FOUND, 16, 16), (False, (float("nan"), None, 0.0, float("nan")), 12, 12)],
+    "mode, values, at, reached",
+    [("max", FOUND, 12, 8), ("min", FOUND, 16, 16), ("max", (float("nan"), None, 0.0, float("nan")), 12, 12)],
 )
-def test_the_best_epoch_is_kept_and_of_equal_ones_the_later(tmp_path, falls, values, at, reached):
-    best, saved = judged(tmp_path, values, falls)
+def test_the_best_epoch_is_kept_and_of_equal_ones_the_later(tmp_path, mode, values, at, reached):
+    best, saved = judged(tmp_path, values, mode)
     expected = {"step": at, "epoch": at // 4, "value": values[at // 4 - 1], "reached": reached}
     assert best.read()["best"] == expected and at in saved
     assert [path.name for path in tmp_path.glob("best-*")] == [f"best-{at}"]
@@ -70,20 +70,20 @@ def test_averages_follow_the_weights_and_are_shown_to_validation_alone():
     network = build("tiny", 3)
     network.features.trainable = False
     model = SimpleNamespace(optimizer=SimpleNamespace(iterations=tf.Variable(0)))
-    averages = Averages(model, network, 0.5)
+    ema = EMA(model, network, 0.5)
     kernel = network.classifier.trainable_weights[0]
-    assert len(averages.variables) == len(network.classifier.weights)  # what is frozen has none
+    assert len(ema.variables) == len(network.classifier.weights)  # what is frozen has none
     expected, now = kernel.numpy(), kernel.numpy()
     for step in (1, 2, 30):
         model.optimizer.iterations.assign(step)
         kernel.assign(now := now + step)
-        averages.on_train_batch_end(step)
+        ema.on_train_batch_end(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * now
-    with averages.shown():
+    with ema.applied():
         np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)
     np.testing.assert_array_equal(kernel.numpy(), now)
-    averages.apply()
+    ema.apply()
     np.testing.assert_allclose(kernel.numpy(), expected, rtol=1e-5)
 
 
@@ -97,7 +97,7 @@ def runs(tmp_path_factory):
 
     def told(self, epoch, logs=None):
         logs["val_top1"] = FOUND[epoch] if epoch != 2 else 0.2
-        with self._shown():
+        with self._applied():
             shown[self._folder.parts[-3], epoch] = [np.array(w) for w in self.model.get_weights()]
         if self._folder.parts[-3] == "broken" and epoch == 2 and not broken:
             broken.append(epoch)

@@ -47,11 +47,28 @@ def begun(source, tmp_path, monkeypatch):
 )
 def test_other_settings_are_refused_in_one_line(begun, source, recipe, renamed, differ):
     config = (begun / "config.json").read_text()
-    message = f"expected the settings that '{begun}' began with, or another --run, or `overfeat train "
-    message += f"--run {begun}`, which resumes it as it is; {differ}"
+    message = f"expected the settings that '{begun}' began with, or another --run; {differ}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(recipe, replace(source, name=renamed), begun)
     assert (begun / "config.json").read_text() == config
+
+
+@pytest.mark.parametrize(
+    "data, what",
+    [("tf.data", "tf.data"), ("small", "source 'small'"), ("digits", None)],
+    ids=["data", "source", "spec"],
+)
+def test_what_the_command_line_cannot_open_it_is_not_recommended_for(begun, source, data, what):
+    config = json.loads((begun / "config.json").read_text())
+    config["training"]["data"] = data
+    (begun / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"^expected the settings that .*; seed differ$") as refused:
+        train(replace(RECIPE, seed=1), replace(source, name=data), begun)
+    assert (f", or `overfeat train --run {begun}`, which resumes it as it is;" in str(refused.value)) == (what is None)
+    if what is not None:
+        message = f"expected overfeat_tf.train(..., run='{begun}') with the {what} that it began with; the command line"
+        with pytest.raises(ValueError, match=f"^{re.escape(message)} cannot open it$"):
+            train(RECIPE, data, begun)
 
 
 def test_another_tensorflow_is_no_other_setting(begun, source):

@@ -16,6 +16,7 @@ import pytest
 from small_run import RECIPE
 from small_source import few_digits
 
+from overfeat_tf.models.model import SPLIT
 from overfeat_tf.models.tasks import TASKS
 from overfeat_tf.network.convnet import build
 from overfeat_tf.network.presets import PRESETS
@@ -74,6 +75,23 @@ def test_what_a_run_holds_already_needs_no_room(tmp_path, monkeypatch):
     run_folder.require_disk_space(tmp_path, 1500)
     with pytest.raises(OSError, match=re.escape("make space")):
         run_folder.require_disk_space(tmp_path, 1501)
+    (tmp_path / run_folder.RECORDS).mkdir()
+    (tmp_path / run_folder.RECORDS / "train.images").write_bytes(bytes(1000))  # which is no part of what is needed
+    with pytest.raises(OSError, match=re.escape("make space")):
+        run_folder.require_disk_space(tmp_path, 1501)
+
+
+def test_of_a_run_that_did_not_begin_neither_split_nor_images_are_left(tmp_path):
+    left = [tmp_path / SPLIT, tmp_path / run_folder.RECORDS / "train.npz"]
+    left[1].parent.mkdir()
+    for path in left:
+        path.write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    run_folder.recover(tmp_path)
+    assert all(path.exists() for path in left)
+    (tmp_path / "config.json").unlink()
+    run_folder.recover(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_fewer_stages_needs_less_space():

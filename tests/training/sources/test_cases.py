@@ -12,10 +12,10 @@ from exports import coco, encoded, image, put, table, xml, yolo_lines
 from findings import found, read, said
 from PIL import Image
 
-from overfeat_tf.images.decode import decode_image
+from overfeat_tf.images.decode import decode_image, read_size
 from training.evaluation.inspection import open_faultless
 from training.sources import open_source
-from training.sources.checks import Kind, read_size
+from training.sources.checks import Kind
 
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
@@ -75,7 +75,7 @@ def test_boxes_are_placed_by_the_size_that_is_decoded(name, tmp_path):
     pixels, status = decode_image(ODD[name])
     assert not status.numpy()
     height, width = pixels.shape[:2]
-    assert read_size(ODD[name])[1] == (width, height)
+    assert read_size(ODD[name])[1] == (height, width)
     put(tmp_path / "a.jpg", ODD[name])
     box = "<bndbox><xmin>5</xmin><ymin>7</ymin><xmax>16</xmax><ymax>16</ymax></bndbox>"
     put(tmp_path / "a.xml", f"<annotation><object><name>cat</name>{box}</object></annotation>")

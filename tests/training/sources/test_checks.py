@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.sources.checks import Finding, Kind, Thing, make_record, read_orientation, read_size
+from training.sources.checks import AnnotatedObject, Finding, Kind, make_record
 
 
 def encoded(size=(40, 20), orientation: int | None = None) -> bytes:
@@ -29,8 +29,8 @@ anything = st.one_of(st.floats(-100, 100), st.floats(allow_nan=True), st.integer
 @given(st.lists(st.tuples(st.sampled_from(["cat", "yeti"]), st.tuples(anything, anything, anything, anything))))
 def test_every_object_is_a_good_box_or_a_finding(objects):
     found: list[Finding] = []
-    things = [Thing(label, corners) for label, corners in objects]
-    record = make_record(IMAGE, "a", things, {"cat": 0}, found.append)
+    objects = [AnnotatedObject(label, corners) for label, corners in objects]
+    record = make_record(IMAGE, "a", objects, {"cat": 0}, found.append)
     assert record is not None and len(record.labels) == len(record.boxes)
     left_out = [finding for finding in found if finding.kind.action == "left out"]
     assert len(record.labels) + len(left_out) == len(objects)
@@ -51,31 +51,17 @@ def test_every_object_is_a_good_box_or_a_finding(objects):
 )
 def test_boxes_are_told_apart(corners, kind):
     found: list[Finding] = []
-    record = make_record(IMAGE, "a", [Thing("cat", corners)], {"cat": 0}, found.append)
+    record = make_record(IMAGE, "a", [AnnotatedObject("cat", corners)], {"cat": 0}, found.append)
     assert [finding.kind for finding in found] == ([kind] if kind else [])
     assert record is not None and len(record.labels) == (kind in (None, Kind.BEYOND))
 
 
 def test_where_no_box_is_left_the_class_of_the_whole_image_is():
-    things = [Thing("cat", (5, 5, 5, 9))]
-    record = make_record(IMAGE, "a", things, {"cat": 0, "dog": 1}, lambda finding: None, image_class="dog")
+    objects = [AnnotatedObject("cat", (5, 5, 5, 9))]
+    record = make_record(IMAGE, "a", objects, {"cat": 0, "dog": 1}, lambda finding: None, image_class="dog")
     assert record is not None and record.labels.tolist() == [1]
     assert record.boxed.tolist() == [False] and record.boxes.tolist() == [[0, 0, 1, 1]]
-    boxed = make_record(IMAGE, "a", [Thing("cat", (1, 1, 5, 9))], {"cat": 0, "dog": 1}, print, image_class="dog")
+    boxed = make_record(
+        IMAGE, "a", [AnnotatedObject("cat", (1, 1, 5, 9))], {"cat": 0, "dog": 1}, print, image_class="dog"
+    )
     assert boxed is not None and boxed.labels.tolist() == [0] and boxed.boxed.tolist() == [True]
-
-
-@pytest.mark.parametrize("orientation", range(0, 10))
-def test_sizes_are_those_that_our_decoding_shows(orientation):
-    from overfeat_tf.images.decode import decode_image
-
-    data = encoded((40, 20), orientation)
-    pixels, status = decode_image(data)
-    assert not status.numpy()
-    assert read_size(data) == ((40, 20), pixels.shape[1::-1])
-    assert read_orientation(data) == (orientation if orientation in range(1, 9) else 1)
-
-
-def test_what_is_no_image_is_an_error_of_one_line():
-    with pytest.raises(ValueError, match=r"^4 bytes that are no image[^\n]*$"):
-        read_size(b"text")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_source import few_digits
 
-from overfeat_tf.models.model import SPLIT
+from overfeat_tf.models.model import CONFIG, SPLIT
 from training.sources import open_source
 from training.sources.record import count_images
 from training.sources.splits import Divided, _components, settle, split_of, store
@@ -112,6 +112,7 @@ def test_a_run_keeps_its_split_when_data_comes_and_goes(tmp_path):
     run.mkdir()
     source = settle(open_source(spec), run)
     store(source, run)
+    (run / CONFIG).write_text("{}")
     val = ids(source, "val")
     assert json.loads((run / SPLIT).read_text())["val"] == sorted(f"cat/{name}" for name in val)
     write(tmp_path / "data", {f"new{i}.jpg": photograph(100 + i) for i in range(20)})
@@ -122,6 +123,13 @@ def test_a_run_keeps_its_split_when_data_comes_and_goes(tmp_path):
     assert ids(settle(open_source(spec.replace("/data", "/moved/data")), run), "val") == val
     other = open_source(write(tmp_path / "other", {"0.jpg": photograph(0)}))
     assert settle(other, run) is other
+
+
+def test_a_split_of_a_run_that_did_not_begin_settles_nothing(tmp_path):
+    spec, run = write(tmp_path / "data", {f"{i}.jpg": photograph(i) for i in range(20)}), tmp_path / "run"
+    run.mkdir()
+    store(settle(open_source(spec), run), run)
+    assert settle(open_source(spec), run, "none").splits == ("train",)
 
 
 def test_images_are_counted_without_reading_their_files(tmp_path, monkeypatch):

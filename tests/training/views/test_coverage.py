@@ -14,8 +14,8 @@ from training.fit.train import train
 from training.recipes import override
 from training.sources.record import Record
 from training.views.coverage import (
-    FEWEST,
-    LARGEST,
+    MAX_SCALE_FACTOR,
+    MIN_SCALES,
     Objects,
     choose_scales,
     measure_coverage,
@@ -77,7 +77,7 @@ def test_objects_too_small_for_any_affordable_scale_get_the_scales_that_cover_mo
     assert found.found == 0.5 and found.too_small == 0.5
     assert choose_scales(some, SMALL, MATCHING) == choose_scales(objects(*np.full(50, 0.2)), SMALL, MATCHING)
     none = choose_scales(objects(*np.full(50, 0.004)), SMALL, MATCHING)  # none is found, the largest scale is nearest
-    assert none[-1][0] > 0.9 * LARGEST * max(height for height, _ in SMALL.scales) and len(none) == FEWEST
+    assert none[-1][0] > 0.9 * MAX_SCALE_FACTOR * max(height for height, _ in SMALL.scales) and len(none) == MIN_SCALES
     assert choose_scales(objects(), SMALL, MATCHING) == SMALL.scales
     with pytest.raises(ValueError, match=r"^expected matching\.sizes in window sides .*; got \(30, 90\)$"):
         choose_scales(objects(0.5), SMALL, Matching(sizes=(30, 90)))
@@ -110,7 +110,7 @@ def test_scales_are_read_from_text():
 @pytest.mark.parametrize(
     "side, advice",
     [
-        (0.02, "scales=100,200x300,280x420 covers more, for 2.7 times the arithmetic; or cut the pictures into parts"),
+        (0.02, "scales=100,200x300,280x420 covers more, for 2.7 times the arithmetic; or tile the images"),
         (1.0, "scales=71,100,200x300 covers more, for 1.1 times the arithmetic"),
     ],
 )

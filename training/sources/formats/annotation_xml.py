@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing
+from training.sources.checks import AnnotatedObject, Finding, Kind, ReportFinding
 from training.sources.text import is_set, one_line, to_float
 
 MOST_BYTES = 4 << 20
@@ -21,7 +21,7 @@ class Annotation(NamedTuple):
 
     filename: str
     size: tuple[float, float]
-    things: list[Thing]
+    objects: list[AnnotatedObject]
 
 
 def read_annotation(path: Path, name: str, report: ReportFinding) -> Annotation | None:
@@ -36,11 +36,11 @@ def read_annotation(path: Path, name: str, report: ReportFinding) -> Annotation 
         return None
     width, height = (to_float(root.findtext(f"size/{side}")) for side in ("width", "height"))
     size = (width, height) if width > 0 and height > 0 else (0.0, 0.0)
-    things = [_thing(item) for item in root.iter("object")]
-    if not things and next(root.iter("bndbox"), None) is not None:  # of no object, so in nobody's layout
+    objects = [_object(item) for item in root.iter("object")]
+    if not objects and next(root.iter("bndbox"), None) is not None:  # of no object, so in nobody's layout
         report(Finding(Kind.BAD_ANNOTATION, name, f"{path}: expected <object> around <bndbox>; there is none"))
         return None
-    return Annotation((root.findtext("filename") or "").strip(), size, things)
+    return Annotation((root.findtext("filename") or "").strip(), size, objects)
 
 
 def may_be_annotation(path: Path) -> bool:
@@ -104,7 +104,7 @@ def parse_xml(path: Path) -> ElementTree.Element:
     return root
 
 
-def _thing(item: ElementTree.Element) -> Thing:
+def _object(item: ElementTree.Element) -> AnnotatedObject:
     ymin, xmin, ymax, xmax = (to_float(item.findtext(f"bndbox/{edge}")) for edge in ("ymin", "xmin", "ymax", "xmax"))
     if item.find("bndbox") is None:  # LabelMe's outlines
         xs, ys = ([to_float(point.findtext(axis)) for point in item.iterfind("polygon/pt")] for axis in "xy")
@@ -113,4 +113,4 @@ def _thing(item: ElementTree.Element) -> Thing:
     flags: dict[str, Any] = {
         flag: is_set((item.findtext(flag) or "").strip()) for flag in ("difficult", "truncated", "occluded")
     }
-    return Thing(one_line(item.findtext("name") or ""), (ymin, xmin, ymax, xmax), **flags)
+    return AnnotatedObject(one_line(item.findtext("name") or ""), (ymin, xmin, ymax, xmax), **flags)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, are_shares, make_record
+from training.sources.checks import AnnotatedObject, Finding, Kind, ReportFinding, are_shares, make_record
 from training.sources.file_source import Entry, FileSource
 from training.sources.listing import Locator, best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
@@ -18,7 +18,7 @@ from training.sources.splits import DEPTH, HOLE, by_split, fill_hole, folders_ar
 from training.sources.text import as_number, is_set, one_line, read_text
 
 FORM = "coco:DIR, or coco:IMAGES_DIR:ANNOTATIONS.json"
-# What is read of each thing in the file; the rest, outlines above all, would take most of the memory.
+# What is read of each object in the file; the rest, outlines above all, would take most of the memory.
 KEPT = {"images", "annotations", "categories", "id", "name", "file_name", "width", "height", "supercategory"}
 KEPT |= {"image_id", "category_id", "bbox", "iscrowd", "counts", "size"}
 PLACE = "place"  # of an annotation in its file, from 0
@@ -110,8 +110,8 @@ class CocoFiles(FileSource):
     def _content(self, loaded: Split, number: int) -> tuple:
         """Return an image's size and objects, in a form that can be compared."""
         these = slice(*loaded.bounds[number : number + 2])
-        things = sorted(zip(map(str, loaded.owners[these]), loaded.corners[these].tolist(), strict=True))
-        return (_size(loaded.images[number]), str(things))
+        boxes = sorted(zip(map(str, loaded.owners[these]), loaded.corners[these].tolist(), strict=True))
+        return (_size(loaded.images[number]), str(boxes))
 
     def _make_locator(self, split: str) -> Locator:
         stated = [str(image["file_name"]) for image in self._loaded(split).images]
@@ -120,7 +120,7 @@ class CocoFiles(FileSource):
     def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
         loaded = self._loaded(split)
         these = slice(*loaded.bounds[entry.detail : entry.detail + 2])
-        things = []
+        objects = []
         for owner, corners, crowd, place in zip(
             loaded.owners[these],
             loaded.corners[these].tolist(),
@@ -131,10 +131,10 @@ class CocoFiles(FileSource):
             category = loaded.categories.get(owner)
             label = category["name"] if category else f"category_id {owner}"
             where = f"annotations[{place}]"
-            things.append(Thing(label, tuple(corners), crowd=crowd, where=where))
+            objects.append(AnnotatedObject(label, tuple(corners), crowd=crowd, where=where))
         stated = _size(loaded.images[entry.detail])
         return make_record(
-            data, entry.name, things, self._classes, self._report, stated=stated, normalised=loaded.normalised
+            data, entry.name, objects, self._classes, self._report, stated=stated, normalised=loaded.normalised
         )
 
     def _load(self, split: str) -> Split:
@@ -251,7 +251,7 @@ def _is_coco(path: Path) -> bool:
 
 
 def _keep(parts: dict) -> dict:
-    """Keep what is read of a thing; one without a box has that of its segmentation, and LVIS's images a file name."""
+    """Keep what is read of an object; one without a box has that of its segmentation, and LVIS's images a file name."""
     if parts.get("coco_url") and not parts.get("file_name"):
         parts["file_name"] = parts["coco_url"]
     if "segmentation" in parts and not parts.get("bbox"):

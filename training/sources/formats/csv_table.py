@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, are_shares, make_record
+from training.sources.checks import AnnotatedObject, Finding, Kind, ReportFinding, are_shares, make_record
 from training.sources.file_source import Entry, FileSource
 from training.sources.listing import best_locator, files_below, is_dir, is_file, normal_path
 from training.sources.record import Record
@@ -103,8 +103,8 @@ class CsvTable(FileSource):
             found = " and ".join(f"{width:g}x{height:g}" for width, height in sorted(sizes))
             self._report(Finding(Kind.BAD_ANNOTATION, entry.name, f"{self._files[split]}: its rows have sizes {found}"))
             return None
-        things = [
-            Thing(
+        objects = [
+            AnnotatedObject(
                 row["class"],
                 _corners(row),
                 where=f"line {row['line']}",
@@ -115,7 +115,7 @@ class CsvTable(FileSource):
         ]
         stated = next(iter(sizes), (0.0, 0.0))
         return make_record(
-            data, entry.name, things, self._classes, self._report, stated=stated, normalised=self._normalised
+            data, entry.name, objects, self._classes, self._report, stated=stated, normalised=self._normalised
         )
 
     def _read_rows(self, split: str) -> dict[str, list[dict[str, str]]]:

@@ -104,10 +104,10 @@ class IlsvrcFolder(IdSource):
             annotation = read_annotation(xml, name, self._report)
             if annotation is None:
                 return None
-        if self.task == "CLS-LOC" and image_class is None and annotation and annotation.things:
-            image_class = annotation.things[0].label
-        things, stated = (annotation.things, annotation.size) if annotation else ([], (0.0, 0.0))
-        return make_record(data, name, things, self._classes, self._report, stated=stated, image_class=image_class)
+        if self.task == "CLS-LOC" and image_class is None and annotation and annotation.objects:
+            image_class = annotation.objects[0].label
+        objects, stated = (annotation.objects, annotation.size) if annotation else ([], (0.0, 0.0))
+        return make_record(data, name, objects, self._classes, self._report, stated=stated, image_class=image_class)
 
 
 def read_classes(path: Path) -> dict[str, str]:

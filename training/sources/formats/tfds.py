@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
+from overfeat_tf.images.decode import read_size
+from training.sources.checks import AnnotatedObject, Finding, Kind, ReportFinding, make_record
 from training.sources.file_source import ExampleSource
 from training.sources.formats.annotation_xml import read_annotation
 from training.sources.record import Record
@@ -74,13 +75,13 @@ class TfdsSet(ExampleSource):
         data, classes = self._image(example), self._classes
         if self._objects:
             try:
-                stored, _ = read_size(data)  # boxes are normalised
+                stored = read_size(data)[0][::-1]  # boxes are normalised
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None
             # Of an image that is shown turned, nobody says which way its boxes lie.
             return make_record(
-                data, name, self._things(example, self._objects, *stored), classes, self._report, stated=stored
+                data, name, self._read_objects(example, self._objects, *stored), classes, self._report, stated=stored
             )
         if (label := int(example[self._label])) < 0:  # a test set: no labels
             return Record.of_objects(data, name, [], [])
@@ -92,10 +93,12 @@ class TfdsSet(ExampleSource):
         if annotation is None:
             return None
         return make_record(
-            data, name, annotation.things, classes, self._report, stated=annotation.size, image_class=class_name
+            data, name, annotation.objects, classes, self._report, stated=annotation.size, image_class=class_name
         )
 
-    def _things(self, example: dict[str, Any], keys: tuple[str, str, str], width: int, height: int) -> Iterator[Thing]:
+    def _read_objects(
+        self, example: dict[str, Any], keys: tuple[str, str, str], width: int, height: int
+    ) -> Iterator[AnnotatedObject]:
         key, box, label = keys
         objects = example[key]
         flags = {flag: [name for name in names if name in objects] for flag, names in FLAGS.items()}
@@ -106,7 +109,7 @@ class TfdsSet(ExampleSource):
                 flag: any(objects[name][i] > 0 for name in names)  # Open Images has -1 for what is not known
                 for flag, names in flags.items()
             }
-            yield Thing(self.class_names[int(objects[label][i])], corners, **marks)
+            yield AnnotatedObject(self.class_names[int(objects[label][i])], corners, **marks)
 
     def _annotation(self, name: str, wnid: str) -> Path | None:
         """Find the file of the image's boxes; None where it has none, as most of ImageNet's training images."""

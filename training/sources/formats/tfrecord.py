@@ -11,7 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record, read_size
+from overfeat_tf.images.decode import read_size
+from training.sources.checks import AnnotatedObject, Finding, Kind, ReportFinding, make_record
 from training.sources.file_source import ExampleSource
 from training.sources.listing import is_junk
 from training.sources.record import Record
@@ -92,19 +93,19 @@ class TfRecords(ExampleSource):
         width, height = (_number(_first(example, f"image/{side}", 0)) for side in ("width", "height"))
         if not min(width, height) > 0:
             try:  # of an image that is shown turned, nobody says which way its boxes lie
-                width, height = read_size(data)[0]
+                height, width = read_size(data)[0]
             except ValueError as error:
                 self._report(Finding(Kind.UNREADABLE, name, str(error)))
                 return None
-        things = list(self._things(example))
-        for thing in things:
-            if any(not -1 <= edge <= 2 for edge in thing.corners if not math.isnan(edge)):
-                corners = "yxyx {:g} {:g} {:g} {:g}".format(*thing.corners)
-                self._report(Finding(Kind.NOT_NORMALISED, name, f"{thing.where}: '{thing.label}' {corners}"))
+        objects = list(self._read_objects(example))
+        for one in objects:
+            if any(not -1 <= edge <= 2 for edge in one.corners if not math.isnan(edge)):
+                corners = "yxyx {:g} {:g} {:g} {:g}".format(*one.corners)
+                self._report(Finding(Kind.NOT_NORMALISED, name, f"{one.where}: '{one.label}' {corners}"))
                 return None
-        return make_record(data, name, things, classes, self._report, stated=(width, height), normalised=True)
+        return make_record(data, name, objects, classes, self._report, stated=(width, height), normalised=True)
 
-    def _things(self, example: Example) -> Iterator[Thing]:
+    def _read_objects(self, example: Example) -> Iterator[AnnotatedObject]:
         sides = [example.get(f"{BOX}{edge}", []) for edge in ("ymin", "xmin", "ymax", "xmax")]
         texts, labels = (example.get(f"image/object/class/{key}", []) for key in ("text", "label"))
         count = max(map(len, (*sides, texts, labels)))
@@ -115,7 +116,7 @@ class TfRecords(ExampleSource):
                 for flag, keys in FLAGS.items()
             }
             label = self._label(texts[i] if i < len(texts) else b"", labels[i] if i < len(labels) else None)
-            yield Thing(label, corners, **marks, where=f"object {i + 1}")  # type: ignore[arg-type]
+            yield AnnotatedObject(label, corners, **marks, where=f"object {i + 1}")  # type: ignore[arg-type]
 
     def _label(self, text: Value, label: Value | None) -> str:
         return one_line(_text(text)) or self._by_label.get(_id(label), f"label {_id(label)}")

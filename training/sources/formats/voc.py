@@ -116,8 +116,8 @@ class VocFolder(IdSource):
         annotation = self._annotation(entry)
         if annotation is None:
             return None
-        things, size = annotation.things, annotation.size
-        return make_record(data, entry.name, things, self._classes, self._report, stated=size, first=FIRST_PIXEL)
+        objects, size = annotation.objects, annotation.size
+        return make_record(data, entry.name, objects, self._classes, self._report, stated=size, first=FIRST_PIXEL)
 
     def _is_annotated(self, entry: Entry) -> bool:
         return entry.detail is not None

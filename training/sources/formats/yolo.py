@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from training.sources.checks import Finding, Kind, ReportFinding, Thing, make_record
+from training.sources.checks import AnnotatedObject, Finding, Kind, ReportFinding, make_record
 from training.sources.file_source import Entry, FileSource
 from training.sources.listing import Locator, files_below, images_below, is_dir, is_file, is_junk, printable
 from training.sources.record import Record
@@ -145,16 +145,16 @@ class YoloFiles(FileSource):
     def _read(self, split: str, entry: Entry, data: bytes) -> Record | None:
         label = _label_of(entry.detail)
         try:
-            things = [self._thing(line, number) for number, line in enumerate(read_lines(label), 1)] if label else []
+            objects = [self._object(line, number) for number, line in enumerate(read_lines(label), 1)] if label else []
         except NotNormalisedError as error:
             self._report(Finding(Kind.NOT_NORMALISED, entry.name, f"{label}: {error}"))
             return None
         except (ValueError, OSError) as error:
             self._report(Finding(Kind.BAD_ANNOTATION, entry.name, f"{label}: {error}"))
             return None
-        return make_record(data, entry.name, things, self._classes, self._report, normalised=True)
+        return make_record(data, entry.name, objects, self._classes, self._report, normalised=True)
 
-    def _thing(self, line: str, number: int) -> Thing:
+    def _object(self, line: str, number: int) -> AnnotatedObject:
         """Read a line of labels.
 
         Raises:
@@ -178,7 +178,7 @@ class YoloFiles(FileSource):
             left, right, top, bottom = min(values[::2]), max(values[::2]), min(values[1::2]), max(values[1::2])
         index = int(label)
         known = 0 <= index < len(self.class_names)
-        return Thing(self.class_names[index] if known else f"class {index}", (top, left, bottom, right))
+        return AnnotatedObject(self.class_names[index] if known else f"class {index}", (top, left, bottom, right))
 
 
 class NotNormalisedError(ValueError):
