@@ -64,7 +64,7 @@ def train(
     from training.fit.strategy import barrier, choose_strategy, is_chief
     from training.fit.train import train as fit
     from training.recipes import get_recipe, override
-    from training.run.resume import add_steps, resumed
+    from training.run.resume import add_steps, check_openable, resumed
 
     strategy = None
     if recipe is None or more_steps is not None:
@@ -77,6 +77,7 @@ def train(
         if given := [name for name, value in new.items() if value is not None]:
             raise ValueError(f"expected --run without {given[0]}, since the run has its own; or a RECIPE for a new run")
         if more_steps is not None:
+            check_openable(resumed(run)[1], run)
             strategy = choose_strategy()
             if is_chief(strategy):
                 add_steps(run, more_steps)

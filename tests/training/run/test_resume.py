@@ -9,6 +9,7 @@ import pytest
 from small_run import RECIPE, SCHEDULE
 from small_source import few_digits
 
+from overfeat_tf.cli.main import overfeat
 from overfeat_tf.compute.choice import Choice
 from training.fit import train as module
 from training.fit.train import train
@@ -69,6 +70,9 @@ def test_what_the_command_line_cannot_open_it_is_not_recommended_for(begun, sour
         message = f"expected overfeat_tf.train(..., run='{begun}') with the {what} that it began with; the command line"
         with pytest.raises(ValueError, match=f"^{re.escape(message)} cannot open it$"):
             train(RECIPE, data, begun)
+        command = ["train", "--run", str(begun), "--more-steps", "9"]
+        with pytest.raises(ValueError, match=f"^{re.escape(message)} cannot open it$"):
+            overfeat(command, standalone_mode=False)
 
 
 def test_another_tensorflow_is_no_other_setting(begun, source):
