@@ -114,7 +114,7 @@ def test_export_then_predict_with_the_savedmodel_is_the_same(a_run, pictures, tm
         (["evaluate", "nowhere", "--data", "digits"], "'nowhere'"),
         (["predict", "nowhere", "nothing.jpg"], "'nothing.jpg' matches none"),
         (["export", "nowhere", "--to", "x/y"], "'nowhere'"),
-        (["serve", "nowhere"], "nowhere"),
+        (["serve", "nowhere", "--port", "0"], "nowhere"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):

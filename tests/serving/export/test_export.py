@@ -69,7 +69,7 @@ def served(exported: Path) -> Iterator[Server]:
 def test_served_answers_as_live(model: Model, served: Server, images: list[bytes]):
     with Client(served.address, "pets") as client:
         assert_equal_answers(model.detect(images), client.detect(images))
-        assert served.handler.models.display_thresholds() == {"pets": {"1": 0.42}}
+        assert served.handler.models.served("pets")[1].display_threshold == 0.42
         assert_equal_answers(model.localize(images), client.localize(images))
         assert client.tasks == model.tasks
         named, pixels = client.classify_rpc(images[:2]), np.zeros((2, 70, 90, 3), np.uint8)

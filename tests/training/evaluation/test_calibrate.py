@@ -103,7 +103,7 @@ def test_boxes_that_an_answer_leaves_out_for_a_better_one_are_fitted_too():
     detector = Answerer(1)
     detector.options = InferenceOptions(one_box_per_object=True)
     assert calibrate(detector, few_digits(4, 2), "val").detections == 2
-    assert detector.changes == {"scores": "accumulated", "one_box_per_object": False}
+    assert detector.changes == {"scores": "accumulated", "one_box_per_object": False, "max_detections": 100}
 
 
 @pytest.mark.parametrize("split", ["elsewhere", "val"], ids=["no split", "no detections"])
