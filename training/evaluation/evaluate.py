@@ -52,10 +52,7 @@ def evaluate(
         ValueError: unknown protocol or split, an empty split, one without any object, or a protocol that needs boxes
             where there are none, or other classes than the model's.
     """
-    unknown = [name for name in protocols or [""] if name not in PROTOCOLS]
-    if unknown:
-        hint = suggest(unknown[0], PROTOCOLS)
-        raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'{hint}")
+    _check_protocols(protocols)
     check_split(source, split)
     placing = [name for name in protocols if name != "classification"]
     if placing and not source.boxed:
@@ -93,12 +90,20 @@ def require_fit(labels: Sequence[str], tasks: Sequence[str], source: Source, pro
     """Check that a model can be scored on a source by the protocols.
 
     Raises:
-        ValueError: other classes, or a protocol that the model was not trained for.
+        ValueError: other classes, no such protocol, or one that the model was not trained for.
     """
+    _check_protocols(protocols)
     check_classes(labels, source)
-    missing = [name for name in protocols if name in PROTOCOLS and name not in tasks]
+    missing = [name for name in protocols if name not in tasks]
     if missing:
         raise ValueError(f"expected a model trained for {missing[0]}; this one was for {', '.join(tasks) or 'nothing'}")
+
+
+def _check_protocols(protocols: Sequence[str]) -> None:
+    unknown = [name for name in protocols or [""] if name not in PROTOCOLS]
+    if unknown:
+        hint = suggest(unknown[0], PROTOCOLS)
+        raise ValueError(f"expected protocols of {', '.join(PROTOCOLS)}; got '{unknown[0]}'{hint}")
 
 
 def _check_names(answers: Answer, source: Source) -> None:

@@ -181,6 +181,7 @@ def test_a_report_of_one_row_has_its_options_and_pictures_and_of_all_rows_their_
             ["--data", "voc:{data}", "--protocol", "fig9", "--localize-by", "vote", "--scale-fit", "aspect"],
             "expected fig9 without --localize-by, --scale-fit: its rows set these options",
         ),
+        ("detector", ["--data", "voc:{data}", "--protocol", "detect"], "did you mean 'detection'?"),
         ("detector", ["--data", "voc:{data}", "--protocol", ","], "localization, detection; got ''"),
         ("classifiers", ["--data", "voc:{data}", "--server", "localhost:1"], "expected one MODEL with --server"),
     ],
