@@ -113,7 +113,7 @@ def demo(out: Path) -> None:
     """Train, evaluate, export, serve and detect in one go.
 
     Trains the preset `tiny` on scikit-learn's digits, scattered over photographs, serves it over gRPC, and scores and
-    draws its answers. Takes five to twelve minutes on two cores. The same command resumes an interrupted one.
+    draws its answers. Takes 5 to 15 minutes on two cores. The same command resumes an interrupted one.
     """
     load_tensorflow()
     from overfeat_tf.cli.demo import run
