@@ -312,16 +312,17 @@ def require_described(model: "keras.Model") -> None:
     """Raise ValueError if a function of `keras.ops` in a model gives another side than `trace_steps` says."""
     import keras
 
-    steps = {step.name: number for number, step in enumerate(trace_steps(model, ends_in_map=False))}
-    functions = [each for each in model.operations if not isinstance(each, keras.layers.Layer) and each.name in steps]
+    steps = trace_steps(model, ends_in_map=False)
+    numbers = {step.name: number for number, step in enumerate(steps)}
+    functions = [each for each in model.operations if not isinstance(each, keras.layers.Layer) and each.name in numbers]
     if not functions:
         return
     probe = keras.Model(model.inputs[0], [each.output for each in functions])
     for side in (256, 321):
-        maps = KerasBackbone.along(trace_steps(model, ends_in_map=False), side)
+        maps = KerasBackbone.along(steps, side)
         given = _listed(probe.compute_output_spec(keras.KerasTensor((1, side, side, 3))))
         for function, tensor in zip(functions, given, strict=True):
-            if tensor.shape[1:3] != (maps[steps[function.name]].side,) * 2:
+            if tensor.shape[1:3] != (maps[numbers[function.name]].side,) * 2:
                 raise ValueError(
                     f"expected functions that keep a map's side; '{function.name}' does not: use a layer of "
                     "keras.layers for it, or choose a --layer before it"

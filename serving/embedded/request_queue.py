@@ -79,7 +79,8 @@ class CallPool(futures.ThreadPoolExecutor):
 class RequestQueue(CallPool):
     """Threads for requests, and slots to run them: a few run at a time, first come, first served, and some wait.
 
-    gRPC receives a call's message on its thread, so there is one for each request: slow senders hold up nobody.
+    A call's message is received on its thread, so there is one for each request: a slow sender holds up no other until
+    its time is over (`services`).
     """
 
     def __init__(self, workers: int, max_waiting: int, max_bytes: int):
